@@ -1,0 +1,36 @@
+"""Reward models for text-to-image: load one, score images with it, rank them, push generators with it.
+
+    import imagereward as RM
+    model = RM.load("ImageReward-v1.0")
+    model.score("a red bicycle", ["a.png", "b.png"])
+
+Everything is imported on first use, so importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+
+from imagereward.version import __version__
+
+_HOMES = {
+    "load": "loading",
+    "load_score": "loading",
+    "ensemble": "ensemble",
+    "available_models": "registry",
+    "available_scores": "registry",
+    "Scorer": "scorer",
+    "Ranking": "ranking",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # importlib leaves a submodule of the same name behind as an attribute: replace it.
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__():
+    return sorted(__all__)

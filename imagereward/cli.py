@@ -1,0 +1,216 @@
+"""The `imagereward` command. Nothing heavy is imported until a command runs, so --help is instant."""
+
+import csv
+import glob
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imagereward.version import __version__
+
+app = typer.Typer(
+    help="Score, rank and compare generated images with reward models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A name from `imagereward models`, a directory or a hub id."),
+]
+CheckpointFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weights on disk (.pt, .pth, .safetensors); --model then says how they score, if needed."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: a GPU if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images in one pass of the model.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
+Root = Annotated[Path | None, typer.Option("--download-root", help="Where released files are, or go.")]
+OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
+Prompt = Annotated[str, typer.Argument(help="What the images should show.")]
+Images = Annotated[list[str], typer.Argument(help="Image files, or quoted globs.")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def models(format: OutputFormat = Format.table) -> None:
+    """The scorers that can be loaded by name."""
+    from imagereward.registry import REGISTRY
+
+    rows = [
+        {
+            "name": name,
+            "scores": entry.scores,
+            "tokens": entry.config.max_length,
+            "pixels": entry.config.preprocess.size,
+            "licence": entry.licence,
+            "source": entry.files[-1].hub[0] if entry.files[-1].hub else "web",
+            "paper": entry.paper,
+        }
+        for name, entry in REGISTRY.items()
+    ]
+    _print(rows, format)
+
+
+@app.command()
+def score(
+    prompt: Prompt,
+    images: Images,
+    model: Model = None,
+    checkpoint: CheckpointFile = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    download_root: Root = None,
+    offline: Offline = False,
+    format: OutputFormat = Format.table,
+) -> None:
+    """Score images against a prompt, in the order they are given."""
+    paths = _expand(images)
+    scorer = _load(model, checkpoint, device, dtype, download_root, offline)
+    scores = scorer.score(prompt, paths, batch_size=batch_size)
+    _print([{"score": value, "image": path} for value, path in zip(scores, paths)], format)
+
+
+@app.command()
+def rank(
+    prompt: Prompt,
+    images: Images,
+    model: Model = None,
+    checkpoint: CheckpointFile = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    download_root: Root = None,
+    offline: Offline = False,
+    format: OutputFormat = Format.table,
+) -> None:
+    """Rank images by how well they answer a prompt, best first."""
+    paths = _expand(images)
+    scorer = _load(model, checkpoint, device, dtype, download_root, offline)
+    ranking = scorer.rank(prompt, paths, batch_size=batch_size)
+    if format == Format.table:
+        print(ranking)
+        return
+    if format == Format.json:
+        result = {
+            "model": ranking.model,
+            "prompt": prompt,
+            "tokens": ranking.tokens,
+            "truncated": ranking.truncated,
+            "ranking": ranking.rows(),
+        }
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    _print(ranking.rows(), format)
+
+
+@app.command()
+def verify(
+    checkpoint: CheckpointFile = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Directory with the four published samples, 1.webp to 4.webp.")
+    ] = None,
+    device: Device = None,
+    download_root: Root = None,
+) -> None:
+    """Score the four published sample images with the released weights; print published beside measured."""
+    from imagereward.verify import verify as run
+
+    rows, agrees = run(checkpoint, images, device, download_root)
+    _print(rows, Format.table)
+    print("agrees with the published scores" if agrees else "DOES NOT agree with the published scores")
+    raise typer.Exit(0 if agrees else 1)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A name from `imagereward models`.")
+    ] = "ImageReward-v1.0",
+    device: Device = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Repeatable; default float32 and bfloat16.")] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(help="Repeatable; default 1 and 8.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to time each setting.")] = 5.0,
+    format: OutputFormat = Format.table,
+) -> None:
+    """Images per second of this machine, by dtype and batch size (random weights: nothing is downloaded)."""
+    from imagereward.bench import throughput
+
+    rows = throughput(model, device, dtype or ["float32", "bfloat16"], batch_size or [1, 8], seconds)
+    _print(rows, format)
+
+
+def main() -> None:
+    """The console entry point: errors of this package become one line on stderr and exit code 1."""
+    from imagereward.errors import ImageRewardError
+
+    try:
+        app()
+    except ImageRewardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _load(model, checkpoint, device, dtype, download_root, offline):
+    import imagereward
+    from imagereward.errors import CheckpointError
+
+    if checkpoint is not None:
+        if not checkpoint.is_file():
+            raise CheckpointError(f"checkpoint {checkpoint} does not exist")
+        return imagereward.load(
+            checkpoint, device, download_root, kind=model, dtype=dtype, local_files_only=offline
+        )
+    name = model or "ImageReward-v1.0"
+    return imagereward.load(name, device, download_root, dtype=dtype, local_files_only=offline)
+
+
+def _expand(patterns: list[str]) -> list[str]:
+    """Globs that the shell did not expand, sorted; every other argument as it is."""
+    from imagereward.errors import ImageNotFound
+
+    paths: list[str] = []
+    for pattern in patterns:
+        found = [pattern]
+        if glob.has_magic(pattern) and not Path(pattern).exists():
+            found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+            if not found:
+                raise ImageNotFound(f"no file matches {pattern!r}")
+        paths += found
+    return paths
+
+
+def _print(rows: list[dict[str, Any]], format: Format) -> None:
+    if format == Format.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif format == Format.csv:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        from imagereward.table import table
+
+        print(table(rows))

@@ -1,0 +1,51 @@
+"""What defines a scorer's numbers, apart from its weights."""
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from imagereward.errors import InputError
+from imagereward.images import Preprocess
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """Everything but the weights that a score depends on; saved as `config.json` beside them.
+
+    kind          which of `imagereward.models.KINDS` computes it
+    architecture  shapes of the network (BLIP kinds) or an open_clip model name or config (CLIP kinds)
+    max_length    tokens of the prompt that are read; longer ones are truncated
+    mean, std     score = (raw - mean) / std
+    scaled        multiply a cosine by the learned logit scale
+    """
+
+    kind: str
+    architecture: Any = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    max_length: int = 35
+    mean: float = 0.0
+    std: float = 1.0
+    scaled: bool = False
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ScorerConfig":
+        """The config that `to_dict` wrote; unknown keys are an InputError naming the nearest."""
+        values = dict(values)
+        preprocess = dict(values.pop("preprocess", {}))
+        for key in {"mean", "std"} & preprocess.keys():
+            preprocess[key] = tuple(preprocess[key])
+        return strict(cls, {**values, "preprocess": strict(Preprocess, preprocess)})
+
+
+def strict(cls, values: dict):
+    """`cls(**values)`; an unknown key is an InputError that names the nearest valid one."""
+    valid = [item.name for item in fields(cls)]
+    for key in values:
+        if key not in valid:
+            near = difflib.get_close_matches(key, valid, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
+            raise InputError(f"{cls.__name__} has no {key!r}; {hint}")
+    return cls(**values)

@@ -1,0 +1,148 @@
+"""Several scorers as one: a weighted sum that is itself a Scorer."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from imagereward.config import ScorerConfig
+from imagereward.errors import InputError
+from imagereward.images import ImageLike, Preprocess, as_list
+from imagereward.loading import load
+from imagereward.models.clip import CLIPBase
+from imagereward.ranking import Ranking
+from imagereward.scorer import Scorer
+
+
+def ensemble(
+    weights: Mapping[str | os.PathLike | Scorer, float],
+    normalise: Mapping[str | os.PathLike | Scorer, tuple[float, float]] | None = None,
+    **load_options,
+) -> "Ensemble":
+    """A scorer whose score is `sum(weight * component score)`.
+
+    weights    {name: weight}; a name is anything `load` takes, or a Scorer that is loaded already
+    normalise  {name: (mean, std)}: that component counts as (score - mean) / std
+    load_options  go to `load` for every name
+
+    Every image is decoded once for all components, and encoded once for those that share a tower
+    (CLIP and Aesthetic). Raises InputError for an empty mapping, weights that are not numbers, a
+    `normalise` key that is no component, or components on different devices.
+    """
+    if not weights:
+        raise InputError("an ensemble needs at least one component, as {name: weight}")
+    keys = list(weights)
+    normalise = dict(normalise or {})
+    if strangers := [str(key) for key in normalise if key not in weights]:
+        raise InputError(f"normalise names {strangers}, which are not among the components")
+    shifts = [normalise.get(key, (0.0, 1.0)) for key in keys]
+    for key, (_, std) in zip(keys, shifts):
+        if not std > 0:
+            raise InputError(f"normalise[{key!r}] has std {std}; expected (mean, std) with std > 0")
+    scorers = [key if isinstance(key, Scorer) else load(key, **load_options) for key in keys]
+    return Ensemble(scorers, [float(weights[key]) for key in keys], shifts)
+
+
+class Ensemble(Scorer):
+    """See `ensemble`. `score_components` gives the single scores; `rank` shows them as columns."""
+
+    def __init__(self, scorers: Sequence[Scorer], weights, shifts):
+        if len(devices := {scorer.device for scorer in scorers}) > 1:
+            raise InputError(f"the components are on different devices: {sorted(map(str, devices))}")
+        super().__init__(ScorerConfig("Ensemble"))
+        _share_towers(scorers)
+        self.parts = nn.ModuleList(scorers)
+        self.names = _distinct_names(scorers)
+        self.name = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, self.names))
+        self.weights = weights
+        self.shifts = shifts
+        self._preprocesses = tuple(dict.fromkeys(scorer.preprocess for scorer in scorers))
+        # Scorers with an equal key compute the same image features; the first of them does it.
+        keys = [scorer.image_key() for scorer in scorers]
+        distinct = list(dict.fromkeys(keys))
+        self._encoders = [keys.index(key) for key in distinct]
+        self._features_of = [distinct.index(key) for key in keys]
+
+    @property
+    def scorers(self) -> list[Scorer]:
+        """The components, in the order in which they were given."""
+        return cast(list[Scorer], list(self.parts))
+
+    @property
+    def preprocesses(self) -> tuple[Preprocess, ...]:
+        return self._preprocesses
+
+    def encode_images(self, *pixels: torch.Tensor) -> tuple:
+        encoders = [self.scorers[index] for index in self._encoders]
+        return tuple(
+            scorer.encode_images(pixels[self._preprocesses.index(scorer.preprocess)]) for scorer in encoders
+        )
+
+    def encode_prompts(self, prompts: list[str]) -> tuple:
+        return tuple(scorer.encode_prompts(prompts) for scorer in self.scorers)
+
+    def head(self, image_features, prompt_features, pairs_P_2):
+        return self._weighted(self.heads(image_features, prompt_features, pairs_P_2))
+
+    def heads(self, image_features, prompt_features, pairs_P_2) -> torch.Tensor:
+        """The components' own scores [P, C]."""
+        return torch.stack(
+            [
+                scorer.head(image_features[place], prompts, pairs_P_2)
+                for scorer, place, prompts in zip(self.scorers, self._features_of, prompt_features)
+            ],
+            dim=1,
+        )
+
+    def score_components(
+        self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None
+    ) -> dict[str, list[float]]:
+        """Each component's own scores, before weights and normalisation, in list order."""
+        scores = self._one_prompt(prompt, as_list(images), batch_size, self.heads)
+        return {name: column.tolist() for name, column in zip(self.names, scores.T)}
+
+    def rank(self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None) -> Ranking:
+        images = as_list(images)
+        scores = self._one_prompt(prompt, images, batch_size, self.heads)
+        components = {name: column.tolist() for name, column in zip(self.names, scores.T)}
+        return self._ranking(prompt, images, self._weighted(scores).tolist(), components=components)
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        return [max(counts) for counts in zip(*(s.count_tokens(prompts) for s in self.scorers))]
+
+    def truncated(self, prompts: list[str]) -> list[bool]:
+        return [any(flags) for flags in zip(*(s.truncated(prompts) for s in self.scorers))]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for scorer in self.scorers:
+            scorer.set_grad_checkpointing(enable)
+
+    def compile_towers(self) -> None:
+        for index in self._encoders:
+            self.scorers[index].compile_towers()
+
+    def save_pretrained(self, directory: str | os.PathLike):
+        raise InputError("an ensemble has no weights of its own: save its components, in `.scorers`")
+
+    def _weighted(self, scores_P_C: torch.Tensor) -> torch.Tensor:
+        means, stds = scores_P_C.new_tensor(self.shifts).unbind(1)
+        return ((scores_P_C - means) / stds) @ scores_P_C.new_tensor(self.weights)
+
+
+def _share_towers(scorers: Sequence[Scorer]) -> None:
+    """Let CLIP scorers that were loaded from the same file hold one tower."""
+    towers: dict = {}
+    for scorer in scorers:
+        if isinstance(scorer, CLIPBase) and (file := scorer.files.get("clip_model.")):
+            key = (file, scorer.dtype, scorer.config.architecture)
+            scorer.clip_model = towers.setdefault(key, scorer.clip_model)
+
+
+def _distinct_names(scorers: Sequence[Scorer]) -> list[str]:
+    names = [scorer.name for scorer in scorers]
+    return [
+        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]

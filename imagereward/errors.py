@@ -1,0 +1,53 @@
+"""Every error this package raises on purpose.
+
+Each one is an `ImageRewardError` and also the builtin that a caller would expect, so both
+`except ImageRewardError` and, say, `except FileNotFoundError` work. A message names the thing
+(path, index, key), what was expected, and what to do.
+"""
+
+
+class ImageRewardError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class InputError(ImageRewardError, ValueError):
+    """An argument has the wrong value: an empty list, unequal lengths, a size out of range."""
+
+
+class ImageReadError(ImageRewardError, ValueError):
+    """A file or a buffer is there but does not hold a readable image."""
+
+
+class ImageNotFound(ImageReadError, FileNotFoundError):
+    """A path given as an image does not exist."""
+
+
+class ImageTypeError(ImageRewardError, TypeError):
+    """An object given as an image is of a type that cannot be one."""
+
+
+class CheckpointError(ImageRewardError, RuntimeError):
+    """A checkpoint is missing, unreadable, incomplete, or belongs to another model."""
+
+
+class DownloadError(CheckpointError, ConnectionError):
+    """A file could not be fetched, or what arrived is not the file that was asked for."""
+
+
+class DeviceError(ImageRewardError, RuntimeError):
+    """The requested device is not on this machine."""
+
+
+class NonFiniteScoreError(ImageRewardError, ArithmeticError):
+    """A score came out NaN or infinite; it is never turned into a ranking."""
+
+
+class PromptTruncatedWarning(UserWarning):
+    """Some prompts are longer than the model's limit; only their beginning was scored."""
+
+
+def listing(names, most: int = 8) -> str:
+    """`a, b, c (+5 more)`: the beginning of a long list, for messages."""
+    names = [str(name) for name in names]
+    rest = f" (+{len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,146 @@
+"""From a file's name to a verified local file, and from a local file to a state dict."""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from imagereward.errors import CheckpointError, DownloadError, listing
+from imagereward.registry import File
+
+# The original's cache: files that it downloaded are found and used.
+CACHE = Path("~/.cache/ImageReward")
+
+
+def fetch(file: File, download_root: str | os.PathLike | None = None, local_files_only=False) -> Path:
+    """The local path of a registry file, downloaded if it is nowhere on this machine.
+
+    Looked for in `download_root` (default `~/.cache/ImageReward`), then in the hub cache, then
+    downloaded: into `download_root` if given. What arrives is checked against the registry's sha256
+    where it has one, and a wrong file is removed. Raises DownloadError, which says what was tried.
+    """
+    root = Path(download_root or CACHE).expanduser()
+    if (root / file.name).is_file():
+        return root / file.name
+    tried = []
+    for repo in file.hub:
+        cached = huggingface_hub.try_to_load_from_cache(repo, file.name)
+        if download_root is None and isinstance(cached, str):
+            return Path(cached)
+        try:
+            return _verified(fetch_from_hub(repo, file.name, download_root, local_files_only), file)
+        except DownloadError as error:
+            tried.append(str(error))
+    if file.url and (local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE):
+        tried.append(f"{file.url}: not tried, offline")
+    elif file.url:
+        try:
+            return _verified(fetch_from_url(file.url, root / file.name), file)
+        except DownloadError as error:
+            tried.append(str(error))
+    raise DownloadError(
+        f"{file.name} is not in {root} and could not be downloaded:\n  "
+        + "\n  ".join(tried)
+        + f"\nOn a machine without network, put the file at {root / file.name} "
+        "or pass its directory as download_root="
+    )
+
+
+def fetch_from_hub(
+    repo: str, name: str, local_dir: str | os.PathLike | None = None, local_files_only=False
+) -> Path:
+    """A file of a hub repository, cached and resumed by huggingface_hub; or DownloadError."""
+    try:
+        # The endpoint is read now rather than at import, so that setting it in a notebook works.
+        return Path(
+            huggingface_hub.hf_hub_download(
+                repo,
+                name,
+                local_dir=None if local_dir is None else os.fspath(local_dir),
+                local_files_only=local_files_only,
+                endpoint=os.environ.get("HF_ENDPOINT") or None,
+            )
+        )
+    except Exception as error:  # requests or httpx, by its version: no common base to name
+        reason = str(error).strip().splitlines() or [""]
+        raise DownloadError(f"hub {repo}/{name}: {type(error).__name__}: {reason[0]}") from error
+
+
+def fetch_from_url(url: str, target: Path) -> Path:
+    """Download into place in one step (a partial download never bears the final name)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(target))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DownloadError(f"{url}: {type(error).__name__}: {error}") from error
+    return target
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _verified(path: Path, file: File) -> Path:
+    if file.sha256 and (found := sha256_of(path)) != file.sha256:
+        size = path.stat().st_size
+        for part in {path.resolve(), path}:  # in the hub cache, a link and what it points to
+            part.unlink(missing_ok=True)
+        raise DownloadError(
+            f"{file.name}: the download ({size} bytes) has sha256 {found}, "
+            f"expected {file.sha256}; it was removed"
+        )
+    return path
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors`, `.pt` or `.pth` file by name, mapped from disk where possible.
+
+    Takes a state dict as it is, or under `model`, `state_dict` or `module`; a `module.` that
+    data-parallel training left before every name is taken off. Never runs code from the file.
+    Raises CheckpointError for anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        read = safetensors.torch.load_file if path.suffix == ".safetensors" else _read_torch
+        state: Any = read(path)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is damaged, "
+            f"half-downloaded, or holds more than tensors ({str(error).splitlines()[0]})"
+        ) from error
+    for container in ("model", "state_dict", "module"):
+        if isinstance(state, dict) and isinstance(state.get(container), dict):
+            state = state[container]
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"checkpoint {path} holds no state dict")
+    others = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise CheckpointError(f"checkpoint {path}: not tensors: {listing(others)}")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def _read_torch(path: Path):
+    mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
+    if mapped:
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise CheckpointError(
+                    f"checkpoint {path} is a TorchScript archive, which holds code; "
+                    "use the same weights as a state dict or safetensors"
+                )
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

@@ -1,0 +1,271 @@
+"""load(): from a name, a file, a directory or a hub id to a Scorer that is ready to score."""
+
+import difflib
+import json
+import os
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from imagereward import hub
+from imagereward.config import ScorerConfig
+from imagereward.errors import CheckpointError, DeviceError, InputError, listing
+from imagereward.models import KINDS
+from imagereward.models.blip import BLIPShape
+from imagereward.models.clip import from_transformers
+from imagereward.registry import REGISTRY, File
+from imagereward.scorer import CONFIG_FILE, WEIGHTS_FILE, Scorer
+
+# A buffer that old transformers saved and no model needs.
+LEGACY_BUFFER = "embeddings.position_ids"
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+def load(
+    name: str | os.PathLike = "ImageReward-v1.0",
+    device: str | torch.device | None = None,
+    download_root: str | os.PathLike | None = None,
+    med_config: str | os.PathLike | None = None,
+    *,
+    kind: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    max_length: int | None = None,
+    compile: bool = False,
+    local_files_only: bool = False,
+) -> Scorer:
+    """Load a scorer, in evaluation mode and with frozen weights.
+
+    name              a name from `available_models()` or `available_scores()`; a checkpoint file
+                      (.pt, .pth, .safetensors) in a released format; a directory written by
+                      `save_pretrained`; or a hub id `owner/name` of such a directory
+    device            default: the first GPU if there is one, else the CPU
+    download_root     where released files are looked for and put; default: the original's
+                      ~/.cache/ImageReward, then the hub cache
+    med_config        a JSON file with the text encoder's shape, as the original takes it
+    kind              for a checkpoint file: the registry name whose definition of the score to use,
+                      when the keys do not tell (`"HPSv2.1"`)
+    dtype             float32 (default), float16, bfloat16 or float64, as torch dtype or string
+    max_length        prompt tokens to read: up to 512 for BLIP kinds (released: 35), 77 for CLIP kinds
+    compile           put the towers through torch.compile: slow first call, faster ones after
+    local_files_only  never touch the network
+
+    Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
+    file cannot be had), DeviceError, InputError.
+    """
+    device, dtype = _device(device), _dtype(dtype)
+    where = (download_root, local_files_only)
+    path = Path(name).expanduser()
+    label = os.fspath(name)
+    if label in REGISTRY:
+        config, sources = REGISTRY[label].config, _fetched(label, where)
+    elif path.is_dir():
+        config, sources = _read_config(path / CONFIG_FILE), [(File(WEIGHTS_FILE), path / WEIGHTS_FILE)]
+        label = path.name
+    elif path.is_file():
+        config, sources = _released_format(path, kind, where)
+        label = path.name
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", label) and path.suffix not in (".pt", ".pth", ".safetensors"):
+        files = [
+            hub.fetch_from_hub(label, part, None, local_files_only) for part in (CONFIG_FILE, WEIGHTS_FILE)
+        ]
+        config, sources = _read_config(files[0]), [(File(WEIGHTS_FILE), files[1])]
+    else:
+        near = difflib.get_close_matches(label, REGISTRY, 1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise CheckpointError(
+            f"{label!r} is no known scorer, file, directory or hub id; {hint}known: {', '.join(REGISTRY)}"
+        )
+    if med_config is not None:
+        config = _with_med_config(config, Path(med_config))
+    if max_length is not None:
+        if not isinstance(max_length, int) or max_length < 2:
+            raise InputError(f"max_length={max_length!r}: expected a whole number of at least 2")
+        config = replace(config, max_length=max_length)
+    scorer = assemble(config, _merged(sources), device, dtype, " + ".join(str(p) for _, p in sources))
+    scorer.name = label
+    scorer.files = {file.prefix: path.resolve() for file, path in sources}
+    if compile:
+        scorer.compile_towers()
+    return scorer
+
+
+def load_score(
+    name: str | os.PathLike = "CLIP",
+    device: str | torch.device | None = None,
+    download_root: str | os.PathLike | None = None,
+    **options,
+) -> Scorer:
+    """`load` with the default, and the three positional arguments, of the original's `load_score`."""
+    return load(name, device, download_root, **options)
+
+
+def assemble(
+    config: ScorerConfig,
+    state: dict[str, torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    source: str = "state dict",
+) -> Scorer:
+    """A scorer around given weights: no memory is spent on initial values that would be replaced.
+
+    In float32 on the CPU the parameters *are* the given tensors (mapped from disk, if they are).
+    Raises CheckpointError listing missing and unexpected keys and unequal shapes.
+    """
+    if config.kind not in KINDS:
+        raise CheckpointError(f"{source}: unknown kind {config.kind!r}; known: {', '.join(KINDS)}")
+    with torch.device("meta"):
+        scorer = KINDS[config.kind](config)
+    expected = scorer.state_dict()
+    state = {name: value for name, value in state.items() if not name.endswith(LEGACY_BUFFER)}
+    faults = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    if any(faults.values()):
+        raise CheckpointError(
+            f"{source} does not fit a scorer of kind {config.kind}:"
+            + "".join(f"\n  {len(bad)} {what}: {listing(bad)}" for what, bad in faults.items() if bad)
+        )
+    for name in state:
+        kept = name.startswith(scorer.float32_prefixes) and dtype.itemsize < 4
+        state[name] = state[name].to(device, torch.float32 if kept else dtype)
+    scorer.load_state_dict(state, assign=True)
+    return scorer.to(device).eval().requires_grad_(False)
+
+
+def random_scorer(
+    config: ScorerConfig, device: str | torch.device | None = None, dtype=None, seed: int = 0
+) -> Scorer:
+    """A scorer with random weights: for measuring speed and memory, and for tests; its scores mean nothing.
+
+    Weights are normal with the spread that keeps activations of order one, drawn from `seed`.
+    """
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in KINDS[config.kind](config).state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        name: torch.randn(shape, generator=generator).mul_(
+            shape[1:].numel() ** -0.5 if len(shape) > 1 else 0.1
+        )
+        for name, shape in shapes.items()
+    }
+    for name, value in state.items():
+        if value.ndim == 1 and name.endswith("weight"):
+            value.add_(1)
+    return assemble(config, state, _device(device), _dtype(dtype), "random weights")
+
+
+def _fetched(name: str, where) -> list[tuple[File, Path]]:
+    return [(file, hub.fetch(file, *where)) for file in REGISTRY[name].files]
+
+
+def _merged(sources: list[tuple[File, Path]]) -> dict[str, torch.Tensor]:
+    merged = {}
+    for file, path in sources:
+        state = hub.read_state_dict(path)
+        if file.transformers_names and any(name.startswith("vision_model.") for name in state):
+            state = from_transformers(state)
+        prefixed = any(name.startswith(file.prefix) for name in state)
+        for name, value in state.items():
+            if not name.startswith(file.ignored or ("\0",)):
+                merged[name if prefixed else file.prefix + name] = value
+    return merged
+
+
+def _released_format(path: Path, kind: str | None, where) -> tuple[ScorerConfig, list]:
+    """How a lone file is scored, and the files that takes: for an Aesthetic head, CLIP's as well."""
+    kind = kind or _kind_of(path)
+    if kind not in REGISTRY:
+        raise InputError(f"kind={kind!r}: expected one of {', '.join(REGISTRY)}")
+    *others, last = REGISTRY[kind].files
+    if others and any(name.startswith(others[0].prefix) for name in hub.read_state_dict(path)):
+        return REGISTRY[kind].config, [(File(path.name), path)]
+    return REGISTRY[kind].config, [*((file, hub.fetch(file, *where)) for file in others), (last, path)]
+
+
+def _kind_of(path: Path) -> str:
+    state = hub.read_state_dict(path)
+    for key, kind in (
+        ("blip.vision_proj.weight", "ImageReward-v1.0" if "mlp.layers.0.weight" in state else "BLIP"),
+        ("vision_proj.weight", "BLIP"),
+        ("clip_model.visual.proj", "Aesthetic" if "mlp.layers.0.weight" in state else "CLIP"),
+        ("vision_model.post_layernorm.weight", "PickScore-v1"),
+        ("layers.7.weight", "Aesthetic"),
+    ):
+        if key in state:
+            return kind
+    if "visual.proj" not in state:
+        raise CheckpointError(
+            f"{path} is no checkpoint of a known kind; its keys begin with {listing(state, 4)}. "
+            f"Say kind=, one of {', '.join(REGISTRY)}"
+        )
+    if state["visual.proj"].shape[0] == 1024:
+        return "CLIP"
+    raise CheckpointError(
+        f"{path} is a CLIP, but of which score its keys do not tell: say kind='HPSv2.0' or 'HPSv2.1'"
+    )
+
+
+def _read_config(path: Path) -> ScorerConfig:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: expected a directory written by save_pretrained")
+    try:
+        return ScorerConfig.from_dict(json.loads(path.read_text())["scorer"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, InputError) as error:
+        raise CheckpointError(f"{path} does not describe a scorer: {error}") from error
+
+
+def _with_med_config(config: ScorerConfig, path: Path) -> ScorerConfig:
+    if config.kind not in ("ImageReward", "BLIP"):
+        raise InputError(f"med_config= describes a BLIP text encoder; this scorer is a {config.kind}")
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"med_config {path} cannot be read: {error}") from error
+    names = {
+        "vocab_size": "vocab_size",
+        "hidden_size": "width",
+        "num_hidden_layers": "depth",
+        "num_attention_heads": "heads",
+        "intermediate_size": "mlp_width",
+        "max_position_embeddings": "max_positions",
+        "hidden_dropout_prob": "dropout",
+        "layer_norm_eps": "eps",
+    }
+    shape = asdict(BLIPShape.from_dict(config.architecture))
+    shape["text"].update({ours: values[theirs] for theirs, ours in names.items() if theirs in values})
+    return replace(config, architecture=shape)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        count = torch.cuda.device_count()
+        present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise DeviceError(f"device {device!r} is not on this machine; present: {present}") from error
+    return device
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if wanted is None or wanted not in DTYPES.values():
+        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    return wanted

@@ -1,0 +1,29 @@
+"""The LAION aesthetic predictor: a linear head on CLIP's image embedding; the prompt is ignored.
+
+Source: github.com/christophschuhmann/improved-aesthetic-predictor.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from imagereward.config import ScorerConfig
+from imagereward.models.clip import CLIPBase
+from imagereward.models.imagereward import RewardHead
+
+
+class AestheticScore(CLIPBase):
+    """A rating on people's scale of 1 to 10, of the image alone."""
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__(config)
+        self.mlp = RewardHead(self.clip_model.text_projection.shape[1])
+
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        return torch.empty(len(prompts), 0, device=self.device)
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        return [0] * len(prompts)
+
+    def head(self, image_features, prompt_features, pairs_P_2):
+        raw = self.mlp(F.normalize(image_features.float(), dim=-1)).squeeze(1)
+        return raw[pairs_P_2[:, 0].to(raw.device)]

@@ -1,0 +1,111 @@
+"""BLIP's two encoders and projections, and the BLIP score: their cosine.
+
+Li et al., "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language
+Understanding and Generation", 2022 (arXiv:2201.12086).
+"""
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from timm.models import VisionTransformer
+from torch import nn
+
+from imagereward.config import ScorerConfig, strict
+from imagereward.errors import InputError
+from imagereward.models.blip_text import TextEncoder, TextShape
+from imagereward.scorer import PROMPT_BATCH, Scorer, cosine
+from imagereward.tokenizer import WordPieceTokenizer
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """A ViT's shape; the defaults are ViT-L/16 at 224 pixels."""
+
+    img_size: int = 224
+    patch_size: int = 16
+    embed_dim: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+
+
+@dataclass(frozen=True)
+class BLIPShape:
+    """BLIP's shape; the defaults are BLIP-large, which ImageReward is built on."""
+
+    vision: VisionShape = field(default_factory=VisionShape)
+    text: TextShape = field(default_factory=TextShape)
+    projection: int = 256
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "BLIPShape":
+        """The shape that `asdict` wrote; unknown keys are an InputError."""
+        values = dict(values)
+        vision = strict(VisionShape, values.pop("vision", {}))
+        text = strict(TextShape, values.pop("text", {}))
+        return strict(cls, {**values, "vision": vision, "text": text})
+
+
+class BLIP(nn.Module):
+    """Image tower, text encoder and their projections, under the released parameter names."""
+
+    def __init__(self, shape: BLIPShape, tokenizer: WordPieceTokenizer):
+        super().__init__()
+        self.shape, self.wordpiece = shape, tokenizer
+        # global_pool="" makes calling the tower return all its tokens, as BLIP's own did.
+        self.visual_encoder = VisionTransformer(
+            **asdict(shape.vision), num_classes=0, global_pool="", weight_init="skip"
+        )
+        self.text_encoder = TextEncoder(shape.text, shape.vision.embed_dim)
+        self.vision_proj = nn.Linear(shape.vision.embed_dim, shape.projection)
+        self.text_proj = nn.Linear(shape.text.width, shape.projection)
+
+    @property
+    def tokenizer(self):
+        """WordPiece with transformers' calling convention, for code written for the original."""
+        return self.wordpiece.for_transformers
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.visual_encoder.set_grad_checkpointing(enable)
+        self.text_encoder.grad_checkpointing = enable
+
+
+class BLIPBase(Scorer):
+    """What ImageReward and the BLIP score share: a BLIP, and WordPiece prompts."""
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__(config)
+        shape = BLIPShape.from_dict(config.architecture)
+        if config.max_length > shape.text.max_positions:
+            raise InputError(
+                f"max_length={config.max_length}: the text encoder has {shape.text.max_positions} positions"
+            )
+        self.blip = BLIP(shape, WordPieceTokenizer())
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        return self.blip.wordpiece.count(prompts)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.blip.set_grad_checkpointing(enable)
+
+    def compile_towers(self) -> None:
+        self.blip.visual_encoder.compile()
+        self.blip.text_encoder.compile()
+
+
+class BLIPScore(BLIPBase):
+    """Cosine, in [-1, 1], of the image's and the prompt's projected first tokens."""
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.blip.vision_proj(self.blip.visual_encoder(pixels.to(self.dtype))[:, 0])
+
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        ids, mask = self.blip.wordpiece.encode(prompts, self.config.max_length)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        first = [
+            self.blip.text_encoder(*part, first_only=True)[:, 0]
+            for part in zip(ids.split(PROMPT_BATCH), mask.split(PROMPT_BATCH))
+        ]
+        return self.blip.text_proj(torch.cat(first))
+
+    def head(self, image_features, prompt_features, pairs_P_2):
+        return cosine(image_features, prompt_features, pairs_P_2)

@@ -1,0 +1,111 @@
+"""Scores on CLIP embeddings, over open_clip's towers: CLIP, HPS and PickScore, which are cosines.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021
+(arXiv:2103.00020); Wu et al., "Human Preference Score v2", 2023 (arXiv:2306.09341); Kirstain et
+al., "Pick-a-Pic", 2023 (arXiv:2305.01569).
+"""
+
+import re
+
+import open_clip
+import torch
+
+from imagereward.config import ScorerConfig
+from imagereward.errors import InputError
+from imagereward.scorer import PROMPT_BATCH, Scorer, cosine
+
+
+class CLIPBase(Scorer):
+    """A CLIP (`clip_model`, OpenAI's and open_clip's parameter names) and its image embedding."""
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__(config)
+        architecture = config.architecture
+        if isinstance(architecture, str):
+            architecture = open_clip.get_model_config(architecture)
+        self.clip_model = open_clip.CLIP(**architecture)
+        self._causal_mask()
+        if config.max_length > self.clip_model.context_length:
+            raise InputError(
+                f"max_length={config.max_length}: this CLIP reads {self.clip_model.context_length} tokens"
+            )
+        self.bpe = open_clip.SimpleTokenizer(context_length=config.max_length)
+
+    def _causal_mask(self) -> None:
+        # The only buffer that no checkpoint holds: made here so that it is real even when the
+        # rest of the model is being laid out without memory.
+        length = self.clip_model.context_length
+        mask = torch.full((length, length), float("-inf"), device="cpu").triu_(1)
+        self.clip_model.register_buffer("attn_mask", mask, persistent=False)
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.clip_model.encode_image(pixels.to(self.dtype))
+
+    def image_key(self) -> tuple:
+        return (id(self.clip_model), self.preprocess)
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        return [len(self.bpe.encode(prompt)) + 2 for prompt in prompts]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.clip_model.set_grad_checkpointing(enable)
+
+    def compile_towers(self) -> None:
+        self.clip_model.visual.compile()
+        self.clip_model.transformer.compile()
+
+
+class CLIPScore(CLIPBase):
+    """Cosine of image and prompt, in [-1, 1]; with `scaled`, times the learned logit scale."""
+
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        ids = self.bpe(prompts).to(self.device)
+        return torch.cat([self._encode_text(part) for part in ids.split(PROMPT_BATCH)])
+
+    def head(self, image_features, prompt_features, pairs_P_2):
+        scores = cosine(image_features, prompt_features, pairs_P_2)
+        return scores * self.clip_model.logit_scale.float().exp() if self.config.scaled else scores
+
+    def _encode_text(self, ids_M_T: torch.Tensor) -> torch.Tensor:
+        # Attention is causal and the feature is read at the end-of-text token, the largest id, so
+        # positions behind the last one change nothing and are not computed.
+        clip, end = self.clip_model, ids_M_T.argmax(1)
+        length = int(end.max()) + 1
+        x = clip.token_embedding(ids_M_T[:, :length]) + clip.positional_embedding[:length]
+        x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
+        x = clip.ln_final(x[torch.arange(len(x), device=x.device), end])
+        return x @ clip.text_projection
+
+
+def from_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A transformers `CLIPModel` state dict under open_clip's names, weights unchanged."""
+    renames = [
+        (r"^vision_model\.", "visual."),
+        (r"^text_model\.", ""),
+        (r"embeddings\.class_embedding$", "class_embedding"),
+        (r"embeddings\.patch_embedding\.weight$", "conv1.weight"),
+        (r"embeddings\.position_embedding\.weight$", "positional_embedding"),
+        (r"embeddings\.token_embedding\.", "token_embedding."),
+        (r"pre_layrnorm\.", "ln_pre."),
+        (r"post_layernorm\.", "ln_post."),
+        (r"final_layer_norm\.", "ln_final."),
+        (r"encoder\.layers\.", "transformer.resblocks."),
+        (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+        (r"\.layer_norm(\d)\.", r".ln_\1."),
+        (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+        (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    ]
+    named: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        if name.endswith("embeddings.position_ids") or re.search(r"\.[kv]_proj\.", name):
+            continue
+        if ".q_proj." in name:  # open_clip keeps query, key and value in one matrix
+            value = torch.cat([state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+            name = re.sub(r"\.self_attn\.q_proj\.", ".attn.in_proj_", name)
+        if name in ("visual_projection.weight", "text_projection.weight"):
+            name = {"v": "visual.proj", "t": "text_projection"}[name[0]]
+            value = value.T.contiguous()
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        named[name] = value
+    return named

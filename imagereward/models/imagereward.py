@@ -1,0 +1,108 @@
+"""ImageReward: BLIP's text encoder reads the prompt while looking at the image.
+
+Xu et al., "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation",
+2023 (arXiv:2304.05977).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from imagereward.config import ScorerConfig
+from imagereward.models.blip import BLIPBase
+
+
+class RewardHead(nn.Module):
+    """Five linear layers with nothing but dropout between them, so at evaluation one dot product.
+
+    The same head, under the same names, sits on ImageReward's text feature and, in the Aesthetic
+    score, on a CLIP embedding.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
+
+    def forward(self, features_P_D: torch.Tensor) -> torch.Tensor:
+        """Features [P, D] to raw rewards [P, 1]."""
+        if self.training:
+            return self.layers(features_P_D)
+        # Folding costs what one row through the layers costs, so it is done anew on every call
+        # and can never be stale.
+        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        weight: torch.Tensor = linear[-1].weight
+        bias: torch.Tensor = linear[-1].bias
+        for layer in reversed(linear[:-1]):
+            bias = bias + weight @ layer.bias
+            weight = weight @ layer.weight
+        return F.linear(features_P_D, weight, bias)
+
+
+class ImageReward(BLIPBase):
+    """(head(first token of the prompt read with the image) - mean) / std; about normal(0, 1)."""
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__(config)
+        self.mlp = RewardHead(self.blip.shape.text.width)
+
+    @property
+    def mean(self) -> float:
+        return self.config.mean
+
+    @property
+    def std(self) -> float:
+        return self.config.std
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Image tokens [B, N, W]. Keys and values are left to the head: they are 18 times larger,
+        and projecting them is 6 % of an image pass, so tokens are what a cache should keep."""
+        return self.blip.visual_encoder(pixels.to(self.dtype))
+
+    def encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = self.blip.wordpiece.encode(prompts, self.config.max_length)
+        return ids.to(self.device), mask.to(self.device)
+
+    def head(self, image_features, prompt_features, pairs_P_2):
+        image_index, prompt_index = pairs_P_2.unbind(1)
+        ids, mask = (part[prompt_index.to(part.device)] for part in prompt_features)
+        length = int(mask.sum(1).max())
+        images, rows = image_features.shape[0], pairs_P_2.shape[0]
+        grouped = rows % images == 0 and torch.equal(
+            image_index, torch.arange(images).repeat_interleave(rows // images)
+        )
+        return self._reward(
+            ids[:, :length],
+            mask[:, :length],
+            image_features,
+            None if grouped else image_index.to(image_features.device),
+        )
+
+    def score_gard(
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_attention_mask: torch.Tensor,
+        image: torch.Tensor,
+    ) -> torch.Tensor:
+        """Differentiable rewards [B, 1], by the name and signature of the original.
+
+        prompt_ids and prompt_attention_mask are [B, T] from `model.blip.tokenizer`, image is
+        [B, 3, 224, 224], normalised as `model.preprocess` does. New code: `reward(pixels, prompts)`.
+        """
+        tokens = self.encode_images(image)
+        return self._reward(prompt_ids, prompt_attention_mask, tokens, None)[:, None]
+
+    score_grad = score_gard
+
+    def _reward(self, ids, mask, tokens, image_index):
+        hidden = self.blip.text_encoder(ids, mask, tokens, image_index, first_only=True)
+        raw = self.mlp(hidden[:, 0].float()).squeeze(1)
+        return (raw - self.mean) / self.std

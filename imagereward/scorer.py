@@ -1,0 +1,411 @@
+"""Scorer: every public verb, written once for all models.
+
+A model says three things: what depends on the image alone (`encode_images`), what depends on the
+prompt alone (`encode_prompts`), and how the two make scores (`head`). From these come all verbs.
+Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from imagereward.errors import InputError, NonFiniteScoreError, PromptTruncatedWarning, listing
+from imagereward.images import ImageLike, Preprocess, as_list, identity, load_pixels, name_of
+from imagereward.ranking import Ranking, ranks_of
+
+# Images a batch where the caller does not say; on two CPU cores 8 is within 1 % of the best.
+DEFAULT_BATCH = {"cpu": 8}
+DEFAULT_BATCH_ACCELERATOR = 64
+# Pairs that meet in one call of `head`: bounds memory when many prompts meet few images.
+PAIRS_AT_ONCE = 512
+# Prompts in one pass of a text tower that sees no image: the same bound on that side.
+PROMPT_BATCH = 256
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class Scorer(nn.Module):
+    """A reward: a function of (prompt, image). Subclasses define the three methods and no verbs."""
+
+    # Parameters under these prefixes stay float32 whatever the dtype of the rest.
+    float32_prefixes = ("mlp.", "clip_model.logit_scale")
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.name = config.kind
+        self.preprocess: Preprocess = config.preprocess
+        self.files: dict[str, Path] = {}  # key prefix -> the file that holds those weights
+
+    # What a model defines.
+
+    def encode_images(self, pixels: torch.Tensor):
+        """Normalised float32 [B, 3, S, S] to features whose first axis is B: what a cache would keep."""
+        raise NotImplementedError
+
+    def encode_prompts(self, prompts: list[str]):
+        """M prompts to features, or tokens, whose first axis is M."""
+        raise NotImplementedError
+
+    def head(self, image_features, prompt_features, pairs_P_2: torch.Tensor) -> torch.Tensor:
+        """float32 scores [P]; row p pairs image `pairs[p, 0]` with prompt `pairs[p, 1]` (CPU indices)."""
+        raise NotImplementedError
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """Tokens per prompt before truncation, special tokens included; 0 if prompts are not read."""
+        raise NotImplementedError
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass of `reward`: slower, far less memory."""
+        raise NotImplementedError
+
+    def compile_towers(self) -> None:
+        """Put the towers through torch.compile, in place."""
+        raise NotImplementedError
+
+    def image_key(self) -> tuple:
+        """Equal for two scorers whose `encode_images` gives the same features."""
+        return (id(self),)
+
+    def truncated(self, prompts: list[str]) -> list[bool]:
+        """Whether each prompt is longer than the model reads."""
+        return [tokens > self.config.max_length for tokens in self.count_tokens(prompts)]
+
+    @property
+    def preprocesses(self) -> tuple[Preprocess, ...]:
+        """One per batch of pixels that `encode_images` takes."""
+        return (self.preprocess,)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    # The verbs.
+
+    def score(
+        self, prompt: str, image: ImageLike | Sequence[ImageLike], *, batch_size: int | None = None
+    ) -> float | list[float]:
+        """How well each image answers the prompt; higher is better.
+
+        One image gives a float, a list gives a list of the same length. Raises an
+        `imagereward.errors.ImageRewardError` before any work if an input is unusable.
+        """
+        images = as_list(image)
+        scores = self._one_prompt(prompt, images, batch_size).tolist()
+        return scores if isinstance(image, (list, tuple)) or len(images) > 1 else scores[0]
+
+    def inference_rank(
+        self,
+        prompt: str,
+        generations_list: Sequence[ImageLike],
+        *,
+        batch_size: int | None = None,
+    ) -> tuple[list[int] | int, list[float] | float]:
+        """(ranking, rewards) as the original returns them: ranking[i] is image i's place, 1 the best.
+
+        As there, a list of one image gives two bare numbers. Equal scores get consecutive places in
+        list order; `rank` lets them share one.
+        """
+        scores = self._one_prompt(prompt, as_list(generations_list), batch_size)
+        places = torch.empty(len(scores), dtype=torch.long)
+        places[scores.argsort(descending=True, stable=True)] = torch.arange(1, len(scores) + 1)
+        return places.squeeze().tolist(), scores.squeeze().tolist()
+
+    def rank(self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None) -> Ranking:
+        """The images in order, with rewards and ranks: prints as a table, shows itself in a notebook."""
+        images = as_list(images)
+        return self._ranking(prompt, images, self._one_prompt(prompt, images, batch_size).tolist())
+
+    def best_of(
+        self,
+        prompt: str,
+        images: Sequence[ImageLike],
+        k: int = 1,
+        *,
+        batch_size: int | None = None,
+    ) -> list[int]:
+        """Indices of the k best images, best first."""
+        images = as_list(images)
+        if not 1 <= k <= len(images):
+            raise InputError(f"k={k}: expected 1..{len(images)}, the number of images")
+        scores = self._one_prompt(prompt, images, batch_size)
+        return scores.argsort(descending=True, stable=True)[:k].tolist()
+
+    def score_pairs(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[ImageLike],
+        *,
+        batch_size: int | None = None,
+    ) -> list[float]:
+        """N prompts with N images, one score a pair. Repeated images and prompts are encoded once."""
+        prompts, images = _prompt_list(prompts), as_list(images)
+        if len(prompts) != len(images):
+            raise InputError(
+                f"{len(prompts)} prompts and {len(images)} images: score_pairs needs as many of "
+                "each (score_matrix scores every prompt with every image)"
+            )
+        return self._run(prompts, images, _diagonal(len(images)), batch_size, self.head).tolist()
+
+    def score_matrix(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[ImageLike],
+        *,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """M prompts by N images: float32 array [M, N], at the price of N image passes."""
+        prompts, images = _prompt_list(prompts), as_list(images)
+        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(prompts)))
+        scores = self._run(prompts, images, pairs.reshape(-1, 2), batch_size, self.head)
+        return scores.reshape(len(images), len(prompts)).T.contiguous().numpy()
+
+    def reward(
+        self,
+        pixels_B_3_H_W: torch.Tensor,
+        prompts: str | Sequence[str],
+        *,
+        batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """float32 scores [B] of RGB pixels in [0, 1], any H and W; gradients reach the pixels.
+
+        `prompts` are B strings, or one for all. Resizing is antialiased and agrees with what
+        `score` does to the same image saved as a PNG, up to 8-bit rounding. Weights loaded by
+        `load` are frozen, so nothing but the pixels gathers gradients.
+        """
+        pixels = pixels_B_3_H_W
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise InputError(
+                f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected float [B, 3, H, W] in [0, 1]"
+            )
+        count = len(pixels)
+        prompts = [prompts] * count if isinstance(prompts, str) else _prompt_list(prompts)
+        if len(prompts) != count or not count:
+            raise InputError(f"{len(prompts)} prompts for {count} images; expected one each")
+        size = self._batch_size(batch_size)
+        rewards = []
+        with self._evaluating():
+            for start in range(0, count, size):
+                part = pixels[start : start + size].to(self.device)
+                features = self._encode([p.resize(part.float()) for p in self.preprocesses])
+                encoded = self.encode_prompts(prompts[start : start + size])
+                rewards.append(self.head(features, encoded, _diagonal(len(part))))
+        return torch.cat(rewards)
+
+    def forward(self, pixels_B_3_H_W, prompts):
+        """`reward`, for wrappers that call the module."""
+        return self.reward(pixels_B_3_H_W, prompts)
+
+    # Saving.
+
+    def save_pretrained(self, directory: str | os.PathLike) -> Path:
+        """Write `model.safetensors` and `config.json`, which `imagereward.load(directory)` reads.
+
+        Each file is replaced in one step, so an interrupted save leaves the previous one whole.
+        """
+        from imagereward.version import __version__
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        config = {"library": "imagereward", "version": __version__, "name": self.name}
+        config["scorer"] = self.config.to_dict()
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
+            safetensors.torch.save_file(weights, Path(temporary, WEIGHTS_FILE), {"format": "pt"})
+            Path(temporary, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                os.replace(Path(temporary, name), directory / name)
+        return directory
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = ""
+    ) -> str:
+        """Upload what `save_pretrained` writes to a hub repository, made if need be; returns its URL."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory)
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=directory,
+                commit_message=message or f"{self.name}, saved by imagereward",
+            )
+        return str(url)
+
+    # The one engine under the verbs.
+
+    def _one_prompt(
+        self, prompt: str, images: list, batch_size: int | None, head: Callable | None = None
+    ) -> torch.Tensor:
+        if not isinstance(prompt, str):
+            raise InputError(
+                f"prompt is a {type(prompt).__name__}; expected one string "
+                "(score_pairs and score_matrix take lists of prompts)"
+            )
+        pairs = torch.stack([torch.arange(len(images)), torch.zeros(len(images))], 1).long()
+        return self._run([prompt], images, pairs, batch_size, head or self.head)
+
+    def _run(
+        self, prompts: list[str], images: list, pairs_P_2, batch_size: int | None, head: Callable
+    ) -> torch.Tensor:
+        """`head`'s float32 results on the CPU, one row a pair; each image is decoded and encoded once."""
+        if not prompts or not images:
+            raise InputError(f"nothing to score: {len(prompts)} prompts and {len(images)} images")
+        size = self._batch_size(batch_size)
+        self._warn_truncated(prompts)
+        distinct_images, image_of = _distinct(images, identity)
+        distinct_prompts, prompt_of = _distinct(prompts, lambda prompt: prompt)
+        pairs = torch.stack([image_of[pairs_P_2[:, 0]], prompt_of[pairs_P_2[:, 1]]], 1)
+        by_image = pairs[:, 0].argsort(stable=True)
+        starts = torch.searchsorted(
+            pairs[by_image, 0].contiguous(), torch.arange(len(distinct_images) + 1)
+        ).tolist()
+        results: list[torch.Tensor] = []
+        order: list[torch.Tensor] = []
+        decoded = load_pixels(distinct_images, self.preprocesses)
+        bar = tqdm(total=len(distinct_images), desc=self.name, unit="image", delay=2, leave=False)
+        with torch.inference_mode(), self._evaluating(), bar, contextlib.closing(decoded):
+            encoded_prompts = None
+            for first in range(0, len(distinct_images), size):
+                last = min(first + size, len(distinct_images))
+                batch = [torch.stack(part) for part in zip(*_take(decoded, last - first))]
+                if encoded_prompts is None:  # only now, so that unreadable images fail first
+                    encoded_prompts = self.encode_prompts(distinct_prompts)
+                features = self._encode(batch)
+                rows = by_image[starts[first] : starts[last]]
+                for part in _parts(rows, last - first, pairs):
+                    indices = pairs[part] - torch.tensor([first, 0])
+                    results.append(head(features, encoded_prompts, indices).float().cpu())
+                    order.append(part)
+                bar.update(last - first)
+        scores = torch.cat(results)
+        scores = torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
+        self._check_finite(scores, prompts, images, pairs_P_2)
+        return scores
+
+    def _encode(self, batches: list[torch.Tensor]):
+        """Pixels in [0, 1] (or 8-bit), one batch per preprocess, to image features."""
+        return self.encode_images(
+            *(
+                preprocess.normalize(batch.to(self.device, non_blocking=True))
+                for preprocess, batch in zip(self.preprocesses, batches, strict=True)
+            )
+        )
+
+    def _ranking(self, prompt: str, images: list, rewards: list[float], **extra) -> Ranking:
+        return Ranking(
+            prompt=prompt,
+            images=images,
+            names=[name_of(image, index) for index, image in enumerate(images)],
+            rewards=rewards,
+            ranks=ranks_of(rewards),
+            model=self.name,
+            tokens=self.count_tokens([prompt])[0],
+            truncated=self.truncated([prompt])[0],
+            **extra,
+        )
+
+    def _batch_size(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            return DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH_ACCELERATOR)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
+        return batch_size
+
+    def _warn_truncated(self, prompts: list[str]) -> None:
+        count = sum(self.truncated(prompts))
+        if count:
+            warnings.warn(
+                f"{count} of {len(prompts)} prompts are longer than {self.name} reads; only the "
+                "beginning was scored (`max_length=` in load() raises the limit where the model has room)",
+                PromptTruncatedWarning,
+                stacklevel=4,
+            )
+
+    def _check_finite(self, scores, prompts, images, pairs_P_2) -> None:
+        finite = torch.isfinite(scores).reshape(len(scores), -1).all(1)
+        if not finite.all():
+            bad = [
+                f"{name_of(images[i], int(i))} with {prompts[j][:40]!r}"
+                for i, j in pairs_P_2[~finite].tolist()
+            ]
+            raise NonFiniteScoreError(
+                f"{self.name} gave {len(bad)} scores that are not finite: {listing(bad, 3)}; "
+                "its weights are damaged or its dtype overflows (try dtype='float32')"
+            )
+
+    @contextlib.contextmanager
+    def _evaluating(self):
+        """Dropout off while scoring, whatever mode a training loop left the model in."""
+        modes = [(module, module.training) for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def cosine(image_features, prompt_features, pairs_P_2: torch.Tensor) -> torch.Tensor:
+    """Cosine per pair, in float32 whatever the features' dtype: [P], in [-1, 1]."""
+    images, prompts = (F.normalize(x.float(), dim=-1) for x in (image_features, prompt_features))
+    image_index, prompt_index = pairs_P_2.to(images.device).unbind(1)
+    return (images[image_index] * prompts[prompt_index]).sum(1)
+
+
+def _prompt_list(prompts: Sequence[str]) -> list[str]:
+    if isinstance(prompts, str):
+        raise InputError("prompts is one string; expected a list of strings")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompts[{index}] is a {type(prompt).__name__}; expected a string")
+    return list(prompts)
+
+
+def _diagonal(count: int) -> torch.Tensor:
+    return torch.arange(count)[:, None].expand(-1, 2)
+
+
+def _distinct(items: list, key: Callable) -> tuple[list, torch.Tensor]:
+    """(distinct items in first-seen order, for each item the place of its representative)."""
+    place: dict = {}
+    distinct: list = []
+    index: list[int] = []
+    for item in items:
+        position = place.setdefault(key(item), len(distinct))
+        if position == len(distinct):
+            distinct.append(item)
+        index.append(position)
+    return distinct, torch.tensor(index)
+
+
+def _take(iterator, count: int) -> list:
+    return [next(iterator) for _ in range(count)]
+
+
+def _parts(rows: torch.Tensor, images: int, pairs_P_2: torch.Tensor) -> list[torch.Tensor]:
+    """`rows`, sorted by image, in parts of about PAIRS_AT_ONCE; every image in every part if possible."""
+    if len(rows) <= PAIRS_AT_ONCE:
+        return [rows]
+    counts = torch.unique_consecutive(pairs_P_2[rows, 0], return_counts=True)[1]
+    if len(counts) == images and bool((counts == counts[0]).all()):
+        step = max(1, PAIRS_AT_ONCE // images)
+        return [part.reshape(-1) for part in rows.view(images, -1).split(step, dim=1)]
+    return list(rows.split(PAIRS_AT_ONCE))

@@ -1,0 +1,48 @@
+"""Packaging: what is installed, what it needs, and what the extras add. Floors, no pins."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "imagereward/version.py").read_text()).group(1)
+
+CORE = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "timm>=1.0.8",
+    "open_clip_torch>=2.26",
+    "transformers>=4.45",
+    "tokenizers>=0.20",
+    "huggingface_hub>=0.25",
+    "safetensors>=0.4.5",
+    "Pillow>=10.3",
+    "numpy>=1.26",
+    "typer>=0.12",
+    "tqdm>=4.66",
+]
+TEST = ["pytest>=8", "ruff>=0.12", "mypy>=1.11"]
+
+setup(
+    name="imagereward",
+    version=VERSION,
+    description="Reward models for text-to-image: load, score, rank, and train image generators with them",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["imagereward", "imagereward.*"]),
+    package_data={"imagereward": ["py.typed", "assets/*"]},
+    install_requires=CORE,
+    extras_require={"test": TEST, "all": TEST},
+    entry_points={"console_scripts": ["imagereward = imagereward.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

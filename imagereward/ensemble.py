@@ -11,7 +11,6 @@ from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
 from imagereward.images import ImageLike, Preprocess, as_list
 from imagereward.loading import load
-from imagereward.models.clip import CLIPBase
 from imagereward.ranking import Ranking
 from imagereward.scorer import Scorer
 
@@ -135,8 +134,8 @@ def _share_towers(scorers: Sequence[Scorer]) -> None:
     """Let CLIP scorers that were loaded from the same file hold one tower."""
     towers: dict = {}
     for scorer in scorers:
-        if isinstance(scorer, CLIPBase) and (file := scorer.files.get("clip_model.")):
-            key = (file, scorer.dtype, scorer.config.architecture)
+        if file := scorer.files.get("clip_model."):
+            key = (file, scorer.dtype)
             scorer.clip_model = towers.setdefault(key, scorer.clip_model)
 
 

@@ -119,7 +119,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             raise
         raise CheckpointError(
             f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is damaged, "
-            f"half-downloaded, or holds more than tensors ({str(error).splitlines()[0]})"
+            f"half-downloaded, or holds more than tensors ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     for container in ("model", "state_dict", "module"):
         if isinstance(state, dict) and isinstance(state.get(container), dict):

@@ -85,9 +85,9 @@ class Preprocess:
         return x[..., top : top + self.size, left : left + self.size].clamp(0, 1)
 
     def normalize(self, pixels_B_3_S_S: torch.Tensor) -> torch.Tensor:
-        """uint8 in [0, 255] or float in [0, 1] to the model's float32 input."""
+        """uint8 in [0, 255] or float in [0, 1] to the model's input, float32 (float64 stays)."""
         x = pixels_B_3_S_S
-        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        x = x.float() / 255 if x.dtype == torch.uint8 else full_precision(x)
         mean, std = (x.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (x - mean) / std
 
@@ -99,6 +99,11 @@ class Preprocess:
     def _offset(self, length: int) -> int:
         rest = length - self.size
         return rest // 2 if self.recipe == "transformers" else round(rest / 2)
+
+
+def full_precision(x: torch.Tensor) -> torch.Tensor:
+    """float32, unless it is float64, which gradient checks need."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def as_list(images) -> list:

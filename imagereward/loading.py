@@ -12,9 +12,7 @@ import torch
 from imagereward import hub
 from imagereward.config import ScorerConfig
 from imagereward.errors import CheckpointError, DeviceError, InputError, listing
-from imagereward.models import KINDS
-from imagereward.models.blip import BLIPShape
-from imagereward.models.clip import from_transformers
+from imagereward.models import model_class
 from imagereward.registry import REGISTRY, File
 from imagereward.scorer import CONFIG_FILE, WEIGHTS_FILE, Scorer
 
@@ -118,10 +116,8 @@ def assemble(
     In float32 on the CPU the parameters *are* the given tensors (mapped from disk, if they are).
     Raises CheckpointError listing missing and unexpected keys and unequal shapes.
     """
-    if config.kind not in KINDS:
-        raise CheckpointError(f"{source}: unknown kind {config.kind!r}; known: {', '.join(KINDS)}")
     with torch.device("meta"):
-        scorer = KINDS[config.kind](config)
+        scorer = model_class(config.kind)(config)
     expected = scorer.state_dict()
     state = {name: value for name, value in state.items() if not name.endswith(LEGACY_BUFFER)}
     faults = {
@@ -153,7 +149,7 @@ def random_scorer(
     Weights are normal with the spread that keeps activations of order one, drawn from `seed`.
     """
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in KINDS[config.kind](config).state_dict().items()}
+        shapes = {name: value.shape for name, value in model_class(config.kind)(config).state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
     state = {
         name: torch.randn(shape, generator=generator).mul_(
@@ -176,6 +172,8 @@ def _merged(sources: list[tuple[File, Path]]) -> dict[str, torch.Tensor]:
     for file, path in sources:
         state = hub.read_state_dict(path)
         if file.transformers_names and any(name.startswith("vision_model.") for name in state):
+            from imagereward.models.clip import from_transformers
+
             state = from_transformers(state)
         prefixed = any(name.startswith(file.prefix) for name in state)
         for name, value in state.items():
@@ -244,6 +242,8 @@ def _with_med_config(config: ScorerConfig, path: Path) -> ScorerConfig:
         "hidden_dropout_prob": "dropout",
         "layer_norm_eps": "eps",
     }
+    from imagereward.models.blip import BLIPShape
+
     shape = asdict(BLIPShape.from_dict(config.architecture))
     shape["text"].update({ours: values[theirs] for theirs, ours in names.items() if theirs in values})
     return replace(config, architecture=shape)

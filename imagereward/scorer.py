@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from imagereward.errors import InputError, NonFiniteScoreError, PromptTruncatedWarning, listing
-from imagereward.images import ImageLike, Preprocess, as_list, identity, load_pixels, name_of
+from imagereward.images import ImageLike, Preprocess, as_list, full_precision, identity, load_pixels, name_of
 from imagereward.ranking import Ranking, ranks_of
 
 # Images a batch where the caller does not say; on two CPU cores 8 is within 1 % of the best.
@@ -202,7 +202,7 @@ class Scorer(nn.Module):
         with self._evaluating():
             for start in range(0, count, size):
                 part = pixels[start : start + size].to(self.device)
-                features = self._encode([p.resize(part.float()) for p in self.preprocesses])
+                features = self._encode([p.resize(full_precision(part)) for p in self.preprocesses])
                 encoded = self.encode_prompts(prompts[start : start + size])
                 rewards.append(self.head(features, encoded, _diagonal(len(part))))
         return torch.cat(rewards)
@@ -365,7 +365,7 @@ class Scorer(nn.Module):
 
 def cosine(image_features, prompt_features, pairs_P_2: torch.Tensor) -> torch.Tensor:
     """Cosine per pair, in float32 whatever the features' dtype: [P], in [-1, 1]."""
-    images, prompts = (F.normalize(x.float(), dim=-1) for x in (image_features, prompt_features))
+    images, prompts = (F.normalize(full_precision(x), dim=-1) for x in (image_features, prompt_features))
     image_index, prompt_index = pairs_P_2.to(images.device).unbind(1)
     return (images[image_index] * prompts[prompt_index]).sum(1)
 

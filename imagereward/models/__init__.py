@@ -1,14 +1,23 @@
-"""The scorers: one small file each, holding what differs. `KINDS` maps a config's kind to its class."""
+"""The scorers: one small file each, holding what differs."""
 
-from imagereward.models.aesthetic import AestheticScore
-from imagereward.models.blip import BLIPScore
-from imagereward.models.clip import CLIPScore
-from imagereward.models.imagereward import ImageReward
+from importlib import import_module
+
+from imagereward.errors import CheckpointError
 from imagereward.scorer import Scorer
 
-KINDS: dict[str, type[Scorer]] = {
-    "ImageReward": ImageReward,
-    "BLIP": BLIPScore,
-    "CLIP": CLIPScore,
-    "Aesthetic": AestheticScore,
+# A config's kind -> where its class is. Imported on use: scoring with ImageReward alone should not
+# wait for open_clip.
+KINDS = {
+    "ImageReward": "imagereward.models.imagereward:ImageReward",
+    "BLIP": "imagereward.models.blip:BLIPScore",
+    "CLIP": "imagereward.models.clip:CLIPScore",
+    "Aesthetic": "imagereward.models.aesthetic:AestheticScore",
 }
+
+
+def model_class(kind: str) -> type[Scorer]:
+    """The class that computes scores of this kind; CheckpointError for an unknown one."""
+    if kind not in KINDS:
+        raise CheckpointError(f"unknown kind of scorer {kind!r}; known: {', '.join(KINDS)}")
+    module, name = KINDS[kind].split(":")
+    return getattr(import_module(module), name)

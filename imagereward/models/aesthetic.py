@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from imagereward.config import ScorerConfig
+from imagereward.images import full_precision
 from imagereward.models.clip import CLIPBase
 from imagereward.models.imagereward import RewardHead
 
@@ -25,5 +26,5 @@ class AestheticScore(CLIPBase):
         return [0] * len(prompts)
 
     def head(self, image_features, prompt_features, pairs_P_2):
-        raw = self.mlp(F.normalize(image_features.float(), dim=-1)).squeeze(1)
+        raw = self.mlp(F.normalize(full_precision(image_features), dim=-1)).squeeze(1)
         return raw[pairs_P_2[:, 0].to(raw.device)]

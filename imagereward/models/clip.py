@@ -64,7 +64,7 @@ class CLIPScore(CLIPBase):
 
     def head(self, image_features, prompt_features, pairs_P_2):
         scores = cosine(image_features, prompt_features, pairs_P_2)
-        return scores * self.clip_model.logit_scale.float().exp() if self.config.scaled else scores
+        return scores * self.clip_model.logit_scale.exp() if self.config.scaled else scores
 
     def _encode_text(self, ids_M_T: torch.Tensor) -> torch.Tensor:
         # Attention is causal and the feature is read at the end-of-text token, the largest id, so

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagereward.config import ScorerConfig
+from imagereward.images import full_precision
 from imagereward.models.blip import BLIPBase
 
 
@@ -104,5 +105,5 @@ class ImageReward(BLIPBase):
 
     def _reward(self, ids, mask, tokens, image_index):
         hidden = self.blip.text_encoder(ids, mask, tokens, image_index, first_only=True)
-        raw = self.mlp(hidden[:, 0].float()).squeeze(1)
+        raw = self.mlp(full_precision(hidden[:, 0])).squeeze(1)
         return (raw - self.mean) / self.std

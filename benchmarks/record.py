@@ -1,0 +1,59 @@
+"""What every results file says about where and on what it was measured."""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment(device: torch.device) -> dict:
+    """Device, versions and commit of this run."""
+    root = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    packages = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "Pillow")
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+        "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = info.read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    notable = [flag for flag in ("avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16") if flag in flags]
+    return f"{name} ({', '.join(notable)})"
+
+
+def write(name: str, result: dict) -> Path:
+    """Write one results file, rounded to four significant digits."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(_rounded(result), indent=2) + "\n")
+    return path
+
+
+def _rounded(value):
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

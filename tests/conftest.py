@@ -1,0 +1,75 @@
+"""Small random scorers of every kind, pictures to score, and switches that keep tests off the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests that download undo it
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import imagereward as RM
+from imagereward.config import ScorerConfig
+from imagereward.images import Preprocess
+from imagereward.loading import random_scorer
+
+SIZE = 32
+BLIP = {
+    "vision": {"img_size": SIZE, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "text": {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
+    "projection": 8,
+}
+CLIP = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+CONFIGS = {
+    "ImageReward": ScorerConfig("ImageReward", BLIP, Preprocess(SIZE), mean=0.17, std=1.03),
+    "BLIP": ScorerConfig("BLIP", BLIP, Preprocess(SIZE)),
+    "CLIP": ScorerConfig("CLIP", CLIP, Preprocess(SIZE), max_length=77),
+    "Aesthetic": ScorerConfig("Aesthetic", CLIP, Preprocess(SIZE), max_length=77),
+    "HPS": ScorerConfig("CLIP", CLIP, Preprocess(SIZE, "pad"), max_length=77),
+    "PickScore": ScorerConfig("CLIP", CLIP, Preprocess(SIZE, "transformers"), max_length=77, scaled=True),
+}
+PROMPTS = ["a red bicycle", "", "two cats asleep on a green sofa, oil on canvas", "日本の桜 & café"]
+
+
+def small_scorer(kind: str, **options):
+    scorer = random_scorer(CONFIGS[kind], "cpu", **options)
+    scorer.name = kind
+    return scorer
+
+
+def pictures(count: int, seed: int = 0) -> list[PIL.Image.Image]:
+    """Smooth random RGB pictures, some wide, some tall."""
+    rng = np.random.default_rng(seed)
+    shapes = [(64, 48), (40, 90), (57, 57), (33, 70)]
+    return [
+        PIL.Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize(
+            shapes[index % len(shapes)], PIL.Image.Resampling.BICUBIC
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def scorers():
+    """One small random scorer of each kind, and an ensemble of two of them."""
+    made = {kind: small_scorer(kind) for kind in CONFIGS}
+    parts = {small_scorer("ImageReward"): 1.0, small_scorer("HPS"): 0.5}
+    return {**made, "Ensemble": RM.ensemble(parts)}
+
+
+@pytest.fixture(params=[*CONFIGS, "Ensemble"])
+def scorer(request, scorers):
+    return scorers[request.param]
+
+
+@pytest.fixture
+def image_paths(tmp_path):
+    paths = [str(tmp_path / f"{index}.png") for index in range(5)]
+    for path, picture in zip(paths, pictures(5)):
+        picture.save(path)
+    return paths

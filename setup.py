@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "imagereward/version.py").r
 CORE = [
     "torch>=2.4",
     "torchvision>=0.19",
-    "timm>=1.0.8",
+    "timm>=1.0.21",
     "open_clip_torch>=2.26",
     "transformers>=4.45",
     "tokenizers>=0.20",
@@ -19,10 +19,10 @@ CORE = [
     "safetensors>=0.4.5",
     "Pillow>=10.3",
     "numpy>=1.26",
-    "typer>=0.12",
+    "typer>=0.17.3",
     "tqdm>=4.66",
 ]
-TEST = ["pytest>=8", "ruff>=0.12", "mypy>=1.11"]
+TEST = ["pytest>=8", "ruff>=0.12", "mypy>=1.11", "setuptools>=77", "wheel>=0.43"]
 
 setup(
     name="imagereward",

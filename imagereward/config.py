@@ -28,6 +28,7 @@ class ScorerConfig:
     scaled: bool = False
 
     def to_dict(self) -> dict:
+        """Plain values, as `config.json` holds them."""
         return asdict(self)
 
     @classmethod

@@ -110,6 +110,7 @@ class TextEncoder(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
+        """The encoder's layers, first to last."""
         return cast(nn.ModuleList, self.encoder["layer"])
 
     def forward(

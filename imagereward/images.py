@@ -7,8 +7,10 @@ differentiable, for rewards inside training loops. They differ by rounding only:
 rounds to 8 bits after resizing (`tests/test_images.py` states the distance).
 """
 
+import contextlib
 import io
 import os
+from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -106,11 +108,14 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def is_many(images) -> bool:
+    """Whether this is several images: a list, a tuple, or a 4-D array or tensor of them."""
+    return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+
+
 def as_list(images) -> list:
-    """One image or many to a list: a list or tuple as it is, a 4-D array or tensor by its first axis."""
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        return list(images)
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+    """One image or many to a list."""
+    return list(images) if is_many(images) else [images]
 
 
 def name_of(image: ImageLike, index: int) -> str:
@@ -138,7 +143,9 @@ def read_image(image: ImageLike, index: int = 0) -> PIL.Image.Image:
         return _from_array(image, where)
     if isinstance(image, torch.Tensor):
         return _from_tensor(image, where)
-    with _opened(image, where) as opened:
+    # An image that the caller opened stays open: they may want its next frame.
+    given = isinstance(image, PIL.Image.Image)
+    with contextlib.nullcontext(image) if given else _opened(image, where) as opened:
         try:
             opened.load()
         except Exception as error:  # decoders raise whatever they like on damaged data
@@ -160,15 +167,18 @@ def check_image(image: ImageLike, index: int = 0) -> None:
 
 
 def load_pixels(
-    images: Sequence[ImageLike], preprocesses: Sequence[Preprocess]
+    images: Sequence[ImageLike],
+    preprocesses: Sequence[Preprocess],
+    indices: Sequence[int] | None = None,
 ) -> Generator[tuple[torch.Tensor, ...], None, None]:
-    """Per image, in order, its pixels under each of `preprocesses`: one decode serves all.
+    """For each of `indices` (default: all), in order, the image's pixels under each of `preprocesses`.
 
-    Every header is checked and the first `DECODE_AHEAD` images are decoded before anything is
-    yielded; later ones are decoded by threads while the consumer works.
+    One decode serves all preprocesses. Every header is checked and the first `DECODE_AHEAD` images
+    are decoded before anything is yielded; later ones are decoded by threads while the consumer works.
     """
-    for index, image in enumerate(images):
-        check_image(image, index)
+    waiting = deque(range(len(images)) if indices is None else indices)
+    for index in waiting:
+        check_image(images[index], index)
 
     def work(index: int) -> tuple[torch.Tensor, ...]:
         image = read_image(images[index], index)
@@ -176,14 +186,15 @@ def load_pixels(
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "imagereward-decode") as pool:
         try:
-            pending = [pool.submit(work, index) for index in range(min(DECODE_AHEAD, len(images)))]
-            for future in pending:
+            ahead = deque(
+                pool.submit(work, waiting.popleft()) for _ in range(min(DECODE_AHEAD, len(waiting)))
+            )
+            for future in ahead:
                 future.result()
-            pending.reverse()
-            for index in range(len(images)):
-                if index + DECODE_AHEAD < len(images):
-                    pending.insert(0, pool.submit(work, index + DECODE_AHEAD))
-                yield pending.pop().result()
+            while ahead:
+                if waiting:
+                    ahead.append(pool.submit(work, waiting.popleft()))
+                yield ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -224,7 +235,7 @@ def _opened(image, where: str) -> PIL.Image.Image:
 
 
 def _standard_mode(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
-    """8-bit images as they are (detached from their file); deeper greys scaled to 8 bits.
+    """8-bit images as they are; deeper greys scaled to 8 bits.
 
     Pillow's own conversion of 16-bit greys to RGB clips at 255, which turns nearly all of them white.
     """
@@ -238,7 +249,7 @@ def _standard_mode(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise ImageReadError(f"{where} has float values outside [0, 1]")
         return PIL.Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    return image.copy() if getattr(image, "fp", None) else image
+    return image
 
 
 def _from_array(array: np.ndarray, where: str) -> PIL.Image.Image:

@@ -14,7 +14,8 @@ from imagereward.config import ScorerConfig
 from imagereward.errors import CheckpointError, DeviceError, InputError, listing
 from imagereward.models import model_class
 from imagereward.registry import REGISTRY, File
-from imagereward.scorer import CONFIG_FILE, WEIGHTS_FILE, Scorer
+from imagereward.saving import CONFIG_FILE, WEIGHTS_FILE
+from imagereward.scorer import Scorer
 
 # A buffer that old transformers saved and no model needs.
 LEGACY_BUFFER = "embeddings.position_ids"

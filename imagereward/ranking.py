@@ -12,7 +12,7 @@ from imagereward.table import table
 THUMBNAIL = 160  # pixels of the longer side, in notebooks and reports
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ranking:
     """One prompt's images with their rewards, in the order they were given.
 
@@ -22,7 +22,7 @@ class Ranking:
     """
 
     prompt: str
-    images: list[Any] = field(repr=False)
+    images: list[Any]
     names: list[str]
     rewards: list[float]
     ranks: list[int]
@@ -56,7 +56,7 @@ class Ranking:
             for index in self.order
         ]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.model}: {self.prompt!r}{self._note()}\n{table(self.rows())}"
 
     def _repr_html_(self) -> str:

@@ -6,33 +6,24 @@ Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
 """
 
 import contextlib
-import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from imagereward.errors import InputError, NonFiniteScoreError, PromptTruncatedWarning, listing
-from imagereward.images import ImageLike, Preprocess, as_list, full_precision, identity, load_pixels, name_of
+from imagereward.engine import score_rows
+from imagereward.errors import InputError, PromptTruncatedWarning
+from imagereward.images import ImageLike, Preprocess, as_list, full_precision, is_many, name_of
 from imagereward.ranking import Ranking, ranks_of
+from imagereward.saving import push, save
 
-# Images a batch where the caller does not say; on two CPU cores 8 is within 1 % of the best.
+# Images a batch where the caller does not say: a CPU is busy with few, an accelerator wants many.
 DEFAULT_BATCH = {"cpu": 8}
 DEFAULT_BATCH_ACCELERATOR = 64
-# Pairs that meet in one call of `head`: bounds memory when many prompts meet few images.
-PAIRS_AT_ONCE = 512
-# Prompts in one pass of a text tower that sees no image: the same bound on that side.
-PROMPT_BATCH = 256
-
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 class Scorer(nn.Module):
@@ -105,9 +96,8 @@ class Scorer(nn.Module):
         One image gives a float, a list gives a list of the same length. Raises an
         `imagereward.errors.ImageRewardError` before any work if an input is unusable.
         """
-        images = as_list(image)
-        scores = self._one_prompt(prompt, images, batch_size).tolist()
-        return scores if isinstance(image, (list, tuple)) or len(images) > 1 else scores[0]
+        scores = self._one_prompt(prompt, as_list(image), batch_size).tolist()
+        return scores if is_many(image) else scores[0]
 
     def inference_rank(
         self,
@@ -160,7 +150,7 @@ class Scorer(nn.Module):
                 f"{len(prompts)} prompts and {len(images)} images: score_pairs needs as many of "
                 "each (score_matrix scores every prompt with every image)"
             )
-        return self._run(prompts, images, _diagonal(len(images)), batch_size, self.head).tolist()
+        return self._score_rows(prompts, images, _diagonal(len(images)), batch_size, self.head).tolist()
 
     def score_matrix(
         self,
@@ -172,7 +162,7 @@ class Scorer(nn.Module):
         """M prompts by N images: float32 array [M, N], at the price of N image passes."""
         prompts, images = _prompt_list(prompts), as_list(images)
         pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(prompts)))
-        scores = self._run(prompts, images, pairs.reshape(-1, 2), batch_size, self.head)
+        scores = self._score_rows(prompts, images, pairs.reshape(-1, 2), batch_size, self.head)
         return scores.reshape(len(images), len(prompts)).T.contiguous().numpy()
 
     def reward(
@@ -199,10 +189,10 @@ class Scorer(nn.Module):
             raise InputError(f"{len(prompts)} prompts for {count} images; expected one each")
         size = self._batch_size(batch_size)
         rewards = []
-        with self._evaluating():
+        with self.evaluating():
             for start in range(0, count, size):
                 part = pixels[start : start + size].to(self.device)
-                features = self._encode([p.resize(full_precision(part)) for p in self.preprocesses])
+                features = self.encode_pixels([p.resize(full_precision(part)) for p in self.preprocesses])
                 encoded = self.encode_prompts(prompts[start : start + size])
                 rewards.append(self.head(features, encoded, _diagonal(len(part))))
         return torch.cat(rewards)
@@ -218,38 +208,15 @@ class Scorer(nn.Module):
 
         Each file is replaced in one step, so an interrupted save leaves the previous one whole.
         """
-        from imagereward.version import __version__
-
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        config = {"library": "imagereward", "version": __version__, "name": self.name}
-        config["scorer"] = self.config.to_dict()
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
-            safetensors.torch.save_file(weights, Path(temporary, WEIGHTS_FILE), {"format": "pt"})
-            Path(temporary, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                os.replace(Path(temporary, name), directory / name)
-        return directory
+        return save(self, directory)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = ""
     ) -> str:
         """Upload what `save_pretrained` writes to a hub repository, made if need be; returns its URL."""
-        from huggingface_hub import HfApi
+        return push(self, repo_id, private, token, message or f"{self.name}, saved by imagereward")
 
-        api = HfApi(token=token)
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as directory:
-            self.save_pretrained(directory)
-            api.upload_folder(
-                repo_id=repo_id,
-                folder_path=directory,
-                commit_message=message or f"{self.name}, saved by imagereward",
-            )
-        return str(url)
-
-    # The one engine under the verbs.
+    # What the verbs share.
 
     def _one_prompt(
         self, prompt: str, images: list, batch_size: int | None, head: Callable | None = None
@@ -260,47 +227,15 @@ class Scorer(nn.Module):
                 "(score_pairs and score_matrix take lists of prompts)"
             )
         pairs = torch.stack([torch.arange(len(images)), torch.zeros(len(images))], 1).long()
-        return self._run([prompt], images, pairs, batch_size, head or self.head)
+        return self._score_rows([prompt], images, pairs, batch_size, head or self.head)
 
-    def _run(
+    def _score_rows(
         self, prompts: list[str], images: list, pairs_P_2, batch_size: int | None, head: Callable
     ) -> torch.Tensor:
-        """`head`'s float32 results on the CPU, one row a pair; each image is decoded and encoded once."""
-        if not prompts or not images:
-            raise InputError(f"nothing to score: {len(prompts)} prompts and {len(images)} images")
-        size = self._batch_size(batch_size)
         self._warn_truncated(prompts)
-        distinct_images, image_of = _distinct(images, identity)
-        distinct_prompts, prompt_of = _distinct(prompts, lambda prompt: prompt)
-        pairs = torch.stack([image_of[pairs_P_2[:, 0]], prompt_of[pairs_P_2[:, 1]]], 1)
-        by_image = pairs[:, 0].argsort(stable=True)
-        starts = torch.searchsorted(
-            pairs[by_image, 0].contiguous(), torch.arange(len(distinct_images) + 1)
-        ).tolist()
-        results: list[torch.Tensor] = []
-        order: list[torch.Tensor] = []
-        decoded = load_pixels(distinct_images, self.preprocesses)
-        bar = tqdm(total=len(distinct_images), desc=self.name, unit="image", delay=2, leave=False)
-        with torch.inference_mode(), self._evaluating(), bar, contextlib.closing(decoded):
-            encoded_prompts = None
-            for first in range(0, len(distinct_images), size):
-                last = min(first + size, len(distinct_images))
-                batch = [torch.stack(part) for part in zip(*_take(decoded, last - first))]
-                if encoded_prompts is None:  # only now, so that unreadable images fail first
-                    encoded_prompts = self.encode_prompts(distinct_prompts)
-                features = self._encode(batch)
-                rows = by_image[starts[first] : starts[last]]
-                for part in _parts(rows, last - first, pairs):
-                    indices = pairs[part] - torch.tensor([first, 0])
-                    results.append(head(features, encoded_prompts, indices).float().cpu())
-                    order.append(part)
-                bar.update(last - first)
-        scores = torch.cat(results)
-        scores = torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
-        self._check_finite(scores, prompts, images, pairs_P_2)
-        return scores
+        return score_rows(self, prompts, images, pairs_P_2, self._batch_size(batch_size), head)
 
-    def _encode(self, batches: list[torch.Tensor]):
+    def encode_pixels(self, batches: list[torch.Tensor]):
         """Pixels in [0, 1] (or 8-bit), one batch per preprocess, to image features."""
         return self.encode_images(
             *(
@@ -339,20 +274,8 @@ class Scorer(nn.Module):
                 stacklevel=4,
             )
 
-    def _check_finite(self, scores, prompts, images, pairs_P_2) -> None:
-        finite = torch.isfinite(scores).reshape(len(scores), -1).all(1)
-        if not finite.all():
-            bad = [
-                f"{name_of(images[i], int(i))} with {prompts[j][:40]!r}"
-                for i, j in pairs_P_2[~finite].tolist()
-            ]
-            raise NonFiniteScoreError(
-                f"{self.name} gave {len(bad)} scores that are not finite: {listing(bad, 3)}; "
-                "its weights are damaged or its dtype overflows (try dtype='float32')"
-            )
-
     @contextlib.contextmanager
-    def _evaluating(self):
+    def evaluating(self):
         """Dropout off while scoring, whatever mode a training loop left the model in."""
         modes = [(module, module.training) for module in self.modules() if module.training]
         self.eval()
@@ -361,13 +284,6 @@ class Scorer(nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
-
-
-def cosine(image_features, prompt_features, pairs_P_2: torch.Tensor) -> torch.Tensor:
-    """Cosine per pair, in float32 whatever the features' dtype: [P], in [-1, 1]."""
-    images, prompts = (F.normalize(full_precision(x), dim=-1) for x in (image_features, prompt_features))
-    image_index, prompt_index = pairs_P_2.to(images.device).unbind(1)
-    return (images[image_index] * prompts[prompt_index]).sum(1)
 
 
 def _prompt_list(prompts: Sequence[str]) -> list[str]:
@@ -381,31 +297,3 @@ def _prompt_list(prompts: Sequence[str]) -> list[str]:
 
 def _diagonal(count: int) -> torch.Tensor:
     return torch.arange(count)[:, None].expand(-1, 2)
-
-
-def _distinct(items: list, key: Callable) -> tuple[list, torch.Tensor]:
-    """(distinct items in first-seen order, for each item the place of its representative)."""
-    place: dict = {}
-    distinct: list = []
-    index: list[int] = []
-    for item in items:
-        position = place.setdefault(key(item), len(distinct))
-        if position == len(distinct):
-            distinct.append(item)
-        index.append(position)
-    return distinct, torch.tensor(index)
-
-
-def _take(iterator, count: int) -> list:
-    return [next(iterator) for _ in range(count)]
-
-
-def _parts(rows: torch.Tensor, images: int, pairs_P_2: torch.Tensor) -> list[torch.Tensor]:
-    """`rows`, sorted by image, in parts of about PAIRS_AT_ONCE; every image in every part if possible."""
-    if len(rows) <= PAIRS_AT_ONCE:
-        return [rows]
-    counts = torch.unique_consecutive(pairs_P_2[rows, 0], return_counts=True)[1]
-    if len(counts) == images and bool((counts == counts[0]).all()):
-        step = max(1, PAIRS_AT_ONCE // images)
-        return [part.reshape(-1) for part in rows.view(images, -1).split(step, dim=1)]
-    return list(rows.split(PAIRS_AT_ONCE))

@@ -159,7 +159,7 @@ def test_version_is_printed():
 
 def test_progress_of_long_work_goes_to_stderr(saved, image_paths):
     code = (
-        "import imagereward.scorer as s, imagereward as RM, functools, sys;"
+        "import imagereward.engine as s, imagereward as RM, functools, sys;"
         "s.tqdm = functools.partial(s.tqdm, mininterval=0);"
         "f = s.tqdm; s.tqdm = lambda **k: f(**{**k, 'delay': 0});"
         f"RM.load({saved!r}).score('a', {image_paths!r}, batch_size=1)"

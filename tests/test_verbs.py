@@ -70,7 +70,7 @@ def test_batch_size_changes_no_score(scorer, batch_size):
 def test_a_matrix_in_many_parts_equals_the_matrix_in_one(scorer, monkeypatch):
     images, prompts = pictures(5), [f"{prompt} {n}" for n in range(3) for prompt in PROMPTS]
     whole = scorer.score_matrix(prompts, images)
-    monkeypatch.setattr("imagereward.scorer.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("imagereward.engine.PAIRS_AT_ONCE", 7)
     np.testing.assert_allclose(scorer.score_matrix(prompts, images, batch_size=3), whole, **CLOSE)
 
 
@@ -78,7 +78,7 @@ def test_irregular_pairs_in_many_parts_equal_single_scores(scorer, monkeypatch):
     images = pictures(3)
     which = [(0, 0), (1, 0), (2, 0), (3, 0), (1, 2), (0, 1), (1, 2), (3, 2)]
     expected = [scorer.score(PROMPTS[m], images[n]) for m, n in which]
-    monkeypatch.setattr("imagereward.scorer.PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr("imagereward.engine.PAIRS_AT_ONCE", 3)
     pairs = scorer.score_pairs([PROMPTS[m] for m, _ in which], [images[n] for _, n in which], batch_size=2)
     np.testing.assert_allclose(pairs, expected, **CLOSE)
 
@@ -218,6 +218,11 @@ def test_a_missing_path_is_named_before_any_image_is_scored(scorer, image_paths)
             verb(PROMPTS[0], paths)
     handle.remove()
     assert not calls
+
+
+def test_an_unreadable_image_after_repeated_ones_keeps_its_own_index(scorers, image_paths):
+    with pytest.raises(FileNotFoundError, match=r"images\[2\] \(/nowhere/x.png\)"):
+        scorers["CLIP"].score_pairs(["a", "b", "c"], [image_paths[0], image_paths[0], "/nowhere/x.png"])
 
 
 @pytest.mark.parametrize("make", [lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"no image")])

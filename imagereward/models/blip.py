@@ -13,7 +13,8 @@ from torch import nn
 from imagereward.config import ScorerConfig, strict
 from imagereward.errors import InputError
 from imagereward.models.blip_text import TextEncoder, TextShape
-from imagereward.scorer import PROMPT_BATCH, Scorer, cosine
+from imagereward.models.cosine import PROMPT_BATCH, cosine
+from imagereward.scorer import Scorer
 from imagereward.tokenizer import WordPieceTokenizer
 
 

@@ -12,7 +12,8 @@ import torch
 
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
-from imagereward.scorer import PROMPT_BATCH, Scorer, cosine
+from imagereward.models.cosine import PROMPT_BATCH, cosine
+from imagereward.scorer import Scorer
 
 
 class CLIPBase(Scorer):

@@ -1,0 +1,91 @@
+"""The one engine under the verbs: rows of (image, prompt) pairs to scores.
+
+Each distinct image is decoded and encoded once and each distinct prompt once, images go through in
+blocks, and only what a block's rows need is in memory.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import torch
+from tqdm import tqdm
+
+from imagereward.errors import InputError, NonFiniteScoreError, listing
+from imagereward.images import identity, load_pixels, name_of
+
+# Pairs that meet in one call of `head`: bounds memory when many prompts meet few images.
+PAIRS_AT_ONCE = 512
+
+
+def score_rows(
+    scorer, prompts: list[str], images: list, pairs_P_2: torch.Tensor, batch_size: int, head: Callable
+) -> torch.Tensor:
+    """`head`'s float32 results on the CPU, one a row: row p pairs images[pairs[p, 0]], prompts[pairs[p, 1]].
+
+    Raises InputError for nothing to score, the errors of `imagereward.images` for an unusable image
+    (before the model runs), NonFiniteScoreError for a score that is NaN or infinite.
+    """
+    if not prompts or not images:
+        raise InputError(f"nothing to score: {len(prompts)} prompts and {len(images)} images")
+    kept_images, image_of = _distinct([identity(image) for image in images])
+    kept_prompts, prompt_of = _distinct(prompts)
+    pairs = torch.stack([image_of[pairs_P_2[:, 0]], prompt_of[pairs_P_2[:, 1]]], 1)
+    by_image = pairs[:, 0].argsort(stable=True)
+    count = len(kept_images)
+    starts = torch.searchsorted(pairs[by_image, 0].contiguous(), torch.arange(count + 1)).tolist()
+    results, order = [], []
+    decoded = load_pixels(images, scorer.preprocesses, kept_images)
+    bar = tqdm(total=count, desc=scorer.name, unit="image", delay=2, leave=False)
+    with torch.inference_mode(), scorer.evaluating(), bar, contextlib.closing(decoded):
+        encoded_prompts = None
+        for first in range(0, count, batch_size):
+            block = list(islice(decoded, batch_size))
+            if encoded_prompts is None:  # only now, so that unreadable images fail first
+                encoded_prompts = scorer.encode_prompts([prompts[index] for index in kept_prompts])
+            features = scorer.encode_pixels([torch.stack(part) for part in zip(*block)])
+            rows = by_image[starts[first] : starts[first + len(block)]]
+            for part in _parts(rows, pairs, len(block)):
+                local = pairs[part] - torch.tensor([first, 0])
+                results.append(head(features, encoded_prompts, local).float().cpu())
+                order.append(part)
+            bar.update(len(block))
+    scores = torch.cat(results)
+    scores = torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
+    _check_finite(scorer, scores, prompts, images, pairs_P_2)
+    return scores
+
+
+def _distinct(keys: Sequence) -> tuple[list[int], torch.Tensor]:
+    """(index of each distinct key's first occurrence, for each key the place of that in the former)."""
+    place: dict = {}
+    places = [place.setdefault(key, len(place)) for key in keys]
+    firsts: list[int] = []
+    for index, position in enumerate(places):
+        if position == len(firsts):
+            firsts.append(index)
+    return firsts, torch.tensor(places)
+
+
+def _parts(rows: torch.Tensor, pairs_P_2: torch.Tensor, images: int) -> list[torch.Tensor]:
+    """`rows`, sorted by image, in parts of about PAIRS_AT_ONCE; every image in every part if possible."""
+    if len(rows) <= PAIRS_AT_ONCE:
+        return [rows]
+    counts = torch.bincount(pairs_P_2[rows, 0])[-images:]
+    if bool((counts == counts[0]).all()):
+        step = max(1, PAIRS_AT_ONCE // images)
+        return [part.reshape(-1) for part in rows.view(images, -1).split(step, dim=1)]
+    return list(rows.split(PAIRS_AT_ONCE))
+
+
+def _check_finite(scorer, scores, prompts, images, pairs_P_2) -> None:
+    finite = torch.isfinite(scores).reshape(len(scores), -1).all(1)
+    if not finite.all():
+        bad = [
+            f"{name_of(images[image], image)} with {prompts[prompt][:40]!r}"
+            for image, prompt in pairs_P_2[~finite].tolist()
+        ]
+        raise NonFiniteScoreError(
+            f"{scorer.name} gave {len(bad)} scores that are not finite: {listing(bad, 3)}; "
+            "its weights are damaged or its dtype overflows (try dtype='float32')"
+        )

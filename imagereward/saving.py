@@ -1,0 +1,39 @@
+"""A scorer on disk: safetensors, and a config that says how its scores are defined."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import safetensors.torch
+
+from imagereward.version import __version__
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+def save(scorer, directory: str | os.PathLike) -> Path:
+    """Write both files; each is replaced in one step, so an interrupted save leaves the old one whole."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in scorer.state_dict().items()}
+    config = {"library": "imagereward", "version": __version__, "name": scorer.name}
+    config["scorer"] = scorer.config.to_dict()
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
+        safetensors.torch.save_file(weights, Path(temporary, WEIGHTS_FILE), {"format": "pt"})
+        Path(temporary, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            os.replace(Path(temporary, name), directory / name)
+    return directory
+
+
+def push(scorer, repo_id: str, private: bool, token: str | None, message: str) -> str:
+    """Upload what `save` writes to a hub repository, made if need be; its URL."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        scorer.save_pretrained(directory)
+        api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message)
+    return str(url)

@@ -144,8 +144,8 @@ def read_image(image: ImageLike, index: int = 0) -> PIL.Image.Image:
     if isinstance(image, torch.Tensor):
         return _from_tensor(image, where)
     # An image that the caller opened stays open: they may want its next frame.
-    given = isinstance(image, PIL.Image.Image)
-    with contextlib.nullcontext(image) if given else _opened(image, where) as opened:
+    given = contextlib.nullcontext(image) if isinstance(image, PIL.Image.Image) else None
+    with given or _opened(image, where) as opened:
         try:
             opened.load()
         except Exception as error:  # decoders raise whatever they like on damaged data

@@ -3,14 +3,19 @@
 import hashlib
 import os
 import pickle
+import tempfile
+import urllib.request
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import safetensors.torch
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from imagereward.errors import CheckpointError, DownloadError, listing
 from imagereward.registry import File
@@ -31,18 +36,20 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
         return root / file.name
     tried = []
     for repo in file.hub:
-        cached = huggingface_hub.try_to_load_from_cache(repo, file.name)
+        cached = try_to_load_from_cache(repo, file.name)
         if download_root is None and isinstance(cached, str):
             return Path(cached)
         try:
-            return _verified(fetch_from_hub(repo, file.name, download_root, local_files_only), file)
+            path = fetch_from_hub(repo, file.name, download_root, local_files_only)
+            _check_hash(path, file)
+            return path
         except DownloadError as error:
             tried.append(str(error))
-    if file.url and (local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE):
+    if file.url and _offline(local_files_only):
         tried.append(f"{file.url}: not tried, offline")
     elif file.url:
         try:
-            return _verified(fetch_from_url(file.url, root / file.name), file)
+            return fetch_from_url(file.url, root / file.name, file)
         except DownloadError as error:
             tried.append(str(error))
     raise DownloadError(
@@ -57,6 +64,11 @@ def fetch_from_hub(
     repo: str, name: str, local_dir: str | os.PathLike | None = None, local_files_only=False
 ) -> Path:
     """A file of a hub repository, cached and resumed by huggingface_hub; or DownloadError."""
+    if _offline(local_files_only):
+        cached = try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
+        raise DownloadError(f"hub {repo}/{name}: not in the hub cache, and offline")
     try:
         # The endpoint is read now rather than at import, so that setting it in a notebook works.
         return Path(
@@ -64,8 +76,7 @@ def fetch_from_hub(
                 repo,
                 name,
                 local_dir=None if local_dir is None else os.fspath(local_dir),
-                local_files_only=local_files_only,
-                endpoint=os.environ.get("HF_ENDPOINT") or None,
+                endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
             )
         )
     except Exception as error:  # requests or httpx, by its version: no common base to name
@@ -73,13 +84,26 @@ def fetch_from_hub(
         raise DownloadError(f"hub {repo}/{name}: {type(error).__name__}: {reason[0]}") from error
 
 
-def fetch_from_url(url: str, target: Path) -> Path:
-    """Download into place in one step (a partial download never bears the final name)."""
+def fetch_from_url(url: str, target: Path, file: File | None = None) -> Path:
+    """Download to `target`, which appears only once all of it has arrived and its hash is right."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(target))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DownloadError(f"{url}: {type(error).__name__}: {error}") from error
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".downloading-") as directory:
+        partial = Path(directory, target.name)
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response, open(partial, "wb") as output:
+                size = int(response.headers.get("Content-Length") or 0)
+                bar = tqdm(total=size or None, desc=target.name, unit="B", unit_scale=True, leave=False)
+                with bar:
+                    while chunk := response.read(2**20):
+                        output.write(chunk)
+                        bar.update(len(chunk))
+        except (OSError, HTTPException, ValueError) as error:
+            raise DownloadError(f"{url}: {type(error).__name__}: {error}") from error
+        if size and partial.stat().st_size != size:
+            raise DownloadError(f"{url}: broke off after {partial.stat().st_size} of {size} bytes")
+        if file:
+            _check_hash(partial, file)
+        os.replace(partial, target)
     return target
 
 
@@ -89,7 +113,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _verified(path: Path, file: File) -> Path:
+def _check_hash(path: Path, file: File) -> None:
     if file.sha256 and (found := sha256_of(path)) != file.sha256:
         size = path.stat().st_size
         for part in {path.resolve(), path}:  # in the hub cache, a link and what it points to
@@ -98,7 +122,10 @@ def _verified(path: Path, file: File) -> Path:
             f"{file.name}: the download ({size} bytes) has sha256 {found}, "
             f"expected {file.sha256}; it was removed"
         )
-    return path
+
+
+def _offline(local_files_only: bool) -> bool:
+    return local_files_only or constants.HF_HUB_OFFLINE
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -157,9 +157,9 @@ def check_image(image: ImageLike, index: int = 0) -> None:
     """The cheap half of `read_image`: does it exist, is its header an image, is its type known."""
     where = f"images[{index}]" + (f" ({image})" if isinstance(image, (str, os.PathLike)) else "")
     if isinstance(image, np.ndarray):
-        _from_array(image[:1], where)
+        _check_array(image, where)
     elif isinstance(image, torch.Tensor):
-        _from_tensor(image[..., :1, :], where)
+        _check_tensor(image, where)
     else:
         opened = _opened(image, where)
         if opened is not image:
@@ -201,6 +201,8 @@ def load_pixels(
 
 def _opened(image, where: str) -> PIL.Image.Image:
     if isinstance(image, PIL.Image.Image):
+        if 0 in image.size:
+            raise ImageReadError(f"{where} has no pixels: its size is {image.size}")
         return image
     if isinstance(image, (bytes, bytearray, memoryview)):
         if not len(image):
@@ -209,13 +211,7 @@ def _opened(image, where: str) -> PIL.Image.Image:
     elif isinstance(image, (str, os.PathLike)):
         if str(image).startswith(("http://", "https://")):
             raise ImageReadError(f"{where} is a URL; this library fetches none: download it first")
-        source = Path(image).expanduser()
-        if not source.exists():
-            raise ImageNotFound(f"{where} does not exist")
-        if source.is_dir():
-            raise ImageReadError(f"{where} is a directory; pass the files in it")
-        if source.stat().st_size == 0:
-            raise ImageReadError(f"{where} is empty: 0 bytes")
+        source = _existing(image, where)
     else:
         raise ImageTypeError(
             f"{where} is a {type(image).__name__}; expected a path, bytes, a PIL image, "
@@ -232,6 +228,21 @@ def _opened(image, where: str) -> PIL.Image.Image:
         raise ImageReadError(f"{where} is not an image that Pillow can read") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageReadError(f"{where} cannot be read: {error}") from error
+
+
+def _existing(path: str | os.PathLike, where: str) -> Path:
+    try:
+        source = Path(path).expanduser()
+        size = source.stat().st_size
+    except FileNotFoundError as error:
+        raise ImageNotFound(f"{where} does not exist") from error
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such home, a null byte
+        raise ImageReadError(f"{where} is not a usable path: {error}") from error
+    if source.is_dir():
+        raise ImageReadError(f"{where} is a directory; pass the files in it")
+    if size == 0:
+        raise ImageReadError(f"{where} is empty: 0 bytes")
+    return source
 
 
 def _standard_mode(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
@@ -252,29 +263,37 @@ def _standard_mode(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
     return image
 
 
-def _from_array(array: np.ndarray, where: str) -> PIL.Image.Image:
+def _check_array(array: np.ndarray, where: str) -> None:
     if array.dtype != np.uint8:
         raise ImageTypeError(f"{where} is a numpy array of {array.dtype}; expected uint8 [H, W, 3] in 0..255")
+    grey = array.ndim == 2
+    if not (grey or (array.ndim == 3 and array.shape[2] in (1, 3, 4))) or 0 in array.shape:
+        raise InputError(f"{where} has shape {array.shape}; expected [H, W, 3] (or 1 or 4 channels)")
+
+
+def _from_array(array: np.ndarray, where: str) -> PIL.Image.Image:
+    _check_array(array, where)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
-        raise InputError(f"{where} has shape {tuple(array.shape)}; expected [H, W, 3] (or 1 or 4)")
     return PIL.Image.fromarray(np.ascontiguousarray(array))
 
 
+def _check_tensor(tensor: torch.Tensor, where: str) -> None:
+    if not tensor.is_floating_point() and tensor.dtype != torch.uint8:
+        raise ImageTypeError(f"{where} is a tensor of {tensor.dtype}; expected float or uint8")
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4) or tensor.numel() == 0:
+        raise InputError(f"{where} has shape {tuple(tensor.shape)}; expected [3, H, W] (or 1 or 4 channels)")
+
+
 def _from_tensor(tensor: torch.Tensor, where: str) -> PIL.Image.Image:
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
-        raise InputError(f"{where} has shape {tuple(tensor.shape)}; expected [3, H, W] (or 1 or 4)")
+    _check_tensor(tensor, where)
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.float()
-        if not bool(torch.isfinite(tensor).all()) or tensor.min() < -1e-3 or tensor.max() > 1 + 1e-3:
-            raise InputError(
-                f"{where} has values in [{tensor.min():.3g}, {tensor.max():.3g}]; expected [0, 1]"
-            )
+        low, high = tensor.min(), tensor.max()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails both
+            raise InputError(f"{where} has values in [{low:.3g}, {high:.3g}]; expected [0, 1]")
         tensor = tensor.mul(255).round().clamp(0, 255).to(torch.uint8)
-    elif tensor.dtype != torch.uint8:
-        raise ImageTypeError(f"{where} is a tensor of {tensor.dtype}; expected float or uint8")
     return _from_array(tensor.permute(1, 2, 0).numpy(), where)
 
 

@@ -37,7 +37,7 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
     tried = []
     for repo in file.hub:
         cached = try_to_load_from_cache(repo, file.name)
-        if download_root is None and isinstance(cached, str):
+        if isinstance(cached, str):
             return Path(cached)
         try:
             path = fetch_from_hub(repo, file.name, download_root, local_files_only)
@@ -63,7 +63,10 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
 def fetch_from_hub(
     repo: str, name: str, local_dir: str | os.PathLike | None = None, local_files_only=False
 ) -> Path:
-    """A file of a hub repository, cached and resumed by huggingface_hub; or DownloadError."""
+    """A file of a hub repository by way of the hub cache, or DownloadError.
+
+    huggingface_hub waits, retries and resumes when a connection breaks, within one call.
+    """
     if _offline(local_files_only):
         cached = try_to_load_from_cache(repo, name)
         if isinstance(cached, str):
@@ -86,7 +89,10 @@ def fetch_from_hub(
 
 def fetch_from_url(url: str, target: Path, file: File | None = None) -> Path:
     """Download to `target`, which appears only once all of it has arrived and its hash is right."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(f"{url}: nowhere to put it: {error}") from error
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".downloading-") as directory:
         partial = Path(directory, target.name)
         try:

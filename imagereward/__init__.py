@@ -14,7 +14,7 @@ from imagereward.version import __version__
 _HOMES = {
     "load": "loading",
     "load_score": "loading",
-    "ensemble": "ensemble",
+    "ensemble": "ensembles",
     "available_models": "registry",
     "available_scores": "registry",
     "Scorer": "scorer",
@@ -27,7 +27,6 @@ __all__ = [*_HOMES, "__version__"]
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # importlib leaves a submodule of the same name behind as an attribute: replace it.
     value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     return value
 

@@ -32,6 +32,12 @@ def test_importing_the_package_loads_no_optional_or_slow_library():
     assert loaded == "[]"
 
 
+def test_no_submodule_takes_the_place_of_a_public_name():
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not modules & set(RM.__all__)
+    assert all(getattr(RM, name) for name in RM.__all__)
+
+
 def test_importing_the_package_costs_at_most_a_tenth_of_a_second_over_torch():
     code = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
     pairs = [
@@ -154,7 +160,7 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
     by_name = {"ImageReward-v1.0": "ImageReward", "Aesthetic": "Aesthetic"}
     assert set(by_name.values()) <= set(CONFIGS)
     monkeypatch.setattr(RM, "load", lambda name: small_scorer(by_name[name]))
-    monkeypatch.setattr("imagereward.ensemble.load", lambda name: small_scorer(by_name[name]))
+    monkeypatch.setattr("imagereward.ensembles.load", lambda name: small_scorer(by_name[name]))
     names: dict = {}
     for block in blocks:
         exec(block, names)

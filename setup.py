@@ -1,6 +1,7 @@
 """Packaging: what is installed, what it needs, and what the extras add. Floors, no pins."""
 
 import re
+from itertools import chain
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -22,12 +23,20 @@ CORE = [
     "typer>=0.17.3",
     "tqdm>=4.66",
 ]
+# Extras of the parts that are being built on this core. Their floors are set when code that uses them
+# is tested at them.
+EXTRAS = {
+    "train": ["diffusers", "accelerate", "peft", "datasets", "fairscale", "tensorboard"],
+    "serve": ["fastapi", "uvicorn", "httpx", "python-multipart"],
+    "scale": ["pyarrow", "ray[data,serve]"],
+    "report": ["matplotlib"],
+}
 TEST = ["pytest>=8", "ruff>=0.12", "mypy>=1.11", "setuptools>=77", "wheel>=0.43"]
 
 setup(
     name="imagereward",
     version=VERSION,
-    description="Reward models for text-to-image: load, score, rank, and train image generators with them",
+    description="Reward models for text-to-image: load one, score images, rank them",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -36,7 +45,7 @@ setup(
     packages=find_packages(include=["imagereward", "imagereward.*"]),
     package_data={"imagereward": ["py.typed", "assets/*"]},
     install_requires=CORE,
-    extras_require={"test": TEST, "all": TEST},
+    extras_require={**EXTRAS, "test": TEST, "all": sorted({*chain(*EXTRAS.values()), *TEST})},
     entry_points={"console_scripts": ["imagereward = imagereward.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -8,8 +8,18 @@ Everything is imported on first use, so importing the package costs next to noth
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from imagereward.version import __version__
+
+if TYPE_CHECKING:
+    from imagereward.ensembles import ensemble as ensemble
+    from imagereward.loading import load as load
+    from imagereward.loading import load_score as load_score
+    from imagereward.ranking import Ranking as Ranking
+    from imagereward.registry import available_models as available_models
+    from imagereward.registry import available_scores as available_scores
+    from imagereward.scorer import Scorer as Scorer
 
 _HOMES = {
     "load": "loading",

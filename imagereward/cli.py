@@ -192,8 +192,12 @@ def _load(model, checkpoint, device, dtype, download_root, offline):
 
 
 def _expand(patterns: list[str]) -> list[str]:
-    """Globs that the shell did not expand, sorted; every other argument as it is."""
+    """Globs that the shell did not expand, sorted; every other argument as it is; all of them images.
+
+    Checked here, so that a wrong path costs no loading (and no download) of a model.
+    """
     from imagereward.errors import ImageNotFound
+    from imagereward.images import check_image
 
     paths: list[str] = []
     for pattern in patterns:
@@ -203,6 +207,8 @@ def _expand(patterns: list[str]) -> list[str]:
             if not found:
                 raise ImageNotFound(f"no file matches {pattern!r}")
         paths += found
+    for index, path in enumerate(paths):
+        check_image(path, index)
     return paths
 
 

@@ -52,8 +52,24 @@ def score_rows(
             bar.update(len(block))
     scores = torch.cat(results)
     scores = torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
-    _check_finite(scorer, scores, prompts, images, pairs_P_2)
+
+    def describe(row: int) -> str:
+        image, prompt = pairs_P_2[row].tolist()
+        return f"{name_of(images[image], image)} with {prompts[prompt][:40]!r}"
+
+    check_finite(scorer.name, scores, describe)
     return scores
+
+
+def check_finite(name: str, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
+    """NonFiniteScoreError, naming the first rows by `describe`, if a score is NaN or infinite."""
+    finite = torch.isfinite(scores.detach()).reshape(len(scores), -1).all(1)
+    if not finite.all():
+        bad = [describe(row) for row in (~finite).nonzero().flatten().tolist()]
+        raise NonFiniteScoreError(
+            f"{name} gave {len(bad)} scores that are not finite: {listing(bad, 3)}; "
+            "its weights are damaged or its dtype overflows (try dtype='float32')"
+        )
 
 
 def _distinct(keys: Sequence) -> tuple[list[int], torch.Tensor]:
@@ -76,16 +92,3 @@ def _parts(rows: torch.Tensor, pairs_P_2: torch.Tensor, images: int) -> list[tor
         step = max(1, PAIRS_AT_ONCE // images)
         return [part.reshape(-1) for part in rows.view(images, -1).split(step, dim=1)]
     return list(rows.split(PAIRS_AT_ONCE))
-
-
-def _check_finite(scorer, scores, prompts, images, pairs_P_2) -> None:
-    finite = torch.isfinite(scores).reshape(len(scores), -1).all(1)
-    if not finite.all():
-        bad = [
-            f"{name_of(images[image], image)} with {prompts[prompt][:40]!r}"
-            for image, prompt in pairs_P_2[~finite].tolist()
-        ]
-        raise NonFiniteScoreError(
-            f"{scorer.name} gave {len(bad)} scores that are not finite: {listing(bad, 3)}; "
-            "its weights are damaged or its dtype overflows (try dtype='float32')"
-        )

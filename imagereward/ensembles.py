@@ -1,7 +1,9 @@
 """Several scorers as one: a weighted sum that is itself a Scorer."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import cast
 
 import torch
@@ -33,6 +35,9 @@ def ensemble(
     if not weights:
         raise InputError("an ensemble needs at least one component, as {name: weight}")
     keys = list(weights)
+    numbers = {key: weight for key, weight in weights.items() if isinstance(weight, Real)}
+    if bad := [str(key) for key in keys if key not in numbers or not math.isfinite(numbers[key])]:
+        raise InputError(f"the weights of {bad} are not finite numbers")
     normalise = dict(normalise or {})
     if strangers := [str(key) for key in normalise if key not in weights]:
         raise InputError(f"normalise names {strangers}, which are not among the components")
@@ -40,8 +45,10 @@ def ensemble(
     for key, (_, std) in zip(keys, shifts):
         if not std > 0:
             raise InputError(f"normalise[{key!r}] has std {std}; expected (mean, std) with std > 0")
-    scorers = [key if isinstance(key, Scorer) else load(key, **load_options) for key in keys]
-    return Ensemble(scorers, [float(weights[key]) for key in keys], shifts)
+    loaded = {key: load(key, **load_options) for key in keys if not isinstance(key, Scorer)}
+    _share_towers(list(loaded.values()))
+    scorers = [key if isinstance(key, Scorer) else loaded[key] for key in keys]
+    return Ensemble(scorers, [float(numbers[key]) for key in keys], shifts)
 
 
 class Ensemble(Scorer):
@@ -51,7 +58,6 @@ class Ensemble(Scorer):
         if len(devices := {scorer.device for scorer in scorers}) > 1:
             raise InputError(f"the components are on different devices: {sorted(map(str, devices))}")
         super().__init__(ScorerConfig("Ensemble"))
-        _share_towers(scorers)
         self.parts = nn.ModuleList(scorers)
         self.names = _distinct_names(scorers)
         self.name = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, self.names))
@@ -131,7 +137,7 @@ class Ensemble(Scorer):
 
 
 def _share_towers(scorers: Sequence[Scorer]) -> None:
-    """Let CLIP scorers that were loaded from the same file hold one tower."""
+    """Let CLIP scorers that were just loaded from the same file hold one tower."""
     towers: dict = {}
     for scorer in scorers:
         if file := scorer.files.get("clip_model."):

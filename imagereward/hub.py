@@ -1,5 +1,6 @@
 """From a file's name to a verified local file, and from a local file to a state dict."""
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -29,7 +30,8 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
 
     Looked for in `download_root` (default `~/.cache/ImageReward`), then in the hub cache, then
     downloaded: into `download_root` if given. What arrives is checked against the registry's sha256
-    where it has one, and a wrong file is removed. Raises DownloadError, which says what was tried.
+    where it has one, and a wrong file is removed; a file that you put into `download_root` yourself is
+    taken as it is. Raises DownloadError, which says what was tried.
     """
     root = Path(download_root or CACHE).expanduser()
     if (root / file.name).is_file():
@@ -37,12 +39,10 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
     tried = []
     for repo in file.hub:
         cached = try_to_load_from_cache(repo, file.name)
-        if isinstance(cached, str):
-            return Path(cached)
         try:
-            path = fetch_from_hub(repo, file.name, download_root, local_files_only)
-            _check_hash(path, file)
-            return path
+            if isinstance(cached, str):
+                return _verified(Path(cached), file)
+            return _download(repo, file, download_root, local_files_only)
         except DownloadError as error:
             tried.append(str(error))
     if file.url and _offline(local_files_only):
@@ -58,6 +58,16 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
         + f"\nOn a machine without network, put the file at {root / file.name} "
         "or pass its directory as download_root="
     )
+
+
+def _download(repo: str, file: File, root: str | os.PathLike | None, local_files_only: bool) -> Path:
+    if root is None or _offline(local_files_only):
+        return _verified(fetch_from_hub(repo, file.name, None, local_files_only), file)
+    root = Path(root).expanduser()
+    with _temporary_in(root) as directory:  # under its final name only once it is verified
+        path = fetch_from_hub(repo, file.name, directory)
+        _check_hash(path, file)
+        return path.replace(root / file.name)
 
 
 def fetch_from_hub(
@@ -88,12 +98,11 @@ def fetch_from_hub(
 
 
 def fetch_from_url(url: str, target: Path, file: File | None = None) -> Path:
-    """Download to `target`, which appears only once all of it has arrived and its hash is right."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DownloadError(f"{url}: nowhere to put it: {error}") from error
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".downloading-") as directory:
+    """Download to `target`, which appears only once all of it has arrived and its hash is right.
+
+    A download that breaks off starts anew with the next call. Raises DownloadError.
+    """
+    with _temporary_in(target.parent) as directory:
         partial = Path(directory, target.name)
         try:
             with urllib.request.urlopen(url, timeout=30) as response, open(partial, "wb") as output:
@@ -117,6 +126,28 @@ def sha256_of(path: Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _temporary_in(root: Path) -> tempfile.TemporaryDirectory:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=root, prefix=".downloading-")
+    except OSError as error:
+        raise DownloadError(f"downloads cannot be put into {root}: {error}") from error
+
+
+def _verified(path: Path, file: File) -> Path:
+    """`path`, a file of the hub cache, hashed unless it was found right before and has not changed."""
+    if file.sha256:
+        note = CACHE.expanduser() / ".verified" / file.sha256
+        status = path.stat()
+        state = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        if not (note.is_file() and note.read_text() == state):
+            _check_hash(path, file)
+            with contextlib.suppress(OSError):  # a home that cannot be written costs a hash a load
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(state)
+    return path
 
 
 def _check_hash(path: Path, file: File) -> None:

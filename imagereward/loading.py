@@ -59,6 +59,9 @@ def load(
     file cannot be had), DeviceError, InputError.
     """
     device, dtype = _device(device), _dtype(dtype)
+    if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
+        raise InputError(f"max_length={max_length!r}: expected a whole number of at least 2")
+    med = None if med_config is None else _read_med_config(Path(med_config))
     where = (download_root, local_files_only)
     path = Path(name).expanduser()
     label = os.fspath(name)
@@ -81,11 +84,9 @@ def load(
         raise CheckpointError(
             f"{label!r} is no known scorer, file, directory or hub id; {hint}known: {', '.join(REGISTRY)}"
         )
-    if med_config is not None:
-        config = _with_med_config(config, Path(med_config))
+    if med is not None:
+        config = _with_med_config(config, med)
     if max_length is not None:
-        if not isinstance(max_length, int) or max_length < 2:
-            raise InputError(f"max_length={max_length!r}: expected a whole number of at least 2")
         config = replace(config, max_length=max_length)
     scorer = assemble(config, _merged(sources), device, dtype, " + ".join(str(p) for _, p in sources))
     scorer.name = label
@@ -226,13 +227,16 @@ def _read_config(path: Path) -> ScorerConfig:
         raise CheckpointError(f"{path} does not describe a scorer: {error}") from error
 
 
-def _with_med_config(config: ScorerConfig, path: Path) -> ScorerConfig:
+def _read_med_config(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"med_config {path} cannot be read: {error}") from error
+
+
+def _with_med_config(config: ScorerConfig, values: dict) -> ScorerConfig:
     if config.kind not in ("ImageReward", "BLIP"):
         raise InputError(f"med_config= describes a BLIP text encoder; this scorer is a {config.kind}")
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"med_config {path} cannot be read: {error}") from error
     names = {
         "vocab_size": "vocab_size",
         "hidden_size": "width",

@@ -32,8 +32,8 @@ def push(scorer, repo_id: str, private: bool, token: str | None, message: str) -
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
-        scorer.save_pretrained(directory)
+        scorer.save_pretrained(directory)  # first: what cannot be saved leaves no empty repository
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message)
     return str(url)

@@ -6,16 +6,17 @@ Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
 """
 
 import contextlib
+import inspect
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from imagereward.engine import score_rows
+from imagereward.engine import check_finite, score_rows
 from imagereward.errors import InputError, PromptTruncatedWarning
 from imagereward.images import ImageLike, Preprocess, as_list, full_precision, is_many, name_of
 from imagereward.ranking import Ranking, ranks_of
@@ -24,10 +25,20 @@ from imagereward.saving import push, save
 # Images a batch where the caller does not say: a CPU is busy with few, an accelerator wants many.
 DEFAULT_BATCH = {"cpu": 8}
 DEFAULT_BATCH_ACCELERATOR = 64
+# How far pixels may lie outside [0, 1] before they are taken for another range altogether.
+PIXEL_SLACK = 0.01
 
 
 class Scorer(nn.Module):
-    """A reward: a function of (prompt, image). Subclasses define the three methods and no verbs."""
+    """A reward: a function of (prompt, image). Subclasses define the three methods and no verbs.
+
+    Every verb takes `batch_size`, the number of images in one pass of the model. Every verb raises,
+    before the model runs, InputError (nothing to score, unequal lengths, a prompt that is no string),
+    ImageNotFound, ImageReadError or ImageTypeError naming the image; and NonFiniteScoreError for
+    scores that are NaN or infinite. All headers are checked first; of more than 512 images, those
+    beyond are decoded while the model runs, so damage inside one is found when its turn comes.
+    A prompt that is longer than the model reads is cut, with a PromptTruncatedWarning.
+    """
 
     # Parameters under these prefixes stay float32 whatever the dtype of the rest.
     float32_prefixes = ("mlp.", "clip_model.logit_scale")
@@ -80,10 +91,12 @@ class Scorer(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The towers' dtype; scores are float32 whatever it is."""
         return next(self.parameters()).dtype
 
     # The verbs.
@@ -93,8 +106,7 @@ class Scorer(nn.Module):
     ) -> float | list[float]:
         """How well each image answers the prompt; higher is better.
 
-        One image gives a float, a list gives a list of the same length. Raises an
-        `imagereward.errors.ImageRewardError` before any work if an input is unusable.
+        One image gives a float, a list gives a list of the same length. Ranges: see the registry.
         """
         scores = self._one_prompt(prompt, as_list(image), batch_size).tolist()
         return scores if is_many(image) else scores[0]
@@ -174,9 +186,10 @@ class Scorer(nn.Module):
     ) -> torch.Tensor:
         """float32 scores [B] of RGB pixels in [0, 1], any H and W; gradients reach the pixels.
 
-        `prompts` are B strings, or one for all. Resizing is antialiased and agrees with what
-        `score` does to the same image saved as a PNG, up to 8-bit rounding. Weights loaded by
-        `load` are frozen, so nothing but the pixels gathers gradients.
+        `prompts` are B strings, or one for all. Resizing is antialiased. On smooth pictures the result
+        differs from what `score` gives for the same image as a file by 8-bit rounding; pixel noise,
+        which Pillow clips between its two passes, can differ by more. Weights loaded by `load` are
+        frozen, so nothing but the pixels gathers gradients.
         """
         pixels = pixels_B_3_H_W
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
@@ -185,17 +198,23 @@ class Scorer(nn.Module):
             )
         count = len(pixels)
         prompts = [prompts] * count if isinstance(prompts, str) else _prompt_list(prompts)
-        if len(prompts) != count or not count:
+        if len(prompts) != count or not pixels.numel():
             raise InputError(f"{len(prompts)} prompts for {count} images; expected one each")
+        low, high = pixels.detach().aminmax()
+        if not (low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK):  # NaN fails both
+            raise InputError(f"pixels are in [{low:.3g}, {high:.3g}]; expected [0, 1]")
+        self._warn_truncated(list(dict.fromkeys(prompts)))
         size = self._batch_size(batch_size)
-        rewards = []
+        parts = []
         with self.evaluating():
             for start in range(0, count, size):
                 part = pixels[start : start + size].to(self.device)
                 features = self.encode_pixels([p.resize(full_precision(part)) for p in self.preprocesses])
                 encoded = self.encode_prompts(prompts[start : start + size])
-                rewards.append(self.head(features, encoded, _diagonal(len(part))))
-        return torch.cat(rewards)
+                parts.append(self.head(features, encoded, _diagonal(len(part))))
+        rewards = torch.cat(parts)
+        check_finite(self.name, rewards, lambda row: f"image {row} with {prompts[row][:40]!r}")
+        return rewards
 
     def forward(self, pixels_B_3_H_W, prompts):
         """`reward`, for wrappers that call the module."""
@@ -227,7 +246,7 @@ class Scorer(nn.Module):
                 "(score_pairs and score_matrix take lists of prompts)"
             )
         pairs = torch.stack([torch.arange(len(images)), torch.zeros(len(images))], 1).long()
-        return self._score_rows([prompt], images, pairs, batch_size, head or self.head)
+        return self._score_rows(_prompt_list([prompt]), images, pairs, batch_size, head or self.head)
 
     def _score_rows(
         self, prompts: list[str], images: list, pairs_P_2, batch_size: int | None, head: Callable
@@ -271,7 +290,7 @@ class Scorer(nn.Module):
                 f"{count} of {len(prompts)} prompts are longer than {self.name} reads; only the "
                 "beginning was scored (`max_length=` in load() raises the limit where the model has room)",
                 PromptTruncatedWarning,
-                stacklevel=4,
+                stacklevel=_level_of_caller(),
             )
 
     @contextlib.contextmanager
@@ -286,13 +305,26 @@ class Scorer(nn.Module):
                 module.training = training
 
 
-def _prompt_list(prompts: Sequence[str]) -> list[str]:
-    if isinstance(prompts, str):
-        raise InputError("prompts is one string; expected a list of strings")
+def _prompt_list(prompts: Iterable[str]) -> list[str]:
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise InputError(f"prompts is a {type(prompts).__name__}; expected a list of strings")
+    prompts = list(prompts)
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise InputError(f"prompts[{index}] is a {type(prompt).__name__}; expected a string")
-    return list(prompts)
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"prompts[{index}] is not valid text: {error}") from error
+    return prompts
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` with which a warning points at the first frame outside this package."""
+    frame, level = inspect.currentframe(), 0
+    while frame and frame.f_globals.get("__name__", "").startswith("imagereward."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _diagonal(count: int) -> torch.Tensor:

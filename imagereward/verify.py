@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 from imagereward.errors import DownloadError, ImageNotFound
 from imagereward.hub import CACHE, fetch_from_url, sha256_of
 from imagereward.loading import load
@@ -35,12 +37,15 @@ def verify(
             if images:
                 raise ImageNotFound(f"{path} does not exist; expected the samples 1.webp to 4.webp")
             try:
+                if constants.HF_HUB_OFFLINE:
+                    raise DownloadError(f"{SAMPLES}{path.name}: not tried, offline")
                 fetch_from_url(SAMPLES + path.name, path)
             except DownloadError as error:
                 unreachable.append(f"sample image {error}")
                 break
     try:
-        model = load(checkpoint or "ImageReward-v1.0", device, download_root)
+        name, kind = (checkpoint, "ImageReward-v1.0") if checkpoint else ("ImageReward-v1.0", None)
+        model = load(name, device, download_root, kind=kind)
     except DownloadError as error:
         unreachable.append(f"weights {error}")
     if unreachable:

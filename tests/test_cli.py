@@ -117,6 +117,7 @@ def test_verify_offline_says_what_it_could_not_reach(capsys, tmp_path, monkeypat
     assert "cannot verify; out of reach" in error
     assert "1.webp" in error
     assert "ImageReward.pt" in error
+    assert "Connection refused" not in error  # the tests run offline: nothing may have been tried
 
 
 def test_verify_prints_published_beside_measured_and_names_a_checkpoint_that_is_not_the_released(
@@ -134,6 +135,35 @@ def test_verify_prints_published_beside_measured_and_names_a_checkpoint_that_is_
     assert "0.5812" in result.stdout
     assert result.stdout.count("NOT the released file") == 4
     assert "DOES NOT agree" in result.stdout
+
+
+def test_a_wrong_path_is_reported_before_the_model_is_loaded(capsys, monkeypatch, image_paths):
+    monkeypatch.setattr("imagereward.cli._load", lambda *_: pytest.fail("loaded the model"))
+    assert "images[1] (/nowhere.png)" in error_of(capsys, "rank", "a", image_paths[0], "/nowhere.png")
+
+
+def test_verify_with_another_models_checkpoint_is_one_message(capsys, tmp_path, saved):
+    torch.save(small_scorer("CLIP").state_dict(), tmp_path / "clip.pt")
+    for number, picture in enumerate(pictures(4), 1):
+        picture.save(tmp_path / f"{number}.webp")
+    error = error_of(capsys, "verify", "--checkpoint", tmp_path / "clip.pt", "--images", tmp_path)
+    assert "does not fit a scorer of kind ImageReward" in error
+
+
+def test_verify_agrees_where_scores_and_weights_are_the_published_ones(tmp_path, monkeypatch):
+    from imagereward import hub, verify
+
+    released = REGISTRY["ImageReward-v1.0"]
+    torch.save(small_scorer("ImageReward").state_dict(), tmp_path / "x.pt")
+    for number, picture in enumerate(pictures(4), 1):
+        picture.save(tmp_path / f"{number}.webp")
+    paths = [tmp_path / f"{number}.webp" for number in range(1, 5)]
+    published = small_scorer("ImageReward").score(verify.PROMPT, paths)
+    file = replace(released.files[0], sha256=hub.sha256_of(tmp_path / "x.pt"))
+    small = replace(released, config=CONFIGS["ImageReward"], files=(file,))
+    monkeypatch.setitem(REGISTRY, "ImageReward-v1.0", small)
+    monkeypatch.setattr(verify, "PUBLISHED", published)
+    assert "agrees with" in run("verify", "--checkpoint", tmp_path / "x.pt", "--images", tmp_path)
 
 
 def test_help_answers_at_once_without_importing_torch():

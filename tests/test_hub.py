@@ -492,6 +492,31 @@ def test_a_file_from_a_url_bears_its_final_name_only_once_it_is_verified(endpoin
     assert not (hub.CACHE / NAME).exists()
 
 
+def test_a_file_of_the_hub_cache_is_used_only_once_it_is_verified(endpoint, monkeypatch):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    endpoint.put(DAMAGED)
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "sha256_of", killed)
+        with pytest.raises(KeyboardInterrupt):
+            hub.fetch(wanted())
+    with pytest.raises(DownloadError, match="expected"):
+        hub.fetch(wanted())
+    endpoint.put(PAYLOAD)
+    assert hub.fetch(wanted()).read_bytes() == PAYLOAD
+    monkeypatch.setattr(hub, "sha256_of", killed)  # verified once, it is not hashed again
+    assert hub.fetch(wanted()).read_bytes() == PAYLOAD
+
+
+def test_download_root_holds_the_file_only_once_it_is_verified(endpoint, tmp_path, monkeypatch):
+    endpoint.put(DAMAGED)
+    monkeypatch.setattr(hub, "sha256_of", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        hub.fetch(wanted(), tmp_path / "root")
+    assert not any((tmp_path / "root").iterdir())
+
+
 # Through load().
 
 

@@ -71,7 +71,8 @@ def test_every_verb_gives_the_originals_scores_at_any_batch_size(weights, name):
     matrix = model.score_matrix(prompts, IMAGES)
     np.testing.assert_allclose(matrix, want, atol=TOLERANCE, rtol=0)
 
-    for batch_size in (1, 3):
+    assert [places(row) for row in matrix] == [places(row) for row in want]
+    for batch_size in (1, 3, len(IMAGES)):
         ranking, rewards = model.inference_rank(prompts[0], IMAGES, batch_size=batch_size)
         np.testing.assert_allclose(rewards, want[0], atol=TOLERANCE, rtol=0)
         assert ranking == places(want[0])

@@ -2,7 +2,7 @@
 
 Parameter names are those of the released checkpoints. Three things make it fast without changing
 a number: padded positions are never computed beyond the longest prompt at hand, an image's keys
-and values are projected once for all the prompts it meets, and the last layer computes only the
+and values are projected once for all the prompts it meets in a call, and the last layer computes only the
 first token when nothing else is asked for.
 """
 

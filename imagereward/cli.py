@@ -4,6 +4,7 @@ import csv
 import glob
 import json
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -170,6 +171,8 @@ def main() -> None:
     """The console entry point: errors of this package become one line on stderr and exit code 1."""
     from imagereward.errors import ImageRewardError
 
+    # One line for a user, instead of the place in the code that a developer would want.
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except ImageRewardError as error:
@@ -183,7 +186,8 @@ def _load(model, checkpoint, device, dtype, download_root, offline):
 
     if checkpoint is not None:
         if not checkpoint.is_file():
-            raise CheckpointError(f"checkpoint {checkpoint} does not exist")
+            found = "is a directory: pass it as --model" if checkpoint.is_dir() else "does not exist"
+            raise CheckpointError(f"checkpoint {checkpoint} {found}")
         return imagereward.load(
             checkpoint, device, download_root, kind=model, dtype=dtype, local_files_only=offline
         )

@@ -1,6 +1,8 @@
 """What defines a scorer's numbers, apart from its weights."""
 
 import difflib
+import math
+import operator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -27,6 +29,17 @@ class ScorerConfig:
     std: float = 1.0
     scaled: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, str):
+            raise InputError(f"kind={self.kind!r}: expected a name")
+        whole_number("max_length", self.max_length, 2)
+        if not all(
+            isinstance(value, (int, float)) and math.isfinite(value) for value in (self.mean, self.std)
+        ):
+            raise InputError(f"mean={self.mean!r}, std={self.std!r}: expected finite numbers")
+        if self.std <= 0 or not isinstance(self.scaled, bool):
+            raise InputError(f"std={self.std!r}, scaled={self.scaled!r}: expected above 0, and a boolean")
+
     def to_dict(self) -> dict:
         """Plain values, as `config.json` holds them."""
         return asdict(self)
@@ -39,6 +52,18 @@ class ScorerConfig:
         for key in {"mean", "std"} & preprocess.keys():
             preprocess[key] = tuple(preprocess[key])
         return strict(cls, {**values, "preprocess": strict(Preprocess, preprocess)})
+
+
+def whole_number(name: str, value, least: int, most: int | None = None) -> int:
+    """`value` as an int; InputError naming it unless it is a whole number in [least, most]."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least or (most is not None and number > most):
+        limit = f"of at least {least}" if most is None else f"in {least}..{most}"
+        raise InputError(f"{name}={value!r}: expected a whole number {limit}")
+    return number
 
 
 def strict(cls, values: dict):

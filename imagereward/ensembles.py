@@ -32,7 +32,7 @@ def ensemble(
     (CLIP and Aesthetic). Raises InputError for an empty mapping, weights that are not numbers, a
     `normalise` key that is no component, or components on different devices.
     """
-    if not weights:
+    if not isinstance(weights, Mapping) or not weights:
         raise InputError("an ensemble needs at least one component, as {name: weight}")
     keys = list(weights)
     numbers = {key: weight for key, weight in weights.items() if isinstance(weight, Real)}
@@ -41,14 +41,21 @@ def ensemble(
     normalise = dict(normalise or {})
     if strangers := [str(key) for key in normalise if key not in weights]:
         raise InputError(f"normalise names {strangers}, which are not among the components")
-    shifts = [normalise.get(key, (0.0, 1.0)) for key in keys]
-    for key, (_, std) in zip(keys, shifts):
-        if not std > 0:
-            raise InputError(f"normalise[{key!r}] has std {std}; expected (mean, std) with std > 0")
+    shifts = [_mean_and_std(key, normalise.get(key, (0.0, 1.0))) for key in keys]
     loaded = {key: load(key, **load_options) for key in keys if not isinstance(key, Scorer)}
     _share_towers(list(loaded.values()))
     scorers = [key if isinstance(key, Scorer) else loaded[key] for key in keys]
     return Ensemble(scorers, [float(numbers[key]) for key in keys], shifts)
+
+
+def _mean_and_std(key, shift) -> tuple[float, float]:
+    try:
+        mean, std = (float(value) for value in shift)
+    except (TypeError, ValueError):
+        mean = std = math.nan
+    if not (math.isfinite(mean) and 0 < std < math.inf):
+        raise InputError(f"normalise[{str(key)!r}] is {shift!r}; expected (mean, std) with std > 0")
+    return mean, std
 
 
 class Ensemble(Scorer):
@@ -63,7 +70,7 @@ class Ensemble(Scorer):
         self.name = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, self.names))
         self.weights = weights
         self.shifts = shifts
-        self._preprocesses = tuple(dict.fromkeys(scorer.preprocess for scorer in scorers))
+        self._preprocesses = tuple(dict.fromkeys(each for scorer in scorers for each in scorer.preprocesses))
         # Scorers with an equal key compute the same image features; the first of them does it.
         keys = [scorer.image_key() for scorer in scorers]
         distinct = list(dict.fromkeys(keys))
@@ -81,9 +88,8 @@ class Ensemble(Scorer):
 
     def encode_images(self, *pixels: torch.Tensor) -> tuple:
         encoders = [self.scorers[index] for index in self._encoders]
-        return tuple(
-            scorer.encode_images(pixels[self._preprocesses.index(scorer.preprocess)]) for scorer in encoders
-        )
+        of = dict(zip(self._preprocesses, pixels))
+        return tuple(scorer.encode_images(*(of[each] for each in scorer.preprocesses)) for scorer in encoders)
 
     def encode_prompts(self, prompts: list[str]) -> tuple:
         return tuple(scorer.encode_prompts(prompts) for scorer in self.scorers)
@@ -133,7 +139,7 @@ class Ensemble(Scorer):
 
     def _weighted(self, scores_P_C: torch.Tensor) -> torch.Tensor:
         means, stds = scores_P_C.new_tensor(self.shifts).unbind(1)
-        return ((scores_P_C - means) / stds) @ scores_P_C.new_tensor(self.weights)
+        return ((scores_P_C - means) / stds * scores_P_C.new_tensor(self.weights)).sum(1)
 
 
 def _share_towers(scorers: Sequence[Scorer]) -> None:

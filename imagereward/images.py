@@ -55,6 +55,15 @@ class Preprocess:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
+    def __post_init__(self) -> None:
+        if self.recipe not in ("clip", "transformers", "pad"):
+            raise InputError(f"recipe={self.recipe!r}: expected clip, transformers or pad")
+        if type(self.size) is not int or self.size < 1:
+            raise InputError(f"size={self.size!r}: expected a whole number of pixels")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(value, (int, float)) for value in values):
+                raise InputError(f"{name}={values!r}: expected three numbers")
+
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
         return self.normalize(self.pixels(_standard_mode(image, "image"))[None])[0]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from imagereward import hub
-from imagereward.config import ScorerConfig
-from imagereward.errors import CheckpointError, DeviceError, InputError, listing
+from imagereward.config import ScorerConfig, whole_number
+from imagereward.errors import CheckpointError, DeviceError, ImageRewardError, InputError, listing
 from imagereward.models import model_class
 from imagereward.registry import REGISTRY, File
 from imagereward.saving import CONFIG_FILE, WEIGHTS_FILE
@@ -59,18 +59,20 @@ def load(
     file cannot be had), DeviceError, InputError.
     """
     device, dtype = _device(device), _dtype(dtype)
-    if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
-        raise InputError(f"max_length={max_length!r}: expected a whole number of at least 2")
+    if max_length is not None:
+        max_length = whole_number("max_length", max_length, 2)
     med = None if med_config is None else _read_med_config(Path(med_config))
     where = (download_root, local_files_only)
-    path = Path(name).expanduser()
     label = os.fspath(name)
+    path, exists = _local(label)
+    if kind is not None and not (exists and path.is_file()):
+        raise InputError(f"kind={kind!r} is for checkpoint files; {label!r} is none")
     if label in REGISTRY:
         config, sources = REGISTRY[label].config, _fetched(label, where)
-    elif path.is_dir():
+    elif exists and path.is_dir():
         config, sources = _read_config(path / CONFIG_FILE), [(File(WEIGHTS_FILE), path / WEIGHTS_FILE)]
-        label = path.name
-    elif path.is_file():
+        label = path.resolve().name
+    elif exists:
         config, sources = _released_format(path, kind, where)
         label = path.name
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", label) and path.suffix not in (".pt", ".pth", ".safetensors"):
@@ -118,8 +120,7 @@ def assemble(
     In float32 on the CPU the parameters *are* the given tensors (mapped from disk, if they are).
     Raises CheckpointError listing missing and unexpected keys and unequal shapes.
     """
-    with torch.device("meta"):
-        scorer = model_class(config.kind)(config)
+    scorer = _laid_out(config)
     expected = scorer.state_dict()
     state = {name: value for name, value in state.items() if not name.endswith(LEGACY_BUFFER)}
     faults = {
@@ -143,6 +144,20 @@ def assemble(
     return scorer.to(device).eval().requires_grad_(False)
 
 
+def _laid_out(config: ScorerConfig) -> Scorer:
+    """The scorer with shapes but no memory behind them."""
+    try:
+        with torch.device("meta"):
+            return model_class(config.kind)(config)
+    except ImageRewardError:
+        raise
+    except Exception as error:  # the libraries that build towers check shapes in many ways
+        raise CheckpointError(
+            f"a {config.kind} scorer cannot be built as {config.architecture!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
 def random_scorer(
     config: ScorerConfig, device: str | torch.device | None = None, dtype=None, seed: int = 0
 ) -> Scorer:
@@ -150,8 +165,7 @@ def random_scorer(
 
     Weights are normal with the spread that keeps activations of order one, drawn from `seed`.
     """
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in model_class(config.kind)(config).state_dict().items()}
+    shapes = {name: value.shape for name, value in _laid_out(config).state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
     state = {
         name: torch.randn(shape, generator=generator).mul_(
@@ -211,11 +225,19 @@ def _kind_of(path: Path) -> str:
             f"{path} is no checkpoint of a known kind; its keys begin with {listing(state, 4)}. "
             f"Say kind=, one of {', '.join(REGISTRY)}"
         )
-    if state["visual.proj"].shape[0] == 1024:
+    if state["visual.proj"].shape[:1] == (1024,):
         return "CLIP"
     raise CheckpointError(
         f"{path} is a CLIP, but of which score its keys do not tell: say kind='HPSv2.0' or 'HPSv2.1'"
     )
+
+
+def _local(name: str) -> tuple[Path, bool]:
+    try:
+        path = Path(name).expanduser()
+        return path, bool(name) and path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, a null byte: no path, then
+        return Path(name), False
 
 
 def _read_config(path: Path) -> ScorerConfig:
@@ -223,15 +245,18 @@ def _read_config(path: Path) -> ScorerConfig:
         raise CheckpointError(f"{path} is missing: expected a directory written by save_pretrained")
     try:
         return ScorerConfig.from_dict(json.loads(path.read_text())["scorer"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, InputError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} does not describe a scorer: {error}") from error
 
 
 def _read_med_config(path: Path) -> dict:
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"med_config {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"med_config {path} holds a {type(values).__name__}; expected an object")
+    return values
 
 
 def _with_med_config(config: ScorerConfig, values: dict) -> ScorerConfig:

@@ -14,9 +14,14 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 def save(scorer, directory: str | os.PathLike) -> Path:
     """Write both files; each is replaced in one step, so an interrupted save leaves the old one whole."""
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in scorer.state_dict().items()}
+    weights = {}
+    seen = set()
+    for name, value in scorer.state_dict().items():
+        place = value.untyped_storage().data_ptr()  # safetensors refuses tensors that share memory
+        weights[name] = value.clone() if place in seen else value.contiguous()
+        seen.add(place)
     config = {"library": "imagereward", "version": __version__, "name": scorer.name}
     config["scorer"] = scorer.config.to_dict()
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:

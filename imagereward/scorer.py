@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from imagereward.config import ScorerConfig, whole_number
 from imagereward.engine import check_finite, score_rows
 from imagereward.errors import InputError, PromptTruncatedWarning
 from imagereward.images import ImageLike, Preprocess, as_list, full_precision, is_many, name_of
@@ -25,6 +26,7 @@ from imagereward.saving import push, save
 # Images a batch where the caller does not say: a CPU is busy with few, an accelerator wants many.
 DEFAULT_BATCH = {"cpu": 8}
 DEFAULT_BATCH_ACCELERATOR = 64
+MOST_AT_ONCE = 2**20
 # How far pixels may lie outside [0, 1] before they are taken for another range altogether.
 PIXEL_SLACK = 0.01
 
@@ -43,7 +45,7 @@ class Scorer(nn.Module):
     # Parameters under these prefixes stay float32 whatever the dtype of the rest.
     float32_prefixes = ("mlp.", "clip_model.logit_scale")
 
-    def __init__(self, config):
+    def __init__(self, config: ScorerConfig):
         super().__init__()
         self.config = config
         self.name = config.kind
@@ -143,8 +145,7 @@ class Scorer(nn.Module):
     ) -> list[int]:
         """Indices of the k best images, best first."""
         images = as_list(images)
-        if not 1 <= k <= len(images):
-            raise InputError(f"k={k}: expected 1..{len(images)}, the number of images")
+        k = whole_number("k", k, 1, max(1, len(images)))
         scores = self._one_prompt(prompt, images, batch_size)
         return scores.argsort(descending=True, stable=True)[:k].tolist()
 
@@ -184,7 +185,9 @@ class Scorer(nn.Module):
         *,
         batch_size: int | None = None,
     ) -> torch.Tensor:
-        """float32 scores [B] of RGB pixels in [0, 1], any H and W; gradients reach the pixels.
+        """Scores [B], float32 (float64 from a float64 scorer), of RGB pixels in [0, 1]; any H and W.
+
+        Gradients reach the pixels.
 
         `prompts` are B strings, or one for all. Resizing is antialiased. On smooth pictures the result
         differs from what `score` gives for the same image as a file by 8-bit rounding; pixel noise,
@@ -192,6 +195,8 @@ class Scorer(nn.Module):
         frozen, so nothing but the pixels gathers gradients.
         """
         pixels = pixels_B_3_H_W
+        if not isinstance(pixels, torch.Tensor):
+            raise InputError(f"pixels are a {type(pixels).__name__}; expected a tensor [B, 3, H, W]")
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise InputError(
                 f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected float [B, 3, H, W] in [0, 1]"
@@ -279,9 +284,7 @@ class Scorer(nn.Module):
     def _batch_size(self, batch_size: int | None) -> int:
         if batch_size is None:
             return DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH_ACCELERATOR)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
-        return batch_size
+        return whole_number("batch_size", batch_size, 1, MOST_AT_ONCE)
 
     def _warn_truncated(self, prompts: list[str]) -> None:
         count = sum(self.truncated(prompts))
@@ -295,7 +298,10 @@ class Scorer(nn.Module):
 
     @contextlib.contextmanager
     def evaluating(self):
-        """Dropout off while scoring, whatever mode a training loop left the model in."""
+        """Dropout off while scoring, whatever mode a training loop left the model in.
+
+        A model in training mode must not be scored from several threads: the mode is its own.
+        """
         modes = [(module, module.training) for module in self.modules() if module.training]
         self.eval()
         try:

@@ -206,6 +206,10 @@ def test_med_config_gives_the_text_encoders_shape(small_registry, tmp_path, monk
     assert RM.load(tmp_path / "x.pt", "cpu", None, med).score("a", pictures(1)) == expected
     with pytest.raises(errors.InputError, match="cannot be read"):
         RM.load(tmp_path / "x.pt", med_config=tmp_path / "absent.json")
+    for wrong in ("5", "[]", '{"hidden_size": "a"}', '{"num_attention_heads": 5}'):
+        med.write_text(wrong)
+        with pytest.raises(errors.InputError):
+            RM.load(tmp_path / "x.pt", med_config=med)
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
@@ -309,6 +313,59 @@ def test_a_directory_with_a_wrong_config_is_refused(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(errors.CheckpointError):
         RM.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("kind",), ["a"]),
+        (("architecture",), None),
+        (("architecture",), "nope"),
+        (("architecture", "vision_cfg", "patch_size"), 0),
+        (("architecture", "vision_cfg", "colour"), 1),
+        (("architecture", "vision_cfg", "timm_model_name"), "hf-hub:a/b"),
+        (("architecture", "text_cfg", "hf_model_name"), "a/b"),
+        (("preprocess", "size"), "32"),
+        (("preprocess", "recipe"), "foo"),
+        (("preprocess", "mean"), [1]),
+        (("max_length",), 1),
+        (("max_length",), 10**6),
+        (("std",), 0),
+        (("mean",), float("nan")),
+        (("scaled",), "no"),
+    ],
+    ids=str,
+)
+def test_a_config_that_defines_no_score_is_refused(tmp_path, path, value):
+    small_scorer("CLIP").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    *parents, last = path
+    place = config["scorer"]
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((errors.CheckpointError, errors.InputError)):
+        RM.load(tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize("name", ["", "~no-such-user", "x" * 5000, "../x", "a\0b"])
+def test_a_name_that_is_nothing_is_a_checkpoint_error(name):
+    with pytest.raises(errors.CheckpointError):
+        RM.load(name, local_files_only=True)
+
+
+@pytest.mark.parametrize("content", [b"hello world", b"GIF89a", b"\x80\x02.", b"PK\x03\x04" + bytes(99)])
+def test_a_file_that_is_no_checkpoint_at_all_is_a_checkpoint_error(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(errors.CheckpointError, match=r"x\.pt"):
+        RM.load(tmp_path / "x.pt")
+
+
+def test_kind_is_refused_where_it_would_be_ignored(tmp_path):
+    small_scorer("CLIP").save_pretrained(tmp_path)
+    with pytest.raises(errors.InputError, match="is for checkpoint files"):
+        RM.load(tmp_path, kind="BLIP")
 
 
 def test_an_unknown_config_key_names_the_nearest():

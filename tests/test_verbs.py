@@ -1,5 +1,6 @@
 """Every verb on every scorer: what it returns, that all verbs agree, and what bad input gets."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -148,6 +149,28 @@ def test_gradient_checkpointing_changes_no_gradient(scorer):
     scorer.set_grad_checkpointing(False)
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ImageReward", "BLIP"])
+def test_checkpointing_works_for_a_model_left_in_training_mode(kind):
+    scorer = small_scorer(kind).requires_grad_(True)
+    pixels = torch.rand(2, 3, SIZE, SIZE)
+    expected = torch.autograd.grad(scorer.reward(leaf := pixels.clone().requires_grad_(), "a").sum(), leaf)[0]
+    scorer.train().set_grad_checkpointing()
+    found = torch.autograd.grad(scorer.reward(leaf := pixels.clone().requires_grad_(), "a").sum(), leaf)[0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_scores_stay_float32_under_autocast_and_after_half(scorer):
+    pixels = torch.rand(2, 3, SIZE, SIZE)
+    expected = scorer.reward(pixels, "a")
+    with torch.autocast("cpu", torch.bfloat16):
+        near = scorer.reward(pixels, "a")
+    assert near.dtype == torch.float32
+    torch.testing.assert_close(near, expected, atol=0.1, rtol=0.1)
+    halved = copy.deepcopy(scorer).half().reward(pixels, "a")
+    assert halved.dtype == torch.float32
+    torch.testing.assert_close(halved, expected, atol=0.02, rtol=0.02)
 
 
 def test_scoring_in_training_mode_uses_no_dropout_and_leaves_the_mode(scorers):
@@ -305,7 +328,10 @@ def test_unequal_numbers_of_prompts_and_images_are_refused(scorer):
         (lambda s: s.reward(torch.full((1, 3, 8, 8), torch.nan), ["a"]), r"expected \[0, 1\]"),
         (lambda s: s.score_pairs(["a", 3], pictures(2)), r"prompts\[1\] is a int"),
         (lambda s: s.score("a", pictures(1), batch_size=0), "batch_size=0"),
-        (lambda s: s.best_of("a", pictures(2), 3), r"k=3: expected 1\.\.2"),
+        (lambda s: s.score("a", pictures(1), batch_size=True), "batch_size=True"),
+        (lambda s: s.best_of("a", pictures(2), 1.5), "k=1.5"),
+        (lambda s: s.reward(np.zeros((1, 3, 8, 8), np.float32), ["a"]), "pixels are a ndarray"),
+        (lambda s: s.best_of("a", pictures(2), 3), r"k=3: expected a whole number in 1\.\.2"),
         (lambda s: s.reward(torch.rand(3, 32, 32), ["a"]), r"expected float \[B, 3, H, W\]"),
         (lambda s: s.reward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a"]), "uint8"),
     ],
@@ -360,6 +386,15 @@ def test_an_ensemble_is_the_weighted_sum_of_its_components():
     assert "Aesthetic" in str(both.rank("a", images))
 
 
+def test_an_ensemble_of_ensembles_keeps_each_parts_preprocessing():
+    hps, clip = small_scorer("HPS"), small_scorer("CLIP")
+    inner = RM.ensemble({hps: 1.0})
+    outer = RM.ensemble({inner: 2.0, clip: 1.0})
+    images = pictures(3)
+    expected = 2 * np.array(hps.score("a", images)) + np.array(clip.score("a", images))
+    np.testing.assert_allclose(outer.score("a", images), expected, **CLOSE)
+
+
 def test_a_normalised_component_counts_as_its_distance_from_the_mean_in_deviations():
     clip, aesthetic = small_scorer("CLIP"), small_scorer("Aesthetic")
     both = RM.ensemble({clip: 2.0, aesthetic: 1.0}, normalise={clip: (0.25, 0.1)})
@@ -405,6 +440,9 @@ def test_all_components_share_one_decode(monkeypatch, image_paths):
         ({"CLIP": float("nan")}, None),
         ({"CLIP": 1.0}, {"BLIP": (0, 1)}),
         ({"CLIP": 1.0}, {"CLIP": (0, 0)}),
+        ({"CLIP": 1.0}, {"CLIP": (float("nan"), 1)}),
+        ({"CLIP": 1.0}, {"CLIP": 3}),
+        (["CLIP"], None),
     ],
 )
 def test_an_ensemble_without_sense_is_refused(weights, normalise):

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from imagereward.config import whole_number
+from imagereward.errors import InputError
+
 
 @dataclass(frozen=True)
 class TextShape:
@@ -28,13 +31,19 @@ class TextShape:
     dropout: float = 0.1
     eps: float = 1e-12
 
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "depth", "heads", "mlp_width", "max_positions"):
+            whole_number(name, getattr(self, name), 1)
+        if self.width % self.heads:
+            raise InputError(f"width={self.width} cannot be split among heads={self.heads}")
+
 
 class Attention(nn.Module):
     """Multi-head attention, output projection, residual and LayerNorm, in BERT's order."""
 
     def __init__(self, shape: TextShape, source_width: int):
         super().__init__()
-        self.heads, self.dropout = shape.heads, shape.dropout
+        self.heads = shape.heads
         projections = {
             "query": nn.Linear(shape.width, shape.width),
             "key": nn.Linear(source_width, shape.width),
@@ -48,9 +57,8 @@ class Attention(nn.Module):
         project = self._projections()
         return self._split(project["key"](source_B_N_W)), self._split(project["value"](source_B_N_W))
 
-    def forward(self, x_B_T_D, keys, values, mask_B_1_1_N=None):
+    def forward(self, x_B_T_D, keys, values, mask_B_1_1_N=None, dropout: float = 0.0):
         query = self._split(self._projections()["query"](x_B_T_D))
-        dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, keys, values, mask_B_1_1_N, dropout)
         return _add_and_norm(self.output, mixed.transpose(1, 2).flatten(2), x_B_T_D, dropout)
 
@@ -66,29 +74,28 @@ class Layer(nn.Module):
 
     def __init__(self, shape: TextShape, image_width: int):
         super().__init__()
-        self.dropout = shape.dropout
         self.attention = Attention(shape, shape.width)
         self.crossattention = Attention(shape, image_width)
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(shape.width, shape.mlp_width)})
         self.output = _output(shape.mlp_width, shape)
 
-    def forward(self, x_P_T_D, mask_P_1_1_T, image_I_N_W, image_index, first_only: bool):
+    def forward(self, x_P_T_D, mask_P_1_1_T, image_I_N_W, image_index, first_only: bool, dropout: float):
         keys_values = self.attention.keys_values(x_P_T_D)
         if first_only:
             x_P_T_D = x_P_T_D[:, :1]
-        x_P_T_D = self.attention(x_P_T_D, *keys_values, mask_P_1_1_T)
+        x_P_T_D = self.attention(x_P_T_D, *keys_values, mask_P_1_1_T, dropout)
         if image_I_N_W is not None:
-            x_P_T_D = self._look(x_P_T_D, image_I_N_W, image_index)
+            x_P_T_D = self._look(x_P_T_D, image_I_N_W, image_index, dropout)
         hidden = F.gelu(self.intermediate["dense"](x_P_T_D))
-        return _add_and_norm(self.output, hidden, x_P_T_D, self.dropout if self.training else 0.0)
+        return _add_and_norm(self.output, hidden, x_P_T_D, dropout)
 
-    def _look(self, x_P_T_D, image_I_N_W, image_index_P):
+    def _look(self, x_P_T_D, image_I_N_W, image_index_P, dropout: float):
         keys, values = self.crossattention.keys_values(image_I_N_W)
         if image_index_P is not None:
-            return self.crossattention(x_P_T_D, keys[image_index_P], values[image_index_P])
+            return self.crossattention(x_P_T_D, keys[image_index_P], values[image_index_P], None, dropout)
         # Consecutive rows share an image: let all their tokens query it at once, copying nothing.
         rows = x_P_T_D.reshape(image_I_N_W.shape[0], -1, x_P_T_D.shape[-1])
-        return self.crossattention(rows, keys, values).view_as(x_P_T_D)
+        return self.crossattention(rows, keys, values, None, dropout).view_as(x_P_T_D)
 
 
 class TextEncoder(nn.Module):
@@ -129,11 +136,14 @@ class TextEncoder(nn.Module):
         embed = self.embeddings
         positions = torch.arange(ids_P_T.shape[1], device=ids_P_T.device)
         x = embed["word_embeddings"](ids_P_T) + embed["position_embeddings"](positions)
-        x = F.dropout(embed["LayerNorm"](x), self.dropout, self.training)
+        # An argument, not the layers' mode, so that recomputing them for the backward pass, which may
+        # come after the mode has changed, repeats what the forward pass did.
+        dropout = self.dropout if self.training else 0.0
+        x = F.dropout(embed["LayerNorm"](x), dropout)
         mask = mask_P_T[:, None, None, :].bool()
         for depth, layer in enumerate(self.layers, 1):
             last = first_only and depth == len(self.layers)
-            arguments = (x, mask, image_I_N_W, image_index_P, last)
+            arguments = (x, mask, image_I_N_W, image_index_P, last, dropout)
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
@@ -147,4 +157,4 @@ def _output(width_in: int, shape: TextShape) -> nn.ModuleDict:
 
 
 def _add_and_norm(output: nn.ModuleDict, x, residual, dropout: float):
-    return output["LayerNorm"](F.dropout(output["dense"](x), dropout, dropout > 0) + residual)
+    return output["LayerNorm"](F.dropout(output["dense"](x), dropout) + residual)

@@ -11,7 +11,8 @@ import open_clip
 import torch
 
 from imagereward.config import ScorerConfig
-from imagereward.errors import InputError
+from imagereward.errors import CheckpointError, InputError
+from imagereward.images import full_precision
 from imagereward.models.cosine import PROMPT_BATCH, cosine
 from imagereward.scorer import Scorer
 
@@ -24,6 +25,7 @@ class CLIPBase(Scorer):
         architecture = config.architecture
         if isinstance(architecture, str):
             architecture = open_clip.get_model_config(architecture)
+        _refuse_references(architecture)
         self.clip_model = open_clip.CLIP(**architecture)
         self._causal_mask()
         if config.max_length > self.clip_model.context_length:
@@ -65,7 +67,7 @@ class CLIPScore(CLIPBase):
 
     def head(self, image_features, prompt_features, pairs_P_2):
         scores = cosine(image_features, prompt_features, pairs_P_2)
-        return scores * self.clip_model.logit_scale.exp() if self.config.scaled else scores
+        return scores * full_precision(self.clip_model.logit_scale).exp() if self.config.scaled else scores
 
     def _encode_text(self, ids_M_T: torch.Tensor) -> torch.Tensor:
         # Attention is causal and the feature is read at the end-of-text token, the largest id, so
@@ -76,6 +78,14 @@ class CLIPScore(CLIPBase):
         x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
         x = clip.ln_final(x[torch.arange(len(x), device=x.device), end])
         return x @ clip.text_projection
+
+
+def _refuse_references(architecture: dict) -> None:
+    """A tower named rather than described would be fetched from a hub while it is built."""
+    for part in ("vision_cfg", "text_cfg"):
+        for key in architecture[part]:
+            if key.startswith(("hf_", "timm_")):
+                raise InputError(f"architecture.{part}.{key}: expected a tower of open_clip's own")
 
 
 def from_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,7 +111,10 @@ def from_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
         if name.endswith("embeddings.position_ids") or re.search(r"\.[kv]_proj\.", name):
             continue
         if ".q_proj." in name:  # open_clip keeps query, key and value in one matrix
-            value = torch.cat([state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+            parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+            if missing := [part for part in parts if part not in state]:
+                raise CheckpointError(f"missing beside {name}: {', '.join(missing)}")
+            value = torch.cat([state[part] for part in parts])
             name = re.sub(r"\.self_attn\.q_proj\.", ".attn.in_proj_", name)
         if name in ("visual_projection.weight", "text_projection.weight"):
             name = {"v": "visual.proj", "t": "text_projection"}[name[0]]

@@ -36,16 +36,16 @@ class RewardHead(nn.Module):
     def forward(self, features_P_D: torch.Tensor) -> torch.Tensor:
         """Features [P, D] to raw rewards [P, 1]."""
         if self.training:
-            return self.layers(features_P_D)
+            return self.layers(features_P_D.to(next(self.parameters()).dtype))
         # Folding costs what one row through the layers costs, so it is done anew on every call
-        # and can never be stale.
-        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        weight: torch.Tensor = linear[-1].weight
-        bias: torch.Tensor = linear[-1].bias
-        for layer in reversed(linear[:-1]):
-            bias = bias + weight @ layer.bias
-            weight = weight @ layer.weight
-        return F.linear(features_P_D, weight, bias)
+        # and can never be stale. In full precision also under autocast or after .half().
+        with torch.autocast(features_P_D.device.type, enabled=False):
+            linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+            weight, bias = full_precision(linear[-1].weight), full_precision(linear[-1].bias)
+            for layer in reversed(linear[:-1]):
+                bias = bias + weight @ full_precision(layer.bias)
+                weight = weight @ full_precision(layer.weight)
+            return F.linear(full_precision(features_P_D), weight, bias)
 
 
 class ImageReward(BLIPBase):
@@ -105,5 +105,5 @@ class ImageReward(BLIPBase):
 
     def _reward(self, ids, mask, tokens, image_index):
         hidden = self.blip.text_encoder(ids, mask, tokens, image_index, first_only=True)
-        raw = self.mlp(full_precision(hidden[:, 0])).squeeze(1)
-        return (raw - self.mean) / self.std
+        raw = self.mlp(hidden[:, 0]).squeeze(1)
+        return (full_precision(raw) - self.mean) / self.std

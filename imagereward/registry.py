@@ -131,7 +131,7 @@ REGISTRY: dict[str, Checkpoint] = {
                 transformers_names=True,
             ),
         ),
-        scores="human preference, 100 x cosine, about 15 to 25",
+        scores="human preference, learned scale x cosine",
         licence="MIT",
         paper="arXiv:2305.01569",
     ),

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -39,12 +38,10 @@ def test_no_submodule_takes_the_place_of_a_public_name():
 
 
 def test_importing_the_package_costs_at_most_a_tenth_of_a_second_over_torch():
-    code = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
-    pairs = [
-        (float(python(code.format("import torch"))), float(python(code.format("import torch, imagereward"))))
-        for _ in range(3)
-    ]
-    assert median(with_package - torch_alone for torch_alone, with_package in pairs) < 0.1
+    # Timed after torch in one process: the noise of importing torch is larger than the budget.
+    code = "import time, torch; start = time.perf_counter(); import imagereward as RM; RM.__all__;"
+    code += "print(time.perf_counter() - start)"
+    assert min(float(python(code)) for _ in range(3)) < 0.1
 
 
 def test_scoring_with_imagereward_needs_neither_open_clip_nor_transformers(tmp_path):

@@ -62,30 +62,7 @@ def load(
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 2)
     med = None if med_config is None else _read_med_config(Path(med_config))
-    where = (download_root, local_files_only)
-    label = os.fspath(name)
-    path, exists = _local(label)
-    if kind is not None and not (exists and path.is_file()):
-        raise InputError(f"kind={kind!r} is for checkpoint files; {label!r} is none")
-    if label in REGISTRY:
-        config, sources = REGISTRY[label].config, _fetched(label, where)
-    elif exists and path.is_dir():
-        config, sources = _read_config(path / CONFIG_FILE), [(File(WEIGHTS_FILE), path / WEIGHTS_FILE)]
-        label = path.resolve().name
-    elif exists:
-        config, sources = _released_format(path, kind, where)
-        label = path.name
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", label) and path.suffix not in (".pt", ".pth", ".safetensors"):
-        files = [
-            hub.fetch_from_hub(label, part, None, local_files_only) for part in (CONFIG_FILE, WEIGHTS_FILE)
-        ]
-        config, sources = _read_config(files[0]), [(File(WEIGHTS_FILE), files[1])]
-    else:
-        near = difflib.get_close_matches(label, REGISTRY, 1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise CheckpointError(
-            f"{label!r} is no known scorer, file, directory or hub id; {hint}known: {', '.join(REGISTRY)}"
-        )
+    label, config, sources = _located(os.fspath(name), kind, download_root, local_files_only)
     if med is not None:
         config = _with_med_config(config, med)
     if max_length is not None:
@@ -177,6 +154,34 @@ def random_scorer(
         if value.ndim == 1 and name.endswith("weight"):
             value.add_(1)
     return assemble(config, state, _device(device), _dtype(dtype), "random weights")
+
+
+def _located(label: str, kind: str | None, download_root, local_files_only: bool):
+    """(name to show, config, [(file, local path)]) of whatever `load` was given."""
+    where = (download_root, local_files_only)
+    path, exists = _local(label)
+    if kind is not None and not (exists and path.is_file()):
+        raise InputError(f"kind={kind!r} is for checkpoint files; {label!r} is none")
+    if label in REGISTRY:
+        config, sources = REGISTRY[label].config, _fetched(label, where)
+    elif exists and path.is_dir():
+        config, sources = _read_config(path / CONFIG_FILE), [(File(WEIGHTS_FILE), path / WEIGHTS_FILE)]
+        label = path.resolve().name
+    elif exists:
+        config, sources = _released_format(path, kind, where)
+        label = path.name
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", label) and path.suffix not in (".pt", ".pth", ".safetensors"):
+        files = [
+            hub.fetch_from_hub(label, part, None, local_files_only) for part in (CONFIG_FILE, WEIGHTS_FILE)
+        ]
+        config, sources = _read_config(files[0]), [(File(WEIGHTS_FILE), files[1])]
+    else:
+        near = difflib.get_close_matches(label, REGISTRY, 1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise CheckpointError(
+            f"{label!r} is no known scorer, file, directory or hub id; {hint}known: {', '.join(REGISTRY)}"
+        )
+    return label, config, sources
 
 
 def _fetched(name: str, where) -> list[tuple[File, Path]]:

@@ -98,7 +98,7 @@ class Scorer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The towers' dtype; scores are float32 whatever it is."""
+        """The towers' dtype; what `head` returns is float32, or float64 for float64 towers."""
         return next(self.parameters()).dtype
 
     # The verbs.
@@ -187,9 +187,7 @@ class Scorer(nn.Module):
     ) -> torch.Tensor:
         """Scores [B], float32 (float64 from a float64 scorer), of RGB pixels in [0, 1]; any H and W.
 
-        Gradients reach the pixels.
-
-        `prompts` are B strings, or one for all. Resizing is antialiased. On smooth pictures the result
+        Gradients reach the pixels. `prompts` are B strings, or one for all. Resizing is antialiased. On smooth pictures the result
         differs from what `score` gives for the same image as a file by 8-bit rounding; pixel noise,
         which Pillow clips between its two passes, can differ by more. Weights loaded by `load` are
         frozen, so nothing but the pixels gathers gradients.
@@ -203,7 +201,9 @@ class Scorer(nn.Module):
             )
         count = len(pixels)
         prompts = [prompts] * count if isinstance(prompts, str) else _prompt_list(prompts)
-        if len(prompts) != count or not pixels.numel():
+        if not pixels.numel():
+            raise InputError(f"pixels are empty: {tuple(pixels.shape)}")
+        if len(prompts) != count:
             raise InputError(f"{len(prompts)} prompts for {count} images; expected one each")
         low, high = pixels.detach().aminmax()
         if not (low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK):  # NaN fails both

@@ -196,8 +196,8 @@ def test_the_folded_head_equals_the_head_layer_by_layer(scorers):
 def test_half_precision_scores_stay_near_float32(scorers, kind, dtype):
     exact = scorers[kind].score_matrix(PROMPTS, pictures(3))
     near = small_scorer(kind, dtype=dtype).score_matrix(PROMPTS, pictures(3))
-    # Measured: at most 0.031 (ImageReward, bfloat16); cosines 0.004.
-    assert 0 < np.abs(near - exact).max() < (0.1 if kind in ("ImageReward", "Aesthetic") else 0.015)
+    # Measured in bfloat16: ImageReward 0.022, BLIP 0.0081, CLIP 0.0041, Aesthetic 0.0011.
+    assert 0 < np.abs(near - exact).max() < (0.06 if kind == "ImageReward" else 0.015)
 
 
 def test_equal_scores_share_a_rank():

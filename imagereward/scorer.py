@@ -185,12 +185,12 @@ class Scorer(nn.Module):
         *,
         batch_size: int | None = None,
     ) -> torch.Tensor:
-        """Scores [B], float32 (float64 from a float64 scorer), of RGB pixels in [0, 1]; any H and W.
+        """Scores [B] of RGB pixels in [0, 1], any H and W; gradients reach the pixels.
 
-        Gradients reach the pixels. `prompts` are B strings, or one for all. Resizing is antialiased. On smooth pictures the result
-        differs from what `score` gives for the same image as a file by 8-bit rounding; pixel noise,
-        which Pillow clips between its two passes, can differ by more. Weights loaded by `load` are
-        frozen, so nothing but the pixels gathers gradients.
+        float32, or float64 from a float64 scorer. `prompts` are B strings, or one for all. Resizing is
+        antialiased. On smooth pictures the result differs from what `score` gives for the same image
+        as a file by 8-bit rounding; pixel noise, which Pillow clips between its two passes, can
+        differ by more. Weights loaded by `load` are frozen, so only the pixels gather gradients.
         """
         pixels = pixels_B_3_H_W
         if not isinstance(pixels, torch.Tensor):

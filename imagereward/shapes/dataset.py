@@ -1,0 +1,133 @@
+"""Data sets of Shapes: rankings on disk in ImageRewardDB's layout, and endless pairs for generators."""
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from imagereward.config import whole_number
+from imagereward.errors import InputError
+from imagereward.shapes.corrupt import DAMAGES, LEVELS, damaged, unfaithful
+from imagereward.shapes.language import say
+from imagereward.shapes.render import draw, to_image
+from imagereward.shapes.scene import Request, arrange, ask
+from imagereward.shapes.truth import Annotator, Truth
+
+SPLITS = ("train", "valid", "test")
+# How often a candidate has each level of damage. Half of them are clean and two fifths faithful, so
+# that many pairs of one prompt differ on one axis alone.
+FAITHFULNESS_ODDS = (0.40, 0.38, 0.12, 0.10)
+QUALITY_ODDS = (0.50, 0.20, 0.15, 0.15)
+
+
+def candidate(
+    request: Request,
+    faithfulness: int,
+    quality: int,
+    rng: np.random.Generator,
+    size: int = 64,
+) -> tuple[Image.Image, Truth]:
+    """An answer to the request with these levels of damage, drawn anew, and the truth about it."""
+    drawn, mistakes = unfaithful(request, faithfulness, rng)
+    scene = arrange(drawn, rng)
+    damage = str(rng.choice(DAMAGES)) if quality else None
+    pixels = damaged(scene, damage, quality, rng, size) if damage else draw(scene, rng, size)
+    return to_image(pixels), Truth(faithfulness, mistakes, quality, damage)
+
+
+def candidates(
+    request: Request, images: int, rng: np.random.Generator, size: int = 64
+) -> list[tuple[Image.Image, Truth]]:
+    """Several answers of mixed merit, as generators give them; levels by the odds above."""
+    levels = range(LEVELS + 1)
+    return [
+        candidate(
+            request,
+            int(rng.choice(levels, p=FAITHFULNESS_ODDS)),
+            int(rng.choice(levels, p=QUALITY_ODDS)),
+            rng,
+            size,
+        )
+        for _ in range(images)
+    ]
+
+
+def pair(index: int, seed: int = 0, split: str = "train", size: int = 64) -> tuple[str, Image.Image]:
+    """(prompt, image), clean and faithful: a function of its arguments, for training generators."""
+    rng = _generator(seed, split, index)
+    request = ask(rng, split)
+    return say(request, rng), to_image(draw(arrange(request, rng), rng, size))
+
+
+def pairs(seed: int = 0, split: str = "train", size: int = 64) -> Iterator[tuple[str, Image.Image]]:
+    """`pair(0, ...)`, `pair(1, ...)` and on without end."""
+    return (pair(index, seed, split, size) for index in itertools.count())
+
+
+def write(
+    out: str | os.PathLike,
+    prompts: int,
+    seed: int = 0,
+    *,
+    images: int = 6,
+    size: int = 64,
+    annotator: Annotator | None = None,
+    progress: bool = True,
+) -> dict[str, int]:
+    """Write `out`/train.json, valid.json and test.json, and the images beside them.
+
+    Of `prompts`, 80 % train, 10 % valid, 10 % test, at least one of each; what one split's prompts ask
+    for, no other's do. Each record is `{id, prompt, generations, ranking}` as ImageRewardDB has it, with
+    the `truth` of every image added. The same arguments write the same bytes. Returns prompts a split.
+    Raises InputError for numbers out of range, and if `out` exists and is not empty.
+    """
+    prompts, images = whole_number("prompts", prompts, 3), whole_number("images", images, 2)
+    size, seed = whole_number("size", size, 16), whole_number("seed", seed, 0)
+    out = Path(out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty; choose another directory, or remove it")
+    held_out = max(1, prompts // 10)
+    counts = dict(zip(SPLITS, (prompts - 2 * held_out, held_out, held_out)))
+    annotator = annotator or Annotator()
+    bar = tqdm(total=prompts, unit="prompt", disable=not progress)
+    for split, count in counts.items():
+        (out / "images" / split).mkdir(parents=True)
+        records = []
+        for index in range(count):
+            records.append(
+                _record(out, split, index, _generator(seed, split, index), images, size, annotator)
+            )
+            bar.update()
+        (out / f"{split}.json").write_text(json.dumps(records, indent=1) + "\n")
+    bar.close()
+    return counts
+
+
+def _record(out: Path, split: str, index: int, rng, images: int, size: int, annotator: Annotator) -> dict:
+    request = ask(rng, split)
+    prompt = say(request, rng)
+    drawn = candidates(request, images, rng, size)
+    # A prompt whose images all tie teaches nothing and is refused by the trainer: draw again.
+    while len(set(ranking := annotator.rank([truth for _, truth in drawn], rng))) == 1:
+        drawn = candidates(request, images, rng, size)
+    name = f"{split}-{index:06d}"
+    paths = [f"images/{split}/{name}-{place}.png" for place in range(images)]
+    for path, (image, _) in zip(paths, drawn):
+        image.save(out / path, compress_level=1)
+    return {
+        "id": name,
+        "prompt": prompt,
+        "generations": paths,
+        "ranking": ranking,
+        "truth": [asdict(truth) for _, truth in drawn],
+    }
+
+
+def _generator(seed: int, split: str, index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, SPLITS.index(split), index])

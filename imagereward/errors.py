@@ -42,6 +42,10 @@ class NonFiniteScoreError(ImageRewardError, ArithmeticError):
     """A score came out NaN or infinite; it is never turned into a ranking."""
 
 
+class DeadHeadError(ImageRewardError, ArithmeticError):
+    """A reward model in training gives every image the same score and does not move from there."""
+
+
 class PromptTruncatedWarning(UserWarning):
     """Some prompts are longer than the model's limit; only their beginning was scored."""
 

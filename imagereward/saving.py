@@ -22,14 +22,18 @@ def save(scorer, directory: str | os.PathLike) -> Path:
         place = value.untyped_storage().data_ptr()  # safetensors refuses tensors that share memory
         weights[name] = value.clone() if place in seen else value.contiguous()
         seen.add(place)
-    config = {"library": "imagereward", "version": __version__, "name": scorer.name}
-    config["scorer"] = scorer.config.to_dict()
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
         safetensors.torch.save_file(weights, Path(temporary, WEIGHTS_FILE), {"format": "pt"})
-        Path(temporary, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        Path(temporary, CONFIG_FILE).write_text(json.dumps(described(scorer), indent=2) + "\n")
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(Path(temporary, name), directory / name)
     return directory
+
+
+def described(scorer) -> dict:
+    """What `config.json` holds: how the scorer's numbers are defined."""
+    config = {"library": "imagereward", "version": __version__, "name": scorer.name}
+    return {**config, "scorer": scorer.config.to_dict()}
 
 
 def push(scorer, repo_id: str, private: bool, token: str | None, message: str) -> str:

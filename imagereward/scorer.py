@@ -66,6 +66,14 @@ class Scorer(nn.Module):
         """float32 scores [P]; row p pairs image `pairs[p, 0]` with prompt `pairs[p, 1]` (CPU indices)."""
         raise NotImplementedError
 
+    def forward(self, pixels_B_3_S_S, prompts: list[str], pairs_P_2: torch.Tensor) -> torch.Tensor:
+        """Scores [P] of pixels that are already of the model's size: uint8, or float in [0, 1].
+
+        For training the scorer itself: gradients reach whatever weights are not frozen, and dropout
+        follows the module's mode. Row p pairs image `pairs[p, 0]` with prompt `pairs[p, 1]`.
+        """
+        return self.head(self.encode_pixels([pixels_B_3_S_S]), self.encode_prompts(prompts), pairs_P_2)
+
     def count_tokens(self, prompts: list[str]) -> list[int]:
         """Tokens per prompt before truncation, special tokens included; 0 if prompts are not read."""
         raise NotImplementedError
@@ -220,10 +228,6 @@ class Scorer(nn.Module):
         rewards = torch.cat(parts)
         check_finite(self.name, rewards, lambda row: f"image {row} with {prompts[row][:40]!r}")
         return rewards
-
-    def forward(self, pixels_B_3_H_W, prompts):
-        """`reward`, for wrappers that call the module."""
-        return self.reward(pixels_B_3_H_W, prompts)
 
     # Saving.
 

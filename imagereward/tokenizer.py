@@ -1,5 +1,6 @@
 """WordPiece as BERT and BLIP use it, on the vocabulary that ships with the package."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -7,17 +8,36 @@ from pathlib import Path
 import tokenizers
 import torch
 
+from imagereward.errors import InputError
+
 VOCABULARY = Path(str(resources.files("imagereward") / "assets" / "vocab.txt"))
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class WordPieceTokenizer:
-    """Lower-casing WordPiece with BLIP's two extra tokens after the vocabulary: [DEC], then [ENC]."""
+    """Lower-casing WordPiece with BLIP's two extra tokens after the vocabulary: [DEC], then [ENC].
 
-    def __init__(self, vocabulary: Path = VOCABULARY):
-        self._tokenizer = tokenizers.BertWordPieceTokenizer(str(vocabulary), lowercase=True)
+    The vocabulary is a file with an entry a line, or the entries themselves, `SPECIAL_TOKENS` among them.
+    """
+
+    def __init__(self, vocabulary: Path | Sequence[str] = VOCABULARY):
+        if isinstance(vocabulary, Path):
+            known: str | dict[str, int] = str(vocabulary)
+        else:
+            known = {entry: index for index, entry in enumerate(vocabulary)}
+            missing = [token for token in SPECIAL_TOKENS if token not in known]
+            if missing or len(known) != len(vocabulary) or vocabulary[0] != SPECIAL_TOKENS[0]:
+                raise InputError(
+                    f"a vocabulary of {len(vocabulary)} entries: expected [PAD] first, each entry once, and "
+                    f"{', '.join(SPECIAL_TOKENS)} among them"
+                )
+        self._tokenizer = tokenizers.BertWordPieceTokenizer(known, lowercase=True)
         self._tokenizer.add_special_tokens(["[DEC]", "[ENC]"])
         self.pad_id = self._tokenizer.token_to_id("[PAD]")
         self.sep_id = self._tokenizer.token_to_id("[SEP]")
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
 
     def encode(self, prompts: list[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids, mask), both [M, T]; T is the longest prompt's length, at most `max_length` tokens.

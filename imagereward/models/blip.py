@@ -15,7 +15,7 @@ from imagereward.errors import InputError
 from imagereward.models.blip_text import TextEncoder, TextShape
 from imagereward.models.cosine import PROMPT_BATCH, cosine
 from imagereward.scorer import Scorer
-from imagereward.tokenizer import WordPieceTokenizer
+from imagereward.tokenizer import VOCABULARY, WordPieceTokenizer
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,16 @@ class VisionShape:
 
 @dataclass(frozen=True)
 class BLIPShape:
-    """BLIP's shape; the defaults are BLIP-large, which ImageReward is built on."""
+    """BLIP's shape; the defaults are BLIP-large, which ImageReward is built on.
+
+    `vocabulary` are the WordPiece entries in order, for models that know fewer words than BERT does;
+    None is BERT's, which ships with the package.
+    """
 
     vision: VisionShape = field(default_factory=VisionShape)
     text: TextShape = field(default_factory=TextShape)
     projection: int = 256
+    vocabulary: tuple[str, ...] | None = None
 
     @classmethod
     def from_dict(cls, values: dict) -> "BLIPShape":
@@ -43,7 +48,11 @@ class BLIPShape:
         values = dict(values)
         vision = strict(VisionShape, values.pop("vision", {}))
         text = strict(TextShape, values.pop("text", {}))
-        return strict(cls, {**values, "vision": vision, "text": text})
+        words = values.pop("vocabulary", None)
+        if words is not None and not (isinstance(words, (list, tuple)) and set(map(type, words)) == {str}):
+            raise InputError("vocabulary: expected a list of words")
+        vocabulary = None if words is None else tuple(words)
+        return strict(cls, {**values, "vision": vision, "text": text, "vocabulary": vocabulary})
 
 
 class BLIP(nn.Module):
@@ -80,7 +89,13 @@ class BLIPBase(Scorer):
             raise InputError(
                 f"max_length={config.max_length}: the text encoder has {shape.text.max_positions} positions"
             )
-        self.blip = BLIP(shape, WordPieceTokenizer())
+        tokenizer = WordPieceTokenizer(shape.vocabulary or VOCABULARY)
+        if len(tokenizer) > shape.text.vocab_size:
+            raise InputError(
+                f"vocab_size={shape.text.vocab_size}: the vocabulary has {len(tokenizer)} entries, [DEC] and "
+                "[ENC] included"
+            )
+        self.blip = BLIP(shape, tokenizer)
 
     def count_tokens(self, prompts: list[str]) -> list[int]:
         return self.blip.wordpiece.count(prompts)

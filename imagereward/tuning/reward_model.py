@@ -1,0 +1,267 @@
+"""Training a reward model from rankings, on transformers' Trainer."""
+
+import json
+import logging
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from imagereward.config import ScorerConfig
+from imagereward.errors import InputError
+from imagereward.images import Preprocess
+from imagereward.loading import DTYPES
+from imagereward.models.blip import BLIPShape
+from imagereward.models.imagereward import ImageReward
+from imagereward.tuning.config import Config, build, read_recipe
+from imagereward.tuning.data import PairedImages, RankedImages, ShapesPairs, collate_pairs, collate_rankings
+from imagereward.tuning.memory import keep_freed_memory
+from imagereward.tuning.objectives.image_text import ImageText
+from imagereward.tuning.objectives.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
+from imagereward.tuning.runs import claim, latest_checkpoint
+from imagereward.tuning.watch import DeadHead, WritesConfig
+from imagereward.tuning.weights import (
+    Checkpointing,
+    HeadInit,
+    freeze,
+    from_nothing,
+    set_checkpointing,
+    start_from,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Schedule(Config):
+    """How long and how fast a stage learns; the defaults are the published ones."""
+
+    epochs: float = Field(10, gt=0)
+    max_steps: int = Field(-1, ge=-1, description="updates, instead of epochs; -1: epochs decide")
+    batch_size: int = Field(64, ge=1, description="items an update, over all devices")
+    micro_batch: int = Field(8, ge=1, description="items a device takes at once")
+    learning_rate: float = Field(1e-5, gt=0, description="at its highest; a cosine to 0 from there")
+    warmup_steps: int = Field(0, ge=0, description="updates in which the rate rises")
+    beta2: float = Field(0.999, gt=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+
+
+class WarmUp(Schedule):
+    """The image-text stage before the rankings. `data` is "shapes", or a JSON list of {text, image}."""
+
+    data: str = "shapes"
+    pairs: int = Field(50_000, ge=2, description="how many pairs of Shapes an epoch has")
+
+
+class Architecture(Config):
+    """A scorer to build from nothing. `vocabulary` is "bert", or "shapes" for the words of Shapes alone."""
+
+    vision: dict[str, Any] = Field(default_factory=dict)
+    text: dict[str, Any] = Field(default_factory=dict)
+    projection: int = Field(256, ge=1)
+    vocabulary: Literal["bert", "shapes"] = "bert"
+    max_length: int = Field(35, ge=2)
+    mean: tuple[float, float, float] = Preprocess.mean
+    std: tuple[float, float, float] = Preprocess.std
+
+
+class RewardModelConfig(Schedule):
+    """A whole training. Rankings are `data`/train.json and `data`/valid.json in ImageRewardDB's layout."""
+
+    objective: Literal["preference"] = "preference"
+    data: str
+    output: str
+    name: str = Field("", description="what the scorer calls itself; default: the output directory's name")
+    start: str = Field("BLIP", description='what load() takes: an ImageReward or a BLIP; or "nothing"')
+    architecture: Architecture | None = None
+    warmup: WarmUp | None = None
+    head: HeadInit = "published"
+    fix_rate: float = Field(0.7, ge=0, le=1, description="share of both encoders' depth that is frozen")
+    checkpointing: Checkpointing = "torch"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    validations: int = Field(4, ge=1, description="validations an epoch")
+    dead_after: int = Field(500, ge=1, description="updates a head may stay flat before it is called dead")
+    calibrate: bool = Field(True, description="set mean and std so that validation scores are normal(0, 1)")
+    store: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of what is saved")
+    most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
+    workers: int = Field(0, ge=0, description="processes that decode images")
+    device: str | None = None
+    seed: int = Field(0, ge=0)
+    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
+    trainer: dict[str, Any] = Field({}, description="transformers.TrainingArguments, passed on as they are")
+
+    @model_validator(mode="after")
+    def _from_nothing_needs_a_shape(self):
+        if (self.start == "nothing") != (self.architecture is not None):
+            raise ValueError('start="nothing" and an [architecture] table belong together')
+        return self
+
+
+def train_reward_model(config: RewardModelConfig) -> ImageReward:
+    """Train as the config says; the best scorer is saved in `output`, and returned.
+
+    `output` then holds what `imagereward.load` reads, `run.json` (the config), `history.json` (losses,
+    accuracies and rates by step) and the last checkpoints. Raises InputError for bad data or config, for an
+    output directory that holds another run, and DeadHeadError when the head learns nothing.
+    """
+    output = claim(config.output, config.model_dump(exclude={"resume"}), config.resume)
+    scorer = _starting_scorer(config)
+    if scorer.device.type == "cpu":
+        keep_freed_memory()
+    train = RankedImages(Path(config.data) / "train.json", scorer.preprocess, config.most_bad)
+    valid = RankedImages(Path(config.data) / "valid.json", scorer.preprocess, config.most_bad)
+    skipped = {**train.skipped, **valid.skipped}
+    (output / "skipped.json").write_text(json.dumps(skipped, indent=1) + "\n")
+    if config.warmup:
+        _warm_up(scorer, config, config.warmup, output / "warmup")
+    freeze(scorer, config.fix_rate)
+    set_checkpointing(scorer, config.checkpointing)
+    checkpoint = latest_checkpoint(output) if config.resume else None
+    updates = math.ceil(len(train) / config.batch_size)
+    every = max(1, updates // config.validations)
+    trainer = Trainer(
+        Preference(scorer),
+        _arguments(
+            config,
+            config,
+            output,
+            label_names=["ranks"],
+            eval_strategy="steps",
+            eval_steps=every,
+            eval_on_start=checkpoint is None,
+            save_steps=every,
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_pair_loss",
+            greater_is_better=False,
+        ),
+        collate_rankings,
+        train,
+        valid,
+        compute_metrics=_validation_metrics,
+        callbacks=[DeadHead(config.dead_after), WritesConfig(scorer)],
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    scorer.to(DTYPES[config.store]).float()  # first rounded, then calibrated as rounded
+    if config.calibrate:
+        _calibrate(scorer, trainer.predict(valid))
+    scorer.name = config.name or output.name
+    if trainer.is_world_process_zero():
+        scorer.to(DTYPES[config.store]).save_pretrained(output)
+        _write_history(trainer, output)
+    return scorer.float().eval().requires_grad_(False)
+
+
+def _starting_scorer(config: RewardModelConfig) -> ImageReward:
+    if config.architecture is None:
+        return start_from(config.start, config.head, config.device, config.seed)
+    shape = config.architecture
+    words = None
+    if shape.vocabulary == "shapes":
+        from imagereward.shapes import vocabulary
+        from imagereward.tokenizer import SPECIAL_TOKENS
+
+        words = [*SPECIAL_TOKENS, *vocabulary()]
+    text = {"vocab_size": len(words) + 2, **shape.text} if words else shape.text
+    architecture = {"vision": shape.vision, "text": text, "projection": shape.projection, "vocabulary": words}
+    blip = BLIPShape.from_dict(architecture)
+    preprocess = Preprocess(blip.vision.img_size, mean=shape.mean, std=shape.std)
+    scorer_config = ScorerConfig("ImageReward", architecture, preprocess, shape.max_length)
+    scorer = from_nothing(scorer_config, config.seed)
+    assert isinstance(scorer, ImageReward)
+    return scorer
+
+
+def _warm_up(scorer: ImageReward, config: RewardModelConfig, stage: WarmUp, output: Path) -> None:
+    """Teach both encoders what images show; in place. A finished warm-up is not repeated on resuming."""
+    scorer.requires_grad_(True)
+    if stage.data == "shapes":
+        pairs: Dataset = ShapesPairs(stage.pairs, config.seed, scorer.preprocess)
+    else:
+        pairs = PairedImages(stage.data, scorer.preprocess, config.most_bad)
+    objective = ImageText(scorer)
+    arguments = _arguments(config, stage, output, save_strategy="steps", save_steps=0.1, save_total_limit=1)
+    trainer = Trainer(objective, arguments, collate_pairs, pairs)
+    trainer.train(resume_from_checkpoint=latest_checkpoint(output) if config.resume else None)
+    _write_history(trainer, output)
+
+
+def _write_history(trainer: Trainer, output: Path) -> None:
+    if trainer.is_world_process_zero():
+        (output / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+
+
+def _arguments(config: RewardModelConfig, stage: Schedule, output: Path, **more) -> TrainingArguments:
+    values = {
+        "output_dir": str(output),
+        "num_train_epochs": stage.epochs,
+        "max_steps": stage.max_steps,
+        "per_device_train_batch_size": stage.micro_batch,
+        "per_device_eval_batch_size": stage.micro_batch,
+        "learning_rate": stage.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": stage.warmup_steps,
+        "adam_beta2": stage.beta2,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.clip,
+        "logging_steps": 10,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": config.workers,
+        "bf16": config.precision == "bfloat16",
+        "fp16": config.precision == "float16",
+        "use_cpu": config.device == "cpu",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "seed": config.seed,
+        **more,
+        **config.trainer,
+    }
+    try:
+        arguments = TrainingArguments(**values)
+        accumulate, rest = divmod(stage.batch_size, stage.micro_batch * arguments.world_size)
+        if rest or not accumulate:
+            raise InputError(
+                f"batch_size={stage.batch_size}: expected a multiple of micro_batch={stage.micro_batch} "
+                f"times the number of devices, {arguments.world_size}"
+            )
+        return replace(arguments, gradient_accumulation_steps=accumulate)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"transformers.TrainingArguments refuses the config: {error}") from error
+
+
+def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Over all pairs of the validation set, whichever rank or batch they were in."""
+    scores, ranks = (
+        torch.as_tensor(np.asarray(part)) for part in (prediction.predictions, prediction.label_ids)
+    )
+    scores = scores.double()
+    prompt, better, worse = ranked_pairs(ranks).unbind(1)
+    right = scores[prompt, better] > scores[prompt, worse]
+    return {
+        "pair_loss": float(preference_loss(scores, ranks)),
+        "accuracy": float(right.double().mean()),
+        "pairs": len(right),
+        "spread": float(scores[ranks != NO_IMAGE].std()),
+    }
+
+
+def _calibrate(scorer: ImageReward, prediction) -> None:
+    """Set mean and std so that the scores of these predictions have mean 0 and standard deviation 1."""
+    scores = prediction.predictions[prediction.label_ids != NO_IMAGE].astype(np.float64)
+    config = scorer.config
+    mean, std = config.mean + config.std * scores.mean(), config.std * scores.std()
+    scorer.config = replace(config, mean=float(mean), std=float(std))
+
+
+def tune_reward_model(recipe: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> ImageReward:
+    """`train_reward_model` of a recipe, by name or path, with `key=value` laid over it."""
+    return train_reward_model(build(RewardModelConfig, read_recipe(recipe, overrides), str(recipe)))

@@ -1,0 +1,52 @@
+"""What looks on while a reward model trains."""
+
+import json
+import math
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from imagereward.errors import DeadHeadError
+from imagereward.saving import CONFIG_FILE, described
+from imagereward.scorer import Scorer
+
+# A head is flat while the loss is this close to that of guessing and the spread has not grown so much.
+LOSS_OF_GUESSING = math.log(2)
+CLOSE = 1e-3
+GROWN = 1.5
+
+
+class DeadHead(TrainerCallback):
+    """Stops a training whose raw scores do not spread out: what it learns never leaves the head.
+
+    The published start has a spread of about 1e-9 and grows; so it is growth that is looked at, from the
+    first validation on, not size.
+    """
+
+    def __init__(self, after: int):
+        self.after = after
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        metrics = kwargs["metrics"]
+        first = next((entry["eval_spread"] for entry in state.log_history if "eval_spread" in entry), None)
+        if first is None or state.global_step < self.after:
+            return
+        flat = metrics["eval_spread"] <= GROWN * first
+        if flat and abs(metrics["eval_pair_loss"] - LOSS_OF_GUESSING) < CLOSE:
+            raise DeadHeadError(
+                f"the head is dead: after {state.global_step} updates the raw scores' spread is "
+                f"{metrics['eval_spread']:.3g}, at the start it was {first:.3g}, and the loss is that of "
+                f'guessing, {metrics["eval_pair_loss"]:.5f}. Try head="ordinary" or a higher learning_rate'
+            )
+
+
+class WritesConfig(TrainerCallback):
+    """Puts a scorer's config into every checkpoint, which makes it one that `imagereward.load` reads."""
+
+    def __init__(self, scorer: Scorer):
+        self.scorer = scorer
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            directory = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            (directory / CONFIG_FILE).write_text(json.dumps(described(self.scorer), indent=2) + "\n")

@@ -45,16 +45,16 @@ def _checked(record: Any, where: str, root: Path) -> RankedPrompt:
     if not isinstance(record, dict):
         raise InputError(f"{where} is a {type(record).__name__}; expected an object")
     missing = {"id", "prompt", "generations", "ranking"} - record.keys()
+    where += f" (id {record['id']!r})" if "id" in record else ""
     if missing:
         raise InputError(f"{where} has no {', '.join(sorted(missing))}")
-    where = f"{where} (id {record['id']!r})"
     generations, ranking = record["generations"], record["ranking"]
     if not isinstance(record["prompt"], str):
         raise InputError(f"{where}, prompt: expected a string, not {record['prompt']!r}")
     if not isinstance(generations, list) or not all(type(name) is str for name in generations):
         raise InputError(f"{where}, generations: expected a list of paths")
-    if not isinstance(ranking, list) or not all(type(rank) is int for rank in ranking):
-        raise InputError(f"{where}, ranking: expected a list of whole numbers")
+    if not isinstance(ranking, list) or not all(type(rank) is int and rank >= 0 for rank in ranking):
+        raise InputError(f"{where}, ranking: expected a list of whole numbers from 0 on")
     if len(generations) != len(ranking):
         raise InputError(f"{where}: {len(generations)} generations but {len(ranking)} ranks in ranking")
     if len(set(ranking)) < 2:

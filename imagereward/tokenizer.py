@@ -35,6 +35,8 @@ class WordPieceTokenizer:
         self._tokenizer.add_special_tokens(["[DEC]", "[ENC]"])
         self.pad_id = self._tokenizer.token_to_id("[PAD]")
         self.sep_id = self._tokenizer.token_to_id("[SEP]")
+        self.cls_id = self._tokenizer.token_to_id("[CLS]")
+        self.mask_id = self._tokenizer.token_to_id("[MASK]")
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()

@@ -13,8 +13,15 @@ from tqdm import tqdm
 
 from imagereward.config import whole_number
 from imagereward.errors import InputError
-from imagereward.shapes.corrupt import DAMAGES, LEVELS, damaged, unfaithful
-from imagereward.shapes.language import say
+from imagereward.shapes.corrupt import (
+    DAMAGES,
+    LEVELS,
+    damaged,
+    misread,
+    possible_mistakes,
+    unfaithful,
+)
+from imagereward.shapes.language import read, say
 from imagereward.shapes.render import draw, to_image
 from imagereward.shapes.scene import Request, arrange, ask
 from imagereward.shapes.truth import Annotator, Truth
@@ -68,6 +75,14 @@ def pair(index: int, seed: int = 0, split: str = "train", size: int = 64) -> tup
 def pairs(seed: int = 0, split: str = "train", size: int = 64) -> Iterator[tuple[str, Image.Image]]:
     """`pair(0, ...)`, `pair(1, ...)` and on without end."""
     return (pair(index, seed, split, size) for index in itertools.count())
+
+
+def wrong_prompt(prompt: str, rng: np.random.Generator) -> str:
+    """A prompt that asks for nearly the same, but for one of `MISTAKES`; in any of its phrasings."""
+    request = read(prompt)
+    # No phrasing relates two things and names a third.
+    mistakes = [m for m in possible_mistakes(request) if not (request.relation and m == "extra")]
+    return say(misread(request, str(rng.choice(mistakes)), rng), rng)
 
 
 def write(

@@ -13,7 +13,8 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 BACKGROUNDS = ("white", "grey", "black")
 # The first thing is ... the second.
 RELATIONS = ("left of", "right of", "above", "below")
-SIZES = {"small": (0.085, 0.105), "large": (0.155, 0.19)}
+SIZES = {"small": (0.085, 0.105), "large": (0.17, 0.21)}
+ANY_SIZE = (0.12, 0.19)
 # Where a lone thing's centre lies: (x, y) ranges.
 _LOW, _MIDDLE, _HIGH = (0.0, 0.34), (0.38, 0.62), (0.66, 1.0)
 POSITIONS = {
@@ -146,7 +147,7 @@ def arrange(request: Request, rng: np.random.Generator) -> Scene:
     owners = [group for group in request.groups for _ in range(group.count)]
     crowd = 1.0 if len(owners) < 3 else 0.8
     while True:
-        radii = [rng.uniform(*SIZES.get(owner.size or "", (0.1, 0.17))) for owner in owners]
+        radii = [rng.uniform(*SIZES.get(owner.size or "", ANY_SIZE)) for owner in owners]
         radii = [r if owner.size else r * crowd for r, owner in zip(radii, owners)]
         places = _places(request, radii, rng)
         if places is not None:

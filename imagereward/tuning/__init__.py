@@ -4,7 +4,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-from imagereward.errors import InputError
+from imagereward.errors import ImageRewardError, InputError
 from imagereward.tuning.config import read_recipe, recipe_names
 
 # A recipe's objective -> what runs it.
@@ -16,10 +16,16 @@ __all__ = ["read_recipe", "recipe_names", "tune"]
 def tune(recipe: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> Any:
     """Train as a recipe says, by its name or path, with `key=value` laid over it; returns what was trained.
 
-    Raises InputError for an unknown recipe, objective or key.
+    Raises InputError for an unknown recipe, objective or key; ImageRewardError where the extra is missing.
     """
     objective = read_recipe(recipe, overrides).get("objective")
     if objective not in RUNNERS:
         raise InputError(f"{recipe}: objective={objective!r}; known: {', '.join(RUNNERS)}")
     module, name = RUNNERS[objective].split(":")
-    return getattr(import_module(module), name)(recipe, overrides)
+    try:
+        run = getattr(import_module(module), name)
+    except ImportError as error:
+        raise ImageRewardError(
+            f"training needs more: python -m pip install 'imagereward[train]' ({error})"
+        ) from error
+    return run(recipe, overrides)

@@ -14,9 +14,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class Config(BaseModel):
-    """Base of all configs: frozen, and without room for unknown keys."""
+    """Base of all configs: frozen, without room for unknown keys, and a number is no string."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False
+    )
 
 
 C = TypeVar("C", bound=Config)
@@ -64,7 +66,7 @@ def build(kind: type[C], values: dict[str, Any], source: str = "config") -> C:
 
 def _fault(kind: type[BaseModel], fault: Any) -> str:
     path = [str(part) for part in fault["loc"]]
-    name = ".".join(path) or "the whole"
+    name, message = ".".join(path), fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         valid = _keys_at(kind, path[:-1])
         near = difflib.get_close_matches(path[-1], valid, 1)
@@ -72,7 +74,7 @@ def _fault(kind: type[BaseModel], fault: Any) -> str:
         return f"{name} is no key; {hint}"
     if fault["type"] == "missing":
         return f"{name} is missing"
-    return f"{name}={fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+    return f"{name}={fault['input']!r}: {message}" if path else message
 
 
 def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -32,17 +33,11 @@ class RankedImages(Dataset):
     def __init__(self, path: str | os.PathLike, preprocess: Preprocess, most_bad: float = 0.01):
         records = read_rankings(path)
         self.preprocess = preprocess
-        self.skipped = unreadable([image for record in records for image in record.generations])
-        total = sum(len(record.generations) for record in records)
-        if self.skipped:
-            found = f"{path}: {len(self.skipped)} of {total} images cannot be used: "
-            if len(self.skipped) > most_bad * total:
-                raise InputError(
-                    f"{found}{listing(self.skipped.values(), 4)}; at most {most_bad:.2%} may be (most_bad=)"
-                )
-            log.warning("%s%s; they are skipped", found, listing(self.skipped.values(), 20))
+        self.skipped = skipped(path, [image for record in records for image in record.generations], most_bad)
         kept = [self._without_skipped(record) for record in records]
         self.prompts = [record for record in kept if len(set(record.ranking)) > 1]
+        if not self.prompts:
+            raise InputError(f"{path}: no prompt has a pair of usable images of unequal rank")
         if len(self.prompts) < len(records):
             log.warning("%s: %d prompts have no pair of images left", path, len(records) - len(self.prompts))
 
@@ -68,6 +63,7 @@ class RankedImages(Dataset):
 class PairedImages(Dataset):
     """(prompt, image) pairs from a JSON list of `{text, image}`, image paths relative to it.
 
+    Records may have `wrong`, a prompt that is nearly but not quite the image's own; all or none of them.
     Images are checked as in `RankedImages`.
     """
 
@@ -75,30 +71,36 @@ class PairedImages(Dataset):
         path = Path(path).expanduser()
         try:
             records = json.loads(path.read_text(encoding="utf-8"))
-            pairs = [(record["text"], path.parent / record["image"]) for record in records]
+            pairs = [
+                (record["text"], path.parent / record["image"], record.get("wrong")) for record in records
+            ]
         except FileNotFoundError as error:
             raise InputError(f"{path} does not exist; expected a JSON list of {{text, image}}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is no JSON list of {{text, image}}: {error!r}") from error
+        if not all(isinstance(text, str) and isinstance(wrong, str | None) for text, _, wrong in pairs):
+            raise InputError(f"{path}: expected every text, and every wrong one, to be a string")
+        if len({wrong is None for _, _, wrong in pairs}) > 1:
+            raise InputError(f"{path}: some records have a wrong prompt and some have none")
         self.preprocess = preprocess
-        self.skipped = unreadable([image for _, image in pairs])
-        self.pairs = [(text, image) for text, image in pairs if str(image) not in self.skipped]
-        if len(self.skipped) > most_bad * len(pairs) or not self.pairs:
-            raise InputError(
-                f"{path}: {len(self.skipped)} of {len(pairs)} images cannot be used: "
-                f"{listing(self.skipped.values(), 4)}; at most {most_bad:.2%} may be (most_bad=)"
-            )
+        self.skipped = skipped(path, [image for _, image, _ in pairs], most_bad)
+        self.pairs = [pair for pair in pairs if str(pair[1]) not in self.skipped]
+        if not self.pairs:
+            raise InputError(f"{path} holds no pair of a text and a usable image")
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict:
-        prompt, path = self.pairs[index]
-        return {"prompt": prompt, "pixels": self.preprocess.pixels(read_image(path, index))}
+        prompt, path, wrong = self.pairs[index]
+        return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(read_image(path, index))}
 
 
 class ShapesPairs(Dataset):
-    """Clean and faithful Shapes, drawn when asked for: pair i is a function of (seed, i)."""
+    """Clean and faithful Shapes, drawn when asked for, each with a prompt that gets one thing wrong.
+
+    Pair i is a function of (seed, i).
+    """
 
     def __init__(self, count: int, seed: int, preprocess: Preprocess):
         self.count, self.seed, self.preprocess = count, seed, preprocess
@@ -108,7 +110,8 @@ class ShapesPairs(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         prompt, image = shapes.pair(index, self.seed, size=self.preprocess.size)
-        return {"prompt": prompt, "pixels": self.preprocess.pixels(image)}
+        wrong = shapes.wrong_prompt(prompt, np.random.default_rng([self.seed, index]))
+        return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(image)}
 
 
 def collate_rankings(items: Sequence[dict]) -> dict:
@@ -121,9 +124,25 @@ def collate_rankings(items: Sequence[dict]) -> dict:
 
 
 def collate_pairs(items: Sequence[dict]) -> dict:
-    """Images [B, 3, S, S] and their prompts."""
+    """Images [B, 3, S, S], their prompts, and the wrong ones if there are any."""
     pixels = torch.stack([item["pixels"] for item in items])
-    return {"pixels": pixels, "prompts": [item["prompt"] for item in items]}
+    batch = {"pixels": pixels, "prompts": [item["prompt"] for item in items]}
+    return batch | ({"wrong": [item["wrong"] for item in items]} if items[0]["wrong"] else {})
+
+
+def skipped(source: str | os.PathLike, images: Sequence[Path], most_bad: float) -> dict[str, str]:
+    """Those of the source's images that cannot be used, and what is wrong with each; they are logged.
+
+    Raises InputError if they are more than `most_bad`, a share of all.
+    """
+    images = list(dict.fromkeys(images))
+    bad = unreadable(images)
+    found = f"{source}: {len(bad)} of {len(images)} images cannot be used: "
+    if len(bad) > most_bad * len(images):
+        raise InputError(f"{found}{listing(bad.values(), 4)}; at most {most_bad:.2%} may be (most_bad=)")
+    if bad:
+        log.warning("%s%s; they are skipped", found, listing(bad.values(), 20))
+    return bad
 
 
 def unreadable(paths: Sequence[Path]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import accelerate  # noqa: F401 - Trainer asks for it only once it is made: too late to say which extra has it
 import numpy as np
 import torch
 from pydantic import Field, model_validator
@@ -16,16 +17,18 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
+from imagereward.hub import read_state_dict
 from imagereward.images import Preprocess
 from imagereward.loading import DTYPES
 from imagereward.models.blip import BLIPShape
 from imagereward.models.imagereward import ImageReward
+from imagereward.saving import WEIGHTS_FILE
 from imagereward.tuning.config import Config, build, read_recipe
 from imagereward.tuning.data import PairedImages, RankedImages, ShapesPairs, collate_pairs, collate_rankings
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.image_text import ImageText
 from imagereward.tuning.objectives.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
-from imagereward.tuning.runs import claim, latest_checkpoint
+from imagereward.tuning.runs import check_output, claim, is_first_process, latest_checkpoint
 from imagereward.tuning.watch import DeadHead, WritesConfig
 from imagereward.tuning.weights import (
     Checkpointing,
@@ -37,6 +40,8 @@ from imagereward.tuning.weights import (
 )
 
 log = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.json"
 
 
 class Schedule(Config):
@@ -68,8 +73,9 @@ class Architecture(Config):
     projection: int = Field(256, ge=1)
     vocabulary: Literal["bert", "shapes"] = "bert"
     max_length: int = Field(35, ge=2)
-    mean: tuple[float, float, float] = Preprocess.mean
-    std: tuple[float, float, float] = Preprocess.std
+    # TOML has no tuples, only lists.
+    mean: tuple[float, float, float] = Field(Preprocess.mean, strict=False)
+    std: tuple[float, float, float] = Field(Preprocess.std, strict=False)
 
 
 class RewardModelConfig(Schedule):
@@ -103,6 +109,16 @@ class RewardModelConfig(Schedule):
             raise ValueError('start="nothing" and an [architecture] table belong together')
         return self
 
+    @model_validator(mode="after")
+    def _fairscale_knows_no_bfloat16(self):
+        # It recomputes under torch.cuda.amp.autocast, which is float16 on a GPU and nothing on a CPU.
+        if self.checkpointing.startswith("fairscale") and self.precision == "bfloat16":
+            raise ValueError(
+                f'checkpointing="{self.checkpointing}" recomputes in another precision than '
+                'precision="bfloat16"; take checkpointing="torch"'
+            )
+        return self
+
 
 def train_reward_model(config: RewardModelConfig) -> ImageReward:
     """Train as the config says; the best scorer is saved in `output`, and returned.
@@ -111,16 +127,24 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
     accuracies and rates by step) and the last checkpoints. Raises InputError for bad data or config, for an
     output directory that holds another run, and DeadHeadError when the head learns nothing.
     """
-    output = claim(config.output, config.model_dump(exclude={"resume"}), config.resume)
+    values = config.model_dump(exclude={"resume"})
+    output = check_output(config.output, values, config.resume)
+    for stage in (config, config.warmup):
+        if stage:
+            _arguments(config, stage, output)  # what cannot be run is refused before anything is loaded
     scorer = _starting_scorer(config)
     if scorer.device.type == "cpu":
         keep_freed_memory()
     train = RankedImages(Path(config.data) / "train.json", scorer.preprocess, config.most_bad)
     valid = RankedImages(Path(config.data) / "valid.json", scorer.preprocess, config.most_bad)
-    skipped = {**train.skipped, **valid.skipped}
-    (output / "skipped.json").write_text(json.dumps(skipped, indent=1) + "\n")
+    pairs = _warm_up_pairs(config, scorer.preprocess)
+    if is_first_process():
+        claim(output, values)  # now that everything is in order: a mistake corrected finds it free
+        skipped = {**train.skipped, **valid.skipped, **getattr(pairs, "skipped", {})}
+        (output / "skipped.json").write_text(json.dumps(skipped, indent=1) + "\n")
     if config.warmup:
-        _warm_up(scorer, config, config.warmup, output / "warmup")
+        assert pairs is not None
+        _warm_up(scorer, config, config.warmup, pairs, output / "warmup")
     freeze(scorer, config.fix_rate)
     set_checkpointing(scorer, config.checkpointing)
     checkpoint = latest_checkpoint(output) if config.resume else None
@@ -179,23 +203,37 @@ def _starting_scorer(config: RewardModelConfig) -> ImageReward:
     return scorer
 
 
-def _warm_up(scorer: ImageReward, config: RewardModelConfig, stage: WarmUp, output: Path) -> None:
+def _warm_up_pairs(config: RewardModelConfig, preprocess: Preprocess) -> ShapesPairs | PairedImages | None:
+    if config.warmup is None:
+        return None
+    if config.warmup.data == "shapes":
+        return ShapesPairs(config.warmup.pairs, config.seed, preprocess)
+    return PairedImages(config.warmup.data, preprocess, config.most_bad)
+
+
+def _warm_up(
+    scorer: ImageReward, config: RewardModelConfig, stage: WarmUp, pairs: Dataset, output: Path
+) -> None:
     """Teach both encoders what images show; in place. A finished warm-up is not repeated on resuming."""
     scorer.requires_grad_(True)
-    if stage.data == "shapes":
-        pairs: Dataset = ShapesPairs(stage.pairs, config.seed, scorer.preprocess)
-    else:
-        pairs = PairedImages(stage.data, scorer.preprocess, config.most_bad)
-    objective = ImageText(scorer)
+    scorer.mlp.requires_grad_(False)  # it takes no part
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        objective = ImageText(scorer)
+    if config.resume and (output / HISTORY_FILE).is_file():
+        objective.load_state_dict(read_state_dict(output / WEIGHTS_FILE))
+        return
     arguments = _arguments(config, stage, output, save_strategy="steps", save_steps=0.1, save_total_limit=1)
     trainer = Trainer(objective, arguments, collate_pairs, pairs)
     trainer.train(resume_from_checkpoint=latest_checkpoint(output) if config.resume else None)
+    trainer.save_model()
     _write_history(trainer, output)
 
 
 def _write_history(trainer: Trainer, output: Path) -> None:
+    """Last of a stage's files, so that it also says that the stage is complete."""
     if trainer.is_world_process_zero():
-        (output / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+        (output / HISTORY_FILE).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
 
 
 def _arguments(config: RewardModelConfig, stage: Schedule, output: Path, **more) -> TrainingArguments:
@@ -219,6 +257,8 @@ def _arguments(config: RewardModelConfig, stage: Schedule, output: Path, **more)
         "fp16": config.precision == "float16",
         "use_cpu": config.device == "cpu",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # All that learns takes part in every update, and looking for what does not breaks fairscale.
+        "ddp_find_unused_parameters": False,
         "seed": config.seed,
         **more,
         **config.trainer,
@@ -231,7 +271,10 @@ def _arguments(config: RewardModelConfig, stage: Schedule, output: Path, **more)
                 f"batch_size={stage.batch_size}: expected a multiple of micro_batch={stage.micro_batch} "
                 f"times the number of devices, {arguments.world_size}"
             )
-        return replace(arguments, gradient_accumulation_steps=accumulate)
+        arguments = replace(arguments, gradient_accumulation_steps=accumulate)
+        # Several devices in one process would be DataParallel, which cannot split prompts: use a launcher.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        return arguments
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -1,25 +1,33 @@
 """Output directories: one run each, recognised by its config."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
-
-from transformers.trainer_utils import get_last_checkpoint
 
 from imagereward.errors import InputError
 
 RUN_FILE = "run.json"
+# What a checkpoint of transformers' Trainer holds last.
+STATE_FILE = "trainer_state.json"
 
 
-def claim(output: str, config: dict[str, Any], resume: bool) -> Path:
-    """The output directory, made if need be and marked with the config.
+def is_first_process() -> bool:
+    """Whether this process writes the files; launchers say so before torch.distributed can."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_output(output: str, config: dict[str, Any], resume: bool) -> Path:
+    """The output directory, which need not exist yet. Only the first process looks: the others may be late.
 
     Raises InputError if it holds anything and this is not that run resumed.
     """
     path = Path(output).expanduser()
+    if not is_first_process():
+        return path
     mark = path / RUN_FILE
-    # Through JSON, so that tuples and lists compare equal.
-    values = json.loads(json.dumps(config))
+    values = _plain(config)
     if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
         what = "another run" if mark.exists() else "something else"
         raise InputError(f"{path} already holds {what}; choose another output=, or resume=true to go on")
@@ -33,11 +41,36 @@ def claim(output: str, config: dict[str, Any], resume: bool) -> Path:
                 f"{path} holds a run with another config: "
                 + ", ".join(f"{key} was {before.get(key)!r}, is {values.get(key)!r}" for key in changed)
             )
-    path.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(values, indent=1) + "\n")
     return path
 
 
+def claim(output: Path, config: dict[str, Any]) -> None:
+    """Make the directory, and mark it with the config of the run that it now holds."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / RUN_FILE).write_text(json.dumps(_plain(config), indent=1) + "\n")
+
+
 def latest_checkpoint(output: Path) -> str | None:
-    """The run's last checkpoint, None if it was stopped before the first."""
-    return get_last_checkpoint(str(output)) if output.is_dir() else None
+    """The run's last whole checkpoint, None if it was stopped before the first.
+
+    One that was being written when the run was stopped is not whole, and is removed.
+    """
+    found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    while found and not _is_whole(found[-1]):
+        torn = found.pop()
+        if is_first_process():
+            shutil.rmtree(torn)
+    return str(found[-1]) if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Through JSON, so that tuples and lists compare equal."""
+    return json.loads(json.dumps(config))

@@ -20,18 +20,19 @@ CORE = [
     "safetensors>=0.4.5",
     "Pillow>=10.3",
     "numpy>=1.26",
+    "scipy>=1.11",
     "typer>=0.17.3",
     "tqdm>=4.66",
 ]
 # Extras of the parts that are being built on this core. Their floors are set when code that uses them
 # is tested at them.
 EXTRAS = {
-    "train": ["diffusers", "accelerate", "peft", "datasets", "fairscale", "tensorboard"],
+    "train": ["accelerate>=0.34", "pydantic>=2.7", "fairscale>=0.4.13", "tensorboard>=2.18"],
     "serve": ["fastapi", "uvicorn", "httpx", "python-multipart"],
     "scale": ["pyarrow", "ray[data,serve]"],
     "report": ["matplotlib"],
 }
-TEST = ["pytest>=8", "ruff>=0.12", "mypy>=1.11", "setuptools>=77", "wheel>=0.43"]
+TEST = [*EXTRAS["train"], "pytest>=8", "ruff>=0.12", "mypy>=1.11", "setuptools>=77", "wheel>=0.43"]
 
 setup(
     name="imagereward",
@@ -43,7 +44,7 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(include=["imagereward", "imagereward.*"]),
-    package_data={"imagereward": ["py.typed", "assets/*"]},
+    package_data={"imagereward": ["py.typed", "assets/*", "assets/*/*", "tuning/recipes/*/*.toml"]},
     install_requires=CORE,
     extras_require={**EXTRAS, "test": TEST, "all": sorted({*chain(*EXTRAS.values()), *TEST})},
     entry_points={"console_scripts": ["imagereward = imagereward.cli:main"]},

@@ -1,20 +1,34 @@
-"""Write the tables of results/*.json into README.md, between their markers.
+"""Write the tables of results/*.json into the pages that show them, between `<!-- name -->` marks.
 
 python benchmarks/render.py
 """
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+ROOT = HERE.parent
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs/shapes.md",
+    ROOT / "docs/reward-models.md",
+)
 
 
-def tables(result: dict) -> str:
-    """The throughput file as Markdown."""
+def machine(result: dict) -> str:
+    """What it was measured on."""
     environment = result["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{environment['device']}, {environment['threads']} threads; {versions}; "
+        f"commit {environment['commit']}, {environment['date']}"
+    )
+
+
+def throughput(result: dict) -> str:
+    """The throughput file as Markdown."""
     speed = [
         f"| {row['what']} | {row['per_s']:.2f} | {row['times_loop']:.2f} x |" for row in result["scoring"]
     ]
@@ -28,8 +42,7 @@ def tables(result: dict) -> str:
     load = result["loading"]
     return "\n".join(
         [
-            f"{environment['device']}, {environment['threads']} threads; {versions}; "
-            f"commit {environment['commit']}, {environment['date']}; batches of {result['batch_size']}.",
+            f"{machine(result)}; batches of {result['batch_size']}.",
             "",
             "| ImageReward, full size | images/s (or pairs/s) | against the loop |",
             "|---|---|---|",
@@ -48,15 +61,100 @@ def tables(result: dict) -> str:
     )
 
 
+def training_step(result: dict) -> str:
+    """The full-size training step's file as Markdown."""
+    rows = [
+        f"| {row['checkpointing']} | {row['seconds']:.1f} | {row['peak_mb']:.0f} | {row['resting_mb']:.0f} "
+        f"| {row['activations_mb']:.0f} | {100 * row['share']:.0f} % |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{machine(result)}; {result['prompts']} prompts of {result['images']} images, "
+            f"fix_rate {result['fix_rate']}, float32.",
+            "",
+            "| checkpointing | seconds a step | peak, MB | between steps, MB | activations, MB | of none |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def tiny(result: dict) -> str:
+    """ImageReward-tiny's file as Markdown: the run, and its accuracy on held-out pairs."""
+    seconds = result["seconds"]
+    rows = [
+        f"| {row['pairs']} | {100 * row['accuracy']:.1f} % | {100 * row['shuffled']:.1f} % | {row['count']} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{machine(result)}. The warm-up took {seconds['warmup'] / 60:.0f} minutes, the rankings "
+            f"{seconds['ranking'] / 60:.0f}; "
+            f"{result['parameters'] / 1e6:.2f} million parameters, {result['megabytes']:.1f} MB. "
+            f"{result['held_out']['prompts']} held-out prompts, seed {result['held_out']['seed']}.",
+            "",
+            "| clear pairs | right | shuffled | pairs |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def shapes_measure(result: dict) -> str:
+    """The measure's file as Markdown: agreement by attribute and condition, and clean against damaged."""
+    rows = result["attributes"]
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    agreement = {(row["attribute"], row["condition"]): row["agreement"] for row in rows}
+    damages = [row for row in result["cleanliness"] if row["level"]]
+    levels = sorted({row["level"] for row in damages})
+    ordered = {(row["damage"], row["level"]): row["ordered"] for row in damages}
+    return "\n".join(
+        [
+            f"{machine(result)}; {result['images']} images for each condition and kind of mistake, "
+            f"{result['milliseconds']['64']:.0f} ms an image of 64 pixels.",
+            "",
+            "How often an attribute is judged rightly, over images where it is right and where it is wrong:",
+            "",
+            f"| attribute | {' | '.join(conditions)} |",
+            f"|---{'|---' * len(conditions)}|",
+            *(
+                f"| {name} | {' | '.join(f'{100 * agreement[name, where]:.1f} %' for where in conditions)} |"
+                for name in dict.fromkeys(row["attribute"] for row in rows)
+            ),
+            "",
+            "How often the clean drawing of a scene measures cleaner than the damaged one:",
+            "",
+            f"| damage | {' | '.join(f'level {level}' for level in levels)} |",
+            f"|---{'|---' * len(levels)}|",
+            *(
+                f"| {name} | {' | '.join(f'{100 * ordered[name, level]:.1f} %' for level in levels)} |"
+                for name in dict.fromkeys(row["damage"] for row in damages)
+            ),
+        ]
+    )
+
+
+TABLES: dict[str, Callable[[dict], str]] = {
+    "throughput-cpu": throughput,
+    "throughput-cuda": throughput,
+    "training-step-cpu": training_step,
+    "training-step-cuda": training_step,
+    "shapes-measure": shapes_measure,
+    "tiny": tiny,
+}
+
+
 def rendered(text: str) -> str:
-    """`text` with the block between `<!-- throughput-X -->` and `<!-- /throughput-X -->` filled in."""
+    """`text` with every block of a name in `TABLES` filled in from that results file."""
 
     def fill(match: re.Match) -> str:
         result = json.loads((HERE / "results" / f"{match[1]}.json").read_text())
-        return f"<!-- {match[1]} -->\n{tables(result)}\n<!-- /{match[1]} -->"
+        return f"<!-- {match[1]} -->\n{TABLES[match[1]](result)}\n<!-- /{match[1]} -->"
 
-    return re.sub(r"<!-- (throughput-\w+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
+    return re.sub(rf"<!-- ({'|'.join(TABLES)}) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text()))
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))

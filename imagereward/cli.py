@@ -70,7 +70,7 @@ def models(format: OutputFormat = Format.table) -> None:
             "tokens": entry.config.max_length,
             "pixels": entry.config.preprocess.size,
             "licence": entry.licence,
-            "source": entry.files[-1].hub[0] if entry.files[-1].hub else "web",
+            "source": _source(entry.files[-1]),
             "paper": entry.paper,
         }
         for name, entry in REGISTRY.items()
@@ -167,6 +167,72 @@ def bench(
     _print(rows, format)
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("imagereward-demo.html"),
+    prompts: Annotated[int, typer.Option(min=1, max=200, help="How many prompts.")] = 4,
+    images: Annotated[int, typer.Option(min=2, max=50, help="Candidates a prompt.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
+    device: Device = None,
+) -> None:
+    """Rank freshly drawn pictures with the model in the package, beside the truth. Needs no network."""
+    from imagereward.demo import MODEL, judge, write_page
+
+    _say_note(MODEL)
+    judged = judge(prompts, images, seed, device)
+    for each in judged:
+        print(f"{each.ranking.prompt}")
+        _print(each.rows(), Format.table)
+        print()
+    right = [pair for each in judged for pair in each.clear_pairs]
+    print(f"{sum(right)} of {len(right)} pairs in which one picture is clearly better are ranked right")
+    print(f"the pictures, in this order: {write_page(judged, out)}")
+
+
+@app.command()
+def shapes(
+    out: Annotated[Path, typer.Option(help="A new or empty directory.")],
+    prompts: Annotated[int, typer.Option(min=3, help="In all three splits together.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same files.")] = 0,
+    images: Annotated[int, typer.Option(min=2, help="Images a prompt.")] = 6,
+    size: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 64,
+    noise: Annotated[float, typer.Option(min=0, help="The annotator's, in units of utility.")] = 0.25,
+    faithfulness: Annotated[float, typer.Option(help="The annotator's weight of a wrong attribute.")] = 1.0,
+    quality: Annotated[float, typer.Option(help="The annotator's weight of a level of damage.")] = 0.75,
+) -> None:
+    """Draw a data set of prompts, images and rankings with known truth, in ImageRewardDB's layout."""
+    from imagereward.shapes import Annotator, write
+
+    counts = write(
+        out, prompts, seed, images=images, size=size, annotator=Annotator(noise, (faithfulness, quality))
+    )
+    print(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()) + " prompts")
+
+
+@app.command()
+def tune(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (--list shows them) or a TOML file.")] = "",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value …")] = None,
+    list_recipes: Annotated[bool, typer.Option("--list", help="The recipes in the package.")] = False,
+) -> None:
+    """Train as a recipe says: `imagereward tune tiny/preference data=shapes output=mine epochs=2`."""
+    from imagereward.errors import ImageRewardError, InputError
+
+    try:
+        from imagereward import tuning
+        from imagereward.tuning.config import recipe_names
+    except ImportError as error:
+        raise ImageRewardError(
+            f"training needs more: python -m pip install 'imagereward[train]' ({error})"
+        ) from error
+    if list_recipes:
+        print("\n".join(recipe_names()))
+        return
+    if not recipe:
+        raise InputError(f"which recipe? known: {', '.join(recipe_names())}")
+    tuning.tune(recipe, overrides or [])
+
+
 def main() -> None:
     """The console entry point: errors of this package become one line on stderr and exit code 1."""
     from imagereward.errors import ImageRewardError
@@ -192,7 +258,22 @@ def _load(model, checkpoint, device, dtype, download_root, offline):
             checkpoint, device, download_root, kind=model, dtype=dtype, local_files_only=offline
         )
     name = model or "ImageReward-v1.0"
+    _say_note(name)
     return imagereward.load(name, device, download_root, dtype=dtype, local_files_only=offline)
+
+
+def _say_note(name: str) -> None:
+    """What people must know before they believe this scorer, on stderr."""
+    from imagereward.registry import REGISTRY
+
+    if name in REGISTRY and REGISTRY[name].note:
+        print(f"note: {REGISTRY[name].note}", file=sys.stderr)
+
+
+def _source(file) -> str:
+    if file.packaged:
+        return "in the package"
+    return file.hub[0] if file.hub else "web"
 
 
 def _expand(patterns: list[str]) -> list[str]:

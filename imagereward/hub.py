@@ -17,7 +17,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from tqdm import tqdm
 
 from imagereward.errors import CheckpointError, DownloadError, listing
-from imagereward.registry import File
+from imagereward.registry import ASSETS, File
 
 # The original's cache: files that it downloaded are found and used.
 CACHE = Path("~/.cache/ImageReward")
@@ -31,6 +31,8 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
     where it has one, and a wrong file is removed; a file that you put into `download_root` yourself is
     taken as it is. Raises DownloadError, which says what was tried.
     """
+    if file.packaged:
+        return ASSETS / file.name
     root = Path(download_root or CACHE).expanduser()
     if (root / file.name).is_file():
         return root / file.name

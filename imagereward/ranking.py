@@ -62,7 +62,7 @@ class Ranking:
     def _repr_html_(self) -> str:
         figures = "".join(
             f'<figure style="display:inline-block;margin:4px;text-align:center">'
-            f'<img src="{_thumbnail(self.images[index])}" alt="{html.escape(self.names[index])}"/>'
+            f'<img src="{thumbnail(self.images[index])}" alt="{html.escape(self.names[index])}"/>'
             f"<figcaption><b>{self.ranks[index]}</b> &nbsp; {self.rewards[index]:.3f}<br/>"
             f"<small>{html.escape(self.names[index].rsplit('/', 1)[-1])}</small></figcaption></figure>"
             for index in self.order
@@ -82,7 +82,8 @@ def ranks_of(rewards: list[float]) -> list[int]:
     return [first[reward] for reward in rewards]
 
 
-def _thumbnail(image) -> str:
+def thumbnail(image) -> str:
+    """A small PNG of the image as a data: URL, for pages that stand alone."""
     picture = read_image(image).convert("RGB")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()

@@ -3,7 +3,10 @@
 Adding a scorer that is a CLIP cosine or an ImageReward costs one entry here and no code.
 """
 
+import json
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 
 from imagereward.config import ScorerConfig
 from imagereward.images import Preprocess
@@ -15,7 +18,7 @@ class File:
 
     `prefix` is put before its keys unless they have it already; keys that begin with one of
     `ignored` belong to parts that scoring does not use. `hub` repositories are tried in order,
-    then `url`.
+    then `url`; a `packaged` file is in the wheel, under `assets`.
     """
 
     name: str
@@ -25,6 +28,7 @@ class File:
     sha256: str | None = None
     ignored: tuple[str, ...] = ()
     transformers_names: bool = False
+    packaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,28 @@ class Checkpoint:
     scores: str
     licence: str
     paper: str
+    note: str = ""  # what people must know before they believe a score; the command prints it
+
+
+ASSETS = Path(str(resources.files("imagereward") / "assets"))
+
+
+def _packaged() -> dict[str, Checkpoint]:
+    """The model in the wheel; the config that was saved with its weights is the one record of its shape."""
+    saved = ASSETS / "ImageReward-tiny/config.json"
+    if not saved.exists():  # not adopted yet
+        return {}
+    config = json.loads(saved.read_text(encoding="utf-8"))["scorer"]
+    tiny = Checkpoint(
+        ScorerConfig.from_dict(config),
+        (File("ImageReward-tiny/model.safetensors", packaged=True),),
+        scores="preference among drawn shapes, about normal(0, 1)",
+        licence="Apache-2.0",
+        paper="assets/ImageReward-tiny/README.md",
+        note="ImageReward-tiny knows Shapes, a drawn world of coloured shapes; of other pictures its scores "
+        "mean nothing",
+    )
+    return {"ImageReward-tiny": tiny}
 
 
 _CLIP_L = File(
@@ -135,6 +161,7 @@ REGISTRY: dict[str, Checkpoint] = {
         licence="MIT",
         paper="arXiv:2305.01569",
     ),
+    **_packaged(),
 }
 
 

@@ -82,7 +82,9 @@ def wrong_prompt(prompt: str, rng: np.random.Generator) -> str:
     request = read(prompt)
     # No phrasing relates two things and names a third.
     mistakes = [m for m in possible_mistakes(request) if not (request.relation and m == "extra")]
-    return say(misread(request, str(rng.choice(mistakes)), rng), rng)
+    # The relation is the hardest to see, and possible in a third of all prompts only.
+    weights = np.array([2.0 if mistake == "relation" else 1.0 for mistake in mistakes])
+    return say(misread(request, str(rng.choice(mistakes, p=weights / weights.sum())), rng), rng)
 
 
 def write(

@@ -13,8 +13,8 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 BACKGROUNDS = ("white", "grey", "black")
 # The first thing is ... the second.
 RELATIONS = ("left of", "right of", "above", "below")
-SIZES = {"small": (0.085, 0.105), "large": (0.17, 0.21)}
-ANY_SIZE = (0.12, 0.19)
+SIZES = {"small": (0.095, 0.115), "large": (0.19, 0.23)}
+ANY_SIZE = (0.14, 0.21)
 # Where a lone thing's centre lies: (x, y) ranges.
 _LOW, _MIDDLE, _HIGH = (0.0, 0.34), (0.38, 0.62), (0.66, 1.0)
 POSITIONS = {

@@ -114,13 +114,33 @@ class ShapesPairs(Dataset):
         return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(image)}
 
 
+class Rehearsed(Dataset):
+    """Rankings of which each brings `count` pairs along; pairs are taken in turn."""
+
+    def __init__(self, rankings: RankedImages, pairs: PairedImages | ShapesPairs, count: int):
+        self.rankings, self.pairs, self.count = rankings, pairs, count
+
+    def __len__(self) -> int:
+        return len(self.rankings)
+
+    def __getitem__(self, index: int) -> dict:
+        first = index * self.count
+        pairs = [self.pairs[at % len(self.pairs)] for at in range(first, first + self.count)]
+        return {**self.rankings[index], "pairs": pairs}
+
+
 def collate_rankings(items: Sequence[dict]) -> dict:
-    """All images of all prompts in order, and ranks [B, K] with `NO_IMAGE` where a prompt has fewer."""
+    """All images of all prompts in order, and ranks [B, K] with `NO_IMAGE` where a prompt has fewer.
+
+    Pairs that came along are a batch of their own, `rehearsed`.
+    """
     ranks = torch.full((len(items), max(len(item["ranking"]) for item in items)), NO_IMAGE)
     for row, item in enumerate(items):
         ranks[row, : len(item["ranking"])] = torch.tensor(item["ranking"])
     pixels = torch.cat([item["pixels"] for item in items])
-    return {"pixels": pixels, "prompts": [item["prompt"] for item in items], "ranks": ranks}
+    batch = {"pixels": pixels, "prompts": [item["prompt"] for item in items], "ranks": ranks}
+    pairs = [pair for item in items for pair in item.get("pairs", ())]
+    return batch | ({"rehearsed": collate_pairs(pairs)} if pairs else {})
 
 
 def collate_pairs(items: Sequence[dict]) -> dict:

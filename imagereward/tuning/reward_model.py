@@ -11,7 +11,7 @@ from typing import Any, Literal
 import accelerate  # noqa: F401 - Trainer asks for it only once it is made: too late to say which extra has it
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
@@ -24,7 +24,14 @@ from imagereward.models.blip import BLIPShape
 from imagereward.models.imagereward import ImageReward
 from imagereward.saving import WEIGHTS_FILE
 from imagereward.tuning.config import Config, build, read_recipe
-from imagereward.tuning.data import PairedImages, RankedImages, ShapesPairs, collate_pairs, collate_rankings
+from imagereward.tuning.data import (
+    PairedImages,
+    RankedImages,
+    Rehearsed,
+    ShapesPairs,
+    collate_pairs,
+    collate_rankings,
+)
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.image_text import ImageText
 from imagereward.tuning.objectives.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
@@ -63,6 +70,7 @@ class WarmUp(Schedule):
 
     data: str = "shapes"
     pairs: int = Field(50_000, ge=2, description="how many pairs of Shapes an epoch has")
+    rehearsal: int = Field(0, ge=0, description="pairs that each ranked prompt brings along afterwards")
 
 
 class Architecture(Config):
@@ -103,6 +111,18 @@ class RewardModelConfig(Schedule):
     resume: bool = Field(False, description="go on from the output directory's last checkpoint")
     trainer: dict[str, Any] = Field({}, description="transformers.TrainingArguments, passed on as they are")
 
+    @field_validator("trainer")
+    @classmethod
+    def _leaves_alone_what_resuming_needs(cls, values):
+        if (
+            taken := {"output_dir", "gradient_accumulation_steps", "per_device_train_batch_size"}
+            & values.keys()
+        ):
+            raise ValueError(
+                f"{', '.join(sorted(taken))} follow from output, batch_size and micro_batch: set those"
+            )
+        return values
+
     @model_validator(mode="after")
     def _from_nothing_needs_a_shape(self):
         if (self.start == "nothing") != (self.architecture is not None):
@@ -142,16 +162,22 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
         claim(output, values)  # now that everything is in order: a mistake corrected finds it free
         skipped = {**train.skipped, **valid.skipped, **getattr(pairs, "skipped", {})}
         (output / "skipped.json").write_text(json.dumps(skipped, indent=1) + "\n")
+    rehearsal = None
+    learned: Dataset = train
     if config.warmup:
         assert pairs is not None
-        _warm_up(scorer, config, config.warmup, pairs, output / "warmup")
+        warm = _warm_up(scorer, config, config.warmup, pairs, output / "warmup")
+        if config.warmup.rehearsal:
+            rehearsal, learned = warm, Rehearsed(train, pairs, config.warmup.rehearsal)
+    if rehearsal:
+        rehearsal.requires_grad_(False)
     freeze(scorer, config.fix_rate)
     set_checkpointing(scorer, config.checkpointing)
     checkpoint = latest_checkpoint(output) if config.resume else None
     updates = math.ceil(len(train) / config.batch_size)
     every = max(1, updates // config.validations)
     trainer = Trainer(
-        Preference(scorer),
+        Preference(scorer, rehearsal),
         _arguments(
             config,
             config,
@@ -167,7 +193,7 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
             greater_is_better=False,
         ),
         collate_rankings,
-        train,
+        learned,
         valid,
         compute_metrics=_validation_metrics,
         callbacks=[DeadHead(config.dead_after), WritesConfig(scorer)],
@@ -213,7 +239,7 @@ def _warm_up_pairs(config: RewardModelConfig, preprocess: Preprocess) -> ShapesP
 
 def _warm_up(
     scorer: ImageReward, config: RewardModelConfig, stage: WarmUp, pairs: Dataset, output: Path
-) -> None:
+) -> ImageText:
     """Teach both encoders what images show; in place. A finished warm-up is not repeated on resuming."""
     scorer.requires_grad_(True)
     scorer.mlp.requires_grad_(False)  # it takes no part
@@ -222,12 +248,13 @@ def _warm_up(
         objective = ImageText(scorer)
     if config.resume and (output / HISTORY_FILE).is_file():
         objective.load_state_dict(read_state_dict(output / WEIGHTS_FILE))
-        return
+        return objective
     arguments = _arguments(config, stage, output, save_strategy="steps", save_steps=0.1, save_total_limit=1)
     trainer = Trainer(objective, arguments, collate_pairs, pairs)
     trainer.train(resume_from_checkpoint=latest_checkpoint(output) if config.resume else None)
     trainer.save_model()
     _write_history(trainer, output)
+    return objective
 
 
 def _write_history(trainer: Trainer, output: Path) -> None:

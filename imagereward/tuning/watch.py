@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from imagereward.errors import DeadHeadError
+from imagereward.errors import DeadHeadError, NonFiniteScoreError
 from imagereward.saving import CONFIG_FILE, described
 from imagereward.scorer import Scorer
 
@@ -17,7 +17,7 @@ GROWN = 1.5
 
 
 class DeadHead(TrainerCallback):
-    """Stops a training whose raw scores do not spread out: what it learns never leaves the head.
+    """Stops a training whose raw scores do not spread out, or are no numbers.
 
     The published start has a spread of about 1e-9 and grows; so it is growth that is looked at, from the
     first validation on, not size.
@@ -28,6 +28,12 @@ class DeadHead(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs):
         metrics = kwargs["metrics"]
+        if not math.isfinite(metrics["eval_pair_loss"]):
+            raise NonFiniteScoreError(
+                f"after {state.global_step} updates the validation loss is {metrics['eval_pair_loss']}; the "
+                f"best checkpoint before is {state.best_model_checkpoint}. Try a lower learning_rate, or "
+                'precision="float32"'
+            )
         first = next((entry["eval_spread"] for entry in state.log_history if "eval_spread" in entry), None)
         if first is None or state.global_step < self.after:
             return

@@ -34,13 +34,19 @@ def preference_loss(scores_B_K: torch.Tensor, ranks_B_K: torch.Tensor) -> torch.
 
 
 class Preference(nn.Module):
-    """The scorer under this loss, as a module: data parallelism wraps it, and it saves as the scorer does."""
+    """The scorer under this loss, as a module: data parallelism wraps it, and it saves as the scorer does.
 
-    def __init__(self, scorer: Scorer):
+    `rehearsal` is another objective of the same scorer, whose loss on a batch of its own is added, so that
+    what it taught is not forgotten. Its own weights, if it has any, are kept as they are.
+    """
+
+    def __init__(self, scorer: Scorer, rehearsal: nn.Module | None = None):
         super().__init__()
-        self.scorer = scorer
+        self.scorer, self.rehearsal = scorer, rehearsal
 
-    def forward(self, pixels: torch.Tensor, prompts: list[str], ranks: torch.Tensor) -> dict:
+    def forward(
+        self, pixels: torch.Tensor, prompts: list[str], ranks: torch.Tensor, rehearsed: dict | None = None
+    ) -> dict:
         """`loss`, and `scores` [B, K] laid out as `ranks` [B, K] is.
 
         pixels [N, 3, S, S] are the images of all prompts in order, so each is encoded once.
@@ -48,7 +54,10 @@ class Preference(nn.Module):
         pairs_N_2 = image_prompt_pairs(ranks)
         scores = ranks.new_zeros(ranks.shape, dtype=torch.float32)
         scores[ranks != NO_IMAGE] = self.scorer(pixels, prompts, pairs_N_2)
-        return {"loss": preference_loss(scores, ranks), "scores": scores}
+        loss = preference_loss(scores, ranks)
+        if rehearsed is not None and self.rehearsal is not None:
+            loss = loss + self.rehearsal(**rehearsed)["loss"]
+        return {"loss": loss, "scores": scores}
 
     def state_dict(self, *args, **kwargs):
         return self.scorer.state_dict(*args, **kwargs)

@@ -1,0 +1,43 @@
+"""Shapes: a procedural world of prompts, images and known preferences, and a measure that reads pixels.
+
+request = ask(rng)                      what is wanted
+prompt = say(request, rng)              one of its phrasings; read(prompt) gives the request back
+image, truth = candidate(request, faithfulness=1, quality=0, rng=rng)
+write("shapes", prompts=1000, seed=0)   a data set in ImageRewardDB's layout
+measure(image, prompt)                  what the pixels show, without a learned model
+"""
+
+from imagereward.shapes.corrupt import DAMAGES, LEVELS, MISTAKES
+from imagereward.shapes.dataset import candidate, candidates, pair, pairs, write, wrong_prompt
+from imagereward.shapes.language import read, say, vocabulary
+from imagereward.shapes.measure import Measurement, measure
+from imagereward.shapes.render import draw, to_image
+from imagereward.shapes.scene import Group, Request, Scene, Thing, arrange, ask
+from imagereward.shapes.truth import Annotator, Truth
+
+__all__ = [
+    "DAMAGES",
+    "LEVELS",
+    "MISTAKES",
+    "Annotator",
+    "Group",
+    "Measurement",
+    "Request",
+    "Scene",
+    "Thing",
+    "Truth",
+    "arrange",
+    "ask",
+    "candidate",
+    "candidates",
+    "draw",
+    "measure",
+    "pair",
+    "pairs",
+    "read",
+    "say",
+    "to_image",
+    "vocabulary",
+    "write",
+    "wrong_prompt",
+]

@@ -1,0 +1,183 @@
+"""The measure: what is wrong with an image, given its prompt, from its pixels alone."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from imagereward.errors import InputError
+from imagereward.images import ImageLike
+from imagereward.shapes.corrupt import STRENGTH
+from imagereward.shapes.flaws import flaws
+from imagereward.shapes.language import read
+from imagereward.shapes.render import PAPER
+from imagereward.shapes.scene import POSITIONS, RELATION_GAP, SIZES, Group, Request
+from imagereward.shapes.seen import Found, see, to_pixels
+
+_GOOD_FIT, _NO_FIT = 0.85, 0.5
+_MIDDLING = (SIZES["small"][1] + SIZES["large"][0]) / 2
+# How far beyond its bounds an attribute may be before it counts as wholly wrong, as shares of the side
+# or, for the background, of white.
+_SIZE_SLACK, _POSITION_SLACK, _RELATION_SLACK, _PAPER_SLACK = 0.03, 0.15, 0.15, 0.2
+_TOLERANCE = 0.02  # by how much a centre may be misread, as a share of the side
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an image shows and how good it is as an answer to a prompt.
+
+    found         the things in it, the largest first
+    background    the nearest of `BACKGROUNDS`
+    attributes    in [0, 1], one for everything the prompt asks; 1 is right, and only 1:
+      colour, shape  the asked ones are there, in the asked numbers as far as there are things
+      thing          likewise, of colours together with shapes: red circles, not circles and something red
+      count          how many things there are, whatever they are: 1 - |found - asked| / the larger
+      relation, size, position, background   where asked; they fall off over a short way beyond their bounds
+    faithfulness  count times the mean of the others, in [0, 1]; 1 only if all is there, and nothing else
+    flaws         strengths of damage as `corrupt.STRENGTH` has them, noise to crop
+    cleanliness   product over flaws of 1 / (1 + (strength / its strength at level 1)^2), in [0, 1]: each flaw
+                  of level 1 halves it; 0 if nothing is found
+    faithful      whether every attribute is right
+
+    In colour, shape and thing a kind's things count as far as they are asked; the sum is divided by the
+    number of things found or asked, the smaller, and multiplied by the share of asked kinds that are there.
+    In shape and thing a malformed thing counts less: its fit's place between 0.5 and 0.85.
+    """
+
+    found: tuple[Found, ...]
+    background: str
+    attributes: dict[str, float]
+    faithfulness: float
+    flaws: dict[str, float]
+    cleanliness: float
+
+    @property
+    def faithful(self) -> bool:
+        """Whether every attribute is right; an extra thing makes the count wrong."""
+        return all(value == 1 for value in self.attributes.values())
+
+
+def measure(image: ImageLike, prompt: str | Request) -> Measurement:
+    """Read an image back from its pixels and judge it: deterministic, without a learned model.
+
+    Takes what `imagereward.images.read_image` takes and raises its errors; square images of at least 32 x 32
+    pixels, measured at 64 x 64. InputError for others, and for a prompt outside the grammar of Shapes.
+    """
+    if not isinstance(prompt, (str, Request)):
+        raise InputError(f"prompt={prompt!r}: expected a string or a Request")
+    request = read(prompt) if isinstance(prompt, str) else prompt
+    seen = see(to_pixels(image))
+    found = tuple(sorted((piece.thing for piece in seen.pieces), key=lambda thing: -thing.radius))
+    attributes = judge(found, seen.paper, request)
+    strengths = flaws(seen)
+    others = [value for name, value in attributes.items() if name != "count"]
+    halves = [1 / (1 + (strength / STRENGTH[name][0]) ** 2) for name, strength in strengths.items()]
+    return Measurement(
+        found,
+        min(PAPER, key=lambda name: abs(PAPER[name] - np.mean(seen.paper))),
+        attributes,
+        attributes["count"] * _mean(others),
+        strengths,
+        float(np.prod(halves)) if found else 0.0,
+    )
+
+
+def judge(found: Sequence[Found], paper: Sequence[float], request: Request) -> dict[str, float]:
+    """`Measurement.attributes` of things on a paper of this RGB, by what the request asks."""
+    groups = request.groups
+    weights = [_between(thing.fit, _NO_FIT, _GOOD_FIT) for thing in found]
+    asked = [(group.colour, group.shape) for group in groups for _ in range(group.count)]
+    there = [(thing.colour, thing.shape) for thing in found]
+    attributes = {
+        "colour": _agreement([c for c, _ in asked], [c for c, _ in there], [1.0] * len(found)),
+        "shape": _agreement([s for _, s in asked], [s for _, s in there], weights),
+        "thing": _agreement(asked, there, weights),
+        "count": 1 - abs(len(found) - len(asked)) / max(len(found), len(asked)),
+    }
+    # In the relation's order, which tells apart groups that ask for the same.
+    axis = "y" if request.relation in ("above", "below") else "x"
+    backwards = request.relation in ("right of", "below")
+    members = _members(groups, sorted(found, key=lambda thing: getattr(thing, axis), reverse=backwards))
+    if request.relation:
+        attributes["relation"] = _relation(request.relation, members[0], members[1])
+    sized = [(group.size, things) for group, things in zip(groups, members) if group.size]
+    if sized:
+        attributes["size"] = float(np.mean([_mean(_size(t.radius, size) for t in m) for size, m in sized]))
+    if request.position:
+        attributes["position"] = max(
+            (_position(thing, request.position) for thing in members[0]), default=0.0
+        )
+    if request.background:
+        attributes["background"] = _background(paper, request.background) if found else 0.0
+    return attributes
+
+
+def _agreement(asked: list, there: list, weights: list[float]) -> float:
+    """See `Measurement`: how many of the asked kinds' things are there, times how many of the kinds are."""
+    if not there:
+        return 0.0
+    counts = Counter(asked)
+    sums = {
+        kind: sum(sorted((w for k, w in zip(there, weights) if k == kind), reverse=True)[:count])
+        for kind, count in counts.items()
+    }
+    present = sum(value > 0 for value in sums.values()) / len(counts)
+    return min(1.0, sum(sums.values()) / min(len(asked), len(there))) * present
+
+
+def _members(groups: Sequence[Group], found: Sequence[Found]) -> list[list[Found]]:
+    """Which things stand for each group: those of its kind, else of its colour, else of its shape."""
+    members: list[list[Found]] = [[] for _ in groups]
+    rest = list(found)
+    for same in (("colour", "shape"), ("colour",), ("shape",)):
+        for place, group in enumerate(groups):
+            if not members[place]:
+                alike = [t for t in rest if all(getattr(t, s) == getattr(group, s) for s in same)]
+                shared = any((g.colour, g.shape) == (group.colour, group.shape) for g in groups[place + 1 :])
+                members[place] = alike[: group.count] if shared else alike
+                rest = [thing for thing in rest if thing not in members[place]]
+    return members
+
+
+def _relation(relation: str, first: Sequence[Found], second: Sequence[Found]) -> float:
+    """Falls off where the middles are nearer than the world draws them, or further across than along."""
+    if not first or not second:
+        return 0.0
+    dx, dy = (_mean(getattr(t, a) for t in second) - _mean(getattr(t, a) for t in first) for a in "xy")
+    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    along = -along if relation in ("right of", "below") else along
+    short = max(RELATION_GAP - along, abs(across) - along) - _TOLERANCE
+    return _between(-short, -_RELATION_SLACK, 0)
+
+
+def _size(radius: float, size: str) -> float:
+    """Half way between small and large is where one ends and the other begins."""
+    beyond = radius - _MIDDLING if size == "small" else _MIDDLING - radius
+    return _between(-beyond, -_SIZE_SLACK, 0)
+
+
+def _position(thing: Found, position: str) -> float:
+    beyond = (
+        max(low - at, at - high) - _TOLERANCE
+        for at, (low, high) in zip((thing.x, thing.y), POSITIONS[position])
+    )
+    return _between(-max(beyond), -_POSITION_SLACK, 0)
+
+
+def _background(paper: Sequence[float], background: str) -> float:
+    """Right if no other paper is nearer in lightness; less if it is tinted."""
+    lightness, tint = float(np.mean(paper)), float(np.ptp(paper))
+    nearest = min(abs(lightness - value) for value in PAPER.values())
+    beyond = (abs(lightness - PAPER[background]) - nearest) / 2
+    return _between(-beyond, -_PAPER_SLACK, 0) * _between(-tint, -0.3, -0.15)
+
+
+def _between(value: float, low: float, high: float) -> float:
+    """Where a value lies between two bounds, in [0, 1]."""
+    return float(min(1.0, max(0.0, (value - low) / (high - low))))
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0

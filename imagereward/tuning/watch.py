@@ -27,6 +27,7 @@ class DeadHead(TrainerCallback):
         self.after = after
 
     def on_evaluate(self, args, state, control, **kwargs):
+        """Raises DeadHeadError or NonFiniteScoreError, which ends the training."""
         metrics = kwargs["metrics"]
         if not math.isfinite(metrics["eval_pair_loss"]):
             raise NonFiniteScoreError(
@@ -53,6 +54,7 @@ class WritesConfig(TrainerCallback):
         self.scorer = scorer
 
     def on_save(self, args, state, control, **kwargs):
+        """Adds the config to the checkpoint that was just written."""
         if state.is_world_process_zero:
             directory = Path(args.output_dir, f"checkpoint-{state.global_step}")
             (directory / CONFIG_FILE).write_text(json.dumps(described(self.scorer), indent=2) + "\n")

@@ -31,6 +31,7 @@ from imagereward.shapes import (
 from imagereward.shapes.corrupt import STRENGTH, damaged, misread, possible_mistakes, unfaithful
 from imagereward.shapes.measure import judge
 from imagereward.shapes.render import PAINT
+from imagereward.shapes.scene import SIZES
 from imagereward.shapes.seen import Found
 
 RED, BLUE = Group(1, "red", "circle"), Group(1, "blue", "star")
@@ -253,9 +254,8 @@ def test_scenes_keep_relation_position_and_size():
                 where = getattr(first, axis)
                 expected = where < 1 / 3 + 0.01 if low in words else 0.37 < where < 0.63
                 assert where > 2 / 3 - 0.01 if high in words else expected
-        if request.groups[0].size:
-            assert (first.radius < 0.11) == (request.groups[0].size == "small")
-            assert (first.radius > 0.169) == (request.groups[0].size == "large")
+        if size := request.groups[0].size:
+            assert SIZES[size][0] <= first.radius <= SIZES[size][1]
         seen.update(relation=bool(request.relation), position=bool(request.position))
         seen.update(size=bool(request.groups[0].size))
     assert min(seen.values()) > 100
@@ -764,11 +764,15 @@ def test_place_size_and_paper_are_judged_within_bounds_and_fall_off_beyond():
     def judged(prompt, thing, paper=(0.9,) * 3):
         return list(judge([thing], paper, read(prompt)).values())[-1]
 
-    assert judged("a small red circle", found(radius=0.1)) == 1
-    assert judged("a large red circle", found(radius=0.17)) == 1
-    # Small ends half way between 0.105 and 0.17; 0.015 on, half of the slack of 0.03 is used up.
-    assert judged("a small red circle", found(radius=0.1525)) == pytest.approx(0.5)
-    assert judged("a small red circle", found(radius=0.17)) == 0
+    (small, most), (least, large) = SIZES["small"], SIZES["large"]
+    assert judged("a small red circle", found(radius=small)) == 1
+    assert judged("a small red circle", found(radius=most)) == 1
+    assert judged("a small red circle", found(radius=large)) == 0
+    assert judged("a large red circle", found(radius=large)) == 1
+    assert judged("a large red circle", found(radius=least)) == 1
+    assert judged("a large red circle", found(radius=small)) == 0
+    # Small ends half way to large; 0.015 on, half of the slack of 0.03 is used up.
+    assert judged("a small red circle", found(radius=(most + least) / 2 + 0.015)) == pytest.approx(0.5)
     assert judged("a red circle in the top left corner", found(x=0.2, y=0.3)) == 1
     assert judged("a red circle in the top left corner", found(x=0.2, y=0.435)) == pytest.approx(0.5)
     assert judged("a red circle in the middle", found(x=0.9)) == 0

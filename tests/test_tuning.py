@@ -757,6 +757,7 @@ def config_error(**changes) -> str:
         ({"architecture": None}, 'start="nothing" and an [architecture] table belong together'),
         ({"start": "BLIP"}, 'start="nothing" and an [architecture] table belong together'),
         ({"checkpointing": "fairscale", "precision": "bfloat16"}, 'take checkpointing="torch"'),
+        ({"checkpointing": "fairscale", "warmup": WARMUP}, "warmup.rehearsal=1 do not go together"),
     ],
     ids=str,
 )
@@ -1307,7 +1308,7 @@ def test_two_processes_train_one_model_and_validate_every_pair_once(data, tmp_pa
         tmp_path / "mine.toml",
         data,
         output,
-        warmup={**WARMUP, "max_steps": 2},
+        warmup={**WARMUP, "max_steps": 2, "rehearsal": 0},
         trainer={"disable_tqdm": True},
         batch_size=4,
         micro_batch=2,

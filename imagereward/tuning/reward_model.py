@@ -130,6 +130,16 @@ class RewardModelConfig(Schedule):
         return self
 
     @model_validator(mode="after")
+    def _fairscale_recomputes_once_a_step(self):
+        # Its checkpoints are reentrant, and data parallelism stops when a layer's gradient is ready twice.
+        if self.checkpointing.startswith("fairscale") and self.warmup and self.warmup.rehearsal:
+            raise ValueError(
+                f'checkpointing="{self.checkpointing}" and warmup.rehearsal={self.warmup.rehearsal} do not go '
+                'together; take checkpointing="torch"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fairscale_knows_no_bfloat16(self):
         # It recomputes under torch.cuda.amp.autocast, which is float16 on a GPU and nothing on a CPU.
         if self.checkpointing.startswith("fairscale") and self.precision == "bfloat16":

@@ -114,13 +114,10 @@ class RewardModelConfig(Schedule):
     @field_validator("trainer")
     @classmethod
     def _leaves_alone_what_resuming_needs(cls, values):
-        if (
-            taken := {"output_dir", "gradient_accumulation_steps", "per_device_train_batch_size"}
-            & values.keys()
-        ):
-            raise ValueError(
-                f"{', '.join(sorted(taken))} follow from output, batch_size and micro_batch: set those"
-            )
+        decided = {"output_dir", "gradient_accumulation_steps", "per_device_train_batch_size"}
+        if taken := decided & values.keys():
+            names = ", ".join(sorted(taken))
+            raise ValueError(f"{names} follow from output, batch_size and micro_batch: set those")
         return values
 
     @model_validator(mode="after")
@@ -134,8 +131,8 @@ class RewardModelConfig(Schedule):
         # Its checkpoints are reentrant, and data parallelism stops when a layer's gradient is ready twice.
         if self.checkpointing.startswith("fairscale") and self.warmup and self.warmup.rehearsal:
             raise ValueError(
-                f'checkpointing="{self.checkpointing}" and warmup.rehearsal={self.warmup.rehearsal} do not go '
-                'together; take checkpointing="torch"'
+                f'checkpointing="{self.checkpointing}" and warmup.rehearsal={self.warmup.rehearsal} do not '
+                'go together; take checkpointing="torch"'
             )
         return self
 

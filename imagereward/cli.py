@@ -230,7 +230,7 @@ def tune(
         return
     if not recipe:
         raise InputError(f"which recipe? known: {', '.join(recipe_names())}")
-    tuning.tune(recipe, overrides or [])
+    tuning.run_recipe(recipe, overrides or [])
 
 
 def main() -> None:

@@ -46,6 +46,10 @@ class DeadHeadError(ImageRewardError, ArithmeticError):
     """A reward model in training gives every image the same score and does not move from there."""
 
 
+class NonFiniteLossError(ImageRewardError, ArithmeticError):
+    """A training's loss or gradient came out NaN or infinite; no update was made of it."""
+
+
 class PromptTruncatedWarning(UserWarning):
     """Some prompts are longer than the model's limit; only their beginning was scored."""
 

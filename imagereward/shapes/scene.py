@@ -97,11 +97,13 @@ class Scene:
     background: str
 
 
-def ask(rng: np.random.Generator, split: str | None = None) -> Request:
-    """A random request, of one split if given (`Request.split`)."""
+def ask(rng: np.random.Generator, split: str | None = None, most_things: int = MOST_THINGS) -> Request:
+    """A random request for at most so many things, of one split if given (`Request.split`)."""
+    if most_things < 1:
+        raise InputError(f"most_things={most_things}: expected at least 1")
     while True:
         request = _ask(rng)
-        if split is None or request.split == split:
+        if request.total <= most_things and split in (None, request.split):
             return request
 
 

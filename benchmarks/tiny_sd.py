@@ -1,7 +1,7 @@
-"""A Stable Diffusion small enough for two cores, made from nothing on Shapes: every part, and the whole.
+"""A Stable Diffusion small enough for two cores, made from nothing on Shapes: its parts and the whole.
 
-    python benchmarks/tiny_sd.py WORKDIR            trains what WORKDIR does not hold yet; goes on where it stopped
-    python benchmarks/tiny_sd.py WORKDIR --adopt    then puts the pipeline where tests and benchmarks find it
+python benchmarks/tiny_sd.py WORKDIR            trains what is missing; goes on where it stopped
+python benchmarks/tiny_sd.py WORKDIR --adopt    then puts it where tests and benchmarks look
 """
 
 import argparse
@@ -9,11 +9,12 @@ import json
 import re
 import shutil
 import time
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from imagereward import shapes
@@ -21,6 +22,7 @@ from imagereward.tuning import run_recipe
 
 HOME = Path(__file__).parent / "tiny-sd"
 MAX_LENGTH = 24
+WORD_END = "</w>"
 UNET = {
     "sample_size": 16,
     "in_channels": 4,
@@ -47,31 +49,46 @@ SCHEDULER = {
 
 def make_tokenizer(directory: Path) -> CLIPTokenizer:
     """A CLIPTokenizer in which every word of Shapes is one token."""
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    alphabet = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    words = [word for word in shapes.vocabulary() if not word.startswith("##")]
-    trained.train_from_iterator(words * 2, trainer)
-    trained = json.loads(trained.to_str())["model"]
-    # Every character may also end a word.
-    tokens = [*trained["vocab"], *(f"{letter}</w>" for letter in alphabet)]
-    vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*tokens, start, end]))}
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    merges = merges_of([word for word in shapes.vocabulary() if not word.startswith("##")])
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *(a + b for a, b in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "vocab.json").write_text(json.dumps(vocabulary))
-    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in trained["merges"]]
-    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    tokenizer = CLIPTokenizer(
-        str(directory / "vocab.json"), str(directory / "merges.txt"), model_max_length=MAX_LENGTH
-    )
+    files = directory / "vocab.json", directory / "merges.txt"
+    files[0].write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    files[1].write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n")
+    tokenizer = CLIPTokenizer(*map(str, files), model_max_length=MAX_LENGTH)
     tokenizer.save_pretrained(directory)
     return tokenizer
 
 
-def assemble(vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet) -> StableDiffusionPipeline:
+def merges_of(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges until every word is one token (Sennrich et al. 2016, arXiv:1508.07909).
+
+    tokenizers' own trainer breaks ties by chance, and networks would see other numbers in every process.
+    """
+    split = [[*word[:-1], word[-1] + WORD_END] for word in sorted(set(words))]
+    merges = []
+    while pairs := Counter(pair for parts in split for pair in pairwise(parts)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        split = [_merged(parts, best) for parts in split]
+    return merges
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
+
+
+def assemble(
+    vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet
+) -> StableDiffusionPipeline:
     """The parts as one pipeline."""
     return StableDiffusionPipeline(
         vae, encoder, tokenizer, unet, DDIMScheduler(**SCHEDULER), None, None, requires_safety_checker=False
@@ -104,7 +121,7 @@ def _train(recipe: str, output: Path, sign: str, *overrides: str) -> None:
 
 def adopt(pipeline: Path) -> None:
     """Half-precision copy, of the pipeline's files alone."""
-    made = StableDiffusionPipeline.from_pretrained(pipeline, torch_dtype=torch.float16)
+    made = StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float16)
     shutil.rmtree(HOME, ignore_errors=True)
     made.save_pretrained(HOME)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.tiny_sd import SCHEDULER, make_tokenizer
@@ -49,6 +49,7 @@ def text_encoder(kind=CLIPTextModel, width=WIDTH):
         num_attention_heads=2,
         max_position_embeddings=24,
         projection_dim=width,
+        bos_token_id=tokenizer().bos_token_id,
         eos_token_id=tokenizer().eos_token_id,
     )
     return kind(config)
@@ -73,7 +74,14 @@ def sd(prediction="epsilon", seed=0):
     torch.manual_seed(seed)
     scheduler = DDIMScheduler(**{**SCHEDULER, "prediction_type": prediction})
     return StableDiffusionPipeline(
-        autoencoder(), text_encoder(), tokenizer(), unet(), scheduler, None, None, requires_safety_checker=False
+        autoencoder(),
+        text_encoder(),
+        tokenizer(),
+        unet(),
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
     )
 
 

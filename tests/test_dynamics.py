@@ -53,7 +53,9 @@ def test_rows_at_different_steps_equal_each_alone(prediction):
     dynamics = Diffusion.like(scheduler(prediction), 10, 1.0)
     together = dynamics.step(x, output, torch.tensor([2, 9]), noise=noise)
     for row, i in enumerate((2, 9)):
-        alone = dynamics.step(*(part[row : row + 1] for part in (x, output)), torch.tensor([i]), noise[row : row + 1])
+        alone = dynamics.step(
+            *(part[row : row + 1] for part in (x, output)), torch.tensor([i]), noise[row : row + 1]
+        )
         torch.testing.assert_close(together.next[row], alone.next[0])
 
 

@@ -52,7 +52,7 @@ def tune(
     values = laid_over(read_recipe(recipe), {"output": str(output), **settings})
     objects: dict[str, Any] = {}
     for name, given in (("model", model), ("prompts", prompts), ("reward", reward)):
-        if isinstance(given, str | os.PathLike) or name == "reward" and isinstance(given, Mapping):
+        if isinstance(given, str | os.PathLike) or (name == "reward" and isinstance(given, Mapping)):
             values[name] = str(given) if isinstance(given, os.PathLike) else given
         else:
             values[name] = _described(given)

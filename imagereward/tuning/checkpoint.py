@@ -18,7 +18,12 @@ from torch.distributed.checkpoint.state_dict import (
 
 from imagereward.errors import CheckpointError
 
-LEARNED, AVERAGED, OPTIMIZER, STATE = "learned.safetensors", "averaged.safetensors", "optimizer.pt", "state.json"
+LEARNED, AVERAGED, OPTIMIZER, STATE = (
+    "learned.safetensors",
+    "averaged.safetensors",
+    "optimizer.pt",
+    "state.json",
+)
 UNFINISHED = "unfinished-"
 # All of a sharded model's values, on the first process; what does not learn is not kept.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -39,7 +44,7 @@ def save_checkpoint(
     It is written under another name and renamed once it is whole, so that a full disk or a kill leaves the
     one before as it was. All processes call this; the `first` writes.
     """
-    learned = get_model_state_dict(module, options=WHOLE)
+    learned = whole_weights(module)
     moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
     path = directory / f"checkpoint-{update}"
     if not first:
@@ -48,7 +53,7 @@ def save_checkpoint(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        save_file({name: value.contiguous() for name, value in learned.items()}, unfinished / LEARNED)
+        save_file(learned, unfinished / LEARNED)
         if averaged is not None:
             save_file(averaged, unfinished / AVERAGED)
         torch.save(moments, unfinished / OPTIMIZER)
@@ -66,10 +71,15 @@ def save_checkpoint(
     return path
 
 
+def whole_weights(module) -> dict[str, torch.Tensor]:
+    """What has been learned, whole and on the CPU. All processes call this; the first gets it."""
+    return {name: value.contiguous() for name, value in get_model_state_dict(module, options=WHOLE).items()}  # type: ignore[union-attr]
+
+
 def load_checkpoint(path: Path, module, optimizer) -> Kept:
     """Put a checkpoint's weights and moments back; returns the rest. Raises CheckpointError."""
     try:
-        learned = load_file(path / LEARNED)
+        learned: dict[str, Any] = dict(load_file(path / LEARNED))
         moments = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         averaged = load_file(path / AVERAGED) if (path / AVERAGED).is_file() else None

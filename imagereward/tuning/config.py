@@ -62,7 +62,7 @@ def laid_over(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     for key, value in changes.items():
         inner = changed.get(key)
         both_tables = isinstance(inner, dict) and isinstance(value, Mapping)
-        changed[key] = laid_over(inner, value) if both_tables else value
+        changed[key] = laid_over(inner or {}, value) if both_tables else value
     return changed
 
 

@@ -99,7 +99,9 @@ class PairedImages(Dataset):
     @property
     def identity(self) -> str:
         """Which pairs these are: files by name, size and time of their last change."""
-        files = [(text, str(path), path.stat().st_size, path.stat().st_mtime_ns) for text, path, _ in self.pairs]
+        files = [
+            (text, str(path), path.stat().st_size, path.stat().st_mtime_ns) for text, path, _ in self.pairs
+        ]
         return repr((self.preprocess, files))
 
     def __getitem__(self, index: int) -> dict:
@@ -130,9 +132,7 @@ class ShapesPairs(Dataset):
         return f"shapes {self.count} {self.seed} {self.most_things} {self.preprocess.size}"
 
     def __getitem__(self, index: int) -> dict:
-        prompt, image = shapes.pair(
-            index, self.seed, size=self.preprocess.size, most_things=self.most_things
-        )
+        prompt, image = shapes.pair(index, self.seed, size=self.preprocess.size, most_things=self.most_things)
         wrong = shapes.wrong_prompt(prompt, np.random.default_rng([self.seed, index]))
         return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(image)}
 

@@ -1,7 +1,7 @@
 """How noise is added and taken away: the same `step` samples a trajectory and scores one that was stored.
 
-float32 throughout. `i` is a step's index on the sampling grid, 0 the noisiest; it is a tensor [B], for it may
-differ from sample to sample.
+float32 throughout, or float64. `i` is a step's index on the sampling grid, 0 the noisiest; it is a tensor
+[B], for it may differ from sample to sample.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 
 from imagereward.errors import InputError
+from imagereward.images import full_precision
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
@@ -95,7 +96,7 @@ class Diffusion:
         return self.times_N.to(i_B.device)[i_B]
 
     def step(self, x, prediction, i_B, noise=None, next=None) -> Step:
-        x, prediction = x.float(), prediction.float()
+        x, prediction = full_precision(x), full_precision(prediction)
         alphas = self.alphas_T.to(x.device)
         alpha = _like(alphas[self.model_time(i_B)], x)
         later = self.model_time((i_B + 1).clamp(max=self.steps - 1))
@@ -108,7 +109,7 @@ class Diffusion:
 
     def to_x0(self, x, prediction, i_B) -> torch.Tensor:
         alpha = _like(self.alphas_T.to(x.device)[self.model_time(i_B)], x)
-        return self._both(x.float(), prediction.float(), alpha)[0]
+        return self._both(full_precision(x), full_precision(prediction), alpha)[0]
 
     def add_noise(self, x0, noise, time_B) -> torch.Tensor:
         alpha = _like(self.alphas_T.to(x0.device)[time_B], x0)
@@ -148,7 +149,7 @@ def finish(mean, std, x0, noise, next) -> Step:
     deterministic = not bool((std > 0).any())
     if next is None:
         next = mean if noise is None or deterministic else mean + std * noise
-    next = next.float()
+    next = full_precision(next)
     return Step(next, mean, std, None if deterministic else log_probability(next, mean, std), x0)
 
 
@@ -159,4 +160,4 @@ def log_probability(x, mean, std) -> torch.Tensor:
 
 
 def _like(values_B: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return values_B.float().reshape(-1, *[1] * (x.ndim - 1))
+    return values_B.to(full_precision(x).dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -21,18 +21,27 @@ SAMPLES = "samples"
 class EvaluationConfig(Config):
     """What is drawn at every evaluation, by what it is judged, and when it is time to stop."""
 
-    prompts: str = Field("", description="a file of prompts that are not trained on; default: the first of those that are")
+    prompts: str = Field(
+        "", description="a file of prompts not trained on; default: the first of those that are"
+    )
     count: int = Field(16, ge=1, description="prompts")
     seeds: int = Field(2, ge=1, description="images a prompt; from 2 on their diversity is measured")
     steps: int = Field(0, ge=0, description="sampling steps; default: as in training")
     batch_size: int = Field(8, ge=1, description="images a process draws at once")
     held_out: str = Field("", description="a scorer that is not trained on, as in `reward`")
-    patience: int = Field(2, ge=0, description="evaluations for which reward may rise and held-out fall; 0: any")
+    patience: int = Field(
+        2, ge=0, description="evaluations for which reward may rise and held-out fall; 0: any"
+    )
     shown: int = Field(6, ge=1, description="prompts in the grid")
 
 
 def draw(
-    policy: Policy, prompts: Sequence[str], seeds: int, seed: int, batch_size: int, accelerator: Accelerator | None
+    policy: Policy,
+    prompts: Sequence[str],
+    seeds: int,
+    seed: int,
+    batch_size: int,
+    accelerator: Accelerator | None,
 ) -> torch.Tensor:
     """Images [M, seeds, 3, H, W] on the CPU, from noise that prompt and seed number decide.
 
@@ -77,7 +86,7 @@ def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None) -> float:
 
 
 def overoptimised(reward: Sequence[float], held_out: Sequence[float], patience: int) -> bool:
-    """Whether in the last `patience` evaluations the reward rose each time and the held-out fell each time."""
+    """Whether in each of the last `patience` evaluations the reward rose and the held-out one fell."""
     if not patience or len(reward) <= patience:
         return False
     steps = range(len(reward) - patience, len(reward))
@@ -114,11 +123,13 @@ class Evaluation:
         if accelerator.is_main_process:
             self._show(images, update)
         past = [entry for entry in loop.history if "evaluation/held_out" in entry]
-        rewards, held_out = ([entry[f"evaluation/{name}"] for entry in past] for name in ("reward", "held_out"))
+        rewards, held_out = (
+            [entry[f"evaluation/{name}"] for entry in past] for name in ("reward", "held_out")
+        )
         if overoptimised(rewards, held_out, self.config.patience):
             return (
-                f"stopped after update {update}: in the last {self.config.patience} evaluations the reward rose "
-                f"to {rewards[-1]:.3f} while the held-out one fell to {held_out[-1]:.3f}"
+                f"stopped after update {update}: in the last {self.config.patience} evaluations the reward "
+                f"rose to {rewards[-1]:.3f} while the held-out one fell to {held_out[-1]:.3f}"
             )
         return None
 
@@ -132,13 +143,17 @@ class Evaluation:
             totals, parts = [], []
             for start, stop in _blocks(len(asked), self.config.batch_size):
                 with torch.no_grad():
-                    total, each = judge(images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop])
+                    total, each = judge(
+                        images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop]
+                    )
                 totals.append(total.float().cpu())
                 parts.append(each)
             values[name] = float(torch.cat(totals).mean())
             if len(judge.parts) > 1:
                 for part in judge.parts:
-                    values[f"{name}/{part}"] = float(torch.cat([each[part].float().cpu() for each in parts]).mean())
+                    values[f"{name}/{part}"] = float(
+                        torch.cat([each[part].float().cpu() for each in parts]).mean()
+                    )
             scorers += judge.scorers
         if seeds > 1:
             values["diversity"] = diversity(images, scorers[-1] if scorers else None)

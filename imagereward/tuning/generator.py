@@ -52,6 +52,7 @@ class Pretraining(PairsConfig):
 class GeneratorConfig(LoopConfig):
     """What every objective needs. `model` is a diffusers pipeline: a directory or a hub id."""
 
+    objective: str
     model: str
     output: str
     resolution: int | None = Field(None, ge=1, description="of the images; default: the model's own")
@@ -148,15 +149,15 @@ def train_generator(
 ) -> Any:
     """Train as the config says; the tuned diffusers pipeline is saved in `output`, and returned.
 
-    `model` (a pipeline), `reward` (a scorer or a function) and `prompts` (a list) stand in for what the config
-    names. `output` then holds the pipeline, or with LoRA its weights, a model card, `run.json`,
+    `model` (a pipeline), `reward` (a scorer or a function) and `prompts` (a list) stand in for what the
+    config names. `output` then holds the pipeline, or with LoRA its weights, a model card, `run.json`,
     `history.json`, `samples/` and the last checkpoints. Raises InputError for what cannot be trained,
     NonFiniteLossError when a loss is no number, CheckpointError when a checkpoint cannot be written.
     """
     values = config.model_dump(exclude={"resume"})
     output = check_output(config.output, values, config.resume)
-    named = getattr(config, "prompts", None)
-    texts = read_prompts(prompts if prompts is not None else named) if prompts is not None or named else []
+    named = prompts if prompts is not None else getattr(config, "prompts", None)
+    texts = read_prompts(named) if named is not None else []
     watched = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else texts
     accelerator = make_accelerator(config, output)
     device = accelerator.device
@@ -170,10 +171,10 @@ def train_generator(
     if config.checkpointing:
         recompute(denoiser, rewards)
     _, make = OBJECTIVES[config.objective]
-    if accelerator.is_main_process:
-        claim(output, values)
-    accelerator.wait_for_everyone()
     objective = make(Job(config, denoiser, rewards, texts, output))
+    if accelerator.is_main_process:
+        claim(output, values)  # now that everything is in order: a mistake corrected finds it free
+    accelerator.wait_for_everyone()
     policy = Policy(denoiser, denoiser.dynamics(config.steps), config.guidance, base)
     loop = Loop(policy, objective, config, output, accelerator)
     ended = loop.run(_watch(config, policy, watched or objective.data.texts, rewards, held_out, output))

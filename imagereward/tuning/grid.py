@@ -11,7 +11,10 @@ GAP = 4
 
 
 def grid(
-    rows: Sequence[Sequence[torch.Tensor]], labels: Sequence[str], columns: Sequence[str], most_side: int = 256
+    rows: Sequence[Sequence[torch.Tensor]],
+    labels: Sequence[str],
+    columns: Sequence[str],
+    most_side: int = 256,
 ) -> Image.Image:
     """One picture: images [3, H, W] in [0, 1], each row under its label, each column under its heading."""
     side = max(64, min(most_side, max(image.shape[-1] for row in rows for image in row)))

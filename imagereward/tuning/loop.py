@@ -1,4 +1,4 @@
-"""The training loop: the only code that knows accelerate, and blind to what is trained and by what objective."""
+"""The training loop: the only code that knows accelerate, and blind to what is trained, and by what."""
 
 import contextlib
 import json
@@ -11,12 +11,11 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import Accelerator
 from pydantic import Field
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from tqdm import tqdm
 
-from imagereward.errors import ImageRewardError, InputError, NonFiniteLossError
+from imagereward.errors import ImageRewardError, InputError, NonFiniteLossError, NonFiniteScoreError
 from imagereward.tuning.adapt import learning, with_weights
-from imagereward.tuning.checkpoint import WHOLE, latest, load_checkpoint, save_checkpoint
+from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
 from imagereward.tuning.config import Config
 
 log = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ class Loop:
 
     def learned(self) -> dict[str, torch.Tensor]:
         """What has been learned, whole and on the CPU. All processes call this; the first gets it."""
-        return get_model_state_dict(self.learner.module, options=WHOLE)
+        return whole_weights(self.learner.module)
 
     def with_average(self):
         """Context in which the network has its averaged weights, if they are kept."""
@@ -152,14 +151,20 @@ class Loop:
             sums["gradient_norm"] = norm.detach().float() / ranks
         self._average(update)
         total = accelerator.reduce(sums, "sum") if ranks > 1 else sums
-        return {name: float(value) for name, value in total.items()} | {"learning_rate": rate_at(update, config)}
+        return {name: float(value) for name, value in total.items()} | {
+            "learning_rate": rate_at(update, config)
+        }
 
     def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> None:
         accelerator, module = self.accelerator, self.learner.module
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            loss, metrics = self.objective.loss(self.learner, minibatch)
+            prompts = self.objective.describe(minibatch)
+            try:
+                loss, metrics = self.objective.loss(self.learner, minibatch)
+            except NonFiniteScoreError as error:
+                raise self._not_finite(update, f"loss ({error})", math.nan, prompts) from error
             if not torch.isfinite(loss):
-                raise self._not_finite(update, "loss", loss.item(), self.objective.describe(minibatch))
+                raise self._not_finite(update, "loss", loss.item(), prompts)
             # Processes' gradients are averaged, and shares add up to 1 over all of them.
             accelerator.backward(loss * (minibatch.share * accelerator.num_processes))
         for name, value in {"loss": loss.detach(), **metrics}.items():
@@ -217,7 +222,7 @@ class Loop:
     def _not_finite(self, update: int, what: str, value: float, prompts: Sequence[str]) -> NonFiniteLossError:
         return NonFiniteLossError(
             f"the {what} of update {update + 1} is {value}, with the prompts {list(prompts)}; the last good "
-            f"checkpoint is {latest(self.output) or 'none'}. Try a lower learning_rate or precision=\"float32\""
+            f'checkpoint is {latest(self.output) or "none"}. Try a lower learning_rate or precision="float32"'
         )
 
 
@@ -254,12 +259,12 @@ def _optimizer(config: LoopConfig, parameters: list) -> torch.optim.Optimizer:
     kind: Any = torch.optim.AdamW
     if config.optimizer == "adamw-8bit":
         try:
-            from bitsandbytes.optim import AdamW8bit as kind
+            from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
             raise ImageRewardError(
                 f'optimizer="adamw-8bit" needs bitsandbytes: python -m pip install bitsandbytes ({error})'
             ) from error
+        kind = AdamW8bit
     return kind(
         parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
-

@@ -5,8 +5,8 @@ Both ride on the same loop as everything else; the network between them is train
 
 from typing import Any, Literal
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL
 from pydantic import Field
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -24,14 +24,14 @@ MEASURED = 256
 
 
 class PartConfig(LoopConfig):
-    """Pairs to learn from, a JSON list of {text, image} or "shapes", and the architecture as its library has it."""
+    """What every part needs. `data` is a JSON list of {text, image}, or "shapes"."""
 
     output: str
     data: str = "shapes"
     pairs: int = Field(20_000, ge=1, description="how many of Shapes")
     things: int = Field(4, ge=1, description="most things in a scene of Shapes")
     resolution: int = Field(64, ge=8)
-    architecture: dict[str, Any]
+    architecture: dict[str, Any] = Field(description="in the terms of the library whose class it is")
     most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
 
 
@@ -52,7 +52,7 @@ class CLIPTextConfig(PartConfig):
 class CodingModule(torch.nn.Module):
     """An autoencoder from images and noise to images again, as one call, which data parallelism can wrap."""
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: Any):
         super().__init__()
         self.vae = vae
 
@@ -69,8 +69,8 @@ class TowersModule(torch.nn.Module):
         self.clip = clip
 
     def forward(self, images_B_3_H_W, tokens):
-        images = self.clip.get_image_features(pixel_values=images_B_3_H_W)
-        return images, self.clip.get_text_features(**tokens), self.clip.logit_scale
+        found = self.clip(pixel_values=images_B_3_H_W, **tokens)
+        return found.image_embeds, found.text_embeds, self.clip.logit_scale
 
 
 class Part:
@@ -80,11 +80,11 @@ class Part:
         self.module, self.device = module.to(device), device
 
 
-def tune_autoencoder(values: dict[str, Any], source: str) -> AutoencoderKL:
-    """Train an autoencoder as a recipe's values say; saved in `output` with its latents' scale, and returned."""
+def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
+    """Train an autoencoder as a recipe says; saved in `output` with its latents' scale, and returned."""
     config = build(AutoencoderConfig, values, source)
     torch.manual_seed(config.seed)
-    vae = AutoencoderKL(**config.architecture)
+    vae: Any = diffusers.AutoencoderKL(**config.architecture)
     pairs = _pairs(config)
     objective = Autoencoder(
         pairs,
@@ -116,8 +116,11 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPModel:
     clip = CLIPModel(CLIPConfig(**{**shape, "text_config": {**shape.get("text_config", {}), **ids}}))
     objective = Contrast(_pairs(config), tokenizer, batch_size=config.batch_size, seed=config.seed)
     _train(config, TowersModule(clip), objective)
-    encoder = CLIPTextModel(clip.config.text_config)
-    encoder.text_model.load_state_dict(clip.text_model.state_dict())
+    encoder: Any = CLIPTextModel(clip.config.text_config)  # type: ignore[arg-type]
+    learned = clip.state_dict()
+    # Before transformers 5 the text model had this prefix on its own as well.
+    keys = {name: name if name in learned else f"text_model.{name}" for name in encoder.state_dict()}
+    encoder.load_state_dict({name: learned[key] for name, key in keys.items()})
     encoder.save_pretrained(config.output)
     return clip
 

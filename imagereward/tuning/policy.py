@@ -13,7 +13,9 @@ from imagereward.tuning.dynamics import Dynamics
 class Policy:
     """What is trained. `module` is what the loop wraps and steps; `i_B` are indices on the sampling grid."""
 
-    def __init__(self, denoiser: Denoiser, dynamics: Dynamics, guidance: float = 1.0, base: Base | None = None):
+    def __init__(
+        self, denoiser: Denoiser, dynamics: Dynamics, guidance: float = 1.0, base: Base | None = None
+    ):
         self.denoiser, self.dynamics, self.guidance, self.base = denoiser, dynamics, guidance, base
 
     @property

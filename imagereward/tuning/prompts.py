@@ -12,7 +12,7 @@ TEXT_KEYS = ("prompt", "text", "caption")
 
 
 def read_prompts(source: str | os.PathLike | Sequence[str]) -> list[str]:
-    """Prompts from a list; `.json`, a list of strings or records; `.jsonl`, one a line; or else lines of text.
+    """Prompts from a list, or a file: `.json`, a list of strings or records; `.jsonl`, one a line; or text.
 
     Records have a `prompt`, `text` or `caption`. Empty lines of text are left out. Raises InputError naming
     the file and the record that has no prompt, or a file without any.
@@ -41,7 +41,9 @@ def _text(item, where: str) -> str:
     if isinstance(item, dict):
         item = next((item[key] for key in TEXT_KEYS if key in item), None)
     if not isinstance(item, str) or not item.strip():
-        raise InputError(f"{where} has no prompt: expected a string, or a record with {' or '.join(TEXT_KEYS)}")
+        raise InputError(
+            f"{where} has no prompt: expected a string, or a record with {' or '.join(TEXT_KEYS)}"
+        )
     return item
 
 

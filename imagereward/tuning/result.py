@@ -28,7 +28,13 @@ def save_result(
         from peft.utils import get_peft_model_state_dict
 
         adapters = get_peft_model_state_dict(network, state_dict=dict(learned))
-        pipeline.save_lora_weights(output, **{f"{pipeline.unet_name}_lora_layers": adapters})
+        # Without these, loading takes alpha to be the rank.
+        facts = network.peft_config["default"].to_dict()
+        facts = {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
+        name = _name_of(pipeline, network)
+        pipeline.save_lora_weights(
+            output, **{f"{name}_lora_layers": adapters, f"{name}_lora_adapter_metadata": facts}
+        )
     else:
         whole = network
         if any(value.shape != learned[name].shape for name, value in network.named_parameters()):
@@ -44,7 +50,7 @@ def card(config: dict[str, Any], history: Sequence[dict[str, Any]], ended: str) 
     """A model card: what it was made from and how, and what the evaluations before and after found."""
     prefix = "evaluation/"
     evaluations = [entry for entry in history if any(key.startswith(prefix) for key in entry)]
-    kind = "LoRA weights" if config["lora"] is not None else "pipeline"
+    kind = "LoRA weights" if config["lora"] is not None else "A pipeline"
     use = (
         "pipeline.load_lora_weights(directory)"
         if config["lora"] is not None
@@ -59,13 +65,17 @@ def card(config: dict[str, Any], history: Sequence[dict[str, Any]], ended: str) 
         "",
         f"# {config['model']}, tuned by {config['objective']}",
         "",
-        f"A {kind} trained with imagereward {__version__}; {ended}. Load it with `{use}`.",
+        f"{kind}, trained with imagereward {__version__}; {ended}. Load it with `{use}`.",
         "",
     ]
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         names = [key for key in last if key.startswith(prefix)]
-        rows = [f"| {key.removeprefix(prefix)} | {first[key]:.4f} | {last[key]:.4f} |" for key in names if key in first]
+        rows = [
+            f"| {key.removeprefix(prefix)} | {first[key]:.4f} | {last[key]:.4f} |"
+            for key in names
+            if key in first
+        ]
         seen = config["evaluation"]
         lines += [
             f"Means over at most {seen['count']} fixed prompts with {seen['seeds']} seeds each:",

@@ -28,9 +28,14 @@ class Rewards:
             scorer.requires_grad_(False).eval()
 
     def __call__(self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str]):
-        prompts, total, each = list(prompts), 0, {}
+        prompts, each = list(prompts), {}
+        total = pixels_B_3_H_W.new_zeros(len(prompts))
         for name, (weight, part) in self.parts.items():
-            rewards = part.reward(pixels_B_3_H_W, prompts) if isinstance(part, Scorer) else part(pixels_B_3_H_W, prompts)
+            rewards = (
+                part.reward(pixels_B_3_H_W, prompts)
+                if isinstance(part, Scorer)
+                else part(pixels_B_3_H_W, prompts)
+            )
             if not isinstance(rewards, torch.Tensor) or rewards.shape != (len(prompts),):
                 got = getattr(rewards, "shape", type(rewards).__name__)
                 raise InputError(f"reward {name} gave {got}; expected a tensor [{len(prompts)}]")

@@ -34,7 +34,7 @@ class Denoiser(Protocol):
     """
 
     pipeline: Any
-    network: torch.nn.Module
+    network: Any
     module: torch.nn.Module
     latents: Latents
     resolution: int
@@ -74,8 +74,8 @@ def open_denoiser(
 
         _check_directory(Path(source).expanduser())
         try:
-            pipeline = DiffusionPipeline.from_pretrained(str(source), torch_dtype=dtype)
-        except (OSError, ValueError, EnvironmentError) as error:
+            pipeline = DiffusionPipeline.from_pretrained(str(source), dtype=dtype)
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{source} cannot be read as a diffusers pipeline: {error}") from error
     module, name = family_of(type(pipeline).__name__).split(":")
     return getattr(import_module(f"{__name__}.{module}"), name)(pipeline, resolution)

@@ -1,4 +1,4 @@
-"""What a denoiser is conditioned on: named tensors with one row a sample, taken apart and put together as one."""
+"""What a denoiser is conditioned on: named tensors with a row a sample, taken apart and joined as one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

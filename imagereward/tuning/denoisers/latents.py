@@ -1,15 +1,17 @@
 """Images to latents and back, through a pipeline's autoencoder."""
 
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKL
 
 from imagereward.errors import InputError
+from imagereward.images import full_precision
 
 
 class Latents:
     """A frozen AutoencoderKL with the scale and shift that its generator was trained with."""
 
-    def __init__(self, vae: AutoencoderKL, resolution: int):
+    def __init__(self, vae: Any, resolution: int):
         self.vae = vae.requires_grad_(False).eval()
         self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -24,8 +26,10 @@ class Latents:
         vae = self.vae
         with torch.no_grad():
             posterior = vae.encode((images_B_3_H_W * 2 - 1).to(vae.device, vae.dtype)).latent_dist
-        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
-        return (latents.float() - self.shift) * vae.config.scaling_factor
+        latents = (
+            posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        )
+        return (full_precision(latents) - self.shift) * vae.config.scaling_factor
 
     def decode(self, latents_B_C_h_w: torch.Tensor) -> torch.Tensor:
         """Latents to float32 images [B, 3, H, W] in [0, 1]; gradients reach the latents."""
@@ -34,4 +38,4 @@ class Latents:
         # Whatever surrounds this, the decoder runs in its own dtype: in float16, SDXL's overflows.
         with torch.autocast(vae.device.type, enabled=False):
             decoded = vae.decode(latents.to(vae.dtype)).sample
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+        return (full_precision(decoded) / 2 + 0.5).clamp(0, 1)

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 
+from imagereward.images import full_precision
 from imagereward.tuning.denoisers.condition import Condition
 from imagereward.tuning.denoisers.guidance import guided
 from imagereward.tuning.denoisers.latents import Latents
@@ -56,4 +57,5 @@ class SDDenoiser:
 
     def _forward(self, x, time_B, condition: Condition):
         dtype = self.network.dtype
-        return self.module(x.to(dtype), time_B, **condition.to(dtype).tensors, return_dict=False)[0].float()
+        output = self.module(x.to(dtype), time_B, **condition.to(dtype).tensors, return_dict=False)
+        return full_precision(output[0])

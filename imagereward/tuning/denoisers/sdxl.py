@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 
+from imagereward.images import full_precision
 from imagereward.tuning.denoisers.condition import Condition
 from imagereward.tuning.denoisers.guidance import guided
 from imagereward.tuning.denoisers.latents import Latents
@@ -37,7 +38,7 @@ class SDXLDenoiser:
 
         The sizes are those of an uncropped picture at the resolution that is trained: original, crop, target.
         """
-        hidden, pooled = [], None
+        hidden: list[torch.Tensor] = []
         for tokenizer, encoder in zip(self._tokenizers, self._encoders, strict=True):
             tokens = tokenizer(
                 list(prompts),
@@ -49,13 +50,12 @@ class SDXLDenoiser:
             with torch.no_grad():
                 output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
-            pooled = output[0]
         side = self.resolution
         sizes = torch.tensor([[side, side, 0, 0, side, side]], device=hidden[0].device, dtype=hidden[0].dtype)
         return Condition(
             {
                 "encoder_hidden_states": torch.cat(hidden, -1),
-                "text_embeds": pooled,
+                "text_embeds": output.text_embeds,
                 "time_ids": sizes.repeat(len(prompts), 1),
             }
         )
@@ -83,4 +83,5 @@ class SDXLDenoiser:
         dtype = self.network.dtype
         tensors = dict(condition.to(dtype).tensors)
         hidden = tensors.pop("encoder_hidden_states")
-        return self.module(x.to(dtype), time_B, hidden, added_cond_kwargs=tensors, return_dict=False)[0].float()
+        output = self.module(x.to(dtype), time_B, hidden, added_cond_kwargs=tensors, return_dict=False)
+        return full_precision(output[0])

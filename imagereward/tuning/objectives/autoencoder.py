@@ -22,7 +22,14 @@ class Autoencoder:
     """Mean absolute error of the decoded image, and of its differences between neighbours, plus kl * KL."""
 
     def __init__(
-        self, pairs: Pairs, latent_shape: Sequence[int], *, batch_size: int, micro_batch: int, kl: float, seed: int
+        self,
+        pairs: Pairs,
+        latent_shape: Sequence[int],
+        *,
+        batch_size: int,
+        micro_batch: int,
+        kl: float,
+        seed: int,
     ):
         self.pairs, self.latent_shape = pairs, latent_shape
         self.batch_size, self.micro_batch, self.kl, self.seed = batch_size, micro_batch, kl, seed
@@ -34,13 +41,13 @@ class Autoencoder:
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The chunk's mean loss, with `error` in units of the images' range."""
         rows = rows_of(chunk.samples, len(self.pairs), self.seed)
-        images = torch.stack([self.pairs[row]["pixels"] for row in rows]).to(learner.device).float() / 127.5 - 1
+        images = (
+            torch.stack([self.pairs[row]["pixels"] for row in rows]).to(learner.device).float() / 127.5 - 1
+        )
         noise = noise_of(chunk.samples, self.latent_shape, self.seed, "posterior").to(learner.device)
         decoded, posterior = learner.module(images, noise)
         error = (decoded - images).abs().mean()
-        across, down = (
-            (decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (-1, -2)
-        )
+        across, down = ((decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (-1, -2))
         kl = kl_to_normal(posterior.mean, posterior.logvar).mean()
         return error + across + down + self.kl * kl, {"error": error.detach() / 2, "kl": kl.detach()}
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.latent_images import Pairs
@@ -12,13 +11,13 @@ from imagereward.tuning.randomness import rows_of
 
 
 class Contrast:
-    """The contrastive loss within a batch; a pair's `wrong` prompt is one more that images must not choose."""
+    """The contrastive loss within a batch; a pair's `wrong` prompt is one more, and nobody's."""
 
     def __init__(self, pairs: Pairs, tokenizer, *, batch_size: int, seed: int):
         self.pairs, self.tokenizer, self.batch_size, self.seed = pairs, tokenizer, batch_size, seed
 
     def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer. Every pair is held against every other, so a process takes its share whole."""
+        """One step of the optimizer. Pairs are held against each other, so a share is never cut."""
         yield chunks(update, self.batch_size, -(-self.batch_size // ranks))[rank::ranks]
 
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -28,7 +27,7 @@ class Contrast:
         images = torch.stack([item["pixels"] for item in items]).to(learner.device).float() / 127.5 - 1
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         images_B, texts_T, log_scale = learner.module(images, tokens.to(learner.device))
-        similarity = log_scale.exp().clamp(max=100) * F.normalize(images_B, dim=-1) @ F.normalize(texts_T, dim=-1).T
+        similarity = log_scale.exp().clamp(max=100) * images_B @ texts_T.T
         numbers = torch.tensor([texts.index(text) for text in texts], device=learner.device)
         same = numbers[: len(items), None] == numbers
         right = same.gather(1, similarity.argmax(1, keepdim=True)).float().mean()

@@ -78,8 +78,8 @@ def hinge(rewards_B: torch.Tensor, target: float | None) -> torch.Tensor:
 def denoise(policy: Policy, noise, condition, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
     """(latents to be scored, distance to the base [B]); gradient flows through the span's steps alone.
 
-    The distance is the squared difference of the predictions of learner and base, averaged over elements and
-    the span's steps: of the KL between their steps, the part that learns. 0 for a policy without a base.
+    The distance is the squared difference of the learner's and the base's predictions, averaged over elements
+    and the span's steps: of the KL between their steps, the part that learns. 0 for a policy without a base.
     """
     dynamics, x = policy.dynamics, noise
     rows = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -99,7 +99,7 @@ def denoise(policy: Policy, noise, condition, span: Span) -> tuple[torch.Tensor,
 
     count, away = span.end - span.begin, x.new_zeros(len(x))
     for i in range(span.begin, span.end):
-        # A trajectory keeps what one step needs and recomputes the rest: memory does not grow with its length.
+        # Of many steps, one at a time is kept and the others recomputed: memory does not grow with them.
         x, more = one_step(x, i) if count == 1 else checkpoint(one_step, x, i, use_reentrant=False)
         away = away + more / count
     return x, away

@@ -1,6 +1,6 @@
 """Time and memory of one ReFL step at Stable Diffusion 1.5's real size: `python benchmarks/refl_step.py`.
 
-512 pixels, one image, the step that carries gradient alone (those before it need no activations); ImageReward at
+512 pixels, one image, the step that carries gradient alone (those before need no activations); ImageReward at
 full size; random weights, float32, every setting in a process of its own. Activation memory is the peak of a
 step less what stays between steps. Writes results/refl-step-*.json.
 """

@@ -5,19 +5,50 @@ float32 throughout, or float64. `i` is a step's index on the sampling grid, 0 th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
+from pydantic import Field, model_validator
 
 from imagereward.errors import InputError
 from imagereward.images import full_precision
+from imagereward.tuning.config import Config
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
+class Noise(Config):
+    """What a sampling step adds to a sample.
+
+    ddim       level is eta: 1 has DDPM's variance. Diffusion models take this one, flow models the others
+    flow_grpo  sigma_t = level * sqrt(sigma / (1 - sigma)) (Liu et al. 2025, arXiv:2505.05470)
+    constant   sigma_t = level (Xue et al. 2025, arXiv:2505.07818)
+    table      sigma_t is the table's value of the step; 0 makes a step deterministic
+    cps        level is the share of the noise that is new, as sin^2(level * pi / 2) of its variance
+               (Wang and Yu 2025, arXiv:2509.05952)
+    """
+
+    kind: Literal["ddim", "flow_grpo", "constant", "table", "cps"]
+    level: float = Field(1.0, ge=0)
+    table: tuple[float, ...] = Field((), strict=False, description="a value a step")
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if bool(self.table) != (self.kind == "table"):
+            raise ValueError(f"kind={self.kind!r} with table={self.table}: a table belongs to kind='table'")
+        if any(value < 0 for value in self.table):
+            raise ValueError(f"table={self.table}: expected no value below 0")
+        if self.kind == "cps" and self.level > 1:
+            raise ValueError(f"level={self.level}: at most 1 of the noise can be new")
+        return self
+
+
 class Step(NamedTuple):
-    """One denoising step. `logp` [B] is averaged over a sample's elements; None where `std` is 0."""
+    """One denoising step. `logp` [B] is averaged over a sample's elements.
+
+    It is None where no row has noise (`std` is 0), and NaN in rows without among rows with.
+    """
 
     next: torch.Tensor
     mean: torch.Tensor
@@ -30,6 +61,13 @@ class Dynamics(Protocol):
     """What an objective may ask of any family's noise."""
 
     steps: int
+    storage: torch.dtype | None
+
+    def with_noise(self, noise: Noise, storage: torch.dtype | None = None) -> "Dynamics":
+        """The same grid with steps that add noise; samples are rounded to `storage` as they are drawn."""
+
+    def without_noise(self) -> "Dynamics":
+        """The same grid, deterministic."""
 
     def model_time(self, i_B: torch.Tensor) -> torch.Tensor:
         """What the denoiser takes as time at grid index i."""
@@ -62,6 +100,7 @@ class Diffusion:
     prediction  what the network predicts
     eta         0 is deterministic; 1 has DDPM's variance
     final_alpha the product after the last step
+    storage     what new samples are rounded to
     """
 
     alphas_T: torch.Tensor
@@ -69,6 +108,7 @@ class Diffusion:
     prediction: Prediction = "epsilon"
     eta: float = 0.0
     final_alpha: float = 1.0
+    storage: torch.dtype | None = None
 
     @classmethod
     def like(cls, scheduler, steps: int, eta: float = 0.0) -> "Diffusion":
@@ -92,27 +132,35 @@ class Diffusion:
         """How many steps the sampling grid has."""
         return len(self.times_N)
 
+    def with_noise(self, noise: Noise, storage: torch.dtype | None = None) -> "Diffusion":
+        if noise.kind != "ddim":
+            raise InputError(f"noise.kind={noise.kind!r}: this model is no flow model, and takes 'ddim'")
+        return replace(self, eta=noise.level, storage=storage)
+
+    def without_noise(self) -> "Diffusion":
+        return replace(self, eta=0.0)
+
     def model_time(self, i_B: torch.Tensor) -> torch.Tensor:
         return self.times_N.to(i_B.device)[i_B]
 
     def step(self, x, prediction, i_B, noise=None, next=None) -> Step:
         x, prediction = full_precision(x), full_precision(prediction)
         alphas = self.alphas_T.to(x.device)
-        alpha = _like(alphas[self.model_time(i_B)], x)
+        alpha = a_row_each(alphas[self.model_time(i_B)], x)
         later = self.model_time((i_B + 1).clamp(max=self.steps - 1))
         after = torch.where(i_B + 1 < self.steps, alphas[later], alphas.new_tensor(self.final_alpha))
-        after = _like(after, x)
+        after = a_row_each(after, x)
         x0, epsilon = self._both(x, prediction, alpha)
         std = self.eta * ((1 - after) / (1 - alpha) * (1 - alpha / after)).clamp(min=0).sqrt()
         mean = after.sqrt() * x0 + (1 - after - std**2).clamp(min=0).sqrt() * epsilon
-        return finish(mean, std, x0, noise, next)
+        return finish(mean, std, x0, noise, next, self.storage)
 
     def to_x0(self, x, prediction, i_B) -> torch.Tensor:
-        alpha = _like(self.alphas_T.to(x.device)[self.model_time(i_B)], x)
+        alpha = a_row_each(self.alphas_T.to(x.device)[self.model_time(i_B)], x)
         return self._both(full_precision(x), full_precision(prediction), alpha)[0]
 
     def add_noise(self, x0, noise, time_B) -> torch.Tensor:
-        alpha = _like(self.alphas_T.to(x0.device)[time_B], x0)
+        alpha = a_row_each(self.alphas_T.to(x0.device)[time_B], x0)
         return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
     def target(self, x0, noise, time_B) -> torch.Tensor:
@@ -120,7 +168,7 @@ class Diffusion:
             return noise
         if self.prediction == "sample":
             return x0
-        alpha = _like(self.alphas_T.to(x0.device)[time_B], x0)
+        alpha = a_row_each(self.alphas_T.to(x0.device)[time_B], x0)
         return alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
 
     def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -144,20 +192,36 @@ class Diffusion:
         return x0, alpha.sqrt() * prediction + (1 - alpha).sqrt() * x
 
 
-def finish(mean, std, x0, noise, next) -> Step:
-    """A step to mean + std * noise, or to `next` as it was stored, with its log-probability."""
+def finish(mean, std, x0, noise, next, storage: torch.dtype | None = None) -> Step:
+    """A step to mean + std * noise, or to `next` as it was stored, with its log-probability.
+
+    A new sample is rounded to `storage` before its probability is taken: it is what will be scored again.
+    """
     deterministic = not bool((std > 0).any())
     if next is None:
-        next = mean if noise is None or deterministic else mean + std * noise
+        next = rounded(mean if noise is None or deterministic else mean + std * noise, storage)
     next = full_precision(next)
     return Step(next, mean, std, None if deterministic else log_probability(next, mean, std), x0)
 
 
+def rounded(x: torch.Tensor, storage: torch.dtype | None) -> torch.Tensor:
+    """x as it is after having been stored in another precision."""
+    return x if storage is None else x.to(storage).to(x.dtype)
+
+
 def log_probability(x, mean, std) -> torch.Tensor:
-    """log N(x; mean, std^2) [B], averaged over all other dimensions, in float32."""
-    squared = ((x - mean) / std) ** 2 / 2
-    return (-squared - std.log() - math.log(2 * math.pi) / 2).flatten(1).mean(1)
+    """log N(x; mean, std^2) [B], averaged over all other dimensions, in float32; NaN where std is 0."""
+    spread = torch.where(std > 0, std, 1.0)  # so that no infinity reaches a gradient
+    squared = ((x - mean) / spread) ** 2 / 2
+    density = (-squared - spread.log() - math.log(2 * math.pi) / 2).flatten(1).mean(1)
+    return torch.where((std > 0).flatten(1).all(1), density, math.nan)
 
 
-def _like(values_B: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def kl_divergence(mean, reference, std) -> torch.Tensor:
+    """KL of N(mean, std^2) to N(reference, std^2) [B], averaged over all other dimensions."""
+    return ((mean - reference) ** 2 / (2 * std**2)).flatten(1).mean(1)
+
+
+def a_row_each(values_B: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Values [B] in the precision and with the dimensions of x [B, ...]."""
     return values_B.to(full_precision(x).dtype).reshape(-1, *[1] * (x.ndim - 1))

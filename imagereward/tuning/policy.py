@@ -45,7 +45,8 @@ class Policy:
     @torch.no_grad()
     def sample(self, condition: Condition, noise: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1], all steps from this noise, deterministically."""
+        dynamics = self.dynamics.without_noise()
         x, rows = noise, torch.zeros(len(noise), dtype=torch.long, device=noise.device)
-        for i in range(self.dynamics.steps):
-            x = self.dynamics.step(x, self.predict(x, rows + i, condition), rows + i).next
+        for i in range(dynamics.steps):
+            x = dynamics.step(x, self.predict(x, rows + i, condition), rows + i).next
         return self.denoiser.latents.decode(x)

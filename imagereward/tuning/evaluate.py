@@ -14,6 +14,7 @@ from imagereward.tuning.grid import grid
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import noise_of
 from imagereward.tuning.rewards import Rewards
+from imagereward.tuning.rows import Row, prompts_of
 
 SAMPLES = "samples"
 
@@ -37,7 +38,7 @@ class EvaluationConfig(Config):
 
 def draw(
     policy: Policy,
-    prompts: Sequence[str],
+    rows: Sequence[Row],
     seeds: int,
     seed: int,
     batch_size: int,
@@ -47,7 +48,7 @@ def draw(
 
     Processes draw a share each, all of them equally many, and every one gets all images.
     """
-    count, shape = len(prompts) * seeds, policy.denoiser.latents.shape
+    count, shape = len(rows) * seeds, policy.denoiser.latents.shape
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     each = -(-count // (ranks * batch_size)) * batch_size
     mine = [min(number, count - 1) for number in range(rank * each, (rank + 1) * each)]
@@ -55,12 +56,12 @@ def draw(
     for at in range(0, each, batch_size):
         numbers = mine[at : at + batch_size]
         noise = noise_of(numbers, shape, seed, "evaluation").to(policy.device)
-        condition = policy.denoiser.encode([prompts[number // seeds] for number in numbers])
+        condition = policy.denoiser.encode([rows[number // seeds] for number in numbers])
         drawn.append(policy.sample(condition, noise))
     images = torch.cat(drawn)
     if accelerator:
         images = accelerator.gather(images)
-    return images[:count].cpu().unflatten(0, (len(prompts), seeds))
+    return images[:count].cpu().unflatten(0, (len(rows), seeds))
 
 
 def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None) -> float:
@@ -99,14 +100,15 @@ class Evaluation:
     def __init__(
         self,
         policy: Policy,
-        prompts: Sequence[str],
+        rows: Sequence[Row],
         rewards: Rewards | None,
         held_out: Rewards | None,
         config: EvaluationConfig,
         output: Path,
         seed: int,
     ):
-        self.policy, self.prompts, self.config = policy, list(prompts), config
+        self.policy, self.rows, self.config = policy, list(rows), config
+        self.prompts = prompts_of(rows)
         self.rewards, self.held_out, self.output, self.seed = rewards, held_out, output, seed
         self.before: torch.Tensor | None = None
 
@@ -116,7 +118,7 @@ class Evaluation:
         module.eval()
         with loop.with_average():
             images = draw(
-                self.policy, self.prompts, self.config.seeds, self.seed, self.config.batch_size, accelerator
+                self.policy, self.rows, self.config.seeds, self.seed, self.config.batch_size, accelerator
             )
         values = self._judge(images)
         loop.log(update, {f"evaluation/{name}": value for name, value in values.items()})

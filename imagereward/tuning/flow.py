@@ -44,8 +44,8 @@ class SDE:
 class CPS:
     """Part of the predicted noise is exchanged for new, so that its amount stays what the next sigma says.
 
-    Wang and Yu 2025, arXiv:2509.05952. Their log-probabilities are -|x - mean|^2, without variance or constant;
-    these are the normal ones, so clip ranges do not carry over.
+    Wang and Yu 2025, arXiv:2509.05952. Their log-probabilities are -|x - mean|^2, without variance
+    or constant; these are the normal ones, so clip ranges do not carry over.
     """
 
     level: float

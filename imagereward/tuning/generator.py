@@ -12,6 +12,7 @@ from imagereward.errors import InputError
 from imagereward.tuning.adapt import Base, LoRA, let_learn
 from imagereward.tuning.config import Config, build
 from imagereward.tuning.denoisers import Denoiser, open_denoiser
+from imagereward.tuning.embeddings import keep_embeddings
 from imagereward.tuning.evaluate import Evaluation, EvaluationConfig
 from imagereward.tuning.latent_images import LatentImages, open_pairs
 from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator
@@ -20,9 +21,10 @@ from imagereward.tuning.objectives.refl import Gradient, ReFL
 from imagereward.tuning.objectives.sft import SFT
 from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.policy import Policy
-from imagereward.tuning.prompts import read_prompts
+from imagereward.tuning.prompts import read_prompts, read_rows
 from imagereward.tuning.result import save_result
 from imagereward.tuning.rewards import Rewards, open_rewards
+from imagereward.tuning.rows import Row, prompts_of
 from imagereward.tuning.runs import check_output, claim
 
 log = logging.getLogger(__name__)
@@ -57,9 +59,12 @@ class GeneratorConfig(LoopConfig):
     output: str
     resolution: int | None = Field(None, ge=1, description="of the images; default: the model's own")
     steps: int = Field(40, ge=1, description="sampling steps")
-    guidance: float = Field(1.0, ge=0, description="classifier-free; 1 is none")
+    guidance: float = Field(1.0, ge=0, description="1 is none; FLUX takes it as an input")
     lora: LoRA | None = None
     checkpointing: bool = Field(True, description="recompute activations of network, decoder and scorers")
+    embeddings: str = Field(
+        "", description="directory that keeps prompts' embeddings; text encoders then leave the device"
+    )
     vae_precision: Literal["float32", "bfloat16"] = "float32"
     reward: str | dict[str, float] = Field("", description="what to load, or several with weights")
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -90,7 +95,7 @@ class Job(NamedTuple):
     config: Any
     denoiser: Denoiser
     rewards: Rewards | None
-    prompts: list[str]
+    rows: list[Row]
     output: Path
 
 
@@ -101,7 +106,7 @@ def _refl(job: Job):
     config.gradient.check(config.steps)
     job.rewards.check_differentiable(job.denoiser.resolution)
     refl = ReFL(
-        job.prompts,
+        job.rows,
         job.rewards,
         config.gradient,
         batch_size=config.batch_size,
@@ -123,6 +128,12 @@ def _sft(job: Job):
 
 def _sft_on(part: PairsConfig, batch_size: int, job: Job) -> SFT:
     denoiser, config = job.denoiser, job.config
+    if denoiser.inputs:
+        raise InputError(
+            f"pairs are a prompt and an image: they cannot train a model that is shown {denoiser.inputs}"
+        )
+    if part.min_snr is not None:
+        denoiser.dynamics(config.steps).min_snr_weights(torch.ones(1, dtype=torch.long), part.min_snr)
     pairs = open_pairs(
         part.data, denoiser.resolution, part.most_bad, count=part.pairs, seed=config.seed, things=part.things
     )
@@ -145,7 +156,7 @@ OBJECTIVES: dict[str, tuple[type[GeneratorConfig], Callable[[Job], Any]]] = {
 
 
 def train_generator(
-    config: GeneratorConfig, model: Any = None, reward: Any = None, prompts: Sequence[str] | None = None
+    config: GeneratorConfig, model: Any = None, reward: Any = None, prompts: Sequence[Row] | None = None
 ) -> Any:
     """Train as the config says; the tuned diffusers pipeline is saved in `output`, and returned.
 
@@ -157,8 +168,9 @@ def train_generator(
     values = config.model_dump(exclude={"resume"})
     output = check_output(config.output, values, config.resume)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
-    texts = read_prompts(named) if named is not None else []
-    watched = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else texts
+    for source in (named, config.evaluation.prompts or None):
+        if source is not None:
+            read_prompts(source)  # a mistake is found before gigabytes are read
     accelerator = make_accelerator(config, output)
     device = accelerator.device
     if device.type == "cpu":
@@ -167,17 +179,22 @@ def train_generator(
     rewards = open_rewards(wanted, device) if wanted else None
     held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
     denoiser = _open(config, model, device)
+    rows = read_rows(named, denoiser.inputs) if named is not None else []
+    watched = read_rows(config.evaluation.prompts, denoiser.inputs) if config.evaluation.prompts else rows
     base = Base(denoiser) if getattr(config, "stay", 0) else None
     if config.checkpointing:
         recompute(denoiser, rewards)
     _, make = OBJECTIVES[config.objective]
-    objective = make(Job(config, denoiser, rewards, texts, output))
+    objective = make(Job(config, denoiser, rewards, rows, output))
     if accelerator.is_main_process:
         claim(output, values)  # now that everything is in order: a mistake corrected finds it free
     accelerator.wait_for_everyone()
+    watched = watched or objective.texts
+    if config.embeddings:
+        keep_embeddings(denoiser, [*objective.texts, *prompts_of(watched)], Path(config.embeddings))
     policy = Policy(denoiser, denoiser.dynamics(config.steps), config.guidance, base)
     loop = Loop(policy, objective, config, output, accelerator)
-    ended = loop.run(_watch(config, policy, watched or objective.data.texts, rewards, held_out, output))
+    ended = loop.run(_watch(config, policy, watched, rewards, held_out, output))
     log.info("%s: %s", output, ended)
     with loop.with_average():
         learned = loop.learned()
@@ -207,13 +224,13 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> Denoiser
     return denoiser
 
 
-def _watch(config, policy: Policy, prompts, rewards, held_out, output: Path) -> Evaluation:
+def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Evaluation:
     """The evaluation, with its own number of steps and the policy's network."""
     chosen, steps = config.evaluation, config.evaluation.steps
     watched = policy
     if steps and steps != policy.dynamics.steps:
         watched = Policy(policy.denoiser, policy.denoiser.dynamics(steps), policy.guidance)
-    return Evaluation(watched, prompts[: chosen.count], rewards, held_out, chosen, output, config.seed)
+    return Evaluation(watched, rows[: chosen.count], rewards, held_out, chosen, output, config.seed)
 
 
 def tune_generator(values: dict[str, Any], source: str, **objects: Any) -> Any:

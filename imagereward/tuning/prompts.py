@@ -1,11 +1,14 @@
-"""Prompts to train and evaluate on, from a file or a list."""
+"""Prompts to train and evaluate on, with pictures for some families, from a file or a list."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from imagereward.errors import InputError
+from imagereward.tuning.rows import Request, Row, open_pictures
 
 # The keys under which prompt files keep their text.
 TEXT_KEYS = ("prompt", "text", "caption")
@@ -17,8 +20,43 @@ def read_prompts(source: str | os.PathLike | Sequence[str]) -> list[str]:
     Records have a `prompt`, `text` or `caption`. Empty lines of text are left out. Raises InputError naming
     the file and the record that has no prompt, or a file without any.
     """
+    return [_text(item, where) for item, where in _items(source)]
+
+
+def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) -> list[Row]:
+    """What `read_prompts` reads, with the pictures that `inputs` names ("image", "mask"), all decoded once.
+
+    Without `inputs` these are prompts. Paths are relative to the file. Raises InputError as `read_prompts`
+    does, and for pictures that are missing or unreadable, or a mask that is not of its image's size.
+    """
+    if not inputs:
+        return list(read_prompts(source))
+    folder = Path(source).expanduser().parent if isinstance(source, str | os.PathLike) else Path()
+    items = _items(source)
+    rows: list[Row] = [
+        Request(_text(item, where), **{name: _picture(item, name, folder) for name in inputs})
+        for item, where in items
+    ]
+
+    def check(row: Row, where: str) -> None:
+        open_pictures(row, inputs, where)
+
+    with ThreadPoolExecutor(thread_name_prefix="imagereward-check") as pool:
+        list(pool.map(check, rows, [where for _, where in items]))
+    return rows
+
+
+def _picture(item, name: str, folder: Path):
+    found = item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
+    return folder / found if isinstance(found, str | os.PathLike) else found
+
+
+def _items(source) -> list[tuple[Any, str]]:
+    """What the list or the file holds, and what messages call each of them."""
     if not isinstance(source, str | os.PathLike):
-        return _checked([_text(item, f"prompts[{i}]") for i, item in enumerate(source)], "the list")
+        if not source:
+            raise InputError("the list holds no prompt")
+        return [(item, f"prompts[{i}]") for i, item in enumerate(source)]
     path = Path(source).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
@@ -34,10 +72,14 @@ def read_prompts(source: str | os.PathLike | Sequence[str]) -> list[str]:
         raise InputError(f"{path} cannot be read as prompts: {error}") from error
     if not isinstance(items, list):
         raise InputError(f"{path} holds a {type(items).__name__}; expected a list of prompts")
-    return _checked([_text(item, f"{path}: record {i}") for i, item in enumerate(items)], str(path))
+    if not items:
+        raise InputError(f"{path} holds no prompt")
+    return [(item, f"{path}: record {i}") for i, item in enumerate(items)]
 
 
 def _text(item, where: str) -> str:
+    if isinstance(item, Request):
+        item = item.prompt
     if isinstance(item, dict):
         item = next((item[key] for key in TEXT_KEYS if key in item), None)
     if not isinstance(item, str) or not item.strip():
@@ -45,9 +87,3 @@ def _text(item, where: str) -> str:
             f"{where} has no prompt: expected a string, or a record with {' or '.join(TEXT_KEYS)}"
         )
     return item
-
-
-def _checked(prompts: list[str], where: str) -> list[str]:
-    if not prompts:
-        raise InputError(f"{where} holds no prompt")
-    return prompts

@@ -12,11 +12,19 @@ import torch
 from imagereward.errors import CheckpointError, InputError
 from imagereward.tuning.denoisers.condition import Condition
 from imagereward.tuning.denoisers.latents import Latents
+from imagereward.tuning.denoisers.text import Text
+from imagereward.tuning.dynamics import Dynamics
+from imagereward.tuning.rows import Row
 
-# The pipeline class that a directory's model_index.json names -> the family's file and class.
+# The pipeline class that a directory's model_index.json names -> the family's file, and what in it makes one.
 FAMILIES = {
     "StableDiffusionPipeline": "sd:SDDenoiser",
+    "StableDiffusionInpaintPipeline": "sd:inpainting",
     "StableDiffusionXLPipeline": "sdxl:SDXLDenoiser",
+    "StableDiffusion3Pipeline": "sd3:SD3Denoiser",
+    "FluxPipeline": "flux:FluxDenoiser",
+    "FluxKontextPipeline": "flux:kontext",
+    "FluxFillPipeline": "flux:fill",
 }
 
 __all__ = ["FAMILIES", "Condition", "Denoiser", "Latents", "family_of", "open_denoiser"]
@@ -30,6 +38,8 @@ class Denoiser(Protocol):
     module      the same as it is called: replaced when DDP or FSDP wraps it
     latents     images to latents and back; `latents.shape` is one sample's
     resolution  of the images, in pixels
+    text        prompts to what of the condition they decide; a cache may stand in for it
+    inputs      the pictures that a row must bring: "image", "mask"
     frozen      the modules that never learn
     """
 
@@ -38,16 +48,23 @@ class Denoiser(Protocol):
     module: torch.nn.Module
     latents: Latents
     resolution: int
+    text: Text
     lora_targets: Sequence[str]
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
 
     @property
     def frozen(self) -> list[torch.nn.Module]: ...
 
-    def dynamics(self, steps: int, eta: float = 0.0):
-        """The pipeline's noise on a sampling grid of so many steps."""
+    def dynamics(self, steps: int) -> Dynamics:
+        """The pipeline's noise on a sampling grid of so many steps, deterministic."""
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """What the network needs to know of these prompts, a row each."""
+    def encode(self, rows: Sequence[Row]) -> Condition:
+        """What the network needs to know of these rows: prompts, with pictures where `inputs` asks for them.
+
+        Raises InputError for a picture that is missing, or a mask that is not of its image's size.
+        """
 
     def predict(self, x, time_B, condition: Condition, guidance: float = 1.0) -> torch.Tensor:
         """The network's float32 output at x [B, C, h, w] and times [B]."""

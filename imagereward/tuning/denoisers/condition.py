@@ -23,6 +23,10 @@ class Condition:
         """Every row `times` times, one after the other."""
         return Condition({name: value.repeat_interleave(times, 0) for name, value in self.tensors.items()})
 
+    def with_others(self, others: "Condition") -> "Condition":
+        """These rows, with `others` (one row) in the place of what has the same names."""
+        return Condition({**self.tensors, **others.repeat(len(self)).tensors})
+
     def to(self, *args, **kwargs) -> "Condition":
         """As torch.Tensor.to, for all of them."""
         return Condition({name: value.to(*args, **kwargs) for name, value in self.tensors.items()})

@@ -9,16 +9,18 @@ from imagereward.images import full_precision
 
 
 class Latents:
-    """A frozen AutoencoderKL with the scale and shift that its generator was trained with."""
+    """A frozen AutoencoderKL with the scale and shift that its generator was trained with.
 
-    def __init__(self, vae: Any, resolution: int):
+    `patch` is how many latents a side the network takes at once.
+    """
+
+    def __init__(self, vae: Any, resolution: int, patch: int = 1):
         self.vae = vae.requires_grad_(False).eval()
         self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.shift = getattr(vae.config, "shift_factor", None) or 0.0
-        if resolution < self.downscale or resolution % self.downscale:
-            raise InputError(
-                f"resolution={resolution}: this pipeline's autoencoder takes multiples of {self.downscale}"
-            )
+        least = self.downscale * patch
+        if resolution < least or resolution % least:
+            raise InputError(f"resolution={resolution}: this pipeline takes multiples of {least}")
         self.shape = (vae.config.latent_channels, resolution // self.downscale, resolution // self.downscale)
 
     def encode(self, images_B_3_H_W: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,15 +1,22 @@
-"""Stable Diffusion 1.x and 2.x, as diffusers builds them: a U-Net, an autoencoder, a CLIP text encoder."""
+"""Stable Diffusion 1.x and 2.x, and inpainting: a U-Net, an autoencoder, a CLIP text encoder."""
 
 from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 
+from imagereward.errors import InputError
 from imagereward.images import full_precision
 from imagereward.tuning.denoisers.condition import Condition
 from imagereward.tuning.denoisers.guidance import guided
 from imagereward.tuning.denoisers.latents import Latents
+from imagereward.tuning.denoisers.pictures import COARSE_MASK, WORDS_ALONE, Pictures
+from imagereward.tuning.denoisers.text import Text, tokenize
 from imagereward.tuning.dynamics import Diffusion
+from imagereward.tuning.rows import Row, prompts_of
+
+# Latents, a mask, and the latents of the masked image.
+INPAINTING_CHANNELS = 9
 
 
 class SDDenoiser:
@@ -17,45 +24,61 @@ class SDDenoiser:
 
     lora_targets = ("to_k", "to_out.0", "to_q", "to_v")
 
-    def __init__(self, pipeline, resolution: int | None = None):
-        self.pipeline, self.network = pipeline, pipeline.unet
+    def __init__(self, pipeline, resolution: int | None = None, pictures: Pictures = WORDS_ALONE):
+        self.pipeline, self.network, self.pictures = pipeline, pipeline.unet, pictures
         self.module = self.network
         downscale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         self.resolution = resolution or self.network.config.sample_size * downscale
         self.latents = Latents(pipeline.vae, self.resolution)
+        self.text: Text = self._encode_text
         pipeline.text_encoder.requires_grad_(False).eval()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.pictures.inputs
 
     @property
     def frozen(self) -> list[torch.nn.Module]:
         return [self.pipeline.vae, self.pipeline.text_encoder]
 
-    def dynamics(self, steps: int, eta: float = 0.0) -> Diffusion:
-        return Diffusion.like(self.pipeline.scheduler, steps, eta)
+    def dynamics(self, steps: int) -> Diffusion:
+        return Diffusion.like(self.pipeline.scheduler, steps)
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """The text encoder's last hidden states [B, 77, D]; prompts beyond 77 tokens are cut."""
-        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        tokens = tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        mask = tokens.attention_mask.to(encoder.device)
-        masked = getattr(encoder.config, "use_attention_mask", False)  # Stable Diffusion's are not
-        with torch.no_grad():
-            hidden = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask if masked else None)[0]
-        return Condition({"encoder_hidden_states": hidden})
+    def encode(self, rows: Sequence[Row]) -> Condition:
+        """The text encoder's last hidden states [B, 77, D], longer prompts cut, and the pictures."""
+        shown = self.pictures(rows, self.latents, self.resolution)
+        return Condition(self.text(prompts_of(rows)) | shown).to(self.latents.vae.device)
 
     def predict(self, x, time_B, condition: Condition, guidance: float = 1.0) -> torch.Tensor:
         return guided(self._forward, x, time_B, condition, lambda: self._nothing, guidance)
 
     @cached_property
     def _nothing(self) -> Condition:
-        return self.encode([""])
+        return Condition(self.text([""])).to(self.latents.vae.device)
+
+    def _encode_text(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        encoder = self.pipeline.text_encoder
+        tokens = tokenize(self.pipeline.tokenizer, prompts)
+        mask = tokens.attention_mask.to(encoder.device)
+        masked = getattr(encoder.config, "use_attention_mask", False)  # Stable Diffusion's are not
+        with torch.no_grad():
+            hidden = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask if masked else None)[0]
+        return {"encoder_hidden_states": hidden}
 
     def _forward(self, x, time_B, condition: Condition):
         dtype = self.network.dtype
-        output = self.module(x.to(dtype), time_B, **condition.to(dtype).tensors, return_dict=False)
-        return full_precision(output[0])
+        tensors = dict(condition.to(dtype).tensors)
+        channels = tensors.pop("channels", None)
+        shown = x.to(dtype) if channels is None else torch.cat([x.to(dtype), channels], 1)
+        return full_precision(self.module(shown, time_B, **tensors, return_dict=False)[0])
+
+
+def inpainting(pipeline, resolution: int | None = None) -> SDDenoiser:
+    """A StableDiffusionInpaintPipeline. Raises InputError for a U-Net that is not shown the mask."""
+    channels = pipeline.unet.config.in_channels
+    if channels != INPAINTING_CHANNELS:
+        raise InputError(
+            f"the U-Net takes {channels} channels; one for inpainting takes {INPAINTING_CHANNELS}: latents, "
+            "a mask, and the latents of the masked image"
+        )
+    return SDDenoiser(pipeline, resolution, COARSE_MASK)

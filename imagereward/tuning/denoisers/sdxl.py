@@ -9,7 +9,9 @@ from imagereward.images import full_precision
 from imagereward.tuning.denoisers.condition import Condition
 from imagereward.tuning.denoisers.guidance import guided
 from imagereward.tuning.denoisers.latents import Latents
+from imagereward.tuning.denoisers.text import Text, tokenize
 from imagereward.tuning.dynamics import Diffusion
+from imagereward.tuning.rows import Row, prompts_of
 
 
 class SDXLDenoiser:
@@ -23,6 +25,7 @@ class SDXLDenoiser:
         downscale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         self.resolution = resolution or self.network.config.sample_size * downscale
         self.latents = Latents(pipeline.vae, self.resolution)
+        self.text: Text = self._encode_text
         for encoder in self._encoders:
             encoder.requires_grad_(False).eval()
 
@@ -30,46 +33,40 @@ class SDXLDenoiser:
     def frozen(self) -> list[torch.nn.Module]:
         return [self.pipeline.vae, *self._encoders]
 
-    def dynamics(self, steps: int, eta: float = 0.0) -> Diffusion:
-        return Diffusion.like(self.pipeline.scheduler, steps, eta)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ()
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    def dynamics(self, steps: int) -> Diffusion:
+        return Diffusion.like(self.pipeline.scheduler, steps)
+
+    def encode(self, rows: Sequence[Row]) -> Condition:
         """Both encoders' last hidden states but one, side by side, the second's pooled embedding, and sizes.
 
         The sizes are those of an uncropped picture at the resolution that is trained: original, crop, target.
         """
-        hidden: list[torch.Tensor] = []
-        for tokenizer, encoder in zip(self._tokenizers, self._encoders, strict=True):
-            tokens = tokenizer(
-                list(prompts),
-                padding="max_length",
-                truncation=True,
-                max_length=tokenizer.model_max_length,
-                return_tensors="pt",
-            )
-            with torch.no_grad():
-                output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
-            hidden.append(output.hidden_states[-2])
         side = self.resolution
-        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=hidden[0].device, dtype=hidden[0].dtype)
-        return Condition(
-            {
-                "encoder_hidden_states": torch.cat(hidden, -1),
-                "text_embeds": output.text_embeds,
-                "time_ids": sizes.repeat(len(prompts), 1),
-            }
-        )
+        sizes = torch.tensor([[side, side, 0, 0, side, side]]).repeat(len(rows), 1)
+        return Condition({**self.text(prompts_of(rows)), "time_ids": sizes}).to(self.latents.vae.device)
 
     def predict(self, x, time_B, condition: Condition, guidance: float = 1.0) -> torch.Tensor:
         return guided(self._forward, x, time_B, condition, lambda: self._nothing, guidance)
 
     @cached_property
     def _nothing(self) -> Condition:
-        nothing = self.encode([""])
+        nothing = self.text([""])
         if self.pipeline.config.get("force_zeros_for_empty_prompt", False):
-            zeros = {name: torch.zeros_like(value) for name, value in nothing.tensors.items()}
-            nothing = Condition({**zeros, "time_ids": nothing.tensors["time_ids"]})
-        return nothing
+            nothing = {name: torch.zeros_like(value) for name, value in nothing.items()}
+        return Condition(nothing).to(self.latents.vae.device)
+
+    def _encode_text(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        hidden: list[torch.Tensor] = []
+        for tokenizer, encoder in zip(self._tokenizers, self._encoders, strict=True):
+            tokens = tokenize(tokenizer, prompts).input_ids
+            with torch.no_grad():
+                output = encoder(tokens.to(encoder.device), output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+        return {"encoder_hidden_states": torch.cat(hidden, -1), "text_embeds": output.text_embeds}
 
     @property
     def _tokenizers(self):

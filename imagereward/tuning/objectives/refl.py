@@ -17,6 +17,7 @@ from imagereward.tuning.config import Config
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import generator, noise_of, rows_of
 from imagereward.tuning.rewards import Rewards
+from imagereward.tuning.rows import Row, prompts_of
 
 
 class Gradient(Config):
@@ -110,7 +111,7 @@ class ReFL:
 
     def __init__(
         self,
-        prompts: Sequence[str],
+        rows: Sequence[Row],
         rewards: Rewards,
         gradient: Gradient,
         *,
@@ -121,9 +122,14 @@ class ReFL:
         stay: float = 0.0,
         seed: int = 0,
     ):
-        self.prompts, self.rewards, self.gradient = prompts, rewards, gradient
+        self.rows, self.rewards, self.gradient = rows, rewards, gradient
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.target, self.scale, self.stay, self.seed = target, scale, stay, seed
+
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that there is."""
+        return prompts_of(self.rows)
 
     def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
         """One step of the optimizer, by this process's share of the update's chunks."""
@@ -131,12 +137,12 @@ class ReFL:
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean over the chunk's samples of scale * hinge(reward) + stay * distance to the base."""
-        prompts = self.describe(chunk)
-        denoiser = policy.denoiser
+        rows = self._rows(chunk)
+        prompts, denoiser = prompts_of(rows), policy.denoiser
         shared = generator(self.seed, "span", chunk.update, chunk.index // self.gradient.shared_by)
         span = draw_span(self.gradient, policy.dynamics.steps, shared)
         noise = noise_of(chunk.samples, denoiser.latents.shape, self.seed).to(policy.device)
-        latents, away = denoise(policy, noise, denoiser.encode(prompts), span)
+        latents, away = denoise(policy, noise, denoiser.encode(rows), span)
         rewards, parts = self.rewards(denoiser.latents.decode(latents), prompts)
         loss = self.scale * hinge(rewards, self.target).mean() + self.stay * away.mean()
         metrics = {"reward": rewards, **{f"reward/{name}": values for name, values in parts.items()}}
@@ -146,4 +152,7 @@ class ReFL:
 
     def describe(self, chunk: Chunk) -> list[str]:
         """The chunk's prompts."""
-        return [self.prompts[row] for row in rows_of(chunk.samples, len(self.prompts), self.seed)]
+        return prompts_of(self._rows(chunk))
+
+    def _rows(self, chunk: Chunk) -> list[Row]:
+        return [self.rows[place] for place in rows_of(chunk.samples, len(self.rows), self.seed)]

@@ -32,6 +32,11 @@ class SFT:
         self.data, self.batch_size, self.micro_batch = data, batch_size, micro_batch
         self.min_snr, self.drop, self.seed = min_snr, drop, seed
 
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that there is."""
+        return self.data.texts
+
     def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
         """One step of the optimizer, by this process's share of the update's chunks."""
         yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]

@@ -21,6 +21,11 @@ class Weighted:
         self.names = list(children)
         self.children = list(children.values())
 
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that there is."""
+        return [text for _, child in self.children for text in child.texts]
+
     def minibatches(self, policy, update: int, rank: int, ranks: int) -> Iterator[list[Part]]:
         """Step by step, what each child would step through; as many steps as the first has."""
         streams = [each.minibatches(policy, update, rank, ranks) for _, each in self.children]

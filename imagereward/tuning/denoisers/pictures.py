@@ -1,0 +1,71 @@
+"""What a network is shown of the pictures in a row: as channels beside its input, or as a second picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+from torchvision.transforms import v2
+
+from imagereward.images import Preprocess
+from imagereward.tuning.denoisers.latents import Latents
+from imagereward.tuning.rows import Row, name_row, open_pictures
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Which pictures a row brings, and what becomes of them.
+
+    inputs  "image" and "mask", or fewer
+    shown   (latents, images [B, 3, S, S], masks [B, 1, S, S]) -> tensors of the condition; images are in
+            [0, 1], masks 0 or 1
+    """
+
+    inputs: tuple[str, ...]
+    shown: Callable[..., dict[str, torch.Tensor]]
+
+    def __call__(self, rows: Sequence[Row], latents: Latents, resolution: int) -> dict[str, torch.Tensor]:
+        """The rows' pictures, cut to squares of the resolution. Raises InputError for one that is missing."""
+        if not self.inputs:
+            return {}
+        opened = [open_pictures(row, self.inputs, name_row(row, i)) for i, row in enumerate(rows)]
+        images = [Preprocess(resolution).pixels(each[0]) for each in opened]
+        masks = [mask_pixels(each[1], resolution) for each in opened if len(each) > 1]
+        device = latents.vae.device
+        both = [torch.stack(images).to(device).float() / 255]
+        return self.shown(latents, *both, *([torch.stack(masks).to(device)] if masks else []))
+
+
+def mask_pixels(mask: PIL.Image.Image, size: int) -> torch.Tensor:
+    """float32 [1, size, size], 1 where the mask is at least half white, cut as its image is."""
+    small = v2.functional.resize(mask.convert("L"), [size], v2.InterpolationMode.NEAREST)
+    square = v2.functional.center_crop(small, [size, size])
+    return (v2.functional.pil_to_tensor(square) >= 128).float()
+
+
+def second_picture(latents: Latents, images) -> dict[str, torch.Tensor]:
+    """FLUX Kontext: the image's latents, to be laid beside the sample's."""
+    return {"beside": latents.encode(images)}
+
+
+def coarse_mask(latents: Latents, images, masks) -> dict[str, torch.Tensor]:
+    """Stable Diffusion: the mask in the latents' size, and the latents of what it leaves."""
+    small = torch.nn.functional.interpolate(masks, size=latents.shape[-2:])
+    return {"channels": torch.cat([small, latents.encode(left(images, masks))], 1)}
+
+
+def fine_mask(latents: Latents, images, masks) -> dict[str, torch.Tensor]:
+    """FLUX Fill: the latents of what the mask leaves, and all of its pixels as channels."""
+    pixels = torch.nn.functional.pixel_unshuffle(masks, latents.downscale)
+    return {"channels": torch.cat([latents.encode(left(images, masks)), pixels], 1)}
+
+
+def left(images, masks) -> torch.Tensor:
+    """The images with grey, which the autoencoder takes as 0, where they are painted anew."""
+    return images * (1 - masks) + 0.5 * masks
+
+
+WORDS_ALONE = Pictures((), second_picture)
+SECOND_PICTURE = Pictures(("image",), second_picture)
+COARSE_MASK = Pictures(("image", "mask"), coarse_mask)
+FINE_MASK = Pictures(("image", "mask"), fine_mask)

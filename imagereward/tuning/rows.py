@@ -1,0 +1,65 @@
+"""A row of the data: a prompt, and for some families the pictures that go with it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import PIL.Image
+
+from imagereward.errors import ImageReadError, ImageTypeError, InputError
+from imagereward.images import ImageLike, read_image
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt with an image to change, and a mask of the same size that is white where to paint anew."""
+
+    prompt: str
+    image: ImageLike | None = None
+    mask: ImageLike | None = None
+
+
+# Where the words are all there is, a string is a row.
+Row = str | Request
+
+
+def prompt_of(row: Row) -> str:
+    """The row's words."""
+    return row if isinstance(row, str) else row.prompt
+
+
+def prompts_of(rows: Sequence[Row]) -> list[str]:
+    """Every row's words."""
+    return [prompt_of(row) for row in rows]
+
+
+def with_prompt(row: Row, prompt: str) -> Row:
+    """The same pictures with other words."""
+    return prompt if isinstance(row, str) else replace(row, prompt=prompt)
+
+
+def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image.Image]:
+    """The pictures that `inputs` names ("image", "mask"), decoded.
+
+    Raises InputError, naming the row by `where`, for one that is missing or unreadable, and for a mask that
+    is not of the image's size.
+    """
+    found = []
+    for name in inputs:
+        picture = getattr(row, name, None)
+        if picture is None:
+            raise InputError(f"{where} has no {name}: this model takes {', '.join(('prompt', *inputs))}")
+        try:
+            found.append(read_image(picture))
+        except (ImageReadError, ImageTypeError) as error:
+            of = f" {os.fspath(picture)}" if isinstance(picture, str | os.PathLike) else ""
+            raise InputError(f"{where}: its {name}{of} cannot be read: {error}") from error
+    sizes = [f"{name} {'x'.join(map(str, each.size))}" for name, each in zip(inputs, found, strict=True)]
+    if len({each.size for each in found}) > 1:
+        raise InputError(f"{where}: expected pictures of one size, got {', '.join(sizes)} pixels")
+    return found
+
+
+def name_row(row: Row, index: int) -> str:
+    """How messages call a row: its place and its words."""
+    return f"row {index} ({prompt_of(row)!r})"

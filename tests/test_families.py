@@ -1,0 +1,209 @@
+"""Every family draws as diffusers does, learns by ReFL, is saved and loaded, and asks for its pictures."""
+
+import pipelines
+import pytest
+import torch
+from diffusers import FluxPipeline
+from test_refl import brightness, settings
+
+from imagereward.errors import InputError
+from imagereward.tuning import tune
+from imagereward.tuning.adapt import LoRA, learning, let_learn
+from imagereward.tuning.denoisers import Condition, open_denoiser
+from imagereward.tuning.denoisers.flux import pack, places_of, unpack
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.randomness import noise_of
+from imagereward.tuning.rows import Request
+
+STEPS = 4
+SIDE = pipelines.SIDE
+WITH_PICTURES = pipelines.INPUTS
+PACKED = ("flux", "flux_kontext", "flux_fill")
+
+
+def certain(vae):
+    """The same autoencoder with posteriors as good as their means: diffusers samples some of them."""
+    last = vae.quant_conv if vae.quant_conv is not None else vae.encoder.conv_out
+    with torch.no_grad():
+        last.weight[pipelines.CHANNELS :] = 0
+        last.bias[pipelines.CHANNELS :] = -100
+
+
+def policy_of(pipeline, guidance=1.0, steps=STEPS):
+    denoiser = open_denoiser(pipeline, SIDE)
+    return Policy(denoiser, denoiser.dynamics(steps), guidance)
+
+
+def drawn(pipeline, rows, guidance=1.0):
+    policy = policy_of(pipeline, guidance)
+    noise = noise_of(range(len(rows)), policy.denoiser.latents.shape, 0)
+    return policy.sample(policy.denoiser.encode(rows), noise)
+
+
+def drawn_by_diffusers(pipeline, family, rows, guidance):
+    noise = noise_of(range(len(rows)), (pipelines.CHANNELS, SIDE // 2, SIDE // 2), 0)
+    options = {}
+    if family in PACKED:
+        noise = FluxPipeline._pack_latents(noise, *noise.shape)
+    if family in WITH_PICTURES:
+        options["image"] = [row.image for row in rows]
+    if "mask" in WITH_PICTURES.get(family, ()):
+        options["mask_image"] = [row.mask for row in rows]
+    if family == "flux_kontext":
+        options |= {"_auto_resize": False, "max_area": SIDE**2}
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt=[getattr(row, "prompt", row) for row in rows],
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        latents=noise,
+        output_type="pt",
+        **options,
+    ).images
+
+
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_it_draws_as_diffusers_does(family):
+    pipeline = pipelines.FAMILIES[family]()
+    certain(pipeline.vae)
+    rows = pipelines.rows(family, 2)
+    ours, theirs = drawn(pipeline, rows, 3.0), drawn_by_diffusers(pipeline, family, rows, 3.0)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert (drawn(pipeline, rows, 1.0) - ours).abs().max() > 1e-3  # guidance is felt
+
+
+def test_sd3_without_t5_draws_as_diffusers_does():
+    pipeline, rows = pipelines.sd3(without=(3,)), pipelines.rows("sd3", 2)
+    theirs = drawn_by_diffusers(pipeline, "sd3", rows, 3.0)
+    torch.testing.assert_close(drawn(pipeline, rows, 3.0), theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("without", [(1,), (2,), (1, 3), (1, 2), (1, 2, 3)])
+def test_what_a_missing_encoder_of_sd3_would_say_is_zero(without):
+    whole = policy_of(pipelines.sd3()).denoiser.encode(pipelines.PROMPTS).tensors
+    part = policy_of(pipelines.sd3(without=without)).denoiser.encode(pipelines.PROMPTS).tensors
+    length, width = pipelines.tokenizer().model_max_length, pipelines.WIDTH
+    if {1, 2} <= set(without):
+        length = 77  # there is no tokenizer to say how many
+    words, pooled = part["encoder_hidden_states"], part["pooled_projections"]
+    for number, columns in ((1, slice(0, width)), (2, slice(width, 2 * width))):
+        expected = 0 if number in without else 1
+        for ours, theirs in (
+            (words[:, :length, columns], whole["encoder_hidden_states"][:, :length, columns]),
+            (pooled[:, columns], whole["pooled_projections"][:, columns]),
+        ):
+            torch.testing.assert_close(ours, theirs * expected if expected else torch.zeros_like(ours))
+    if 3 in without:
+        assert not words[:, length:].any()
+    assert words.shape[1] == length + 256
+
+
+def test_flux_that_takes_no_guidance_is_guided_without_a_prompt():
+    pipeline, rows = pipelines.flux(guidance_embeds=False), pipelines.rows("flux", 2)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = noise_of(range(2), (pipelines.CHANNELS, SIDE // 2, SIDE // 2), 0)
+    theirs = pipeline(
+        rows,
+        negative_prompt=["", ""],
+        true_cfg_scale=3.0,
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        latents=FluxPipeline._pack_latents(noise, *noise.shape),
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(drawn(pipeline, rows, 3.0), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_packing_is_that_of_diffusers():
+    x = torch.randn(2, 5, 6, 8)
+    packed = FluxPipeline._pack_latents(x, *x.shape)
+    assert torch.equal(pack(x), packed)
+    assert torch.equal(unpack(packed, (6, 8)), x)
+    ids = FluxPipeline._prepare_latent_image_ids(2, 3, 4, "cpu", torch.float32)
+    assert torch.equal(places_of(x, 0), ids)
+    assert torch.equal(places_of(x, 1)[:, 1:], ids[:, 1:])
+    assert (places_of(x, 1)[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize("family", WITH_PICTURES)
+def test_pictures_are_felt(family):
+    pipeline, rows = pipelines.FAMILIES[family](), pipelines.rows(family, 1)
+    other = pipelines.pictures(5)
+    for name in WITH_PICTURES[family]:
+        changed = Request(**{**vars(rows[0]), name: other[name]})
+        assert (drawn(pipeline, [changed]) - drawn(pipeline, rows)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_a_row_among_others_is_encoded_as_alone(family):
+    denoiser = policy_of(pipelines.FAMILIES[family]()).denoiser
+    rows = pipelines.rows(family)
+    together, alone = denoiser.encode(rows), Condition.cat([denoiser.encode([row]) for row in rows])
+    for name, value in together.tensors.items():
+        torch.testing.assert_close(value, alone.tensors[name], atol=1e-5, rtol=1e-5)
+
+
+# Learning.
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_refl_moves_the_network_alone_and_what_is_saved_is_what_was_trained(family, lora, tmp_path):
+    rows, start = pipelines.rows(family), pipelines.FAMILIES[family]()
+    before = {
+        name: part.state_dict()
+        for name, part in pipelines.FAMILIES[family]().components.items()
+        if (isinstance(part, torch.nn.Module))
+    }
+    tuned = tune(start, rows, reward=brightness, output=tmp_path / "out", **settings(lora=lora))
+    network = pipelines.network_of(tuned)
+    for name, part in tuned.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        for key, value in part.state_dict().items():
+            bare = key.replace(".base_layer", "")
+            assert value.isfinite().all()
+            if part is not network or (lora and bare in before[name]):
+                assert torch.equal(value, before[name][bare]), (name, key)
+    learned = learning(network)
+    names = before["unet" if hasattr(tuned, "unet") else "transformer"]
+    moved = [name for name, value in learned.items() if name not in names or (value != names[name]).any()]
+    assert 0.9 * len(learned) <= len(moved)
+    if lora:
+        again = pipelines.FAMILIES[family]()
+        again.load_lora_weights(tmp_path / "out")
+    else:
+        again = type(tuned).from_pretrained(tmp_path / "out")
+    expected = drawn(tuned, rows[:1], 2.0)
+    torch.testing.assert_close(drawn(again, rows[:1], 2.0), expected, atol=1e-5, rtol=1e-5)
+    assert (drawn(pipelines.FAMILIES[family](), rows[:1], 2.0) - expected).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_its_lora_targets_are_all_there(family):
+    denoiser = open_denoiser(pipelines.FAMILIES[family](), SIDE)
+    let_learn(denoiser, LoRA(rank=2))
+    names = [name for name in learning(denoiser.network) if "lora_A" in name]
+    for target in denoiser.lora_targets:
+        assert any(f".{target}.lora_A" in name for name in names), target
+
+
+def test_sft_on_a_flow_model_learns(tmp_path):
+    values = settings(updates=3, learning_rate=3e-3)
+    for key in ("recipe", "gradient"):
+        values.pop(key)
+    from imagereward.tuning import run_recipe
+
+    pipelines.sd3().save_pretrained(tmp_path / "model")
+    overrides = [f"{key}={value}" for key, value in values.items() if not isinstance(value, dict)]
+    overrides += [
+        f"model={tmp_path / 'model'}",
+        f"output={tmp_path / 'out'}",
+        "pairs.pairs=6",
+        "pairs.min_snr=5",
+    ]
+    with pytest.raises(InputError, match=r"min_snr=5\.0: flow models draw"):
+        run_recipe("tiny/sft", overrides)

@@ -191,19 +191,13 @@ def test_its_lora_targets_are_all_there(family):
         assert any(f".{target}.lora_A" in name for name in names), target
 
 
-def test_sft_on_a_flow_model_learns(tmp_path):
-    values = settings(updates=3, learning_rate=3e-3)
-    for key in ("recipe", "gradient"):
-        values.pop(key)
-    from imagereward.tuning import run_recipe
-
-    pipelines.sd3().save_pretrained(tmp_path / "model")
-    overrides = [f"{key}={value}" for key, value in values.items() if not isinstance(value, dict)]
-    overrides += [
-        f"model={tmp_path / 'model'}",
-        f"output={tmp_path / 'out'}",
-        "pairs.pairs=6",
-        "pairs.min_snr=5",
-    ]
-    with pytest.raises(InputError, match=r"min_snr=5\.0: flow models draw"):
-        run_recipe("tiny/sft", overrides)
+@pytest.mark.parametrize("family", ["sd_inpaint", "sd3", "flux", "flux_kontext", "flux_fill"])
+def test_lora_learns_in_float32_beside_a_bfloat16_network(family, tmp_path):
+    changes = settings(lora={"rank": 2}, precision="bfloat16", guidance=2.0)
+    rows = pipelines.rows(family)
+    tuned = tune(pipelines.FAMILIES[family](), rows, reward=brightness, output=tmp_path / "out", **changes)
+    network = pipelines.network_of(tuned)
+    for name, value in network.named_parameters():
+        assert value.dtype == (torch.float32 if "lora" in name else torch.bfloat16)
+        assert value.isfinite().all()
+    assert any(value.any() for name, value in learning(network).items() if "lora_B" in name)

@@ -257,7 +257,6 @@ def compare(
     from imagereward.loading import DTYPES
     from imagereward.tuning.compare import compare as run
     from imagereward.tuning.compare import page
-    from imagereward.tuning.prompts import read_prompts
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: expected {', '.join(DTYPES)}")
@@ -269,8 +268,9 @@ def compare(
     found = run(
         base,
         tuned,
-        read_prompts(prompts)[:most],
+        prompts,
         dict.fromkeys(names, 1.0),
+        most=most,
         seeds=seeds,
         steps=steps,
         guidance=guidance,

@@ -1,5 +1,6 @@
 """Comparing two generators: figures by hand, through the command, and what it refuses."""
 
+import json
 import subprocess
 import sys
 
@@ -44,6 +45,23 @@ def test_figures_are_those_of_the_images():
     (row,) = found.rows()
     assert row["difference"] == pytest.approx(row["tuned"] - row["base"])
     assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_models_that_take_pictures_are_compared_on_them(tmp_path):
+    records = []
+    for at, row in enumerate(pipelines.rows("flux_fill")):
+        for name in ("image", "mask"):
+            getattr(row, name).save(tmp_path / f"{name}-{at}.png")
+        records.append({"prompt": row.prompt, "image": f"image-{at}.png", "mask": f"mask-{at}.png"})
+    (tmp_path / "rows.json").write_text(json.dumps(records))
+    models = pipelines.flux_fill(), pipelines.flux_fill(seed=1)
+    found = compare(
+        *models, tmp_path / "rows.json", brightness, seeds=1, steps=3, resolution=16, device="cpu", most=2
+    )
+    assert found.prompts == list(pipelines.PROMPTS[:2])
+    assert found.before["brightness"].shape == (2, 1)
+    with pytest.raises(InputError, match=r"prompts\[0\] has no image"):
+        compare(*models, ["a cat"], brightness, seeds=1, steps=3, resolution=16, device="cpu")
 
 
 def test_images_do_not_depend_on_the_batch():

@@ -6,7 +6,6 @@ import torch
 from diffusers import FluxPipeline
 from test_refl import brightness, settings
 
-from imagereward.errors import InputError
 from imagereward.tuning import tune
 from imagereward.tuning.adapt import LoRA, learning, let_learn
 from imagereward.tuning.denoisers import Condition, open_denoiser

@@ -1,5 +1,7 @@
 """Every recipe for a generator, or a part of one, runs: on pipelines of its family with random weights."""
 
+import json
+
 import pipelines
 import pytest
 import torch
@@ -15,7 +17,7 @@ SMALL = {
     "autoencoder": ["pairs=6"],
     "clip": ["pairs=6"],
 }
-PIPELINES = {"sd15": "sd", "sdxl": "sdxl", "tiny": "sd"}
+PIPELINES = {name: name for name in pipelines.FAMILIES} | {"sd15": "sd", "tiny": "sd"}
 OBJECTIVES = {name: read_recipe(name)["objective"] for name in recipe_names()}
 GENERATORS = [name for name, objective in OBJECTIVES.items() if objective in ("refl", "sft")]
 PARTS = [name for name, objective in OBJECTIVES.items() if objective in ("autoencoder", "clip")]
@@ -28,7 +30,10 @@ def saved(tmp_path_factory):
     for name, make in pipelines.FAMILIES.items():
         make().save_pretrained(directory / name)
     pipelines.tokenizer().save_pretrained(directory / "tokenizer")
-    (directory / "prompts.txt").write_text("a red circle\na blue square\n")
+    for name, picture in pipelines.pictures().items():
+        picture.save(directory / f"{name}.png")
+    records = [{"prompt": prompt, "image": "image.png", "mask": "mask.png"} for prompt in pipelines.PROMPTS]
+    (directory / "rows.json").write_text(json.dumps(records))
     return directory
 
 
@@ -45,14 +50,14 @@ def cut(name, saved, output):
             "evaluation.batch_size=2",
         ]
     if OBJECTIVES[name] in REWARDED:
-        overrides.append(f"prompts={saved / 'prompts.txt'}")
+        overrides.append(f"prompts={saved / 'rows.json'}")
     if OBJECTIVES[name] == "clip":
         overrides.append(f"tokenizer={saved / 'tokenizer'}")
     return overrides
 
 
 def test_the_recipes_are_those_that_are_tested_here():
-    assert len(GENERATORS) == 6
+    assert len(GENERATORS) == 11
     assert len(PARTS) == 2
     assert len(recipe_names()) == len(GENERATORS) + len(PARTS) + 2  # and two of reward models
 
@@ -62,14 +67,15 @@ def test_a_generator_recipe_runs_and_moves_what_it_should(name, saved, tmp_path)
     tuned = run_recipe(name, cut(name, saved, tmp_path / "out"))
     before = type(tuned).from_pretrained(saved / PIPELINES[name.split("/")[0]])
     lora = read_recipe(name).get("lora") is not None
-    moved, frozen = 0, before.unet.state_dict()
-    for key, value in tuned.unet.state_dict().items():
+    network = pipelines.network_of(tuned)
+    moved, frozen = 0, pipelines.network_of(before).state_dict()
+    for key, value in network.state_dict().items():
         bare = key.replace(".base_layer", "")
         assert value.isfinite().all()
         moved += bool(bare not in frozen or (value != frozen[bare]).any())
         if lora and bare in frozen:
             assert torch.equal(value, frozen[bare])
-    assert moved == len(learning(tuned.unet)) > 0
+    assert moved == len(learning(network)) > 0
     assert (tmp_path / "out" / ("pytorch_lora_weights.safetensors" if lora else "model_index.json")).is_file()
 
 

@@ -1,6 +1,7 @@
 """Two generators on the same prompts from the same noise: by rewards, by diversity, and side by side."""
 
 import html
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from imagereward.tuning.denoisers import Denoiser, open_denoiser
 from imagereward.tuning.evaluate import diversity, draw
 from imagereward.tuning.grid import as_image
 from imagereward.tuning.policy import Policy
+from imagereward.tuning.prompts import read_prompts, read_rows
 from imagereward.tuning.result import LORA_FILE
 from imagereward.tuning.rewards import Rewards, open_rewards
+from imagereward.tuning.rows import Row
 
 RESAMPLES = 2000
 
@@ -70,9 +73,10 @@ def win_rate(before: np.ndarray, after: np.ndarray) -> float:
 def compare(
     base: Any,
     tuned: Any,
-    prompts: Sequence[str],
+    prompts: str | os.PathLike | Sequence[Row],
     rewards: Rewards | dict[str, float] | str,
     *,
+    most: int | None = None,
     seeds: int = 2,
     steps: int = 40,
     guidance: float = 7.5,
@@ -85,8 +89,10 @@ def compare(
     """Draw every prompt with both pipelines from the same noise, and score all images.
 
     `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
-    LoRA weights for the base. Raises InputError for families that draw from noise of different shapes.
+    LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken.
+    Raises InputError for families that draw from noise of different shapes.
     """
+    texts = read_prompts(prompts)[:most]
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     judge = open_rewards(rewards, where)
     drawn, shapes = [], []
@@ -96,16 +102,17 @@ def compare(
         if shapes[0] != shapes[-1]:
             raise InputError(f"base and tuned draw from noise of different shapes: {shapes[0]}, {shapes[1]}")
         policy = Policy(denoiser, denoiser.dynamics(steps), guidance)
+        rows = read_rows(prompts, denoiser.inputs)[:most]
         parts = [
-            draw(policy, prompts[at : at + 1], seeds, seed + at, batch_size, None)
-            for at in tqdm(range(len(prompts)), "drawing", unit="prompt")
+            draw(policy, [row], seeds, seed + at, batch_size, None)
+            for at, row in enumerate(tqdm(rows, "drawing", unit="prompt"))
         ]
         drawn.append(torch.cat(parts))
         del policy, denoiser
-    scored = [_scores(judge, images, prompts, batch_size, where) for images in drawn]
+    scored = [_scores(judge, images, texts, batch_size, where) for images in drawn]
     features = judge.scorers[0] if judge.scorers else None
     spread = (diversity(drawn[0], features), diversity(drawn[1], features)) if seeds > 1 else None
-    return Comparison(list(prompts), scored[0], scored[1], spread, (drawn[0], drawn[1]))
+    return Comparison(texts, scored[0], scored[1], spread, (drawn[0], drawn[1]))
 
 
 def _is_lora(source: Any) -> bool:

@@ -126,5 +126,5 @@ def _digest(facts: Any, weights: Iterable[tuple[str, torch.Tensor]] = ()) -> str
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, value in weights:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

@@ -14,7 +14,7 @@ from imagereward.tuning.rows import Request, Row, open_pictures
 TEXT_KEYS = ("prompt", "text", "caption")
 
 
-def read_prompts(source: str | os.PathLike | Sequence[str]) -> list[str]:
+def read_prompts(source: str | os.PathLike | Sequence[Any]) -> list[str]:
     """Prompts from a list, or a file: `.json`, a list of strings or records; `.jsonl`, one a line; or text.
 
     Records have a `prompt`, `text` or `caption`. Empty lines of text are left out. Raises InputError naming

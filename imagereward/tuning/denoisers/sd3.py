@@ -73,8 +73,8 @@ class SD3Denoiser:
         pipeline, config = self.pipeline, self.network.config
         clips = [pipeline.tokenizer, pipeline.tokenizer_2]
         length = next((each.model_max_length for each in clips if each is not None), CLIP_TOKENS)
-        like = self._encoders[0] if self._encoders else pipeline.vae
-        zeros = torch.zeros(len(prompts), 1, 1, device=like.device, dtype=like.dtype)
+        like = next((self._encoders or [pipeline.vae])[0].parameters())
+        zeros = like.new_zeros(len(prompts), 1, 1)
         words = zeros.repeat(1, length, config.joint_attention_dim)
         sentence = zeros.repeat(1, T5_TOKENS, config.joint_attention_dim)
         pooled = zeros[:, 0].repeat(1, config.pooled_projection_dim)

@@ -27,14 +27,18 @@ IDLE = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", 
 def keep_embeddings(denoiser: Denoiser, prompts: Iterable[str], directory: Path) -> None:
     """Encode the prompts that the directory lacks, and take embeddings from there from now on.
 
-    The text encoders are moved to the CPU, where a prompt that was not announced is still encoded. Raises
-    InputError for a directory whose embeddings are another model's.
+    Text encoders are on the autoencoder's device only while they encode these; others later are
+    encoded on the CPU. Raises InputError for a directory whose embeddings are another model's.
     """
+    encoders = [encoder.to("cpu") for encoder in _encoders(denoiser)]
     cached = CachedText(denoiser.text, facts_of(denoiser), directory)
-    cached.fill([*prompts, ""])
+    if missing := cached.missing([*prompts, ""]):
+        for encoder in encoders:
+            encoder.to(denoiser.latents.vae.device)
+        cached.fill(missing)
+        for encoder in encoders:
+            encoder.to("cpu")
     denoiser.text = cached
-    for encoder in _encoders(denoiser):
-        encoder.to("cpu")
 
 
 class CachedText:
@@ -49,9 +53,13 @@ class CachedText:
         rows = [self._load(prompt) for prompt in prompts]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
+    def missing(self, prompts: Iterable[str]) -> list[str]:
+        """Those of the prompts that have not been encoded yet."""
+        return [prompt for prompt in dict.fromkeys(prompts) if not self._path(prompt).is_file()]
+
     def fill(self, prompts: Sequence[str]) -> None:
         """Encode those of the prompts that are not there yet."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if not self._path(prompt).is_file()]
+        missing = self.missing(prompts)
         starts = range(0, len(missing), ENCODED_AT_ONCE)
         for start in tqdm(starts, "embeddings", unit="batch", disable=len(starts) < 2):
             batch = missing[start : start + ENCODED_AT_ONCE]

@@ -218,8 +218,9 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> Denoiser
     denoiser = open_denoiser(model if model is not None else config.model, config.resolution, dtype)
     denoiser.network.to(device, dtype)
     for frozen in denoiser.frozen:
-        frozen.to(device, DTYPES[config.precision])
-    denoiser.latents.vae.to(dtype=DTYPES[config.vae_precision])
+        # With kept embeddings, text encoders come to the device when they are needed there.
+        frozen.to("cpu" if config.embeddings else device, DTYPES[config.precision])
+    denoiser.latents.vae.to(device, DTYPES[config.vae_precision])
     let_learn(denoiser, config.lora)
     return denoiser
 

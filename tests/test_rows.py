@@ -16,7 +16,7 @@ from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.denoisers.pictures import mask_pixels
 from imagereward.tuning.generator import SFTConfig, train_generator
 from imagereward.tuning.prompts import read_prompts, read_rows
-from imagereward.tuning.rows import Request, prompts_of, with_prompt
+from imagereward.tuning.rows import Request, prompts_of
 
 BOTH = ("image", "mask")
 
@@ -57,12 +57,6 @@ def test_a_list_may_hold_records_or_requests():
 def test_a_model_of_words_alone_opens_no_picture(folder):
     write(folder, [{"prompt": "a cat", "image": "missing.png"}])
     assert read_rows(folder / "rows.jsonl", ()) == read_prompts(folder / "rows.jsonl") == ["a cat"]
-
-
-def test_other_words_leave_the_pictures():
-    request = Request("a cat", **pipelines.pictures())
-    assert with_prompt(request, "") == Request("", request.image, request.mask)
-    assert with_prompt("a cat", "a dog") == "a dog"
 
 
 @pytest.mark.parametrize(

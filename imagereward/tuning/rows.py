@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import PIL.Image
 
@@ -31,11 +31,6 @@ def prompt_of(row: Row) -> str:
 def prompts_of(rows: Sequence[Row]) -> list[str]:
     """Every row's words."""
     return [prompt_of(row) for row in rows]
-
-
-def with_prompt(row: Row, prompt: str) -> Row:
-    """The same pictures with other words."""
-    return prompt if isinstance(row, str) else replace(row, prompt=prompt)
 
 
 def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image.Image]:

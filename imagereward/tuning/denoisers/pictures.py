@@ -17,23 +17,26 @@ class Pictures:
     """Which pictures a row brings, and what becomes of them.
 
     inputs  "image" and "mask", or fewer
-    shown   (latents, images [B, 3, S, S], masks [B, 1, S, S]) -> tensors of the condition; images are in
-            [0, 1], masks 0 or 1
+    shown   (latents, images [B, 3, S, S], masks [B, 1, S, S]), as many as inputs -> tensors of the condition;
+            images are in [0, 1], masks 0 or 1
     """
 
-    inputs: tuple[str, ...]
-    shown: Callable[..., dict[str, torch.Tensor]]
+    inputs: tuple[str, ...] = ()
+    shown: Callable[..., dict[str, torch.Tensor]] = dict
 
     def __call__(self, rows: Sequence[Row], latents: Latents, resolution: int) -> dict[str, torch.Tensor]:
         """The rows' pictures, cut to squares of the resolution. Raises InputError for one that is missing."""
         if not self.inputs:
             return {}
         opened = [open_pictures(row, self.inputs, name_row(row, i)) for i, row in enumerate(rows)]
-        images = [Preprocess(resolution).pixels(each[0]) for each in opened]
-        masks = [mask_pixels(each[1], resolution) for each in opened if len(each) > 1]
-        device = latents.vae.device
-        both = [torch.stack(images).to(device).float() / 255]
-        return self.shown(latents, *both, *([torch.stack(masks).to(device)] if masks else []))
+        cut = [CUTS[name] for name in self.inputs]
+        columns = [[fit(each[at], resolution) for each in opened] for at, fit in enumerate(cut)]
+        return self.shown(latents, *(torch.stack(column).to(latents.vae.device) for column in columns))
+
+
+def image_pixels(image: PIL.Image.Image, size: int) -> torch.Tensor:
+    """float32 [3, size, size] in [0, 1]: the short side resized, then the centre."""
+    return Preprocess(size).pixels(image).float() / 255
 
 
 def mask_pixels(mask: PIL.Image.Image, size: int) -> torch.Tensor:
@@ -65,7 +68,9 @@ def left(images, masks) -> torch.Tensor:
     return images * (1 - masks) + 0.5 * masks
 
 
-WORDS_ALONE = Pictures((), second_picture)
+# How each of a row's pictures becomes pixels.
+CUTS = {"image": image_pixels, "mask": mask_pixels}
+WORDS_ALONE = Pictures()
 SECOND_PICTURE = Pictures(("image",), second_picture)
 COARSE_MASK = Pictures(("image", "mask"), coarse_mask)
 FINE_MASK = Pictures(("image", "mask"), fine_mask)

@@ -78,18 +78,17 @@ class SD3Denoiser:
         words = zeros.repeat(1, length, config.joint_attention_dim)
         sentence = zeros.repeat(1, T5_TOKENS, config.joint_attention_dim)
         pooled = zeros[:, 0].repeat(1, config.pooled_projection_dim)
-        at = 0
         for tokenizer, encoder in zip(clips, (pipeline.text_encoder, pipeline.text_encoder_2), strict=True):
-            if encoder is not None:
-                tokens = tokenize(tokenizer, prompts, length).input_ids
-                with torch.no_grad():
-                    output = encoder(tokens.to(encoder.device), output_hidden_states=True)
-                hidden, whole = output.hidden_states[-2], output.text_embeds
-                # Both are as wide; the second is at the end whether or not there is a first.
-                at = at or (0 if encoder is pipeline.text_encoder else pooled.shape[1] - whole.shape[1])
-                words[:, :, at : at + hidden.shape[2]] = hidden
-                pooled[:, at : at + whole.shape[1]] = whole
-                at += whole.shape[1]
+            if encoder is None:
+                continue
+            tokens = tokenize(tokenizer, prompts, length).input_ids
+            with torch.no_grad():
+                output = encoder(tokens.to(encoder.device), output_hidden_states=True)
+            hidden, whole = output.hidden_states[-2], output.text_embeds
+            # Side by side, each as wide as its pooled embedding, whether or not the other is there.
+            at = 0 if encoder is pipeline.text_encoder else pooled.shape[1] - whole.shape[1]
+            words[:, :, at : at + hidden.shape[2]] = hidden
+            pooled[:, at : at + whole.shape[1]] = whole
         if pipeline.text_encoder_3 is not None:
             tokens = tokenize(pipeline.tokenizer_3, prompts, T5_TOKENS).input_ids
             with torch.no_grad():

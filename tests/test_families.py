@@ -11,6 +11,8 @@ from imagereward.tuning.adapt import LoRA, learning, let_learn
 from imagereward.tuning.batches import chunks
 from imagereward.tuning.denoisers import Condition, open_denoiser
 from imagereward.tuning.denoisers.flux import pack, places_of, unpack
+from imagereward.tuning.dynamics import Noise
+from imagereward.tuning.flow import Flow
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import noise_of
 from imagereward.tuning.rows import Request
@@ -209,3 +211,42 @@ def test_lora_learns_in_float32_beside_a_bfloat16_network(family):
     gradients = [value.grad for name, value in learning(policy.module).items() if "lora_B" in name]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.any() for gradient in gradients)
+
+
+NOISE = {"ddim": Noise(kind="ddim"), "flow": Noise(kind="flow_grpo", level=0.7)}
+
+
+def noisy(family, storage=None):
+    policy = policy_of(pipelines.FAMILIES[family](), guidance=2.0)
+    kind = "flow" if isinstance(policy.dynamics, Flow) else "ddim"
+    policy.dynamics = policy.dynamics.with_noise(NOISE[kind], storage)
+    return policy
+
+
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_images_are_drawn_without_noise_whatever_steps_are_trained(family):
+    policy, rows = noisy(family), pipelines.rows(family, 2)
+    noise = noise_of(range(2), policy.denoiser.latents.shape, 0)
+    with_noise = policy.sample(policy.denoiser.encode(rows), noise)
+    assert torch.equal(with_noise, drawn(pipelines.FAMILIES[family](), rows, 2.0))
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_a_stored_trajectory_is_as_likely_as_when_it_was_drawn(family, storage):
+    policy, rows = noisy(family, storage), pipelines.rows(family, 2)
+    condition, shape = policy.denoiser.encode(rows), policy.denoiser.latents.shape
+    x = noise_of(range(2), shape, 0).to(storage)
+    stored = []
+    with torch.no_grad():
+        for i in range(STEPS):
+            at = torch.tensor([i, i])
+            step = policy.dynamics.step(
+                x, policy.predict(x.float(), at, condition), at, noise_of(range(2), shape, i, "step")
+            )
+            stored.append((x, step.next.to(storage), at, step.logp))
+            x = stored[-1][1]
+        for before, after, at, logp in stored:
+            prediction = policy.predict(before.float(), at, condition)
+            again = policy.dynamics.step(before, prediction, at, next=after).logp
+            assert ((again - logp).exp() == 1).all()

@@ -14,6 +14,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs/shapes.md",
     ROOT / "docs/reward-models.md",
+    ROOT / "imagereward/assets/ImageReward-tiny/README.md",
 )
 
 
@@ -83,6 +84,7 @@ def training_step(result: dict) -> str:
 def tiny(result: dict) -> str:
     """ImageReward-tiny's file as Markdown: the run, and its accuracy on held-out pairs."""
     seconds = result["seconds"]
+    since = ", both since it was last resumed" if "resume=true" in result["overrides"] else ""
     rows = [
         f"| {row['pairs']} | {100 * row['accuracy']:.1f} % | {100 * row['shuffled']:.1f} % | {row['count']} |"
         for row in result["rows"]
@@ -90,7 +92,7 @@ def tiny(result: dict) -> str:
     return "\n".join(
         [
             f"{machine(result)}. The warm-up took {seconds['warmup'] / 60:.0f} minutes, the rankings "
-            f"{seconds['ranking'] / 60:.0f}; "
+            f"{seconds['ranking'] / 60:.0f}{since}; "
             f"{result['parameters'] / 1e6:.2f} million parameters, {result['megabytes']:.1f} MB. "
             f"{result['held_out']['prompts']} held-out prompts, seed {result['held_out']['seed']}.",
             "",

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from imagereward.images import ImageLike, Preprocess, as_list
 from imagereward.loading import load
 from imagereward.ranking import Ranking
 from imagereward.scorer import Scorer
-from imagereward.verbs import Scored, one_prompt
+from imagereward.verbs import Scored, Verbs, one_prompt
 
 
 def ensemble(
@@ -31,11 +31,17 @@ def ensemble(
 
     Every image is decoded once for all components, and encoded once for those that share a tower
     (CLIP and Aesthetic). Raises InputError for an empty mapping, weights that are not numbers, a
-    `normalise` key that is no component, or components on different devices.
+    `normalise` key that is no component, remote components, or components on different devices.
     """
     if not isinstance(weights, Mapping) or not weights:
         raise InputError("an ensemble needs at least one component, as {name: weight}")
     keys = list(weights)
+    remote: list[Any] = [key for key in keys if isinstance(key, Verbs) and not isinstance(key, Scorer)]
+    if remote:
+        raise InputError(
+            f"{remote[0].name!r} runs elsewhere, where an ensemble's components share one decoding of every "
+            "image: serve the ensemble itself (imagereward.serve), or add up what score_matrix returns"
+        )
     numbers = {key: weight for key, weight in weights.items() if isinstance(weight, Real)}
     if bad := [str(key) for key in keys if key not in numbers or not math.isfinite(numbers[key])]:
         raise InputError(f"the weights of {bad} are not finite numbers")

@@ -163,12 +163,12 @@ class Gathered:
     def put(self, part: Part, answer: Any) -> None:
         """The server's answer to a part; Failed if it does not hold that part's scores."""
         try:
-            scores = [float(score) for score in answer["scores"]]
+            scores = list(answer["scores"])
             read = list(zip(answer["tokens"], answer["truncated"], strict=True))
             if len(scores) != len(part.rows) or len(read) != len(part.prompts):
                 raise ValueError(f"{len(scores)} scores for {len(part.rows)} rows")
-            if not all(map(math.isfinite, scores)):
-                raise ValueError("scores that are not finite")
+            if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+                raise ValueError("scores that are no finite numbers")
         except (TypeError, KeyError, ValueError) as error:
             raise Failed(f"its answer is not one of a reward server: {error!r}", lost=True) from error
         self._scores[part.rows] = scores

@@ -280,7 +280,7 @@ def serve(
             f"serving needs more: python -m pip install 'imagereward[serve]' ({error})"
         ) from error
     limits = Limits(body=max_body * 2**20, images=max_images, image_pixels=max_pixels * 10**6, queue=queue)
-    options = {
+    options: dict[str, Any] = {
         "limits": limits,
         "batch_size": batch_size,
         "window": window / 1000,
@@ -294,7 +294,7 @@ def serve(
     if engine == Engine.ray:
         from imagereward.serve.on_ray import deploy
 
-        deploy(load, host, port, replicas, **options)
+        deploy(load, host, port, replicas, int(str(device).startswith("cuda")), **options)
     else:
         run(load(), host, port, **options)
 

@@ -30,6 +30,8 @@ def run(scorers: Sequence[Scorer], host: str, port: int, **options) -> None:
         logging.getLogger("uvicorn.error").warning(
             "%s is open to other machines and asks for no token: set %s or --token-file", host, TOKEN_VARIABLE
         )
+    # It would log every malformed form: the answer says what is wrong, and who asked reads it.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with contextlib.suppress(KeyboardInterrupt):
         server(app, host, port).run()
 

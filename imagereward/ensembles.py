@@ -40,7 +40,7 @@ def ensemble(
     if remote:
         raise InputError(
             f"{remote[0].name!r} runs elsewhere, where an ensemble's components share one decoding of every "
-            "image: serve the ensemble itself (imagereward.serve), or add up what score_matrix returns"
+            "image: serve the ensemble itself (`create_app`), or add up what score_matrix returns"
         )
     numbers = {key: weight for key, weight in weights.items() if isinstance(weight, Real)}
     if bad := [str(key) for key in keys if key not in numbers or not math.isfinite(numbers[key])]:

@@ -71,6 +71,7 @@ class ScoreQuestion(Question):
     )
 
     def texts(self) -> list[str]:
+        """The prompts."""
         return self.prompts
 
     def rows(self) -> list[tuple[int, int]]:
@@ -96,6 +97,7 @@ class RankQuestion(Question):
     prompt: str
 
     def texts(self) -> list[str]:
+        """A list of one."""
         return [self.prompt]
 
 
@@ -105,6 +107,7 @@ class MatrixQuestion(Question):
     prompts: list[str] = Field(min_length=1, fail_fast=True)
 
     def texts(self) -> list[str]:
+        """The prompts."""
         return self.prompts
 
 

@@ -1,7 +1,7 @@
 """The same app on Ray Serve: replicas on a cluster, as many as the load asks for."""
 
 import signal
-import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
@@ -30,6 +30,7 @@ def deploy(
     one that RAY_ADDRESS names, else this machine. Raises ImageRewardError if ray is not installed.
     """
     try:
+        import ray
         from ray import serve
     except ImportError as error:
         raise ImageRewardError(
@@ -51,9 +52,13 @@ def deploy(
         },
         ray_actor_options={"num_gpus": gpus},
     )(serve.ingress(build)())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     serve.start(http_options={"host": host, "port": port})
     try:
-        serve.run(deployment.bind(), name="imagereward", blocking=True)
+        serve.run(deployment.bind(), name="imagereward")
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own, which would not drain
+            signal.signal(number, lambda *_: stop.set())
+        stop.wait()
     finally:
         serve.shutdown()
+        ray.shutdown()

@@ -43,6 +43,7 @@ TEST = [
     *EXTRAS["train"],
     *EXTRAS["serve"],
     "hypothesis>=6.100",
+    "playwright>=1.45",
     "pytest>=8",
     "ruff>=0.12",
     "mypy>=1.11",

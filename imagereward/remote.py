@@ -62,7 +62,7 @@ class _Remote(Verbs):
             raise ImageRewardError("a remote scorer needs more: python -m pip install 'imagereward[serve]'")
         try:
             valid = httpx2.URL(url).scheme in ("http", "https") and bool(httpx2.URL(url).host)
-        except (httpx2.InvalidURL, TypeError, ValueError):
+        except (httpx2.InvalidURL, TypeError):
             valid = False
         if not valid:
             raise InputError(f"{url!r} is no server's address; expected one like 'http://127.0.0.1:8000'")

@@ -212,7 +212,8 @@ class Scorer(Verbs, nn.Module):
         A model in training mode must not be scored from several threads: the mode is its own.
         """
         modes = [(module, module.training) for module in self.modules() if module.training]
-        self.eval()
+        if modes:
+            self.eval()
         try:
             yield
         finally:

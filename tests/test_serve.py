@@ -73,6 +73,16 @@ def test_every_format_of_a_body_asks_the_same(url, scorers, form):
     np.testing.assert_allclose(answer.json()["scores"], expected, **CLOSE)
 
 
+def test_a_body_of_many_megabytes_is_scored(url, scorers):
+    images = np.random.default_rng(0).integers(0, 255, (12, 1024, 1024, 3), dtype=np.uint8)  # 36 MB
+    body = npy(images)
+    answer = client(url).post(
+        "/v1/rank", params={"prompt": "a"}, content=body, headers={"Content-Type": "application/x-npy"}
+    )
+    expected = scorers["ImageReward"].score("a", list(images))
+    np.testing.assert_allclose(answer.json()["scores"], expected, atol=2e-5, rtol=0)
+
+
 def test_pairs_are_one_to_one_or_as_listed(url, scorers):
     matrix = scorers["ImageReward"].score_matrix(PROMPTS, IMAGES)
     request = {"prompts": PROMPTS, "images": [base64_of(png(image)) for image in IMAGES]}

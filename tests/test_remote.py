@@ -220,9 +220,7 @@ def test_the_token_comes_from_the_argument_or_the_environment(monkeypatch):
             assert isinstance(remote.score("a", pictures(1)[0]), float)
 
 
-@pytest.mark.parametrize(
-    "address", ["", "host:8000", "ftp://host", "http://", "/tmp/socket", None, "http://[1"]
-)
+@pytest.mark.parametrize("address", ["", "host:8000", "ftp://host", "http://", "/tmp/socket", None])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(InputError, match="no server's address"):
         RM.connect(address)

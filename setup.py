@@ -28,11 +28,28 @@ CORE = [
 # is tested at them.
 EXTRAS = {
     "train": ["accelerate>=0.34", "pydantic>=2.7", "fairscale>=0.4.13", "tensorboard>=2.18"],
-    "serve": ["fastapi", "uvicorn", "httpx", "python-multipart"],
+    "serve": [
+        "fastapi>=0.115",
+        "uvicorn>=0.30",
+        "pydantic>=2.9",
+        "python-multipart>=0.0.18",
+        "prometheus-client>=0.20",
+        "httpx2>=2.0",
+    ],
     "scale": ["pyarrow", "ray[data,serve]"],
     "report": ["matplotlib"],
 }
-TEST = [*EXTRAS["train"], "pytest>=8", "ruff>=0.12", "mypy>=1.11", "setuptools>=77", "wheel>=0.43"]
+TEST = [
+    *EXTRAS["train"],
+    *EXTRAS["serve"],
+    "hypothesis>=6.100",
+    "playwright>=1.45",
+    "pytest>=8",
+    "ruff>=0.12",
+    "mypy>=1.11",
+    "setuptools>=77",
+    "wheel>=0.43",
+]
 
 setup(
     name="imagereward",
@@ -44,7 +61,9 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(include=["imagereward", "imagereward.*"]),
-    package_data={"imagereward": ["py.typed", "assets/*", "assets/*/*", "tuning/recipes/*/*.toml"]},
+    package_data={
+        "imagereward": ["py.typed", "assets/*", "assets/*/*", "tuning/recipes/*/*.toml", "serve/page.html"]
+    },
     install_requires=CORE,
     extras_require={**EXTRAS, "test": TEST, "all": sorted({*chain(*EXTRAS.values()), *TEST})},
     entry_points={"console_scripts": ["imagereward = imagereward.cli:main"]},

@@ -5,7 +5,7 @@ blocks, and only what a block's rows need is in memory.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import torch
@@ -28,19 +28,41 @@ def score_rows(
     """
     if not prompts or not images:
         raise InputError(f"nothing to score: {len(prompts)} prompts and {len(images)} images")
-    kept_images, image_of = _distinct([identity(image) for image in images])
+    kept, image_of = _distinct([identity(image) for image in images])
+    pairs = torch.stack([image_of[pairs_P_2[:, 0]], pairs_P_2[:, 1]], 1)
+    decoded = load_pixels(images, scorer.preprocesses, kept)
+    bar = tqdm(iterable=decoded, total=len(kept), desc=scorer.name, unit="image", delay=2, leave=False)
+    with contextlib.closing(decoded), bar:
+        scores = score_pixels(scorer, prompts, bar, len(kept), pairs, batch_size, head)
+
+    def describe(row: int) -> str:
+        image, prompt = pairs_P_2[row].tolist()
+        return f"{name_of(images[image], image)} with {prompts[prompt][:40]!r}"
+
+    check_finite(scorer.name, scores, describe)
+    return scores
+
+
+def score_pixels(
+    scorer,
+    prompts: list[str],
+    pixels: Iterable[tuple[torch.Tensor, ...]],
+    count: int,
+    pairs_P_2: torch.Tensor,
+    batch_size: int,
+    head: Callable,
+) -> torch.Tensor:
+    """`score_rows` of `count` images that are decoded as `load_pixels` does it; results may be not finite."""
     kept_prompts, prompt_of = _distinct(prompts)
-    pairs = torch.stack([image_of[pairs_P_2[:, 0]], prompt_of[pairs_P_2[:, 1]]], 1)
+    pairs = torch.stack([pairs_P_2[:, 0], prompt_of[pairs_P_2[:, 1]]], 1)
     by_image = pairs[:, 0].argsort(stable=True)
-    count = len(kept_images)
     starts = torch.searchsorted(pairs[by_image, 0].contiguous(), torch.arange(count + 1)).tolist()
     results, order = [], []
-    decoded = load_pixels(images, scorer.preprocesses, kept_images)
-    bar = tqdm(total=count, desc=scorer.name, unit="image", delay=2, leave=False)
-    with torch.inference_mode(), scorer.evaluating(), bar, contextlib.closing(decoded):
+    pixels = iter(pixels)
+    with torch.inference_mode(), scorer.evaluating():
         encoded_prompts = None
         for first in range(0, count, batch_size):
-            block = list(islice(decoded, batch_size))
+            block = list(islice(pixels, batch_size))
             if encoded_prompts is None:  # only now, so that unreadable images fail first
                 encoded_prompts = scorer.encode_prompts([prompts[index] for index in kept_prompts])
             features = scorer.encode_pixels([torch.stack(part) for part in zip(*block)])
@@ -49,16 +71,8 @@ def score_rows(
                 local = pairs[part] - torch.tensor([first, 0])
                 results.append(head(features, encoded_prompts, local).float().cpu())
                 order.append(part)
-            bar.update(len(block))
     scores = torch.cat(results)
-    scores = torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
-
-    def describe(row: int) -> str:
-        image, prompt = pairs_P_2[row].tolist()
-        return f"{name_of(images[image], image)} with {prompts[prompt][:40]!r}"
-
-    check_finite(scorer.name, scores, describe)
-    return scores
+    return torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
 
 
 def check_finite(name: str, scores: torch.Tensor, describe: Callable[[int], str]) -> None:

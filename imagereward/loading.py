@@ -289,13 +289,13 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
+        found = torch.device(device)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
         count = torch.cuda.device_count()
         present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
         raise DeviceError(f"device {device!r} is not on this machine; present: {present}") from error
-    return device
+    return found
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:

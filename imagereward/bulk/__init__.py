@@ -82,7 +82,8 @@ def score_table(
     devices, kind = _devices(device, engine)
     source, root = open_source(input, images)
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt)
-    default_batch = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
+    if batch_size is None:
+        batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
     job = Job(
         source=source,
         images=root,
@@ -90,7 +91,7 @@ def score_table(
         models=models,
         device_kind=kind,
         dtype=dtype,
-        batch_size=whole_number("batch_size", batch_size or default_batch, 1, MOST_AT_ONCE),
+        batch_size=whole_number("batch_size", batch_size, 1, MOST_AT_ONCE),
         part_rows=whole_number("part_rows", part_rows, 1, ROW_GROUP),
         workers=default_workers(len(devices)) if workers is None else whole_number("workers", workers, 0),
         cache=_cache(cache, cache_budget),

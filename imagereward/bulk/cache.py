@@ -113,7 +113,7 @@ class FeatureCache:
         if self._pragma("page_count") > self.pages:
             while self._pragma("page_count") - self._pragma("freelist_count") > self.pages and self._evict():
                 pass
-            self.file.execute("PRAGMA incremental_vacuum").fetchall()
+            self.file.executescript("PRAGMA incremental_vacuum")  # `execute` would take one step of it
         self.file.execute(f"PRAGMA max_page_count = {self.pages}")
 
     def _commit(self) -> None:
@@ -140,7 +140,7 @@ class FeatureCache:
         return True
 
     def _evict(self, before: int = 2**62) -> int:
-        oldest = "SELECT key FROM features WHERE used < ? ORDER BY used, rowid LIMIT 8"
+        oldest = "SELECT key FROM features WHERE used < ? ORDER BY used, rowid LIMIT 1"
         return self.file.execute(f"DELETE FROM features WHERE key IN ({oldest})", (before,)).rowcount
 
     def _pragma(self, name: str) -> int:

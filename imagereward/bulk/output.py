@@ -54,7 +54,7 @@ class Output:
         """
         path = self.directory / FINGERPRINT
         fingerprint = json.loads(json.dumps(fingerprint))
-        found = json.loads(path.read_text()) if path.exists() else None
+        found = _read(path)
         if found is not None and found != fingerprint and not self.overwrite:
             raise OutputError(
                 f"{self.directory} holds parts of another run, which must not be mixed with this one:"
@@ -138,6 +138,17 @@ class Output:
     def _remove(self, pattern: str) -> None:
         for path in self.directory.glob(pattern):
             path.unlink(missing_ok=True)
+
+
+def _read(fingerprint: Path) -> dict[str, Any] | None:
+    """None if there is none; empty, and so unlike any other, if it cannot be read."""
+    try:
+        found = json.loads(fingerprint.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:

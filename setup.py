@@ -29,10 +29,18 @@ CORE = [
 EXTRAS = {
     "train": ["accelerate>=0.34", "pydantic>=2.7", "fairscale>=0.4.13", "tensorboard>=2.18"],
     "serve": ["fastapi", "uvicorn", "httpx", "python-multipart"],
-    "scale": ["pyarrow", "ray[data,serve]"],
+    "scale": ["pyarrow>=17", "ray[data]>=2.40"],
     "report": ["matplotlib"],
 }
-TEST = [*EXTRAS["train"], "pytest>=8", "ruff>=0.12", "mypy>=1.11", "setuptools>=77", "wheel>=0.43"]
+TEST = [
+    *EXTRAS["train"],
+    *EXTRAS["scale"],
+    "pytest>=8",
+    "ruff>=0.12",
+    "mypy>=1.11",
+    "setuptools>=77",
+    "wheel>=0.43",
+]
 
 setup(
     name="imagereward",

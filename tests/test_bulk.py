@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,9 @@ from test_cli import error_of
 from typer.testing import CliRunner
 
 import imagereward as RM
-from imagereward.bulk import score_table
+import imagereward.ensembles
+import imagereward.loading
+from imagereward.bulk import job, score_table
 from imagereward.cli import app
 from imagereward.errors import CheckpointError, DeviceError, InputError, OutputError
 
@@ -295,3 +299,33 @@ def test_progress_shows_rate_and_time_left_on_stderr(table, models):
     assert "row/s" in result.stderr
     assert "23/23" in result.stderr
     assert not result.stdout
+
+
+def test_the_commands_and_the_python_of_the_pages_run_as_written(tmp_path, models, monkeypatch, capsys):
+    by_name = {"ImageReward-v1.0": models["ImageReward"], "Aesthetic": models["Aesthetic"]}
+
+    def load(name, *arguments, **options):
+        scorer = imagereward.loading.load(by_name[name], *arguments, **options)
+        scorer.name = name
+        return scorer
+
+    monkeypatch.setattr(imagereward.ensembles, "load", load)
+    monkeypatch.setattr(job, "load", load)
+    monkeypatch.chdir(tmp_path)
+    records = [{"image": f"{i}.png", "prompt": PROMPTS[i % 4], "generator": "a"} for i in range(6)]
+    for index, picture in enumerate(pictures(6)):
+        picture.save(f"{index}.png")
+    write_lines(tmp_path / "images.jsonl", records)
+
+    pages = [Path(__file__).parents[1] / name for name in ("README.md", "docs/bulk.md")]
+    lines = [line for page in pages for line in page.read_text().splitlines() if "score-table images" in line]
+    assert len(lines) == 3
+    local = [line for line in lines if "--engine" not in line]  # Ray's is in test_bulk_ray.py
+    for line in local:
+        result = CliRunner().invoke(app, shlex.split(line)[1:], catch_exceptions=False)
+        assert "6 rows, none failed" in result.stdout
+        assert set(pq.read_schema("scores.parquet").names) >= {"score:ImageReward-v1.0", "score:Aesthetic"}
+        Path("scores.parquet").unlink()
+    (block,) = re.findall(r"```python\n(.*?)```", pages[1].read_text(), re.DOTALL)
+    exec(block, {})
+    assert re.search(r"print\(summary\)  # (.*)", block).group(1) in capsys.readouterr().out

@@ -103,7 +103,10 @@ class FeatureCache:
         self.used.clear()
 
     def _prepare(self) -> None:
-        self.file = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        # Ray calls a scorer from another thread than the one that made it, though never from two at once.
+        self.file = sqlite3.connect(
+            self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+        )
         for pragma in (f"page_size = {PAGE}", "auto_vacuum = INCREMENTAL", "synchronous = NORMAL"):
             self.file.execute(f"PRAGMA {pragma}")
         self.file.executescript(

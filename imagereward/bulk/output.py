@@ -169,9 +169,11 @@ class _JsonLinesWriter:
         self.stream = open(path, "w", encoding="utf-8")  # noqa: SIM115
 
     def write_table(self, table) -> None:
+        """Write the rows of an Arrow table."""
         self.stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
 
     def close(self) -> None:
+        """Write what is still in memory."""
         self.stream.close()
 
 

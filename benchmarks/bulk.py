@@ -112,7 +112,7 @@ class Bench:
                     scorer(part, words, pairs).cpu()
             return time.perf_counter() - start
 
-        bare() if scorer.device.type != "cpu" else None
+        bare()
         one = write_table(self.work / "one.jsonl", images, 1)
         self.score(one, "first.parquet", model)  # imports are nobody's overhead
         load = self.score(one, "one.parquet", model)

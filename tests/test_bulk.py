@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -98,12 +99,14 @@ def test_decoding_in_processes_changes_nothing(table, models):
     assert pq.read_table(table / "a.parquet").equals(pq.read_table(table / "b.parquet"))
 
 
-def test_each_bad_row_costs_itself_and_says_why(table, models):
+def test_each_bad_row_costs_itself_and_says_why(table, models, monkeypatch):
     records = read_lines(table / "table.jsonl")
     (table / "images/junk.png").write_bytes(b"junk")
     whole = (table / "images/0.png").read_bytes()
     (table / "images/half.png").write_bytes(whole[: len(whole) // 2])
     (table / "images/empty.png").touch()
+    PIL.Image.new("RGB", (1, 60_000)).save(table / "images/thread.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10_000_000)
     bad = {
         1: ({"image": "images/none.png"}, "does not exist"),
         2: ({"image": "images/junk.png"}, "not an image"),
@@ -111,6 +114,7 @@ def test_each_bad_row_costs_itself_and_says_why(table, models):
         7: ({"image": "images/empty.png"}, "empty"),
         8: ({"image": None}, "no image"),
         9: ({"image": "images"}, "is a directory"),
+        13: ({"image": "images/thread.png"}, "too narrow"),
         10: ({"image": "https://example.com/a.png"}, "URL"),
         11: ({"prompt": None}, "no prompt"),
         12: ({"prompt": 3}, "no prompt"),

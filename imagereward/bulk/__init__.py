@@ -102,6 +102,12 @@ def score_table(
         whole_number("actors", actors, 1)
     if not job.rows:
         raise InputError(f"{os.fspath(input)} has no rows")
+    return _run(job, output, devices, engine, actors, progress)
+
+
+def _run(
+    job: Job, output: Output, devices: list[str], engine: str, actors: int | None, progress: bool
+) -> Summary:
     done = output.begin(job.fingerprint())
     pending = [index for index in range(job.count) if index not in done]
     with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:

@@ -36,7 +36,7 @@ EXTRAS = {
         "prometheus-client>=0.20",
         "httpx2>=2.0",
     ],
-    "scale": ["pyarrow", "ray[data,serve]"],
+    "scale": ["pyarrow>=17", "ray[data,serve]>=2.40"],
     "report": ["matplotlib"],
 }
 TEST = [
@@ -44,6 +44,7 @@ TEST = [
     *EXTRAS["serve"],
     "hypothesis>=6.100",
     "playwright>=1.45",
+    *EXTRAS["scale"],
     "pytest>=8",
     "ruff>=0.12",
     "mypy>=1.11",

@@ -15,6 +15,7 @@ PAGES = (
     ROOT / "docs/shapes.md",
     ROOT / "docs/reward-models.md",
     ROOT / "imagereward/assets/ImageReward-tiny/README.md",
+    ROOT / "docs/bulk.md",
 )
 
 
@@ -137,6 +138,29 @@ def shapes_measure(result: dict) -> str:
     )
 
 
+def bulk(result: dict) -> str:
+    """The file of scoring in bulk as Markdown: one line for each thing that was measured."""
+    full, over, memory = result["throughput"], result["overhead"], result["memory"]
+    kills, corrupt, cache = result["kills"], result["corrupt"], result["cache"]
+    sizes = " and ".join(f"{rows}" for rows in memory["rows"])
+    peaks = " and ".join(f"{peak:.0f} MB" for peak in memory["peak_mb"])
+    lines = {
+        f"full size, {full['rows']} rows, batches of {full['batch_size']}": f"{full['bulk_per_s']:.2f} "
+        f"rows/s; bare model on decoded batches {full['bare_per_s']:.2f}: {100 * full['share']:.0f} % of it, "
+        f"{100 * full['share_with_decode']:.0f} % of model and decoding ({full['decode_ms']:.1f} ms) in turn",
+        f"overhead, {over['rows']} rows": f"{over['overhead_ms']:.2f} ms of CPU a row beyond decoding and "
+        f"model, which take {over['decode_and_model_ms']:.2f} ms",
+        f"peak memory at {sizes} rows": f"{peaks}, {memory['ratio']:.2f} x",
+        f"kill -9 at {kills['kills']} random moments": "identical file" if kills["equal"] else "ANOTHER file",
+        f"{100 * corrupt['damaged']:.0f} % damaged images in {corrupt['rows']} rows": f"{corrupt['failed']} "
+        f"rows with an error; {corrupt['wrong']} rows with one missing or too much",
+        f"cache, full size, {cache['rows']} rows": f"first pass {cache['first_s']:.0f} s, second with other "
+        f"prompts {cache['second_s']:.0f} s, {cache['times']:.1f} x; {cache['mb_an_image']:.2f} MB an image",
+    }
+    rows = [f"| {what} | {figure} |" for what, figure in lines.items()]
+    return "\n".join([f"{machine(result)}.", "", "| | |", "|---|---|", *rows])
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
     "throughput-cpu": throughput,
     "throughput-cuda": throughput,
@@ -144,6 +168,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "training-step-cuda": training_step,
     "shapes-measure": shapes_measure,
     "tiny": tiny,
+    "bulk-cpu": bulk,
+    "bulk-cuda": bulk,
 }
 
 

@@ -93,10 +93,16 @@ class Ensemble(Scorer):
     def preprocesses(self) -> tuple[Preprocess, ...]:
         return self._preprocesses
 
+    @property
+    def encoders(self) -> list[Scorer]:
+        """The components that encode images for all of them; `encode_images` gives features of each."""
+        return [self.scorers[index] for index in self._encoders]
+
     def encode_images(self, *pixels: torch.Tensor) -> tuple:
-        encoders = [self.scorers[index] for index in self._encoders]
         of = dict(zip(self._preprocesses, pixels))
-        return tuple(scorer.encode_images(*(of[each] for each in scorer.preprocesses)) for scorer in encoders)
+        return tuple(
+            scorer.encode_images(*(of[each] for each in scorer.preprocesses)) for scorer in self.encoders
+        )
 
     def encode_prompts(self, prompts: list[str]) -> tuple:
         return tuple(scorer.encode_prompts(prompts) for scorer in self.scorers)
@@ -145,8 +151,8 @@ class Ensemble(Scorer):
             scorer.set_grad_checkpointing(enable)
 
     def compile_towers(self) -> None:
-        for index in self._encoders:
-            self.scorers[index].compile_towers()
+        for scorer in self.encoders:
+            scorer.compile_towers()
 
     def save_pretrained(self, directory: str | os.PathLike):
         raise InputError("an ensemble has no weights of its own: save its components, in `.scorers`")

@@ -41,6 +41,10 @@ class DeviceError(ImageRewardError, RuntimeError):
     """The requested device is not on this machine."""
 
 
+class OutputError(ImageRewardError, OSError):
+    """A result cannot be written: it is there already, another run's, or the disk is full."""
+
+
 class NonFiniteScoreError(ImageRewardError, ArithmeticError):
     """A score came out NaN or infinite; it is never turned into a ranking."""
 

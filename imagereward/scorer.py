@@ -42,6 +42,8 @@ class Scorer(Verbs, nn.Module):
 
     # Parameters under these prefixes stay float32 whatever the dtype of the rest.
     float32_prefixes = ("mlp.", "clip_model.logit_scale")
+    # Weights under these prefixes are those that `encode_images` uses: what its features are good for.
+    image_prefixes: tuple[str, ...] = ("",)
 
     def __init__(self, config: ScorerConfig):
         super().__init__()

@@ -143,4 +143,4 @@ class Batcher:
         texts = [prompt for job in jobs for prompt in job.prompts]
         pixels: Iterable = (each for job in jobs for each in job.pixels)
         rows = torch.cat(pairs)
-        return score_pixels(scorer, texts, pixels, images, rows, self._batch_size, scorer.head)
+        return score_pixels(scorer, texts, pixels, rows, self._batch_size, scorer.head)

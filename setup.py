@@ -27,7 +27,14 @@ CORE = [
 # Extras of the parts that are being built on this core. Their floors are set when code that uses them
 # is tested at them.
 EXTRAS = {
-    "train": ["accelerate>=0.34", "pydantic>=2.7", "fairscale>=0.4.13", "tensorboard>=2.18"],
+    "train": [
+        "accelerate>=0.34",
+        "diffusers>=0.40",
+        "fairscale>=0.4.13",
+        "peft>=0.17",
+        "pydantic>=2.7",
+        "tensorboard>=2.18",
+    ],
     "serve": [
         "fastapi>=0.115",
         "uvicorn>=0.30",

@@ -21,7 +21,7 @@ from benchmarks.shapes_accuracy import SEED, accuracy
 from imagereward.registry import ASSETS
 from imagereward.shapes import write
 from imagereward.table import table
-from imagereward.tuning import tune
+from imagereward.tuning import run_recipe
 
 RECIPE = "tiny/preference"
 PROMPTS, DATA_SEED = 10_000, 1
@@ -35,7 +35,7 @@ def run(work: Path, overrides: list[str], adopt: bool) -> None:
     data, output = work / "shapes", work / "ImageReward-tiny"
     if not data.exists():
         write(data, PROMPTS, DATA_SEED)
-    tune(RECIPE, [f"data={data}", f"output={output}", *overrides])
+    run_recipe(RECIPE, [f"data={data}", f"output={output}", *overrides])
     scorer = RM.load(output)
     plain = accuracy(scorer, HELD_OUT_PROMPTS)
     shuffled = accuracy(scorer, HELD_OUT_PROMPTS, shuffled=True)

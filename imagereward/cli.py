@@ -307,7 +307,62 @@ def tune(
         return
     if not recipe:
         raise InputError(f"which recipe? known: {', '.join(recipe_names())}")
-    tuning.tune(recipe, overrides or [])
+    tuning.run_recipe(recipe, overrides or [])
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="A diffusers pipeline: a directory or a hub id.")],
+    tuned: Annotated[str, typer.Argument(help="Another, or LoRA weights for the base.")],
+    prompts: Annotated[Path, typer.Option(help="A file of prompts: .json, .jsonl or text.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="A scorer; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("comparison.html"),
+    seeds: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 2,
+    most: Annotated[int, typer.Option(min=1, help="Prompts, from the first.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 40,
+    guidance: Annotated[float, typer.Option(min=0, help="1 is none.")] = 7.5,
+    resolution: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw the same prompts from the same noise with two generators, and say which is rewarded more."""
+    from imagereward.errors import InputError
+    from imagereward.loading import DTYPES
+    from imagereward.tuning.compare import compare as run
+    from imagereward.tuning.compare import page
+    from imagereward.tuning.prompts import read_prompts
+
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: expected {', '.join(DTYPES)}")
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out, or remove it")
+    names = model or ["ImageReward-v1.0"]
+    for name in names:
+        _say_note(name)
+    found = run(
+        base,
+        tuned,
+        read_prompts(prompts)[:most],
+        dict.fromkeys(names, 1.0),
+        seeds=seeds,
+        steps=steps,
+        guidance=guidance,
+        resolution=resolution,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        dtype=DTYPES[dtype],
+    )
+    _print(found.rows(), Format.table)
+    if found.diversity:
+        print(f"diversity: {found.diversity[0]:.4f} base, {found.diversity[1]:.4f} tuned")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(found, (base, tuned)), encoding="utf-8")
+    print(f"the pictures, side by side: {out}")
 
 
 @app.command()

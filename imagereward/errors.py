@@ -67,6 +67,10 @@ class RemoteError(ImageRewardError, ConnectionError):
         self.scores = scores
 
 
+class NonFiniteLossError(ImageRewardError, ArithmeticError):
+    """A training's loss or gradient came out NaN or infinite; no update was made of it."""
+
+
 class PromptTruncatedWarning(UserWarning):
     """Some prompts are longer than the model's limit; only their beginning was scored."""
 

@@ -183,6 +183,27 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
     assert len(names["both"].scorers) == 2
 
 
+def test_the_python_in_the_page_about_finetuning_runs_as_written(monkeypatch, tmp_path):
+    """On a tiny pipeline by a reward at hand, for one update."""
+    import pipelines
+    from test_refl import PROMPTS, brightness, settings
+
+    import imagereward.tuning as tuning
+
+    def small(model, prompts, *, reward, output, **changes):
+        changes |= {"updates": 1}
+        assert (model, reward) == ("stable-diffusion-v1-5/stable-diffusion-v1-5", "ImageReward-v1.0")
+        values = settings(**changes)
+        return real(pipelines.sd(), PROMPTS, reward=brightness, output=tmp_path / output, **values)
+
+    real = tuning.tune
+    monkeypatch.setattr(tuning, "tune", small)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/finetuning.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    assert type(names["pipeline"]).__name__ == "StableDiffusionPipeline"
+
+
 def test_the_python_in_the_page_about_shapes_runs_as_written(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/shapes.md").read_text(), re.DOTALL)
     exec(block, {})

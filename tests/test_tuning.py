@@ -34,7 +34,7 @@ from imagereward.models.imagereward import RewardHead
 from imagereward.rankings import read_rankings
 from imagereward.registry import REGISTRY
 from imagereward.tokenizer import SPECIAL_TOKENS
-from imagereward.tuning import read_recipe, recipe_names, tune
+from imagereward.tuning import read_recipe, recipe_names, run_recipe
 from imagereward.tuning.config import build
 from imagereward.tuning.data import RankedImages, Rehearsed, ShapesPairs, collate_rankings
 from imagereward.tuning.objectives.image_text import (
@@ -832,7 +832,7 @@ def test_a_recipe_that_is_no_toml_is_refused_by_name(tmp_path):
 def test_a_recipe_without_a_known_objective_is_refused(tmp_path, objective):
     path = recipe(tmp_path / "mine.toml", "d", "o", objective=objective or "")
     with pytest.raises(InputError, match="known: preference"):
-        tune(path)
+        run_recipe(path)
 
 
 def test_every_shipped_recipe_builds():
@@ -1260,7 +1260,7 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(run, data, tm
     finished = output / "checkpoint-2" if stage == "warmup" else output / "model.safetensors"
     command = [sys.executable, TRAIN, path]
     kill_after(command, environment, directory / f"checkpoint-{step}", finished)
-    tune(path, ["resume=true"])
+    run_recipe(path, ["resume=true"])
     assert weights(output) == weights(run[0]), f"killed after checkpoint-{step}"
     losses = [[entry["eval_pair_loss"] for entry in history(path)] for path in (output, run[0])]
     assert losses[0] == losses[1]

@@ -8,17 +8,18 @@ measure(image, prompt)                  what the pixels show, without a learned 
 """
 
 from imagereward.shapes.corrupt import DAMAGES, LEVELS, MISTAKES
-from imagereward.shapes.dataset import candidate, candidates, pair, pairs, write, wrong_prompt
+from imagereward.shapes.dataset import candidate, candidates, pair, pairs, prompt, write, wrong_prompt
 from imagereward.shapes.language import read, say, vocabulary
 from imagereward.shapes.measure import Measurement, measure
 from imagereward.shapes.render import draw, to_image
-from imagereward.shapes.scene import Group, Request, Scene, Thing, arrange, ask
+from imagereward.shapes.scene import MOST_THINGS, Group, Request, Scene, Thing, arrange, ask
 from imagereward.shapes.truth import Annotator, Truth
 
 __all__ = [
     "DAMAGES",
     "LEVELS",
     "MISTAKES",
+    "MOST_THINGS",
     "Annotator",
     "Group",
     "Measurement",
@@ -34,6 +35,7 @@ __all__ = [
     "measure",
     "pair",
     "pairs",
+    "prompt",
     "read",
     "say",
     "to_image",

@@ -23,7 +23,7 @@ from imagereward.shapes.corrupt import (
 )
 from imagereward.shapes.language import read, say
 from imagereward.shapes.render import draw, to_image
-from imagereward.shapes.scene import Request, arrange, ask
+from imagereward.shapes.scene import MOST_THINGS, Request, arrange, ask
 from imagereward.shapes.truth import Annotator, Truth
 
 SPLITS = ("train", "valid", "test")
@@ -65,11 +65,23 @@ def candidates(
     ]
 
 
-def pair(index: int, seed: int = 0, split: str = "train", size: int = 64) -> tuple[str, Image.Image]:
+def prompt(index: int, seed: int = 0, split: str = "train", most_things: int = MOST_THINGS) -> str:
+    """The prompt of `pair` with the same arguments, without its image."""
+    return _asked(index, seed, split, most_things)[1]
+
+
+def pair(
+    index: int, seed: int = 0, split: str = "train", size: int = 64, most_things: int = MOST_THINGS
+) -> tuple[str, Image.Image]:
     """(prompt, image), clean and faithful: a function of its arguments, for training generators."""
+    request, words, rng = _asked(index, seed, split, most_things)
+    return words, to_image(draw(arrange(request, rng), rng, size))
+
+
+def _asked(index: int, seed: int, split: str, most_things: int):
     rng = _generator(seed, split, index)
-    request = ask(rng, split)
-    return say(request, rng), to_image(draw(arrange(request, rng), rng, size))
+    request = ask(rng, split, most_things)
+    return request, say(request, rng), rng
 
 
 def pairs(seed: int = 0, split: str = "train", size: int = 64) -> Iterator[tuple[str, Image.Image]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from imagereward.errors import InputError
+
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 BACKGROUNDS = ("white", "grey", "black")
@@ -97,11 +99,13 @@ class Scene:
     background: str
 
 
-def ask(rng: np.random.Generator, split: str | None = None) -> Request:
-    """A random request, of one split if given (`Request.split`)."""
+def ask(rng: np.random.Generator, split: str | None = None, most_things: int = MOST_THINGS) -> Request:
+    """A random request for at most so many things, of one split if given (`Request.split`)."""
+    if most_things < 1:
+        raise InputError(f"most_things={most_things}: expected at least 1")
     while True:
         request = _ask(rng)
-        if split is None or request.split == split:
+        if request.total <= most_things and split in (None, request.split):
             return request
 
 

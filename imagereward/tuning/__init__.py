@@ -1,31 +1,81 @@
-"""Training: reward models from rankings. Needs the extra `train`; nothing else in the package imports it."""
+"""Training: reward models from rankings, and image generators by rewards. Needs the extra `train`.
+
+Nothing else in the package imports it.
+"""
 
 import os
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from imagereward.errors import ImageRewardError, InputError
-from imagereward.tuning.config import read_recipe, recipe_names
+from imagereward.tuning.config import laid_over, read_recipe, recipe_names
 
 # A recipe's objective -> what runs it.
-RUNNERS = {"preference": "imagereward.tuning.reward_model:tune_reward_model"}
+RUNNERS = {
+    "preference": "reward_model:tune_reward_model",
+    "refl": "generator:tune_generator",
+    "sft": "generator:tune_generator",
+    "autoencoder": "parts:tune_autoencoder",
+    "clip": "parts:tune_clip",
+}
 
-__all__ = ["read_recipe", "recipe_names", "tune"]
+__all__ = ["read_recipe", "recipe_names", "run_recipe", "tune"]
 
 
-def tune(recipe: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> Any:
+def run_recipe(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
     """Train as a recipe says, by its name or path, with `key=value` laid over it; returns what was trained.
 
     Raises InputError for an unknown recipe, objective or key; ImageRewardError where the extra is missing.
     """
-    objective = read_recipe(recipe, overrides).get("objective")
+    return _run(read_recipe(recipe, list(overrides)), str(recipe))
+
+
+def tune(
+    model: str | os.PathLike | Any,
+    prompts: str | os.PathLike | Sequence[str],
+    *,
+    reward: Any,
+    output: str | os.PathLike,
+    recipe: str | os.PathLike = "sd15/refl",
+    **settings: Any,
+) -> Any:
+    """Fine-tune an image generator by a reward; returns the tuned diffusers pipeline, saved in `output`.
+
+    model     a diffusers pipeline, or a directory or hub id of one
+    prompts   a list, or a file of them (.json, .jsonl, text)
+    reward    what `imagereward.load` takes, {name: weight}, a Scorer, or a function of (pixels, prompts)
+    settings  laid over the recipe's: `updates=200`, `gradient={"steps": "last"}`
+
+    Raises InputError, before anything is loaded, for settings or prompts that are wrong.
+    """
+    values = laid_over(read_recipe(recipe), {"output": str(output), **settings})
+    objects: dict[str, Any] = {}
+    for name, given in (("model", model), ("prompts", prompts), ("reward", reward)):
+        if isinstance(given, str | os.PathLike) or (name == "reward" and isinstance(given, Mapping)):
+            values[name] = str(given) if isinstance(given, os.PathLike) else given
+        else:
+            values[name] = _described(given)
+            objects[name] = given
+    return _run(values, str(recipe), **objects)
+
+
+def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:
+    objective = values.get("objective")
     if objective not in RUNNERS:
-        raise InputError(f"{recipe}: objective={objective!r}; known: {', '.join(RUNNERS)}")
+        raise InputError(f"{source}: objective={objective!r}; known: {', '.join(RUNNERS)}")
     module, name = RUNNERS[objective].split(":")
     try:
-        run = getattr(import_module(module), name)
+        run = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError as error:
         raise ImageRewardError(
             f"training needs more: python -m pip install 'imagereward[train]' ({error})"
         ) from error
-    return run(recipe, overrides)
+    return run(values, source, **objects)
+
+
+def _described(given: Any) -> str:
+    """What run.json says of an object that has no name on disk."""
+    if isinstance(given, Sequence):
+        return f"a list of {len(given)}"
+    return str(getattr(given, "name_or_path", "") or getattr(given, "name", "") or type(given).__name__)

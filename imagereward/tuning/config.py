@@ -3,6 +3,7 @@
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +54,16 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
             raise InputError(f"{override!r}: expected key=value")
         _set(values, key.strip().split("."), _value(text), override)
     return values
+
+
+def laid_over(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with changes in their place; a table's keys are changed one by one."""
+    changed = dict(values)
+    for key, value in changes.items():
+        inner = changed.get(key)
+        both_tables = isinstance(inner, dict) and isinstance(value, Mapping)
+        changed[key] = laid_over(inner or {}, value) if both_tables else value
+    return changed
 
 
 def build(kind: type[C], values: dict[str, Any], source: str = "config") -> C:

@@ -91,6 +91,19 @@ class PairedImages(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def texts(self) -> list[str]:
+        """All prompts."""
+        return [prompt for prompt, _, _ in self.pairs]
+
+    @property
+    def identity(self) -> str:
+        """Which pairs these are: files by name, size and time of their last change."""
+        files = [
+            (text, str(path), path.stat().st_size, path.stat().st_mtime_ns) for text, path, _ in self.pairs
+        ]
+        return repr((self.preprocess, files))
+
     def __getitem__(self, index: int) -> dict:
         prompt, path, wrong = self.pairs[index]
         return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(read_image(path, index))}
@@ -102,14 +115,24 @@ class ShapesPairs(Dataset):
     Pair i is a function of (seed, i).
     """
 
-    def __init__(self, count: int, seed: int, preprocess: Preprocess):
-        self.count, self.seed, self.preprocess = count, seed, preprocess
+    def __init__(self, count: int, seed: int, preprocess: Preprocess, most_things: int = shapes.MOST_THINGS):
+        self.count, self.seed, self.preprocess, self.most_things = count, seed, preprocess, most_things
 
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def texts(self) -> list[str]:
+        """All prompts, without drawing anything."""
+        return [shapes.prompt(i, self.seed, most_things=self.most_things) for i in range(self.count)]
+
+    @property
+    def identity(self) -> str:
+        """Which pairs these are."""
+        return f"shapes {self.count} {self.seed} {self.most_things} {self.preprocess.size}"
+
     def __getitem__(self, index: int) -> dict:
-        prompt, image = shapes.pair(index, self.seed, size=self.preprocess.size)
+        prompt, image = shapes.pair(index, self.seed, size=self.preprocess.size, most_things=self.most_things)
         wrong = shapes.wrong_prompt(prompt, np.random.default_rng([self.seed, index]))
         return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(image)}
 

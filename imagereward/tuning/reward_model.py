@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from imagereward.loading import DTYPES
 from imagereward.models.blip import BLIPShape
 from imagereward.models.imagereward import ImageReward
 from imagereward.saving import WEIGHTS_FILE
-from imagereward.tuning.config import Config, build, read_recipe
+from imagereward.tuning.config import Config, build
 from imagereward.tuning.data import (
     PairedImages,
     RankedImages,
@@ -339,6 +338,6 @@ def _calibrate(scorer: ImageReward, prediction) -> None:
     scorer.config = replace(config, mean=float(mean), std=float(std))
 
 
-def tune_reward_model(recipe: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> ImageReward:
-    """`train_reward_model` of a recipe, by name or path, with `key=value` laid over it."""
-    return train_reward_model(build(RewardModelConfig, read_recipe(recipe, overrides), str(recipe)))
+def tune_reward_model(values: dict[str, Any], source: str) -> ImageReward:
+    """`train_reward_model` of a recipe's values; `source` names them in messages."""
+    return train_reward_model(build(RewardModelConfig, values, source))

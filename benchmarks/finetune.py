@@ -1,0 +1,207 @@
+"""Fine-tuning methods side by side, on the tiny Stable Diffusion and its world.
+
+    python benchmarks/finetune.py WORKDIR    runs what is missing, goes on where it stopped; then the table
+    python benchmarks/finetune.py --draw     only draws the picture again
+
+Every method pushes up ImageReward-tiny's score, on prompts of the train split. Prompts of the test split,
+with fixed seeds, are judged by that reward and by `shapes.measure`, which nothing was trained on.
+"scrambled" is ReFL whose reward sees another prompt than the generator: it can gain in quality alone.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+
+import imagereward as RM
+from benchmarks import record
+from imagereward import shapes
+from imagereward.table import table
+from imagereward.tuning import tune
+from imagereward.tuning.compare import compare, page, paired_interval
+from imagereward.tuning.denoisers import open_denoiser
+from imagereward.tuning.evaluate import draw as draw_images
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.rewards import open_rewards
+
+HERE = Path(__file__).parent
+MODEL = HERE / "tiny-sd"
+PICTURE = HERE.parent / "docs" / "finetune.png"
+GRID = HERE.parent / "docs" / "finetune-grid.png"
+REWARD = "ImageReward-tiny"
+JUDGE = {REWARD: 1.0, "imagereward.shapes.rewards:faithfulness": 1.0}
+NAMES = {"imagereward.shapes.rewards:faithfulness": "faithfulness", REWARD: "reward"}
+STEPS, SEEDS, HELD_OUT, TRAINED, THINGS, CANDIDATES = 20, 2, 128, 4000, 2, 8
+METHODS = {
+    "ReFL": {},
+    "DRaFT-1": {"gradient": {"steps": "last", "count": 1}},
+    "AlignProp": {"gradient": {"steps": "suffix"}},
+    "ReFL, scrambled": {},
+}
+
+
+def prompts_of(split: str, count: int) -> list[str]:
+    """Prompts of Shapes, for at most two things."""
+    return [shapes.prompt(i, 7, split, most_things=THINGS) for i in range(count)]
+
+
+def scrambled(prompts: list[str]):
+    """The reward of a trained prompt's image for another prompt; of other prompts' as it is."""
+    scorer = RM.load(REWARD)
+    order = np.random.default_rng(0).permutation(len(prompts))
+    other = {prompts[a]: prompts[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
+
+    def reward(pixels, asked):
+        return scorer.reward(pixels, [other.get(prompt, prompt) for prompt in asked])
+
+    return reward
+
+
+def train(method: str, work: Path, prompts: list[str], held_out: Path) -> Path:
+    """One method's run, or what is left of it; its output directory."""
+    output = work / method.lower().replace(", ", "-")
+    if (output / "model_index.json").is_file():
+        return output
+    began = time.monotonic()
+    tune(
+        str(MODEL),
+        prompts,
+        reward=scrambled(prompts) if "scrambled" in method else REWARD,
+        output=output,
+        recipe="tiny/refl",
+        evaluation={
+            "prompts": str(held_out),
+            "held_out": "imagereward.shapes.rewards:faithfulness",
+            "patience": 0,
+        },
+        resume=(output / "run.json").is_file(),
+        **METHODS[method],
+    )
+    (output / "seconds.json").write_text(json.dumps(time.monotonic() - began) + "\n")
+    return output
+
+
+def judged(base: Path, tuned: Path, prompts: list[str]):
+    """The comparison of two pipelines on the held-out prompts."""
+    return compare(
+        str(base), str(tuned), prompts, JUDGE, seeds=SEEDS, steps=STEPS, guidance=1.0, batch_size=64
+    )
+
+
+def best_of(count: int, prompts: list[str]) -> dict[str, np.ndarray]:
+    """Reward and faithfulness [M] of the best of so many of the base's images, by the reward."""
+    denoiser = open_denoiser(str(MODEL))
+    policy = Policy(denoiser, denoiser.dynamics(STEPS))
+    images = draw_images(policy, prompts, count, 99, 64, None)
+    judge, chosen = open_rewards(JUDGE), {name: [] for name in JUDGE}
+    for prompt, candidates in zip(prompts, images, strict=True):
+        with torch.no_grad():
+            _, each = judge(candidates, [prompt] * count)
+        best = int(each[REWARD].argmax())
+        for name, values in each.items():
+            chosen[name].append(float(values[best]))
+    return {name: np.array(values) for name, values in chosen.items()}
+
+
+def row(method: str, before: dict, after: dict, seconds: float | None, spread: float | None) -> dict:
+    """A line of the table: both judges' change with its interval, in the units of each."""
+    found = {"method": method}
+    for name, short in NAMES.items():
+        first, last = before[name], after[name]
+        low, high = paired_interval(first.mean(1), last.reshape(len(last), -1).mean(1))
+        found[short] = float(last.mean())
+        found[f"{short} gained"] = float(last.mean() - first.mean())
+        found[f"{short} low"], found[f"{short} high"] = low, high
+        found[f"{short} in base deviations"] = float((last.mean() - first.mean()) / first.std())
+    return {**found, "diversity": spread, "minutes": seconds and seconds / 60}
+
+
+def run(work: Path) -> None:
+    """All methods, the table, the results file, the picture of images."""
+    work.mkdir(parents=True, exist_ok=True)
+    trained, held_out = prompts_of("train", TRAINED), prompts_of("test", HELD_OUT)
+    (work / "held-out.txt").write_text("\n".join(held_out) + "\n")
+    rows, curves, before = [], {}, None
+    for method in METHODS:
+        output = train(method, work, trained, work / "held-out.txt")
+        comparison = judged(MODEL, output, held_out)
+        before = comparison.before
+        if not rows:
+            rows.append(row("base", before, before, None, comparison.diversity[0]))
+            (work / "comparison.html").write_text(page(comparison, ("base", method)))
+            last = max((output / "samples").glob("*.png"))
+            shutil.copy(last, GRID)
+        seconds = json.loads((output / "seconds.json").read_text())
+        rows.append(row(method, before, comparison.after, seconds, comparison.diversity[1]))
+        curves[method] = curve(output)
+        print(table([{key: value for key, value in rows[-1].items() if value is not None}]), flush=True)
+    rows.append(row(f"best of {CANDIDATES}", before, best_of(CANDIDATES, held_out), None, None))
+    print(table([rows[-1] | {"diversity": "", "minutes": ""}]))
+    result = {
+        "prompts": HELD_OUT,
+        "seeds": SEEDS,
+        "rows": rows,
+        "curves": curves,
+        "environment": record.environment(torch.device("cpu")),
+    }
+    print(record.write("finetune", result))
+
+
+def curve(output: Path) -> list[dict]:
+    """Reward and faithfulness on held-out prompts, by update."""
+    history = json.loads((output / "history.json").read_text())
+    return [
+        {
+            "update": entry["update"],
+            "reward": entry.get("evaluation/reward"),
+            "faithfulness": entry["evaluation/held_out"],
+        }
+        for entry in history
+        if "evaluation/held_out" in entry
+    ]
+
+
+def draw() -> None:
+    """Reward and faithfulness against updates, as docs/finetune.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    result = json.loads((record.RESULTS / "finetune.json").read_text())
+    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    best = result["rows"][-1]
+    for axis, name in zip(axes, ("reward", "faithfulness"), strict=True):
+        for method, points in result["curves"].items():
+            kept = [point for point in points if point[name] is not None]
+            style = "--" if "scrambled" in method else "-"
+            axis.plot([p["update"] for p in kept], [p[name] for p in kept], style, marker=".", label=method)
+        axis.axhline(best[name], color="#adb5bd", lw=1, ls=":", label=best["method"])
+        axis.set(title=f"{name}, held-out prompts", xlabel="updates")
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, nargs="?", help="a directory for runs")
+    parser.add_argument("--draw", action="store_true", help="only draw the picture")
+    options = parser.parse_args()
+    if not options.draw:
+        if options.work is None:
+            parser.error("which directory to work in?")
+        run(options.work)
+    draw()
+
+
+if __name__ == "__main__":
+    main()

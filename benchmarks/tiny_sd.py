@@ -1,0 +1,141 @@
+"""A Stable Diffusion small enough for two cores, made from nothing on Shapes: its parts and the whole.
+
+python benchmarks/tiny_sd.py WORKDIR            trains what is missing; goes on where it stopped
+python benchmarks/tiny_sd.py WORKDIR --adopt    then puts it where tests and benchmarks look
+"""
+
+import argparse
+import json
+import re
+import shutil
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from imagereward import shapes
+from imagereward.tuning import run_recipe
+
+HOME = Path(__file__).parent / "tiny-sd"
+MAX_LENGTH = 24
+WORD_END = "</w>"
+UNET = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (96, 192),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "cross_attention_dim": 128,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+}
+# Stable Diffusion's noise.
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "v_prediction",
+}
+
+
+def make_tokenizer(directory: Path) -> CLIPTokenizer:
+    """A CLIPTokenizer in which every word of Shapes is one token."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    merges = merges_of([word for word in shapes.vocabulary() if not word.startswith("##")])
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *(a + b for a, b in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    directory.mkdir(parents=True, exist_ok=True)
+    files = directory / "vocab.json", directory / "merges.txt"
+    files[0].write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    files[1].write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n")
+    tokenizer = CLIPTokenizer(*map(str, files), model_max_length=MAX_LENGTH)
+    tokenizer.save_pretrained(directory)
+    return tokenizer
+
+
+def merges_of(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges until every word is one token (Sennrich et al. 2016, arXiv:1508.07909).
+
+    tokenizers' own trainer breaks ties by chance, and networks would see other numbers in every process.
+    """
+    split = [[*word[:-1], word[-1] + WORD_END] for word in sorted(set(words))]
+    merges = []
+    while pairs := Counter(pair for parts in split for pair in pairwise(parts)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        split = [_merged(parts, best) for parts in split]
+    return merges
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
+
+
+def assemble(
+    vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet
+) -> StableDiffusionPipeline:
+    """The parts as one pipeline."""
+    return StableDiffusionPipeline(
+        vae, encoder, tokenizer, unet, DDIMScheduler(**SCHEDULER), None, None, requires_safety_checker=False
+    )
+
+
+def make(work: Path) -> Path:
+    """Train every part that is not there yet; the directory of the pipeline."""
+    tokenizer = make_tokenizer(work / "tokenizer")
+    vae, encoder, start, tuned = (work / name for name in ("vae", "text", "start", "tiny-sd"))
+    _train("tiny/autoencoder", vae, "config.json")
+    _train("tiny/clip", encoder, "config.json", f"tokenizer={work / 'tokenizer'}")
+    if not (start / "model_index.json").is_file():
+        torch.manual_seed(1)
+        parts = AutoencoderKL.from_pretrained(vae), CLIPTextModel.from_pretrained(encoder)
+        assemble(*parts, tokenizer, UNet2DConditionModel(**UNET)).save_pretrained(start)
+    _train("tiny/sft", tuned, "model_index.json", f"model={start}")
+    return tuned
+
+
+def _train(recipe: str, output: Path, sign: str, *overrides: str) -> None:
+    if (output / sign).is_file():
+        return
+    resume = ["resume=true"] if (output / "run.json").is_file() else []
+    began = time.monotonic()
+    run_recipe(recipe, [f"output={output}", *overrides, *resume])
+    with open(output.parent / "times.jsonl", "a") as file:
+        file.write(json.dumps({"recipe": recipe, "seconds": round(time.monotonic() - began)}) + "\n")
+
+
+def adopt(pipeline: Path) -> None:
+    """Half-precision copy, of the pipeline's files alone."""
+    made = StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float16)
+    shutil.rmtree(HOME, ignore_errors=True)
+    made.save_pretrained(HOME)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=re.split(r"\n\n", __doc__)[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--adopt", action="store_true")
+    arguments = parser.parse_args()
+    tuned = make(arguments.work)
+    if arguments.adopt:
+        adopt(tuned)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What of a generator learns: all of its network, or LoRA beside it; and what it was before."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from imagereward.errors import InputError
+from imagereward.tuning.config import Config
+from imagereward.tuning.denoisers import Denoiser
+
+
+class LoRA(Config):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft."""
+
+    rank: int = Field(4, ge=1)
+    alpha: int = Field(4, ge=1, description="the adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    init: Literal["gaussian", "default"] = "gaussian"
+    targets: tuple[str, ...] = Field((), strict=False, description="modules; default: the family's own")
+
+
+def let_learn(denoiser: Denoiser, lora: LoRA | None) -> None:
+    """Freeze everything but the network, or but fresh adapters in it; what learns is float32."""
+    network = denoiser.network
+    network.requires_grad_(lora is None)
+    if lora is not None:
+        from peft import LoraConfig
+
+        targets = list(lora.targets or denoiser.lora_targets)
+        try:
+            network.add_adapter(
+                LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+                    target_modules=targets,
+                )
+            )
+        except ValueError as error:  # peft: no module has such a name
+            raise InputError(f"lora.targets={targets}: {error}") from error
+    for value in network.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()
+    for frozen in denoiser.frozen:
+        frozen.requires_grad_(False).eval()
+
+
+def learning(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What learns, by name."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+
+class Base:
+    """The network as it was before training: adapters switched off, or a frozen copy of full weights.
+
+    The copy is made at once, and costs the network's memory again.
+    """
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        self.adapted = bool(getattr(denoiser.network, "peft_config", None))
+        self.copy = None if self.adapted else copy.deepcopy(denoiser.network).requires_grad_(False).eval()
+
+    @contextlib.contextmanager
+    def instead(self) -> Iterator[None]:
+        """Within, the denoiser predicts as the base does."""
+        network, module = self.denoiser.network, self.denoiser.module
+        if self.copy is not None:
+            self.denoiser.module = self.copy
+            try:
+                yield
+            finally:
+                self.denoiser.module = module
+            return
+        learned = learning(network)  # switching adapters off and on also decides what learns
+        network.disable_adapters()
+        try:
+            yield
+        finally:
+            network.enable_adapters()
+            for name, value in network.named_parameters():
+                value.requires_grad_(name in learned)
+
+
+@contextlib.contextmanager
+def with_weights(module: nn.Module, weights: dict[str, torch.Tensor] | None) -> Iterator[None]:
+    """Within, what learns has these values (an average of its own, say); afterwards its own again."""
+    if weights is None:
+        yield
+        return
+    own = {name: value.detach().clone() for name, value in learning(module).items()}
+    _fill(module, weights)
+    try:
+        yield
+    finally:
+        _fill(module, own)
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    for name, value in learning(module).items():
+        value.copy_(weights[name])

@@ -1,0 +1,194 @@
+"""Two generators on the same prompts from the same noise: by rewards, by diversity, and side by side."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from imagereward.errors import InputError
+from imagereward.ranking import thumbnail
+from imagereward.tuning.denoisers import Denoiser, open_denoiser
+from imagereward.tuning.evaluate import diversity, draw
+from imagereward.tuning.grid import as_image
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.result import LORA_FILE
+from imagereward.tuning.rewards import Rewards, open_rewards
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rewards by model, [M, K] each for prompts and seeds, before and after, and what they say."""
+
+    prompts: list[str]
+    before: dict[str, np.ndarray]
+    after: dict[str, np.ndarray]
+    diversity: tuple[float, float] | None
+    images: tuple[torch.Tensor, torch.Tensor] = field(repr=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a reward: means, the paired difference with its 95 % interval over prompts, win rate."""
+        rows = []
+        for name, before in self.before.items():
+            after = self.after[name]
+            low, high = paired_interval(before.mean(1), after.mean(1))
+            rows.append(
+                {
+                    "reward": name,
+                    "base": float(before.mean()),
+                    "tuned": float(after.mean()),
+                    "difference": float((after - before).mean()),
+                    "low": low,
+                    "high": high,
+                    "in base deviations": float((after - before).mean() / max(before.std(), 1e-12)),
+                    "win rate": win_rate(before, after),
+                }
+            )
+        return rows
+
+
+def paired_interval(before_M: np.ndarray, after_M: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """A 95 % interval of the mean difference, by resampling prompts (percentile bootstrap)."""
+    differences = np.asarray(after_M, float) - np.asarray(before_M, float)
+    rng = np.random.default_rng(seed)
+    means = rng.choice(differences, (RESAMPLES, len(differences))).mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def win_rate(before: np.ndarray, after: np.ndarray) -> float:
+    """Share of (prompt, seed) for which the tuned image has the higher reward; equal ones count half."""
+    return float((after > before).mean() + (after == before).mean() / 2)
+
+
+def compare(
+    base: Any,
+    tuned: Any,
+    prompts: Sequence[str],
+    rewards: Rewards | dict[str, float] | str,
+    *,
+    seeds: int = 2,
+    steps: int = 40,
+    guidance: float = 7.5,
+    resolution: int | None = None,
+    batch_size: int = 4,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Comparison:
+    """Draw every prompt with both pipelines from the same noise, and score all images.
+
+    `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
+    LoRA weights for the base. Raises InputError for families that draw from noise of different shapes.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    judge = open_rewards(rewards, where)
+    drawn, shapes = [], []
+    for source, adapter in ((base, None), (base, tuned) if _is_lora(tuned) else (tuned, None)):
+        denoiser = _opened(source, adapter, resolution, where, dtype)
+        shapes.append(denoiser.latents.shape)
+        if shapes[0] != shapes[-1]:
+            raise InputError(f"base and tuned draw from noise of different shapes: {shapes[0]}, {shapes[1]}")
+        policy = Policy(denoiser, denoiser.dynamics(steps), guidance)
+        parts = [
+            draw(policy, prompts[at : at + 1], seeds, seed + at, batch_size, None)
+            for at in tqdm(range(len(prompts)), "drawing", unit="prompt")
+        ]
+        drawn.append(torch.cat(parts))
+        del policy, denoiser
+    scored = [_scores(judge, images, prompts, batch_size, where) for images in drawn]
+    features = judge.scorers[0] if judge.scorers else None
+    spread = (diversity(drawn[0], features), diversity(drawn[1], features)) if seeds > 1 else None
+    return Comparison(list(prompts), scored[0], scored[1], spread, (drawn[0], drawn[1]))
+
+
+def _is_lora(source: Any) -> bool:
+    return not hasattr(source, "components") and Path(source).expanduser().joinpath(LORA_FILE).is_file()
+
+
+def _opened(source: Any, adapter: Any, resolution: int | None, device, dtype) -> Denoiser:
+    denoiser = open_denoiser(source, resolution, dtype)
+    if adapter is not None:
+        denoiser.pipeline.load_lora_weights(adapter)
+    for part in (denoiser.network, *denoiser.frozen):
+        part.to(device)
+    denoiser.network.requires_grad_(False).eval()
+    return denoiser
+
+
+def _scores(judge: Rewards, images, prompts, batch_size: int, device) -> dict[str, np.ndarray]:
+    """[M, K] a reward; with several, their weighted sum as well."""
+    seeds, flat = images.shape[1], images.flatten(0, 1)
+    asked = [prompt for prompt in prompts for _ in range(seeds)]
+    found: dict[str, list[torch.Tensor]] = {}
+    with torch.no_grad():
+        for at in range(0, len(asked), batch_size):
+            total, each = judge(flat[at : at + batch_size].to(device), asked[at : at + batch_size])
+            for name, values in (each | ({"sum": total} if len(each) > 1 else {})).items():
+                found.setdefault(name, []).append(values.float().cpu())
+    return {name: torch.cat(values).view(-1, seeds).numpy() for name, values in found.items()}
+
+
+_STYLE = """
+body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 60rem;
+       color: #1d2430; background: #fff }
+h1 { font-size: 1.5rem } h2 { font-size: 1rem; margin: 1.6rem 0 .4rem }
+table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: right }
+tr { border-bottom: 1px solid #d9dee7 }
+th:first-child, td:first-child { text-align: left }
+.pair { display: inline-flex; gap: .3rem; margin: 0 .8rem .6rem 0; break-inside: avoid }
+figure { margin: 0; width: 10rem } img { width: 100%; display: block }
+figcaption { font-size: .8rem; color: #4a5568 }
+@media (prefers-color-scheme: dark) {
+  body { color: #e4e8ef; background: #14181f } figcaption { color: #a8b2c1 } tr { border-color: #333c4a } }
+"""
+
+
+def page(comparison: Comparison, names: tuple[str, str] = ("base", "tuned")) -> str:
+    """A self-contained HTML page: the figures, and every pair of images side by side with their rewards."""
+    rows = comparison.rows()
+    heads = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
+    lines = "".join(
+        f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row.values())}</tr>" for row in rows
+    )
+    spread = comparison.diversity
+    words = "<p>Diversity, the mean distance between a prompt's images: "
+    words += f"{spread[0]:.3f} before, {spread[1]:.3f} after.</p>" if spread else ""
+    sections = "".join(_section(comparison, at, names) for at in range(len(comparison.prompts)))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{html.escape(names[0])} and {html.escape(names[1])}</title><style>{_STYLE}</style></head><body>
+<h1>{html.escape(names[0])} and {html.escape(names[1])}</h1>
+<p>{len(comparison.prompts)} prompts, the same noise for both. Low and high bound the difference's mean with
+95 % confidence, over prompts.</p>
+<table><tr>{heads}</tr>{lines}</table>
+{words if spread else ""}{sections}</body></html>
+"""
+
+
+def _section(comparison: Comparison, at: int, names: tuple[str, str]) -> str:
+    pairs = []
+    for seed in range(comparison.images[0].shape[1]):
+        figures = "".join(
+            f'<figure><img src="{thumbnail(as_image(images[at, seed]))}" alt="{html.escape(name)}">'
+            f"<figcaption>{html.escape(name)}<br>{_rewards(scores, at, seed)}</figcaption></figure>"
+            for images, name, scores in zip(
+                comparison.images, names, (comparison.before, comparison.after), strict=True
+            )
+        )
+        pairs.append(f'<div class="pair">{figures}</div>')
+    return f"<h2>{html.escape(comparison.prompts[at])}</h2>{''.join(pairs)}"
+
+
+def _rewards(scores: dict[str, np.ndarray], at: int, seed: int) -> str:
+    return "<br>".join(f"{html.escape(name)} {values[at, seed]:+.3f}" for name, values in scores.items())
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else html.escape(str(value))

@@ -1,0 +1,93 @@
+"""Families of image generators, each as the same few things that objectives ask for; one file a family."""
+
+import json
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from imagereward.errors import CheckpointError, InputError
+from imagereward.tuning.denoisers.condition import Condition
+from imagereward.tuning.denoisers.latents import Latents
+
+# The pipeline class that a directory's model_index.json names -> the family's file and class.
+FAMILIES = {
+    "StableDiffusionPipeline": "sd:SDDenoiser",
+    "StableDiffusionXLPipeline": "sdxl:SDXLDenoiser",
+}
+
+__all__ = ["FAMILIES", "Condition", "Denoiser", "Latents", "family_of", "open_denoiser"]
+
+
+class Denoiser(Protocol):
+    """A family's pipeline, seen from training.
+
+    pipeline    diffusers' own, whose modules these are
+    network     the network that can learn, bare
+    module      the same as it is called: replaced when DDP or FSDP wraps it
+    latents     images to latents and back; `latents.shape` is one sample's
+    resolution  of the images, in pixels
+    frozen      the modules that never learn
+    """
+
+    pipeline: Any
+    network: Any
+    module: torch.nn.Module
+    latents: Latents
+    resolution: int
+    lora_targets: Sequence[str]
+
+    @property
+    def frozen(self) -> list[torch.nn.Module]: ...
+
+    def dynamics(self, steps: int, eta: float = 0.0):
+        """The pipeline's noise on a sampling grid of so many steps."""
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """What the network needs to know of these prompts, a row each."""
+
+    def predict(self, x, time_B, condition: Condition, guidance: float = 1.0) -> torch.Tensor:
+        """The network's float32 output at x [B, C, h, w] and times [B]."""
+
+
+def family_of(pipeline: str) -> str:
+    """What a pipeline class is an instance of here. Raises InputError naming those that are."""
+    if pipeline not in FAMILIES:
+        raise InputError(f"{pipeline} is no family that can be trained; known: {', '.join(FAMILIES)}")
+    return FAMILIES[pipeline]
+
+
+def open_denoiser(
+    source: str | os.PathLike | Any, resolution: int | None = None, dtype: torch.dtype = torch.float32
+) -> Denoiser:
+    """A pipeline, or a directory or hub id of one, as its family's Denoiser.
+
+    Raises InputError for a family that is not known or a resolution that the autoencoder cannot take,
+    CheckpointError for what cannot be read.
+    """
+    pipeline = source
+    if isinstance(source, str | os.PathLike):
+        from diffusers import DiffusionPipeline
+
+        _check_directory(Path(source).expanduser())
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(str(source), dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{source} cannot be read as a diffusers pipeline: {error}") from error
+    module, name = family_of(type(pipeline).__name__).split(":")
+    return getattr(import_module(f"{__name__}.{module}"), name)(pipeline, resolution)
+
+
+def _check_directory(path: Path) -> None:
+    """A family that is not known is refused before gigabytes of it are read."""
+    if not path.is_dir():
+        return
+    try:
+        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+        name = index["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no diffusers pipeline: model_index.json: {error}") from error
+    family_of(name)

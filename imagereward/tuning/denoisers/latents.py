@@ -1,0 +1,41 @@
+"""Images to latents and back, through a pipeline's autoencoder."""
+
+from typing import Any
+
+import torch
+
+from imagereward.errors import InputError
+from imagereward.images import full_precision
+
+
+class Latents:
+    """A frozen AutoencoderKL with the scale and shift that its generator was trained with."""
+
+    def __init__(self, vae: Any, resolution: int):
+        self.vae = vae.requires_grad_(False).eval()
+        self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.shift = getattr(vae.config, "shift_factor", None) or 0.0
+        if resolution < self.downscale or resolution % self.downscale:
+            raise InputError(
+                f"resolution={resolution}: this pipeline's autoencoder takes multiples of {self.downscale}"
+            )
+        self.shape = (vae.config.latent_channels, resolution // self.downscale, resolution // self.downscale)
+
+    def encode(self, images_B_3_H_W: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Images in [0, 1] to float32 latents: the posterior's mean, or with `noise` [B, *shape] a sample."""
+        vae = self.vae
+        with torch.no_grad():
+            posterior = vae.encode((images_B_3_H_W * 2 - 1).to(vae.device, vae.dtype)).latent_dist
+        latents = (
+            posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        )
+        return (full_precision(latents) - self.shift) * vae.config.scaling_factor
+
+    def decode(self, latents_B_C_h_w: torch.Tensor) -> torch.Tensor:
+        """Latents to float32 images [B, 3, H, W] in [0, 1]; gradients reach the latents."""
+        vae = self.vae
+        latents = latents_B_C_h_w / vae.config.scaling_factor + self.shift
+        # Whatever surrounds this, the decoder runs in its own dtype: in float16, SDXL's overflows.
+        with torch.autocast(vae.device.type, enabled=False):
+            decoded = vae.decode(latents.to(vae.dtype)).sample
+        return (full_precision(decoded) / 2 + 0.5).clamp(0, 1)

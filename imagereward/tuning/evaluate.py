@@ -1,0 +1,193 @@
+"""What a training is watched by: fixed prompts and seeds, a held-out reward, diversity, a grid to look at."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+
+from imagereward.scorer import Scorer
+from imagereward.tuning.config import Config
+from imagereward.tuning.grid import grid
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.randomness import noise_of
+from imagereward.tuning.rewards import Rewards
+
+SAMPLES = "samples"
+
+
+class EvaluationConfig(Config):
+    """What is drawn at every evaluation, by what it is judged, and when it is time to stop."""
+
+    prompts: str = Field(
+        "", description="a file of prompts not trained on; default: the first of those that are"
+    )
+    count: int = Field(16, ge=1, description="prompts")
+    seeds: int = Field(2, ge=1, description="images a prompt; from 2 on their diversity is measured")
+    steps: int = Field(0, ge=0, description="sampling steps; default: as in training")
+    batch_size: int = Field(8, ge=1, description="images a process draws at once")
+    held_out: str = Field("", description="a scorer that is not trained on, as in `reward`")
+    patience: int = Field(
+        2, ge=0, description="evaluations for which reward may rise and held-out fall; 0: any"
+    )
+    shown: int = Field(6, ge=1, description="prompts in the grid")
+
+
+def draw(
+    policy: Policy,
+    prompts: Sequence[str],
+    seeds: int,
+    seed: int,
+    batch_size: int,
+    accelerator: Accelerator | None,
+) -> torch.Tensor:
+    """Images [M, seeds, 3, H, W] on the CPU, from noise that prompt and seed number decide.
+
+    Processes draw a share each, all of them equally many, and every one gets all images.
+    """
+    count, shape = len(prompts) * seeds, policy.denoiser.latents.shape
+    rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    each = -(-count // (ranks * batch_size)) * batch_size
+    mine = [min(number, count - 1) for number in range(rank * each, (rank + 1) * each)]
+    drawn = []
+    for at in range(0, each, batch_size):
+        numbers = mine[at : at + batch_size]
+        noise = noise_of(numbers, shape, seed, "evaluation").to(policy.device)
+        condition = policy.denoiser.encode([prompts[number // seeds] for number in numbers])
+        drawn.append(policy.sample(condition, noise))
+    images = torch.cat(drawn)
+    if accelerator:
+        images = accelerator.gather(images)
+    return images[:count].cpu().unflatten(0, (len(prompts), seeds))
+
+
+def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None) -> float:
+    """Mean distance, 1 - cosine, between the features of one prompt's images, over all pairs and prompts.
+
+    Features are the scorer's, tokens averaged; without a scorer the pixels, at 16 by 16, about their mean.
+    """
+    prompts, seeds = images_M_K_3_H_W.shape[:2]
+    flat = images_M_K_3_H_W.flatten(0, 1)
+    with torch.no_grad():
+        if scorer is None:
+            features = torch.nn.functional.adaptive_avg_pool2d(flat, 16).flatten(1)
+            features = features - features.mean(0)
+        else:
+            pixels = [preprocess.resize(flat.to(scorer.device)) for preprocess in scorer.preprocesses]
+            found = scorer.encode_pixels(pixels)
+            found = found[0] if isinstance(found, list | tuple) else found
+            features = found.float().flatten(1, -2).mean(1) if found.ndim > 2 else found.float()
+    features = torch.nn.functional.normalize(features, dim=-1).unflatten(0, (prompts, seeds))
+    similar = features @ features.transpose(1, 2)
+    among = similar.sum((1, 2)) - similar.diagonal(dim1=1, dim2=2).sum(1)
+    return float((1 - among / (seeds * (seeds - 1))).mean())
+
+
+def overoptimised(reward: Sequence[float], held_out: Sequence[float], patience: int) -> bool:
+    """Whether in each of the last `patience` evaluations the reward rose and the held-out one fell."""
+    if not patience or len(reward) <= patience:
+        return False
+    steps = range(len(reward) - patience, len(reward))
+    return all(reward[i] > reward[i - 1] and held_out[i] < held_out[i - 1] for i in steps)
+
+
+class Evaluation:
+    """Draws the same prompts from the same noise again and again, and says what became of them."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Sequence[str],
+        rewards: Rewards | None,
+        held_out: Rewards | None,
+        config: EvaluationConfig,
+        output: Path,
+        seed: int,
+    ):
+        self.policy, self.prompts, self.config = policy, list(prompts), config
+        self.rewards, self.held_out, self.output, self.seed = rewards, held_out, output, seed
+        self.before: torch.Tensor | None = None
+
+    def __call__(self, loop: Any, update: int) -> str | None:
+        """Evaluate, log, write the grid; why training should stop, if it should."""
+        accelerator, module = loop.accelerator, loop.learner.module
+        module.eval()
+        with loop.with_average():
+            images = draw(
+                self.policy, self.prompts, self.config.seeds, self.seed, self.config.batch_size, accelerator
+            )
+        values = self._judge(images)
+        loop.log(update, {f"evaluation/{name}": value for name, value in values.items()})
+        if accelerator.is_main_process:
+            self._show(images, update)
+        past = [entry for entry in loop.history if "evaluation/held_out" in entry]
+        rewards, held_out = (
+            [entry[f"evaluation/{name}"] for entry in past] for name in ("reward", "held_out")
+        )
+        if overoptimised(rewards, held_out, self.config.patience):
+            return (
+                f"stopped after update {update}: in the last {self.config.patience} evaluations the reward "
+                f"rose to {rewards[-1]:.3f} while the held-out one fell to {held_out[-1]:.3f}"
+            )
+        return None
+
+    def _judge(self, images: torch.Tensor) -> dict[str, float]:
+        seeds, values = images.shape[1], {}
+        asked = [prompt for prompt in self.prompts for _ in range(seeds)]
+        scorers: list[Scorer] = []
+        for name, judge in (("reward", self.rewards), ("held_out", self.held_out)):
+            if judge is None:
+                continue
+            totals, parts = [], []
+            for start, stop in _blocks(len(asked), self.config.batch_size):
+                with torch.no_grad():
+                    total, each = judge(
+                        images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop]
+                    )
+                totals.append(total.float().cpu())
+                parts.append(each)
+            values[name] = float(torch.cat(totals).mean())
+            if len(judge.parts) > 1:
+                for part in judge.parts:
+                    values[f"{name}/{part}"] = float(
+                        torch.cat([each[part].float().cpu() for each in parts]).mean()
+                    )
+            scorers += judge.scorers
+        if seeds > 1:
+            values["diversity"] = diversity(images, scorers[-1] if scorers else None)
+        return values
+
+    def _show(self, images: torch.Tensor, update: int) -> None:
+        shown, directory = images[: self.config.shown], self.output / SAMPLES
+        directory.mkdir(parents=True, exist_ok=True)
+        before = directory / "before.safetensors"
+        if update == 0:
+            _save_images(shown, before)
+        elif self.before is None and before.is_file():
+            self.before = _load_images(before)
+        seeds = range(images.shape[1])
+        rows, headings = [list(row) for row in shown], [f"update {update}" for _ in seeds]
+        if self.before is not None:
+            rows = [[*was, *now] for was, now in zip(self.before, rows, strict=True)]
+            headings = [*("before" for _ in seeds), *headings]
+        page = grid(rows, self.prompts[: len(rows)], headings)
+        page.save(directory / f"{update:06d}.png")
+
+
+def _blocks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
+
+
+def _save_images(images: torch.Tensor, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"images": (images * 255).round().byte().contiguous()}, path)
+
+
+def _load_images(path: Path) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    return load_file(path)["images"].float() / 255

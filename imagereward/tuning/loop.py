@@ -1,0 +1,270 @@
+"""The training loop: the only code that knows accelerate, and blind to what is trained, and by what."""
+
+import contextlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from tqdm import tqdm
+
+from imagereward.errors import ImageRewardError, InputError, NonFiniteLossError, NonFiniteScoreError
+from imagereward.tuning.adapt import learning, with_weights
+from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
+from imagereward.tuning.config import Config
+
+log = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.json"
+
+
+class LoopConfig(Config):
+    """How long, how fast, and what is kept."""
+
+    updates: int = Field(100, ge=1)
+    batch_size: int = Field(64, ge=1, description="samples an update, over all processes")
+    micro_batch: int = Field(4, ge=1, description="samples a process takes at once")
+    learning_rate: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_updates: int = Field(0, ge=0, description="updates in which the rate rises")
+    weight_decay: float = Field(1e-2, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1)
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights; 0: none")
+    ema_every: int = Field(1, ge=1)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    evaluate_every: int = Field(20, ge=1)
+    save_every: int = Field(20, ge=1)
+    keep: int = Field(2, ge=1, description="checkpoints")
+    trackers: tuple[str, ...] = Field((), strict=False, description='such as "tensorboard", "wandb"')
+    seed: int = Field(0, ge=0)
+    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
+
+
+class Learner(Protocol):
+    """What is trained; the loop puts the wrapped `module` in its place."""
+
+    module: torch.nn.Module
+
+
+class Minibatch(Protocol):
+    """What one backward pass takes; the shares of an update's minibatches over all processes add up to 1."""
+
+    share: float
+
+
+class Objective(Protocol):
+    """What is minimised. An update may be several steps of the optimizer, each over some minibatches."""
+
+    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[Sequence[Minibatch]]:
+        """This process's part of every step of an update, in order."""
+
+    def loss(self, learner, minibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The minibatch's mean loss, and numbers to log."""
+
+    def describe(self, minibatch) -> Sequence[str]:
+        """The minibatch's prompts, for messages."""
+
+
+class Loop:
+    """Accumulation, clipping, averaging, logging, evaluation, checkpoints and exact resuming."""
+
+    def __init__(self, learner: Learner, objective: Objective, config: LoopConfig, output: Path, accelerator):
+        self.learner, self.objective, self.config, self.output = learner, objective, config, output
+        self.accelerator: Accelerator = accelerator
+        self.history: list[dict[str, Any]] = []
+        self.bare = learner.module
+        parameters = list(learning(self.bare).values())
+        if not parameters:
+            raise InputError("nothing of the network learns")
+        optimizer = _optimizer(config, parameters)
+        learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
+        self.averaged = None
+        if config.ema:
+            self.averaged = {name: value.detach().clone() for name, value in learning(self.bare).items()}
+
+    def run(self, evaluate: Callable[["Loop", int], str | None] | None = None) -> str:
+        """Train to the end, or to where `evaluate` says why to stop; returns why it ended."""
+        config, start, why = self.config, self._resume(), ""
+        if evaluate and start == 0:
+            why = evaluate(self, 0) or ""
+        bar = tqdm(
+            range(start, config.updates),
+            initial=start,
+            total=config.updates,
+            desc="training",
+            unit="update",
+            disable=not self.accelerator.is_main_process,
+        )
+        for update in bar:
+            if why:
+                break
+            metrics = self._update(update)
+            self.log(update + 1, metrics)
+            bar.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]})
+            done, last = update + 1, update + 1 == config.updates
+            if evaluate and (last or done % config.evaluate_every == 0):
+                why = evaluate(self, done) or ""
+            if why or last or done % config.save_every == 0:
+                self._save(done)
+        bar.close()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return why or f"all {config.updates} updates are done"
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """What has been learned, whole and on the CPU. All processes call this; the first gets it."""
+        return whole_weights(self.learner.module)
+
+    def with_average(self):
+        """Context in which the network has its averaged weights, if they are kept."""
+        return with_weights(self.bare, self.averaged)
+
+    def _update(self, update: int) -> dict[str, float]:
+        config, accelerator = self.config, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(update, config)
+        # For dropout, the only randomness that is not drawn by sample.
+        torch.manual_seed(config.seed * 1_000_003 + update * 1009 + accelerator.process_index)
+        self.learner.module.train()
+        sums: dict[str, torch.Tensor] = {}
+        ranks = accelerator.num_processes
+        for step in self.objective.minibatches(self.learner, update, accelerator.process_index, ranks):
+            if not step:
+                raise InputError(
+                    f"process {accelerator.process_index} of {ranks} has nothing to do in an update: "
+                    "batch_size / micro_batch should be at least the number of processes"
+                )
+            for place, minibatch in enumerate(step):
+                self._backward(update, minibatch, place + 1 == len(step), sums)
+            norm = accelerator.clip_grad_norm_(learning(self.learner.module).values(), config.clip)
+            if not torch.isfinite(norm) and accelerator.scaler is None:
+                raise self._not_finite(update, "gradient", norm.item(), self.objective.describe(step[-1]))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            sums["gradient_norm"] = norm.detach().float() / ranks
+        self._average(update)
+        total = accelerator.reduce(sums, "sum") if ranks > 1 else sums
+        return {name: float(value) for name, value in total.items()} | {
+            "learning_rate": rate_at(update, config)
+        }
+
+    def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> None:
+        accelerator, module = self.accelerator, self.learner.module
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            prompts = self.objective.describe(minibatch)
+            try:
+                loss, metrics = self.objective.loss(self.learner, minibatch)
+            except NonFiniteScoreError as error:
+                raise self._not_finite(update, f"loss ({error})", math.nan, prompts) from error
+            if not torch.isfinite(loss):
+                raise self._not_finite(update, "loss", loss.item(), prompts)
+            # Processes' gradients are averaged, and shares add up to 1 over all of them.
+            accelerator.backward(loss * (minibatch.share * accelerator.num_processes))
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            sums[name] = sums.get(name, 0) + value.float() * minibatch.share
+
+    def _average(self, update: int) -> None:
+        if self.averaged is None or (update + 1) % self.config.ema_every:
+            return
+        with torch.no_grad():
+            for name, value in learning(self.bare).items():
+                self.averaged[name].lerp_(value.detach(), 1 - self.config.ema)
+
+    def _resume(self) -> int:
+        if not self.config.resume:
+            return 0
+        path = latest(self.output)
+        if path is None:
+            return 0
+        kept = load_checkpoint(path, self.learner.module, self.optimizer.optimizer)
+        if self.averaged is not None and kept.averaged is not None:
+            for name, value in kept.averaged.items():
+                self.averaged[name].copy_(value)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(kept.state["scaler"])
+        self.history = kept.state["history"]
+        return kept.state["update"]
+
+    def _save(self, update: int) -> None:
+        scaler = self.accelerator.scaler
+        state = {
+            "update": update,
+            "history": self.history,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        first = self.accelerator.is_main_process
+        save_checkpoint(
+            self.output,
+            update,
+            self.learner.module,
+            self.optimizer.optimizer,
+            self.averaged,
+            state,
+            self.config.keep,
+            first,
+        )
+        if first:
+            (self.output / HISTORY_FILE).write_text(json.dumps(self.history, indent=1) + "\n")
+        self.accelerator.wait_for_everyone()
+
+    def log(self, update: int, values: dict[str, float]) -> None:
+        """Add numbers to the history and the trackers."""
+        self.history.append({"update": update, **values})
+        self.accelerator.log(values, step=update)
+
+    def _not_finite(self, update: int, what: str, value: float, prompts: Sequence[str]) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"the {what} of update {update + 1} is {value}, with the prompts {list(prompts)}; the last good "
+            f'checkpoint is {latest(self.output) or "none"}. Try a lower learning_rate or precision="float32"'
+        )
+
+
+def rate_at(update: int, config: LoopConfig) -> float:
+    """The learning rate of an update, numbered from 0."""
+    if update < config.warmup_updates:
+        return config.learning_rate * (update + 1) / config.warmup_updates
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (update - config.warmup_updates) / max(1, config.updates - config.warmup_updates)
+    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.learning_rate * left
+
+
+def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
+    """accelerate's, as the launcher and the config say. Raises InputError for a tracker that is not there."""
+    try:
+        accelerator = Accelerator(
+            mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision],
+            log_with=list(config.trackers) or None,
+            project_dir=str(output),
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(f"accelerate refuses the config: {error}") from error
+    if config.trackers:
+        plain = {
+            name: value for name, value in config.model_dump().items() if isinstance(value, int | float | str)
+        }
+        accelerator.init_trackers("imagereward", config=plain)
+    return accelerator
+
+
+def _optimizer(config: LoopConfig, parameters: list) -> torch.optim.Optimizer:
+    kind: Any = torch.optim.AdamW
+    if config.optimizer == "adamw-8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise ImageRewardError(
+                f'optimizer="adamw-8bit" needs bitsandbytes: python -m pip install bitsandbytes ({error})'
+            ) from error
+        kind = AdamW8bit
+    return kind(
+        parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+    )

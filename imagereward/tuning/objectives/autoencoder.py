@@ -1,0 +1,56 @@
+"""Learning to code images: what a latent diffusion model's autoencoder is trained by, without its critics.
+
+Rombach et al. 2022 (arXiv:2112.10752), section 3.1, with a small KL penalty; the perceptual and adversarial
+losses, which need networks of their own, are left out.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from imagereward.tuning.batches import Chunk, chunks
+from imagereward.tuning.latent_images import Pairs
+from imagereward.tuning.randomness import noise_of, rows_of
+
+
+def kl_to_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL of N(mean, exp(logvar)) to N(0, 1) [B], averaged over elements."""
+    return ((mean.square() + logvar.exp() - 1 - logvar) / 2).flatten(1).mean(1)
+
+
+class Autoencoder:
+    """Mean absolute error of the decoded image, and of its differences between neighbours, plus kl * KL."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        latent_shape: Sequence[int],
+        *,
+        batch_size: int,
+        micro_batch: int,
+        kl: float,
+        seed: int,
+    ):
+        self.pairs, self.latent_shape = pairs, latent_shape
+        self.batch_size, self.micro_batch, self.kl, self.seed = batch_size, micro_batch, kl, seed
+
+    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by this process's share of the update's chunks."""
+        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+
+    def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The chunk's mean loss, with `error` in units of the images' range."""
+        rows = rows_of(chunk.samples, len(self.pairs), self.seed)
+        images = (
+            torch.stack([self.pairs[row]["pixels"] for row in rows]).to(learner.device).float() / 127.5 - 1
+        )
+        noise = noise_of(chunk.samples, self.latent_shape, self.seed, "posterior").to(learner.device)
+        decoded, posterior = learner.module(images, noise)
+        error = (decoded - images).abs().mean()
+        across, down = ((decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (-1, -2))
+        kl = kl_to_normal(posterior.mean, posterior.logvar).mean()
+        return error + across + down + self.kl * kl, {"error": error.detach() / 2, "kl": kl.detach()}
+
+    def describe(self, chunk: Chunk) -> Sequence[str]:
+        """The chunk's prompts."""
+        return [self.pairs[row]["prompt"] for row in rows_of(chunk.samples, len(self.pairs), self.seed)]

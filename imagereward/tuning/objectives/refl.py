@@ -1,0 +1,149 @@
+"""Fine-tuning by the gradient of a reward: ReFL, DRaFT and AlignProp are three settings of one objective.
+
+ReFL: Xu et al. 2023, arXiv:2304.05977, algorithm 1. DRaFT-K: Clark et al. 2023, arXiv:2309.17400. AlignProp:
+Prabhudesai et al. 2023, arXiv:2310.03739.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch.utils.checkpoint import checkpoint
+
+from imagereward.errors import InputError
+from imagereward.tuning.batches import Chunk, chunks
+from imagereward.tuning.config import Config
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.randomness import generator, noise_of, rows_of
+from imagereward.tuning.rewards import Rewards
+
+
+class Gradient(Config):
+    """Which steps of a trajectory carry gradient, and what is scored after them.
+
+    one     one step m, drawn from first..last; scored is the clean image that it predicts (ReFL)
+    last    the last `count` steps; scored is the final sample (DRaFT-K)
+    suffix  the last K steps, K drawn from 1..all; scored is the final sample (AlignProp)
+    """
+
+    steps: Literal["one", "last", "suffix"] = "one"
+    first: int = Field(30, ge=0)
+    last: int = Field(39, ge=0)
+    count: int = Field(1, ge=1)
+    shared_by: int = Field(
+        1, ge=1, description="chunks that draw the same steps; when weights are sharded, all processes must"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        if self.first > self.last:
+            raise ValueError(f"first={self.first} is after last={self.last}")
+        return self
+
+    def check(self, steps: int) -> None:
+        """Raises InputError if a grid of so many steps does not have these."""
+        if self.steps == "one" and self.last >= steps:
+            raise InputError(f"gradient.last={self.last}: the last of {steps} sampling steps is {steps - 1}")
+        if self.steps == "last" and self.count > steps:
+            raise InputError(f"gradient.count={self.count}: there are {steps} sampling steps")
+
+
+class Span(NamedTuple):
+    """Steps begin..end-1 carry gradient; `predicted`: scored is the clean image the last of them predicts."""
+
+    begin: int
+    end: int
+    predicted: bool
+
+
+def draw_span(gradient: Gradient, steps: int, source: torch.Generator) -> Span:
+    """One trajectory's span, on a grid of so many steps."""
+
+    def between(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=source))
+
+    if gradient.steps == "one":
+        at = between(gradient.first, gradient.last)
+        return Span(at, at + 1, True)
+    count = gradient.count if gradient.steps == "last" else between(1, steps)
+    return Span(steps - count, steps, False)
+
+
+def hinge(rewards_B: torch.Tensor, target: float | None) -> torch.Tensor:
+    """relu(target - reward) [B], whose gradient above the target is 0; -reward without a target."""
+    return -rewards_B if target is None else torch.relu(target - rewards_B)
+
+
+def denoise(policy: Policy, noise, condition, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
+    """(latents to be scored, distance to the base [B]); gradient flows through the span's steps alone.
+
+    The distance is the squared difference of the learner's and the base's predictions, averaged over elements
+    and the span's steps: of the KL between their steps, the part that learns. 0 for a policy without a base.
+    """
+    dynamics, x = policy.dynamics, noise
+    rows = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    with torch.no_grad():
+        for i in range(span.begin):
+            x = dynamics.step(x, policy.predict(x, rows + i, condition), rows + i).next
+
+    def one_step(x, i):
+        prediction = policy.predict(x, rows + i, condition)
+        away = x.new_zeros(len(x))
+        if policy.base is not None:
+            with policy.reference():
+                base = policy.predict(x, rows + i, condition)
+            away = (prediction - base).square().flatten(1).mean(1)
+        step = dynamics.step(x, prediction, rows + i)
+        return (step.x0 if span.predicted and i == span.end - 1 else step.next), away
+
+    count, away = span.end - span.begin, x.new_zeros(len(x))
+    for i in range(span.begin, span.end):
+        # Of many steps, one at a time is kept and the others recomputed: memory does not grow with them.
+        x, more = one_step(x, i) if count == 1 else checkpoint(one_step, x, i, use_reentrant=False)
+        away = away + more / count
+    return x, away
+
+
+class ReFL:
+    """Denoise to a late step, take it with gradient, decode, score, and push the reward up."""
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        rewards: Rewards,
+        gradient: Gradient,
+        *,
+        batch_size: int,
+        micro_batch: int,
+        target: float | None = 2.0,
+        scale: float = 1e-3,
+        stay: float = 0.0,
+        seed: int = 0,
+    ):
+        self.prompts, self.rewards, self.gradient = prompts, rewards, gradient
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.target, self.scale, self.stay, self.seed = target, scale, stay, seed
+
+    def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by this process's share of the update's chunks."""
+        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+
+    def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Mean over the chunk's samples of scale * hinge(reward) + stay * distance to the base."""
+        prompts = self.describe(chunk)
+        denoiser = policy.denoiser
+        shared = generator(self.seed, "span", chunk.update, chunk.index // self.gradient.shared_by)
+        span = draw_span(self.gradient, policy.dynamics.steps, shared)
+        noise = noise_of(chunk.samples, denoiser.latents.shape, self.seed).to(policy.device)
+        latents, away = denoise(policy, noise, denoiser.encode(prompts), span)
+        rewards, parts = self.rewards(denoiser.latents.decode(latents), prompts)
+        loss = self.scale * hinge(rewards, self.target).mean() + self.stay * away.mean()
+        metrics = {"reward": rewards, **{f"reward/{name}": values for name, values in parts.items()}}
+        if policy.base is not None:
+            metrics["distance"] = away
+        return loss, {name: values.detach().float().mean() for name, values in metrics.items()}
+
+    def describe(self, chunk: Chunk) -> list[str]:
+        """The chunk's prompts."""
+        return [self.prompts[row] for row in rows_of(chunk.samples, len(self.prompts), self.seed)]

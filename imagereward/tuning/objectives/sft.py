@@ -1,0 +1,58 @@
+"""Learning to predict noise on (prompt, image) pairs: supervised fine-tuning, and ReFL's pretraining loss.
+
+Ho et al. 2020 (arXiv:2006.11239), equation 14; min-SNR weights: Hang et al. 2023 (arXiv:2303.09556).
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from imagereward.tuning.batches import Chunk, chunks
+from imagereward.tuning.latent_images import LatentImages
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.randomness import generator, noise_of, rows_of
+
+
+class SFT:
+    """The prediction loss, at times drawn as the family draws them, from noise drawn by sample number.
+
+    `drop` is the share of samples that are trained without their prompt, which guidance needs.
+    """
+
+    def __init__(
+        self,
+        data: LatentImages,
+        *,
+        batch_size: int,
+        micro_batch: int,
+        min_snr: float | None = None,
+        drop: float = 0.0,
+        seed: int = 0,
+    ):
+        self.data, self.batch_size, self.micro_batch = data, batch_size, micro_batch
+        self.min_snr, self.drop, self.seed = min_snr, drop, seed
+
+    def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by this process's share of the update's chunks."""
+        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+
+    def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Mean over the chunk's samples of the (weighted) squared error of the prediction."""
+        denoiser, dynamics = policy.denoiser, policy.dynamics
+        sources = [generator(self.seed, "time", sample) for sample in chunk.samples]
+        time = torch.cat([dynamics.draw_times(1, source) for source in sources]).to(policy.device)
+        dropped = [float(torch.rand((), generator=source)) < self.drop for source in sources]
+        texts = ["" if drop else text for drop, text in zip(dropped, self.describe(chunk), strict=True)]
+        rows = rows_of(chunk.samples, len(self.data), self.seed)
+        clean = self.data.latents(rows).to(policy.device)
+        noise = noise_of(chunk.samples, denoiser.latents.shape, self.seed, "sft").to(policy.device)
+        prediction = denoiser.predict(dynamics.add_noise(clean, noise, time), time, denoiser.encode(texts))
+        error = (prediction - dynamics.target(clean, noise, time)).square().flatten(1).mean(1)
+        weights = torch.ones_like(error)
+        if self.min_snr is not None:
+            weights = dynamics.min_snr_weights(time, self.min_snr)
+        return (weights * error).mean(), {"error": error.detach().mean()}
+
+    def describe(self, chunk: Chunk) -> list[str]:
+        """The chunk's prompts."""
+        return [self.data.texts[row] for row in rows_of(chunk.samples, len(self.data), self.seed)]

@@ -1,0 +1,41 @@
+"""Several objectives at once: one accumulation an update, each child with data of its own."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Part(NamedTuple):
+    """A minibatch and whose it is."""
+
+    child: int
+    batch: Any
+    share: float
+
+
+class Weighted:
+    """The weighted sum of objectives' losses, `{name: (weight, objective)}`."""
+
+    def __init__(self, children: dict[str, tuple[float, Any]]):
+        self.names = list(children)
+        self.children = list(children.values())
+
+    def minibatches(self, policy, update: int, rank: int, ranks: int) -> Iterator[list[Part]]:
+        """Step by step, what each child would step through; as many steps as the first has."""
+        streams = [each.minibatches(policy, update, rank, ranks) for _, each in self.children]
+        for batches in streams[0]:
+            others = [next(stream) for stream in streams[1:]]
+            yield [Part(i, b, b.share) for i, part in enumerate([batches, *others]) for b in part]
+
+    def loss(self, policy, part: Part) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The part's child's loss times its weight; the metrics under the child's name."""
+        weight, child = self.children[part.child]
+        loss, metrics = child.loss(policy, part.batch)
+        name = self.names[part.child]
+        named = {f"{name}/{key}" if part.child else key: value for key, value in metrics.items()}
+        return weight * loss, named
+
+    def describe(self, part: Part) -> Sequence[str]:
+        """The part's prompts."""
+        return self.children[part.child][1].describe(part.batch)

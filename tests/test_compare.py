@@ -1,0 +1,140 @@
+"""Comparing two generators: figures by hand, through the command, and what it refuses."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pipelines
+import pytest
+import torch
+from scipy.stats import bootstrap as scipy_bootstrap
+
+from imagereward.errors import InputError
+from imagereward.tuning import tune
+from imagereward.tuning.compare import compare, paired_interval, win_rate
+from imagereward.tuning.evaluate import diversity, overoptimised
+
+PROMPTS = ["a red circle", "two blue squares"]
+
+
+def brightness(pixels, prompts):
+    return pixels.mean((1, 2, 3))
+
+
+def compared(base, tuned, **changes):
+    values = {"seeds": 2, "steps": 4, "guidance": 1.0, "resolution": 16, "device": "cpu"}
+    return compare(base, tuned, PROMPTS, brightness, **{**values, **changes})
+
+
+def test_a_model_against_itself_is_no_better():
+    found = compared(pipelines.sd(), pipelines.sd())
+    (row,) = found.rows()
+    assert row["difference"] == row["low"] == row["high"] == 0
+    assert row["win rate"] == 0.5
+    assert found.diversity[0] == found.diversity[1] > 0
+    assert torch.equal(*found.images)
+
+
+def test_figures_are_those_of_the_images():
+    found = compared(pipelines.sd(), pipelines.sd(seed=1))
+    for images, scores in zip(found.images, (found.before, found.after), strict=True):
+        assert images.shape == (2, 2, 3, 16, 16)
+        expected = images.mean((2, 3, 4)).numpy()
+        np.testing.assert_allclose(scores["brightness"], expected, rtol=1e-5)
+    (row,) = found.rows()
+    assert row["difference"] == pytest.approx(row["tuned"] - row["base"])
+    assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_images_do_not_depend_on_the_batch():
+    one, many = (compared(pipelines.sd(), pipelines.sd(), batch_size=size) for size in (1, 3))
+    torch.testing.assert_close(one.images[0], many.images[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_interval_is_that_of_another_bootstrap():
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=60)
+    after = before + rng.normal(0.3, 1, 60)
+    low, high = paired_interval(before, after)
+    theirs = scipy_bootstrap((after - before,), np.mean, n_resamples=9999, method="percentile", rng=0)
+    assert low == pytest.approx(theirs.confidence_interval.low, abs=0.03)
+    assert high == pytest.approx(theirs.confidence_interval.high, abs=0.03)
+
+
+def test_the_win_rate_counts_equals_half():
+    assert win_rate(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 2.0, 2.0, 5.0])) == 0.625
+
+
+def test_diversity_by_hand():
+    # About their mean, two different images point in opposite directions: 1 - cosine is 2.
+    first, second = torch.zeros(3, 16, 16), torch.zeros(3, 16, 16)
+    first[:, :8], second[:, 8:] = 1, 1
+    pairs = torch.stack([torch.stack([first, second]), torch.stack([second, first])])
+    assert diversity(pairs, None) == pytest.approx(2)
+    # One prompt's are equal, and the other's are: no diversity, however far the prompts are apart.
+    alone = torch.stack([torch.stack([first, first]), torch.stack([second, second])])
+    assert diversity(alone, None) == pytest.approx(0, abs=1e-6)
+
+
+def test_over_optimisation_is_reward_up_and_held_out_down():
+    assert overoptimised([0.0, 1.0, 2.0], [2.0, 1.0, 0.0], 2)
+    assert not overoptimised([0.0, 1.0, 2.0], [2.0, 1.0, 1.5], 2)
+    assert not overoptimised([0.0, 1.0, 0.5], [2.0, 1.0, 0.0], 2)
+    assert not overoptimised([0.0, 1.0], [2.0, 1.0], 2)
+    assert not overoptimised([0.0, 1.0, 2.0], [2.0, 1.0, 0.0], 0)
+
+
+def darkness(pixels, prompts):
+    return -brightness(pixels, prompts)
+
+
+def test_a_training_that_is_fooled_stops(tmp_path):
+    tune(
+        pipelines.sd(),
+        PROMPTS,
+        reward=brightness,
+        output=tmp_path / "out",
+        resolution=16,
+        steps=4,
+        gradient={"first": 2, "last": 3},
+        updates=40,
+        batch_size=4,
+        micro_batch=4,
+        learning_rate=3e-3,
+        target=None,
+        scale=1.0,
+        precision="float32",
+        evaluate_every=2,
+        evaluation={"held_out": "test_compare:darkness", "count": 2, "batch_size": 4, "patience": 2},
+    )
+    card = (tmp_path / "out/README.md").read_text()
+    assert "stopped after update 4" in card
+    assert "the reward rose" in card
+
+
+def test_two_sizes_of_noise_are_refused():
+    small = pipelines.sd()
+    large = pipelines.sd()
+    large.unet.register_to_config(sample_size=16)
+    with pytest.raises(InputError, match="noise of different shapes"):
+        compared(small, large, resolution=None)
+
+
+def test_the_command_writes_a_page_and_does_not_write_over_it(tmp_path):
+    for name, seed in (("base", 0), ("tuned", 1)):
+        pipelines.sd(seed=seed).save_pretrained(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    command = [sys.executable, "-m", "imagereward", "compare", tmp_path / "base", tmp_path / "tuned"]
+    options = ["--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "page.html", "--steps", "3"]
+    judge = ["--model", "imagereward.shapes.rewards:faithfulness", "--device", "cpu"]
+    arguments = [str(part) for part in (*command, *options, *judge, "--resolution", "32")]
+    first = subprocess.run(arguments, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "win rate" in first.stdout
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<figure>") == 2 * 2 * len(PROMPTS)
+    assert all(prompt in page for prompt in PROMPTS)
+    assert "http" not in page
+    again = subprocess.run(arguments, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "exists" in again.stderr

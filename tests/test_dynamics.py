@@ -1,0 +1,113 @@
+"""Dynamics: against diffusers' own schedulers, torch.distributions and closed forms."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from imagereward.errors import InputError
+from imagereward.tuning.dynamics import Diffusion, log_probability
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def scheduler(prediction="epsilon", **options):
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+        **options,
+    )
+
+
+def tensors(count=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 4, 8, 8, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("i", [0, 7, 19])
+def test_a_step_equals_diffusers(prediction, eta, i):
+    x, output, noise = tensors()
+    theirs = scheduler(prediction)
+    theirs.set_timesteps(20)
+    expected = theirs.step(output, theirs.timesteps[i], x, eta=eta, variance_noise=noise)
+    ours = Diffusion.like(theirs, 20, eta).step(x, output, torch.tensor([i, i]), noise=noise)
+    torch.testing.assert_close(ours.next, expected.prev_sample, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.x0, expected.pred_original_sample, atol=2e-4, rtol=1e-5)
+
+
+def test_the_grid_is_the_schedulers():
+    theirs = scheduler(timestep_spacing="trailing")
+    theirs.set_timesteps(12)
+    assert Diffusion.like(theirs, 12).times_N.tolist() == theirs.timesteps.tolist()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_rows_at_different_steps_equal_each_alone(prediction):
+    x, output, noise = tensors()
+    dynamics = Diffusion.like(scheduler(prediction), 10, 1.0)
+    together = dynamics.step(x, output, torch.tensor([2, 9]), noise=noise)
+    for row, i in enumerate((2, 9)):
+        alone = dynamics.step(
+            *(part[row : row + 1] for part in (x, output)), torch.tensor([i]), noise[row : row + 1]
+        )
+        torch.testing.assert_close(together.next[row], alone.next[0])
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_target_of_a_noised_sample_gives_the_sample_back(prediction):
+    x0, noise, _ = tensors()
+    dynamics = Diffusion.like(scheduler(prediction), 10)
+    i = torch.tensor([0, 6])
+    time = dynamics.model_time(i)
+    noised = dynamics.add_noise(x0, noise, time)
+    target = dynamics.target(x0, noise, time)
+    torch.testing.assert_close(dynamics.to_x0(noised, target, i), x0, atol=1e-4, rtol=1e-4)
+
+
+def test_noise_and_velocity_equal_diffusers():
+    x0, noise, _ = tensors()
+    theirs = scheduler("v_prediction")
+    ours = Diffusion.like(theirs, 10)
+    time = torch.tensor([17, 803])
+    torch.testing.assert_close(ours.add_noise(x0, noise, time), theirs.add_noise(x0, noise, time))
+    torch.testing.assert_close(ours.target(x0, noise, time), theirs.get_velocity(x0, noise, time))
+
+
+def test_the_log_probability_is_the_normal_one_averaged_over_elements():
+    x, mean, spread = tensors()
+    std = spread.abs() + 0.1
+    expected = torch.distributions.Normal(mean, std).log_prob(x).mean((1, 2, 3))
+    torch.testing.assert_close(log_probability(x, mean, std), expected)
+
+
+def test_a_stored_next_sample_is_scored_as_it_was_when_it_was_drawn():
+    x, output, noise = tensors()
+    dynamics, i = Diffusion.like(scheduler(), 10, 1.0), torch.tensor([3, 5])
+    drawn = dynamics.step(x, output, i, noise=noise)
+    again = dynamics.step(x, output, i, next=drawn.next)
+    assert torch.equal(drawn.logp, again.logp)
+
+
+def test_deterministic_steps_have_no_log_probability():
+    x, output, noise = tensors()
+    step = Diffusion.like(scheduler(), 10, 0.0).step(x, output, torch.tensor([3, 5]), noise=noise)
+    assert step.logp is None
+    assert torch.equal(step.next, step.mean)
+
+
+def test_half_precision_is_computed_in_float32():
+    x, output, noise = tensors()
+    dynamics, i = Diffusion.like(scheduler(), 10, 1.0), torch.tensor([3, 5])
+    assert dynamics.step(x.half(), output.half(), i, noise=noise).next.dtype == torch.float32
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_an_impossible_number_of_steps_is_refused(steps):
+    with pytest.raises(InputError, match=f"steps={steps}"):
+        Diffusion.like(scheduler(), steps)

@@ -1,0 +1,81 @@
+"""Every recipe for a generator, or a part of one, runs: on pipelines of its family with random weights."""
+
+import pipelines
+import pytest
+import torch
+
+from imagereward.tuning import read_recipe, recipe_names, run_recipe
+from imagereward.tuning.adapt import learning
+
+REWARDED = ("refl",)
+# Sizes and names of what recipes ask for, cut down to what runs in seconds.
+SMALL = {
+    "refl": ["steps=6", "gradient.first=3", "gradient.last=5", 'reward="test_refl:brightness"'],
+    "sft": ["steps=6", "pairs.pairs=6"],
+    "autoencoder": ["pairs=6"],
+    "clip": ["pairs=6"],
+}
+PIPELINES = {"sd15": "sd", "sdxl": "sdxl", "tiny": "sd"}
+OBJECTIVES = {name: read_recipe(name)["objective"] for name in recipe_names()}
+GENERATORS = [name for name, objective in OBJECTIVES.items() if objective in ("refl", "sft")]
+PARTS = [name for name, objective in OBJECTIVES.items() if objective in ("autoencoder", "clip")]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Each family's pipeline, on disk."""
+    directory = tmp_path_factory.mktemp("pipelines")
+    for name, make in pipelines.FAMILIES.items():
+        make().save_pretrained(directory / name)
+    pipelines.tokenizer().save_pretrained(directory / "tokenizer")
+    (directory / "prompts.txt").write_text("a red circle\na blue square\n")
+    return directory
+
+
+def cut(name, saved, output):
+    overrides = [f"output={output}", "updates=2", "batch_size=4", "save_every=2", *SMALL[OBJECTIVES[name]]]
+    if name in GENERATORS:
+        overrides += [
+            f"model={saved / PIPELINES[name.split('/')[0]]}",
+            "resolution=16",
+            "micro_batch=2",
+            "precision=float32",
+            "evaluation.held_out=",
+            "evaluation.count=1",
+            "evaluation.batch_size=2",
+        ]
+    if OBJECTIVES[name] in REWARDED:
+        overrides.append(f"prompts={saved / 'prompts.txt'}")
+    if OBJECTIVES[name] == "clip":
+        overrides.append(f"tokenizer={saved / 'tokenizer'}")
+    return overrides
+
+
+def test_the_recipes_are_those_that_are_tested_here():
+    assert len(GENERATORS) == 6
+    assert len(PARTS) == 2
+    assert len(recipe_names()) == len(GENERATORS) + len(PARTS) + 2  # and two of reward models
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_recipe_runs_and_moves_what_it_should(name, saved, tmp_path):
+    tuned = run_recipe(name, cut(name, saved, tmp_path / "out"))
+    before = type(tuned).from_pretrained(saved / PIPELINES[name.split("/")[0]])
+    lora = read_recipe(name).get("lora") is not None
+    moved, frozen = 0, before.unet.state_dict()
+    for key, value in tuned.unet.state_dict().items():
+        bare = key.replace(".base_layer", "")
+        assert value.isfinite().all()
+        moved += bool(bare not in frozen or (value != frozen[bare]).any())
+        if lora and bare in frozen:
+            assert torch.equal(value, frozen[bare])
+    assert moved == len(learning(tuned.unet)) > 0
+    assert (tmp_path / "out" / ("pytorch_lora_weights.safetensors" if lora else "model_index.json")).is_file()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_recipe_runs(name, saved, tmp_path):
+    part = run_recipe(name, cut(name, saved, tmp_path / "out"))
+    assert all(value.isfinite().all() for value in part.state_dict().values())
+    assert (tmp_path / "out/config.json").is_file()
+    assert (tmp_path / "out/model.safetensors").is_file() or list((tmp_path / "out").glob("*.safetensors"))

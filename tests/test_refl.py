@@ -1,0 +1,633 @@
+"""Fine-tuning generators by reward: gradients against closed forms, runs through the public doors."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pipelines
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imagereward.errors import CheckpointError, InputError, NonFiniteLossError
+from imagereward.tuning import tune
+from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
+from imagereward.tuning.batches import chunks
+from imagereward.tuning.checkpoint import latest
+from imagereward.tuning.denoisers import open_denoiser
+from imagereward.tuning.objectives.refl import Gradient, ReFL, denoise, draw_span, hinge
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.randomness import generator, noise_of, rows_of
+from imagereward.tuning.rewards import Rewards, open_rewards
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = ["a red circle", "two blue squares", "a green star above a red square"]
+STEPS = 6
+LATE = {"steps": "one", "first": 3, "last": 5}
+
+
+def brightness(pixels, prompts):
+    return pixels.mean((1, 2, 3))
+
+
+def redness(pixels, prompts):
+    return pixels[:, 0].mean((1, 2)) - pixels[:, 1].mean((1, 2))
+
+
+def policy_of(family="sd", dtype=torch.float32, lora=None, base=False, steps=STEPS, guidance=1.0):
+    pipeline = pipelines.FAMILIES[family]()
+    pipeline.to(dtype=dtype)
+    denoiser = open_denoiser(pipeline, 16)
+    kept = Base(denoiser) if base and lora is None else None
+    let_learn(denoiser, lora)
+    if dtype == torch.float64:
+        denoiser.network.double()
+    if base and lora is not None:
+        kept = Base(denoiser)
+    return Policy(denoiser, denoiser.dynamics(steps), guidance, kept)
+
+
+def refl_of(reward=brightness, gradient=None, **options):
+    options = {"batch_size": 4, "micro_batch": 2, "target": None, "scale": 1.0, **options}
+    return ReFL(PROMPTS, open_rewards(reward), Gradient(**(gradient or LATE)), **options)
+
+
+def settings(**changes):
+    values = {
+        "recipe": "sd15/refl",
+        "resolution": 16,
+        "steps": STEPS,
+        "gradient": LATE,
+        "updates": 2,
+        "batch_size": 4,
+        "micro_batch": 2,
+        "learning_rate": 1e-3,
+        "precision": "float32",
+        "evaluation": {"held_out": "", "count": 2, "batch_size": 2},
+    }
+    return {**values, **changes}
+
+
+def run(output, family="sd", reward=brightness, prompts=PROMPTS, **changes):
+    return tune(pipelines.FAMILIES[family](), prompts, reward=reward, output=output, **settings(**changes))
+
+
+def weights(directory):
+    return load_file(Path(directory) / "unet/diffusion_pytorch_model.safetensors")
+
+
+# The gradient.
+
+
+@pytest.mark.parametrize("kind", [LATE, {"steps": "last", "count": 2}, {"steps": "suffix"}])
+def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind):
+    # Only the span's steps carry gradient. A finite difference moves the weight in every step, so
+    # the steps before are fed from a trajectory of their own.
+    policy = policy_of(dtype=torch.float64)
+    reward = Rewards({"brightness": (1.0, brightness)})
+    span = draw_span(Gradient(**kind), STEPS, generator(0))
+    noise = noise_of([0, 1], policy.denoiser.latents.shape, 0).double()
+    condition = policy.denoiser.encode(PROMPTS[:2])
+    before = noise
+    with torch.no_grad():
+        for i in range(span.begin):
+            rows = torch.full((2,), i)
+            before = policy.dynamics.step(before, policy.predict(before, rows, condition), rows).next
+
+    def scored():
+        latents, _ = denoise(policy, noise, condition, span)
+        return reward(policy.denoiser.latents.decode(latents), PROMPTS[:2])[0].sum()
+
+    def scored_from_the_span():
+        x = before
+        for i in range(span.begin, span.end):
+            rows = torch.full((2,), i)
+            step = policy.dynamics.step(x, policy.predict(x, rows, condition), rows)
+            x = step.x0 if span.predicted else step.next
+        return reward(policy.denoiser.latents.decode(x), PROMPTS[:2])[0].sum().item()
+
+    weight = policy.denoiser.network.conv_in.weight
+    scored().backward()
+    place = int(weight.grad.abs().argmax())
+    flat, step = weight.data.view(-1), 1e-3
+    value = float(flat[place])
+    ends = []
+    for moved in (value + step, value - step):
+        flat[place] = moved
+        ends.append(scored_from_the_span())
+    flat[place] = value
+    difference = (ends[0] - ends[1]) / (2 * step)
+    assert float(weight.grad.view(-1)[place]) == pytest.approx(difference, rel=2e-3)
+
+
+class ScaledByStep(torch.nn.Module):
+    """A network whose output at every sampling step is scaled by a weight of that step alone."""
+
+    def __init__(self, network, times):
+        super().__init__()
+        self.network, self.times = network, times
+        self.scale = torch.nn.Parameter(torch.ones(len(times)))
+
+    def forward(self, x, time_B, *args, **kwargs):
+        at = int((self.times == time_B[0]).nonzero())
+        (output,) = self.network(x, time_B, *args, **kwargs)
+        return (output * self.scale[at],)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ({"steps": "one", "first": 4, "last": 4}, {4}),
+        ({"steps": "last", "count": 1}, {5}),
+        ({"steps": "last", "count": 3}, {3, 4, 5}),
+        ({"steps": "last", "count": 6}, set(range(6))),
+    ],
+)
+def test_only_the_chosen_steps_have_a_gradient(kind, expected):
+    policy = policy_of()
+    policy.module = ScaledByStep(policy.module, policy.dynamics.times_N)
+    objective = refl_of(gradient=kind)
+    objective.loss(policy, chunks(0, 4, 2)[0])[0].backward()
+    assert set(policy.module.scale.grad.nonzero().flatten().tolist()) == expected
+
+
+def test_random_steps_are_drawn_from_the_whole_range():
+    late = {draw_span(Gradient(**LATE), STEPS, generator(0, i)) for i in range(200)}
+    assert {(span.begin, span.end) for span in late} == {(3, 4), (4, 5), (5, 6)}
+    assert all(span.predicted for span in late)
+    suffixes = {draw_span(Gradient(steps="suffix"), STEPS, generator(0, i)) for i in range(200)}
+    assert {(span.begin, span.end) for span in suffixes} == {(i, 6) for i in range(6)}
+    assert not any(span.predicted for span in suffixes)
+
+
+def test_above_the_hinge_the_gradient_is_exactly_zero():
+    policy = policy_of()
+    objective = refl_of(target=-1.0)
+    loss, metrics = objective.loss(policy, chunks(0, 4, 2)[0])
+    loss.backward()
+    assert loss == 0
+    assert metrics["reward"] > 0
+    for value in learning(policy.denoiser.network).values():
+        assert value.grad is None or not value.grad.any()
+
+
+def test_the_hinge_by_hand():
+    rewards = torch.tensor([-1.0, 1.5, 2.0, 3.0])
+    assert hinge(rewards, 2.0).tolist() == [3.0, 0.5, 0.0, 0.0]
+    assert hinge(rewards, None).tolist() == [1.0, -1.5, -2.0, -3.0]
+
+
+def test_scaling_the_loss_scales_the_gradient():
+    gradients = []
+    for scale in (1.0, 1e-3):
+        policy = policy_of()
+        refl_of(scale=scale).loss(policy, chunks(0, 4, 2)[0])[0].backward()
+        gradients.append(policy.denoiser.network.conv_in.weight.grad)
+    torch.testing.assert_close(gradients[0] * 1e-3, gradients[1])
+
+
+def test_the_gradient_needs_no_memory_of_the_scorers(scorers):
+    scorer = scorers["ImageReward"]
+    policy = policy_of()
+    rewards = Rewards({"one": (1.0, scorer)})
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    total, each = rewards(images, PROMPTS[:2])
+    total.sum().backward()
+    assert images.grad.abs().max() > 0
+    assert all(value.grad is None and not value.requires_grad for value in scorer.parameters())
+    torch.testing.assert_close(each["one"], scorer.reward(images, PROMPTS[:2]))
+    assert policy is not None
+
+
+def test_rewards_are_weighted_and_reported_one_by_one():
+    images = torch.rand(2, 3, 8, 8)
+    rewards = Rewards({"light": (2.0, brightness), "red": (-0.5, redness)})
+    total, each = rewards(images, PROMPTS[:2])
+    torch.testing.assert_close(each["light"], brightness(images, None))
+    torch.testing.assert_close(total, 2 * each["light"] - 0.5 * each["red"])
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_the_distance_to_the_base_is_zero_at_first_and_grows(family, lora):
+    policy = policy_of(family, lora=lora, base=True)
+    chunk, objective = chunks(0, 4, 2)[0], refl_of(stay=1.0)
+    at_first = objective.loss(policy, chunk)[1]["distance"]
+    learned = learning(policy.denoiser.network)
+    with torch.no_grad():
+        for value in learned.values():
+            value += 0.1
+    later = objective.loss(policy, chunk)[1]["distance"]
+    assert at_first == 0
+    assert later > 0
+    assert learning(policy.denoiser.network).keys() == learned.keys()
+
+
+def test_the_distance_does_not_reach_into_the_base():
+    policy = policy_of(base=True)
+    refl_of(stay=1.0).loss(policy, chunks(0, 4, 2)[0])[0].backward()
+    assert all(value.grad is None for value in policy.base.copy.parameters())
+
+
+# What is drawn does not depend on who draws it.
+
+
+def test_noise_belongs_to_the_sample():
+    together = noise_of([3, 4, 5], (2, 2), 7)
+    assert torch.equal(together[1], noise_of([4], (2, 2), 7)[0])
+    assert not torch.equal(noise_of([4], (2, 2), 8), noise_of([4], (2, 2), 7))
+
+
+def test_every_epoch_takes_every_row_once_in_an_order_of_its_own():
+    first, second = rows_of(range(10), 10, 0), rows_of(range(10, 20), 10, 0)
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_a_short_last_chunk_has_its_share():
+    parts = chunks(3, 5, 2)
+    assert [part.samples for part in parts] == [(15, 16), (17, 18), (19,)]
+    assert math.fsum(part.share for part in parts) == pytest.approx(1)
+
+
+def test_chunks_of_any_size_give_the_same_gradient():
+    # One step for all, so that only the cutting differs.
+    kind, gradients = {"steps": "one", "first": 4, "last": 4}, []
+    for micro_batch in (5, 2, 1):
+        policy = policy_of(dtype=torch.float64)
+        objective = refl_of(gradient=kind, batch_size=5, micro_batch=micro_batch)
+        for chunk in next(objective.minibatches(policy, 1, 0, 1)):
+            (objective.loss(policy, chunk)[0] * chunk.share).backward()
+        gradients.append(policy.denoiser.network.conv_in.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
+
+
+# Whole runs.
+
+
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_a_run_leaves_a_pipeline_that_draws_what_the_trained_one_draws(family, tmp_path):
+    tuned = run(tmp_path / "out", family, updates=2)
+    kind = type(tuned)
+    again = kind.from_pretrained(tmp_path / "out")
+    for name, value in tuned.unet.state_dict().items():
+        assert torch.equal(again.unet.state_dict()[name], value)
+    untouched = pipelines.FAMILIES[family]()
+    assert any(
+        (value != untouched.unet.state_dict()[name]).any() for name, value in tuned.unet.state_dict().items()
+    )
+    for part in ("vae", "text_encoder"):
+        for name, value in getattr(again, part).state_dict().items():
+            assert torch.equal(value, getattr(untouched, part).state_dict()[name]), (part, name)
+
+
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_lora_weights_load_into_the_base_and_give_the_trained_network(family, tmp_path):
+    tuned = run(tmp_path / "out", family, lora={"rank": 2, "alpha": 4}, updates=3)
+    assert not (tmp_path / "out/unet").exists()
+    base = pipelines.FAMILIES[family]()
+    base.load_lora_weights(tmp_path / "out")
+    policies = [Policy(d := open_denoiser(each, 16), d.dynamics(STEPS)) for each in (tuned, base)]
+    noise = noise_of([0], policies[0].denoiser.latents.shape, 0)
+    drawn = [each.sample(each.denoiser.encode(PROMPTS[:1]), noise) for each in policies]
+    torch.testing.assert_close(drawn[0], drawn[1], atol=1e-5, rtol=1e-5)
+    plain = Policy(d := open_denoiser(pipelines.FAMILIES[family](), 16), d.dynamics(STEPS))
+    assert (plain.sample(plain.denoiser.encode(PROMPTS[:1]), noise) - drawn[0]).abs().max() > 1e-4
+
+
+def test_the_reward_goes_up(tmp_path):
+    run(tmp_path / "out", updates=12, target=None, scale=1.0, learning_rate=3e-3)
+    rewards = evaluations(tmp_path / "out", "reward")
+    assert rewards[-1] > rewards[0] + 0.02
+
+
+def evaluations(output, name):
+    history = json.loads((output / "history.json").read_text())
+    return [entry[f"evaluation/{name}"] for entry in history if f"evaluation/{name}" in entry]
+
+
+def test_a_run_says_what_it_did(tmp_path):
+    output = tmp_path / "out"
+    reward = {"light": 1.0}
+    run(output, updates=3, evaluate_every=2, save_every=1, keep=2)
+    assert reward
+    card = (output / "README.md").read_text()
+    before, after = (evaluations(output, "reward")[i] for i in (0, -1))
+    assert f"| reward | {before:.4f} | {after:.4f} |" in card
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    names = sorted(path.name for path in (output / "samples").iterdir())
+    assert names == ["000000.png", "000002.png", "000003.png", "before.safetensors"]
+    history = json.loads((output / "history.json").read_text())
+    updates = [entry for entry in history if "loss" in entry]
+    assert [entry["update"] for entry in updates] == [1, 2, 3]
+    assert {"loss", "reward", "reward/brightness", "gradient_norm", "learning_rate"} <= updates[0].keys()
+
+
+class Stop(Exception):
+    """What a test stops a run by."""
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.3}])
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(lora, tmp_path, monkeypatch):
+    common = {
+        "updates": 5,
+        "save_every": 1,
+        "evaluate_every": 2,
+        "ema": 0.9,
+        "schedule": "cosine",
+        "warmup_updates": 1,
+        "lora": lora,
+    }
+    whole, broken = tmp_path / "whole" / "out", tmp_path / "broken" / "out"
+
+    def run_named(output, **more):
+        return run(output, reward=brightness, **common, **more)
+
+    run_named(whole)
+    calls = 0
+    original = Rewards.__call__
+
+    def failing(self, pixels, prompts):
+        nonlocal calls
+        calls += pixels.requires_grad
+        if calls > 7:  # one looks for the gradient, two an update
+            raise Stop
+        return original(self, pixels, prompts)
+
+    monkeypatch.setattr(Rewards, "__call__", failing)
+    with pytest.raises(Stop):
+        run_named(broken)
+    monkeypatch.undo()
+    assert latest(broken).name == "checkpoint-3"
+    # As run.json names its output, a run that moved is another run.
+    resumed = run_named(broken, resume=True)
+    assert resumed is not None
+    for name in ("learned.safetensors", "averaged.safetensors"):
+        a, b = (load_file(each / "checkpoint-5" / name) for each in (whole, broken))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    moments = [torch.load(each / "checkpoint-5/optimizer.pt", weights_only=True) for each in (whole, broken)]
+    assert moments[0].keys() == moments[1].keys()
+    for key, state in moments[0]["state"].items():
+        for part, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[1]["state"][key][part]))
+    assert (whole / "history.json").read_text() == (broken / "history.json").read_text()
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), kill=3, resume=False))
+    killed = launch([sys.executable, script, tmp_path / "out"])
+    assert killed.returncode == -9, killed.stderr
+    assert latest(tmp_path / "out").name == "checkpoint-2"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), kill=99, resume=True))
+    resumed = launch([sys.executable, script, tmp_path / "out"])
+    assert resumed.returncode == 0, resumed.stderr
+    entries = [e["update"] for e in json.loads((tmp_path / "out/history.json").read_text()) if "loss" in e]
+    assert entries == [1, 2, 3, 4]
+
+
+SCRIPT = """
+import os, signal, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch, pipelines, test_refl
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+steps = 0
+def count(optimizer, *_):
+    global steps
+    steps += 1
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(gradients, sys.argv[1] + f".gradients-{{steps}}.pt")
+    if steps == {kill}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: count(optimizer))
+test_refl.run(sys.argv[1], updates=4, save_every=1, resume={resume}, clip=1e6)
+"""
+
+
+def launch(command):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), kill=99, resume=False))
+    one, two = tmp_path / "one", tmp_path / "two"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command, output in ((launcher, two), ([sys.executable], one)):
+        result = launch([*command, script, output])
+        assert result.returncode == 0, result.stdout + result.stderr
+    of_one, of_two = (torch.load(f"{each}.gradients-1.pt", weights_only=True) for each in (one, two))
+    norm = torch.stack([gradient.norm() for gradient in of_one]).norm()
+    away = torch.stack([(a - b).norm() for a, b in zip(of_one, of_two, strict=True)]).norm()
+    assert away / norm < 1e-6
+    assert (two / "model_index.json").is_file()
+    for name, value in weights(two).items():
+        torch.testing.assert_close(weights(one)[name], value, atol=1e-4, rtol=1e-3)
+
+
+# Bad input.
+
+
+def test_a_family_that_is_not_known_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
+    with pytest.raises(InputError, match=r"CogVideoXPipeline is no family .* known: StableDiffusionPipeline"):
+        tune(tmp_path / "model", PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
+
+
+def test_a_directory_that_is_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is no diffusers pipeline: model_index\.json"):
+        tune(tmp_path, PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
+
+
+@pytest.mark.parametrize("resolution", [15, 1])
+def test_a_resolution_that_the_autoencoder_cannot_take_is_refused(resolution, tmp_path):
+    with pytest.raises(InputError, match=f"resolution={resolution}: .* multiples of 2"):
+        run(tmp_path / "out", resolution=resolution)
+
+
+def detached(pixels, prompts):
+    return pixels.detach().mean((1, 2, 3))
+
+
+def without_a_gradient(pixels, prompts):
+    return torch.ones(len(pixels)) + 0 * pixels.detach().sum()
+
+
+@pytest.mark.parametrize("reward", [detached, without_a_gradient])
+def test_a_reward_without_gradient_is_refused(reward, tmp_path):
+    with pytest.raises(InputError, match=f"reward {reward.__name__} is not differentiable"):
+        run(tmp_path / "out", reward=reward)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_of_the_wrong_shape_is_refused(tmp_path):
+    def one_for_all(pixels, prompts):
+        return pixels.mean()
+
+    with pytest.raises(InputError, match="reward one_for_all gave"):
+        run(tmp_path / "out", reward=one_for_all)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (None, "prompts.txt", "does not exist"),
+        ("", "prompts.txt", "holds no prompt"),
+        ("[]", "prompts.json", "holds no prompt"),
+        ('{"a": 1}', "prompts.json", "holds a dict; expected a list"),
+        ('["a cat", 3]', "prompts.json", "record 1 has no prompt"),
+        ('[{"txt": "a cat"}]', "prompts.json", "record 0 has no prompt: .* prompt or text or caption"),
+        ('["a cat", " "]', "prompts.json", "record 1 has no prompt"),
+        ("{", "prompts.jsonl", "cannot be read as prompts"),
+    ],
+)
+def test_prompts_that_are_missing_or_empty_are_named(content, name, message, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        run(tmp_path / "out", prompts=path)
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "a cat\n\n a dog \n"),
+        ("p.json", '["a cat", {"text": "a dog", "image": "x.png"}]'),
+        ("p.jsonl", '{"prompt": "a cat"}\n\n"a dog"\n'),
+    ],
+)
+def test_prompts_are_read_from_every_format(name, content, tmp_path):
+    from imagereward.tuning.prompts import read_prompts
+
+    (tmp_path / name).write_text(content)
+    assert read_prompts(tmp_path / name) == ["a cat", "a dog"]
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="learning_rat is no key; did you mean 'learning_rate'"):
+        run(tmp_path / "out", learning_rat=1.0)
+    with pytest.raises(InputError, match=r"gradient\.frist is no key; did you mean 'first'"):
+        run(tmp_path / "out", gradient={"frist": 1})
+
+
+def test_steps_that_do_not_exist_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"gradient\.last=6: the last of 6 sampling steps is 5"):
+        run(tmp_path / "out", gradient={"first": 3, "last": 6})
+    with pytest.raises(InputError, match=r"gradient\.count=7: there are 6"):
+        run(tmp_path / "out", gradient={"steps": "last", "count": 7})
+    with pytest.raises(InputError, match="first=5 is after last=4"):
+        run(tmp_path / "out", gradient={"first": 5, "last": 4})
+
+
+def test_an_output_that_holds_another_run_is_not_touched(tmp_path):
+    run(tmp_path / "out", updates=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="already holds another run"):
+        run(tmp_path / "out", updates=2)
+    with pytest.raises(InputError, match="another config: updates was 1, is 2"):
+        run(tmp_path / "out", updates=2, resume=True)
+    with pytest.raises(InputError, match="holds no run to resume"):
+        run(tmp_path / "nothing", resume=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_a_loss_that_is_no_number_stops_with_the_prompts_and_the_last_checkpoint(tmp_path):
+    calls = 0
+
+    def spoiled(pixels, prompts):
+        nonlocal calls
+        calls += pixels.requires_grad
+        worth = brightness(pixels, prompts)
+        return worth * (pixels.sum() * 0 + (1e38 if calls > 5 else 1)) * (1e38 if calls > 5 else 1)
+
+    with pytest.raises(NonFiniteLossError) as caught:
+        run(tmp_path / "out", reward=spoiled, updates=4, save_every=1)
+    message = str(caught.value)
+    assert "update 3" in message
+    assert any(prompt in message for prompt in PROMPTS)
+    assert "checkpoint-2" in message
+    assert "learning_rate" in message
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    import imagereward.tuning.checkpoint as checkpoint
+
+    saved, real = 0, checkpoint.torch.save
+
+    def save(thing, path):
+        nonlocal saved
+        saved += 1
+        if saved == 2:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        real(thing, path)
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+    output = tmp_path / "out"
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-2 could not be written.*No space left.*checkpoint-1"
+    ):
+        run(output, updates=3, save_every=1)
+    assert [path.name for path in output.glob("*checkpoint*")] == ["checkpoint-1"]
+    run(output, updates=3, save_every=1, resume=True)
+    assert (output / "model_index.json").is_file()
+
+
+def test_more_processes_than_chunks_are_refused():
+    objective = refl_of(batch_size=2, micro_batch=2)
+    assert next(objective.minibatches(None, 0, 1, 2)) == []
+
+
+def test_stable_diffusion_draws_as_diffusers_does():
+    pipeline = pipelines.sd()
+    denoiser = open_denoiser(pipeline, 16)
+    policy = Policy(denoiser, denoiser.dynamics(STEPS), 3.0)
+    noise = noise_of([0, 1], denoiser.latents.shape, 0)
+    ours = policy.sample(denoiser.encode(PROMPTS[:2]), noise)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS[:2],
+        height=16,
+        width=16,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        latents=noise,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_stable_diffusion_xl_draws_as_diffusers_does():
+    pipeline = pipelines.sdxl()
+    denoiser = open_denoiser(pipeline, 16)
+    policy = Policy(denoiser, denoiser.dynamics(STEPS), 3.0)
+    noise = noise_of([0, 1], denoiser.latents.shape, 0)
+    ours = policy.sample(denoiser.encode(PROMPTS[:2]), noise)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS[:2],
+        height=16,
+        width=16,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        latents=noise,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pipeline_of_another_class_in_python_is_named():
+    with pytest.raises(InputError, match="int is no family"):
+        open_denoiser(3)

@@ -1,0 +1,166 @@
+"""Noise prediction on pairs, its weights and caches, and the parts of a pipeline from nothing."""
+
+import json
+
+import numpy as np
+import pipelines
+import pytest
+import torch
+from diffusers.training_utils import compute_snr
+from PIL import Image
+from test_refl import PROMPTS, brightness, policy_of, settings
+
+from imagereward.errors import InputError
+from imagereward.images import Preprocess
+from imagereward.tuning import tune
+from imagereward.tuning.batches import chunks
+from imagereward.tuning.data import PairedImages, ShapesPairs
+from imagereward.tuning.denoisers import open_denoiser
+from imagereward.tuning.dynamics import Diffusion
+from imagereward.tuning.latent_images import LatentImages
+from imagereward.tuning.objectives.autoencoder import kl_to_normal
+from imagereward.tuning.objectives.sft import SFT
+from imagereward.tuning.objectives.weighted import Weighted
+
+
+def sft_of(policy, **options):
+    data = LatentImages(ShapesPairs(6, 0, Preprocess(16)), policy.denoiser.latents)
+    return SFT(data, **{"batch_size": 4, "micro_batch": 2, **options})
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weights_are_the_published_ones(prediction):
+    pipeline = pipelines.sd(prediction)
+    dynamics, times = Diffusion.like(pipeline.scheduler, 10), torch.tensor([0, 10, 300, 700, 999])
+    snr = compute_snr(pipeline.scheduler, times)
+    expected = {
+        "epsilon": snr.clamp(max=5) / snr,
+        "v_prediction": snr.clamp(max=5) / (snr + 1),
+        "sample": snr.clamp(max=5),
+    }
+    torch.testing.assert_close(dynamics.min_snr_weights(times, 5.0), expected[prediction])
+
+
+def test_the_loss_is_the_error_of_the_prediction():
+    policy = policy_of()
+    objective, chunk = sft_of(policy), chunks(0, 4, 2)[0]
+    seen = {}
+    original = policy.denoiser.predict
+
+    def watched(x, time, condition, guidance=1.0):
+        seen.update(x=x, time=time, output=original(x, time, condition, guidance))
+        return seen["output"]
+
+    policy.denoiser.predict = watched
+    loss, _ = objective.loss(policy, chunk)
+    # epsilon = (x - sqrt(alpha) x0) / sqrt(1 - alpha), with x0 the data's own latents.
+    from imagereward.tuning.randomness import rows_of
+
+    rows = rows_of(chunk.samples, len(objective.data), 0)
+    clean = objective.data.latents(rows)
+    alpha = policy.denoiser.pipeline.scheduler.alphas_cumprod[seen["time"]].view(-1, 1, 1, 1)
+    noise = (seen["x"] - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+    expected = torch.nn.functional.mse_loss(seen["output"], noise)
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_prompts_are_dropped_as_often_as_asked():
+    policy = policy_of()
+    texts = []
+    encode = policy.denoiser.encode
+    policy.denoiser.encode = lambda prompts: texts.extend(prompts) or encode(prompts)
+    objective = sft_of(policy, drop=0.5, batch_size=200, micro_batch=200)
+    with torch.no_grad():
+        objective.loss(policy, chunks(0, 200, 200)[0])
+    assert 60 < texts.count("") < 140
+
+
+def test_cached_latents_are_those_of_the_images(tmp_path):
+    latents = open_denoiser(pipelines.sd(), 16).latents
+    pairs = ShapesPairs(40, 0, Preprocess(16))
+    plain, cached = LatentImages(pairs, latents), LatentImages(pairs, latents, tmp_path)
+    torch.testing.assert_close(cached.latents([3, 39, 3]), plain.latents([3, 39, 3]), atol=1e-5, rtol=1e-5)
+    (file,) = tmp_path.iterdir()
+    written = file.stat().st_mtime_ns
+    LatentImages(pairs, latents, tmp_path).latents([0])
+    assert file.stat().st_mtime_ns == written
+    others = {
+        "seed": LatentImages(ShapesPairs(40, 1, Preprocess(16)), latents, tmp_path),
+        "weights": LatentImages(pairs, open_denoiser(pipelines.sd(seed=1), 16).latents, tmp_path),
+        "size": LatentImages(ShapesPairs(40, 0, Preprocess(32)), latents, tmp_path),
+    }
+    for count, other in enumerate(others.values(), 2):
+        other.latents([0])
+        assert len(list(tmp_path.iterdir())) == count
+
+
+def test_prompts_of_shapes_are_those_of_their_images():
+    pairs = ShapesPairs(20, 3, Preprocess(64), most_things=2)
+    assert pairs.texts == [pairs[i]["prompt"] for i in range(20)]
+    from imagereward.shapes import read
+
+    assert all(read(text).total <= 2 for text in pairs.texts)
+
+
+def test_objectives_add_up_with_weights():
+    policy = policy_of()
+    from test_refl import refl_of
+
+    refl, sft = refl_of(), sft_of(policy)
+    both = Weighted({"refl": (1.0, refl), "sft": (0.25, sft)})
+    (step,) = both.minibatches(policy, 0, 0, 1)
+    assert sum(part.share for part in step) == pytest.approx(2)
+    total = sum(both.loss(policy, part)[0] * part.share for part in step)
+    expected = sum(refl.loss(policy, chunk)[0] * chunk.share for chunk in chunks(0, 4, 2))
+    expected += 0.25 * sum(sft.loss(policy, chunk)[0] * chunk.share for chunk in chunks(0, 4, 2))
+    torch.testing.assert_close(total, expected)
+    names = {name for part in step for name in both.loss(policy, part)[1]}
+    assert {"reward", "sft/error"} <= names
+
+
+def test_refl_with_pretraining_logs_both(tmp_path):
+    (tmp_path / "images").mkdir()
+    records = []
+    for i in range(3):
+        Image.fromarray(np.full((20, 24, 3), 80 * i, np.uint8)).save(tmp_path / f"images/{i}.png")
+        records.append({"text": PROMPTS[i], "image": f"images/{i}.png"})
+    (tmp_path / "pairs.json").write_text(json.dumps(records))
+    tune(
+        pipelines.sd(),
+        PROMPTS,
+        reward=brightness,
+        output=tmp_path / "out",
+        **settings(pretraining={"data": str(tmp_path / "pairs.json"), "batch_size": 3, "min_snr": 5.0}),
+    )
+    history = json.loads((tmp_path / "out/history.json").read_text())
+    logged = [entry for entry in history if "loss" in entry]
+    assert len(logged) == 2
+    assert all({"reward", "pretraining/error"} <= entry.keys() for entry in logged)
+
+
+def test_pretraining_pairs_that_are_missing_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"no\.json does not exist"):
+        tune(
+            pipelines.sd(),
+            PROMPTS,
+            reward=brightness,
+            output=tmp_path / "out",
+            **settings(pretraining={"data": str(tmp_path / "no.json")}),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_of_pairs_knows_itself(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "pairs.json").write_text(json.dumps([{"text": "a cat", "image": "a.png"}]))
+    first = PairedImages(tmp_path / "pairs.json", Preprocess(16)).identity
+    assert first == PairedImages(tmp_path / "pairs.json", Preprocess(16)).identity
+    Image.new("RGB", (17, 17)).save(tmp_path / "a.png")
+    assert first != PairedImages(tmp_path / "pairs.json", Preprocess(16)).identity
+
+
+def test_the_kl_is_that_of_two_normals():
+    mean, logvar = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, (logvar / 2).exp()), normal(0.0, 1.0))
+    torch.testing.assert_close(kl_to_normal(mean, logvar), expected.mean((1, 2, 3)))

@@ -9,6 +9,7 @@ from imagereward.cli.options import Format
 
 
 def load_scorer(model, checkpoint, device, dtype, download_root, offline):
+    """The scorer that a command asks for, with its note said. Raises CheckpointError for no such file."""
     import imagereward
     from imagereward.errors import CheckpointError
 
@@ -33,6 +34,7 @@ def say_note(name: str) -> None:
 
 
 def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
+    """Rows to stdout, as one of the formats every command has."""
     if format == Format.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif format == Format.csv:

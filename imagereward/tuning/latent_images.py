@@ -21,10 +21,12 @@ class Pairs(Protocol):
     """Pairs by number: `prompt`, and `pixels` as 8-bit [3, S, S]; `identity` says which they are."""
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """Which pairs these are."""
 
     @property
-    def texts(self) -> list[str]: ...
+    def texts(self) -> list[str]:
+        """All prompts."""
 
     def __len__(self) -> int: ...
 

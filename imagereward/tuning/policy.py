@@ -20,10 +20,12 @@ class Policy:
 
     @property
     def module(self) -> torch.nn.Module:
+        """The network as it is called, wrapped or bare."""
         return self.denoiser.module
 
     @module.setter
     def module(self, module: torch.nn.Module) -> None:
+        """Put a wrapped one in its place."""
         self.denoiser.module = module
 
     @property

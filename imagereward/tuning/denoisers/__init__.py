@@ -41,7 +41,8 @@ class Denoiser(Protocol):
     lora_targets: Sequence[str]
 
     @property
-    def frozen(self) -> list[torch.nn.Module]: ...
+    def frozen(self) -> list[torch.nn.Module]:
+        """Text encoders and the autoencoder."""
 
     def dynamics(self, steps: int, eta: float = 0.0):
         """The pipeline's noise on a sampling grid of so many steps."""

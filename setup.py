@@ -35,11 +35,29 @@ EXTRAS = {
         "pydantic>=2.7",
         "tensorboard>=2.18",
     ],
-    "serve": ["fastapi", "uvicorn", "httpx", "python-multipart"],
-    "scale": ["pyarrow", "ray[data,serve]"],
+    "serve": [
+        "fastapi>=0.115",
+        "uvicorn>=0.30",
+        "pydantic>=2.9",
+        "python-multipart>=0.0.18",
+        "prometheus-client>=0.20",
+        "httpx2>=2.0",
+    ],
+    "scale": ["pyarrow>=17", "ray[data,serve]>=2.40"],
     "report": ["matplotlib"],
 }
-TEST = [*EXTRAS["train"], "pytest>=8", "ruff>=0.12", "mypy>=1.11", "setuptools>=77", "wheel>=0.43"]
+TEST = [
+    *EXTRAS["train"],
+    *EXTRAS["serve"],
+    "hypothesis>=6.100",
+    "playwright>=1.45",
+    *EXTRAS["scale"],
+    "pytest>=8",
+    "ruff>=0.12",
+    "mypy>=1.11",
+    "setuptools>=77",
+    "wheel>=0.43",
+]
 
 setup(
     name="imagereward",
@@ -51,7 +69,9 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(include=["imagereward", "imagereward.*"]),
-    package_data={"imagereward": ["py.typed", "assets/*", "assets/*/*", "tuning/recipes/*/*.toml"]},
+    package_data={
+        "imagereward": ["py.typed", "assets/*", "assets/*/*", "tuning/recipes/*/*.toml", "serve/page.html"]
+    },
     install_requires=CORE,
     extras_require={**EXTRAS, "test": TEST, "all": sorted({*chain(*EXTRAS.values()), *TEST})},
     entry_points={"console_scripts": ["imagereward = imagereward.cli:main"]},

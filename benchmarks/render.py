@@ -14,6 +14,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs/shapes.md",
     ROOT / "docs/reward-models.md",
+    ROOT / "docs/bulk.md",
 )
 
 
@@ -83,6 +84,7 @@ def training_step(result: dict) -> str:
 def tiny(result: dict) -> str:
     """ImageReward-tiny's file as Markdown: the run, and its accuracy on held-out pairs."""
     seconds = result["seconds"]
+    since = ", both since it was last resumed" if "resume=true" in result["overrides"] else ""
     rows = [
         f"| {row['pairs']} | {100 * row['accuracy']:.1f} % | {100 * row['shuffled']:.1f} % | {row['count']} |"
         for row in result["rows"]
@@ -90,7 +92,7 @@ def tiny(result: dict) -> str:
     return "\n".join(
         [
             f"{machine(result)}. The warm-up took {seconds['warmup'] / 60:.0f} minutes, the rankings "
-            f"{seconds['ranking'] / 60:.0f}; "
+            f"{seconds['ranking'] / 60:.0f}{since}; "
             f"{result['parameters'] / 1e6:.2f} million parameters, {result['megabytes']:.1f} MB. "
             f"{result['held_out']['prompts']} held-out prompts, seed {result['held_out']['seed']}.",
             "",
@@ -135,6 +137,29 @@ def shapes_measure(result: dict) -> str:
     )
 
 
+def bulk(result: dict) -> str:
+    """The file of scoring in bulk as Markdown: one line for each thing that was measured."""
+    full, over, memory = result["throughput"], result["overhead"], result["memory"]
+    kills, corrupt, cache = result["kills"], result["corrupt"], result["cache"]
+    sizes = " and ".join(f"{rows}" for rows in memory["rows"])
+    peaks = " and ".join(f"{peak:.0f} MB" for peak in memory["peak_mb"])
+    lines = {
+        f"full size, {full['rows']} rows, batches of {full['batch_size']}": f"{full['bulk_per_s']:.2f} "
+        f"rows/s; bare model on decoded batches {full['bare_per_s']:.2f}: {100 * full['share']:.0f} % of it, "
+        f"{100 * full['share_with_decode']:.0f} % of model and decoding ({full['decode_ms']:.1f} ms) in turn",
+        f"overhead, {over['rows']} rows": f"{over['overhead_ms']:.2f} ms of CPU a row beyond decoding and "
+        f"model, which take {over['decode_and_model_ms']:.2f} ms",
+        f"peak memory at {sizes} rows": f"{peaks}, {memory['ratio']:.2f} x",
+        f"kill -9 at {kills['kills']} random moments": "identical file" if kills["equal"] else "ANOTHER file",
+        f"{100 * corrupt['damaged']:.0f} % damaged images in {corrupt['rows']} rows": f"{corrupt['failed']} "
+        f"rows with an error; {corrupt['wrong']} rows with one missing or too much",
+        f"cache, full size, {cache['rows']} rows": f"first pass {cache['first_s']:.0f} s, second with other "
+        f"prompts {cache['second_s']:.0f} s, {cache['times']:.1f} x; {cache['mb_an_image']:.2f} MB an image",
+    }
+    rows = [f"| {what} | {figure} |" for what, figure in lines.items()]
+    return "\n".join([f"{machine(result)}.", "", "| | |", "|---|---|", *rows])
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
     "throughput-cpu": throughput,
     "throughput-cuda": throughput,
@@ -142,6 +167,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "training-step-cuda": training_step,
     "shapes-measure": shapes_measure,
     "tiny": tiny,
+    "bulk-cpu": bulk,
+    "bulk-cuda": bulk,
 }
 
 

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from imagereward.ranking import Ranking as Ranking
     from imagereward.registry import available_models as available_models
     from imagereward.registry import available_scores as available_scores
+    from imagereward.remote import connect as connect
+    from imagereward.remote import connect_async as connect_async
     from imagereward.scorer import Scorer as Scorer
 
 _HOMES = {
     "load": "loading",
     "load_score": "loading",
     "ensemble": "ensembles",
+    "connect": "remote",
+    "connect_async": "remote",
     "available_models": "registry",
     "available_scores": "registry",
     "Scorer": "scorer",

@@ -5,8 +5,9 @@ blocks, and only what a block's rows need is in memory.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -28,30 +29,12 @@ def score_rows(
     """
     if not prompts or not images:
         raise InputError(f"nothing to score: {len(prompts)} prompts and {len(images)} images")
-    kept_images, image_of = _distinct([identity(image) for image in images])
-    kept_prompts, prompt_of = _distinct(prompts)
-    pairs = torch.stack([image_of[pairs_P_2[:, 0]], prompt_of[pairs_P_2[:, 1]]], 1)
-    by_image = pairs[:, 0].argsort(stable=True)
-    count = len(kept_images)
-    starts = torch.searchsorted(pairs[by_image, 0].contiguous(), torch.arange(count + 1)).tolist()
-    results, order = [], []
-    decoded = load_pixels(images, scorer.preprocesses, kept_images)
-    bar = tqdm(total=count, desc=scorer.name, unit="image", delay=2, leave=False)
-    with torch.inference_mode(), scorer.evaluating(), bar, contextlib.closing(decoded):
-        encoded_prompts = None
-        for first in range(0, count, batch_size):
-            block = list(islice(decoded, batch_size))
-            if encoded_prompts is None:  # only now, so that unreadable images fail first
-                encoded_prompts = scorer.encode_prompts([prompts[index] for index in kept_prompts])
-            features = scorer.encode_pixels([torch.stack(part) for part in zip(*block)])
-            rows = by_image[starts[first] : starts[first + len(block)]]
-            for part in _parts(rows, pairs, len(block)):
-                local = pairs[part] - torch.tensor([first, 0])
-                results.append(head(features, encoded_prompts, local).float().cpu())
-                order.append(part)
-            bar.update(len(block))
-    scores = torch.cat(results)
-    scores = torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
+    kept, image_of = distinct([identity(image) for image in images])
+    pairs = torch.stack([image_of[pairs_P_2[:, 0]], pairs_P_2[:, 1]], 1)
+    decoded = load_pixels(images, scorer.preprocesses, kept)
+    bar = tqdm(iterable=decoded, total=len(kept), desc=scorer.name, unit="image", delay=2, leave=False)
+    with contextlib.closing(decoded), bar:
+        scores = score_pixels(scorer, prompts, bar, pairs, batch_size, head)
 
     def describe(row: int) -> str:
         image, prompt = pairs_P_2[row].tolist()
@@ -59,6 +42,51 @@ def score_rows(
 
     check_finite(scorer.name, scores, describe)
     return scores
+
+
+def score_pixels(
+    scorer,
+    prompts: list[str],
+    pixels: Iterable[tuple[torch.Tensor, ...]],
+    pairs_P_2: torch.Tensor,
+    batch_size: int,
+    head: Callable,
+) -> torch.Tensor:
+    """`score_rows` of images that are decoded as `load_pixels` does it; results may be not finite."""
+    kept, prompt_of = distinct(prompts)
+    pairs = torch.stack([pairs_P_2[:, 0], prompt_of[pairs_P_2[:, 1]]], 1)
+    pixels = iter(pixels)
+
+    def blocks():
+        while block := list(islice(pixels, batch_size)):
+            yield scorer.encode_pixels([torch.stack(part) for part in zip(*block)]), len(block)
+
+    return score_blocks(scorer, [prompts[index] for index in kept], blocks(), pairs, head)
+
+
+def score_blocks(
+    scorer, prompts: list[str], blocks: Iterable[tuple[Any, int]], pairs_P_2: torch.Tensor, head: Callable
+) -> torch.Tensor:
+    """`head`'s float32 results on the CPU, one a row of `pairs_P_2`: (image, prompt) indices.
+
+    `blocks` gives images in the order of their indices, as (features, how many). The first is taken
+    before the prompts are encoded, so that images which fail to come fail first.
+    """
+    by_image = pairs_P_2[:, 0].argsort(stable=True)
+    image_of_row = pairs_P_2[by_image, 0].contiguous()
+    results, order, encoded_prompts, first = [], [], None, 0
+    with torch.inference_mode(), scorer.evaluating():
+        for features, count in blocks:
+            if encoded_prompts is None:
+                encoded_prompts = scorer.encode_prompts(prompts)
+            start, end = torch.searchsorted(image_of_row, torch.tensor([first, first + count])).tolist()
+            for part in _parts(by_image[start:end], pairs_P_2, count):
+                local = pairs_P_2[part] - torch.tensor([first, 0])
+                results.append(head(features, encoded_prompts, local).float().cpu())
+                order.append(part)
+            first += count
+    scores = torch.cat(results)
+    return torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
 
 
 def check_finite(name: str, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
@@ -72,7 +100,7 @@ def check_finite(name: str, scores: torch.Tensor, describe: Callable[[int], str]
         )
 
 
-def _distinct(keys: Sequence) -> tuple[list[int], torch.Tensor]:
+def distinct(keys: Sequence) -> tuple[list[int], torch.Tensor]:
     """(index of each distinct key's first occurrence, for each key the place of that in the former)."""
     place: dict = {}
     places = [place.setdefault(key, len(place)) for key in keys]

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from imagereward.images import ImageLike, Preprocess, as_list
 from imagereward.loading import load
 from imagereward.ranking import Ranking
 from imagereward.scorer import Scorer
+from imagereward.verbs import Scored, Verbs, one_prompt
 
 
 def ensemble(
@@ -30,11 +31,17 @@ def ensemble(
 
     Every image is decoded once for all components, and encoded once for those that share a tower
     (CLIP and Aesthetic). Raises InputError for an empty mapping, weights that are not numbers, a
-    `normalise` key that is no component, or components on different devices.
+    `normalise` key that is no component, remote components, or components on different devices.
     """
     if not isinstance(weights, Mapping) or not weights:
         raise InputError("an ensemble needs at least one component, as {name: weight}")
     keys = list(weights)
+    remote: list[Any] = [key for key in keys if isinstance(key, Verbs) and not isinstance(key, Scorer)]
+    if remote:
+        raise InputError(
+            f"{remote[0].name!r} runs elsewhere, where an ensemble's components share one decoding of every "
+            "image: serve the ensemble itself (`create_app`), or add up what score_matrix returns"
+        )
     numbers = {key: weight for key, weight in weights.items() if isinstance(weight, Real)}
     if bad := [str(key) for key in keys if key not in numbers or not math.isfinite(numbers[key])]:
         raise InputError(f"the weights of {bad} are not finite numbers")
@@ -86,10 +93,16 @@ class Ensemble(Scorer):
     def preprocesses(self) -> tuple[Preprocess, ...]:
         return self._preprocesses
 
+    @property
+    def encoders(self) -> list[Scorer]:
+        """The components that encode images for all of them; `encode_images` gives features of each."""
+        return [self.scorers[index] for index in self._encoders]
+
     def encode_images(self, *pixels: torch.Tensor) -> tuple:
-        encoders = [self.scorers[index] for index in self._encoders]
         of = dict(zip(self._preprocesses, pixels))
-        return tuple(scorer.encode_images(*(of[each] for each in scorer.preprocesses)) for scorer in encoders)
+        return tuple(
+            scorer.encode_images(*(of[each] for each in scorer.preprocesses)) for scorer in self.encoders
+        )
 
     def encode_prompts(self, prompts: list[str]) -> tuple:
         return tuple(scorer.encode_prompts(prompts) for scorer in self.scorers)
@@ -111,28 +124,35 @@ class Ensemble(Scorer):
         self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None
     ) -> dict[str, list[float]]:
         """Each component's own scores, before weights and normalisation, in list order."""
-        scores = self._one_prompt(prompt, as_list(images), batch_size, self.heads)
-        return {name: column.tolist() for name, column in zip(self.names, scores.T)}
+        rows = one_prompt(prompt, as_list(images))
+        return self._scored(rows, batch_size, self._by_name, head=self.heads)
 
     def rank(self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None) -> Ranking:
-        images = as_list(images)
-        scores = self._one_prompt(prompt, images, batch_size, self.heads)
-        components = {name: column.tolist() for name, column in zip(self.names, scores.T)}
-        return self._ranking(prompt, images, self._weighted(scores).tolist(), components=components)
+        rows = one_prompt(prompt, as_list(images))
+
+        def finish(scored: Scored) -> Ranking:
+            total = scored._replace(scores=self._weighted(scored.scores))
+            return self._ranking(rows, total, components=self._by_name(scored))
+
+        return self._scored(rows, batch_size, finish, head=self.heads)
+
+    def _by_name(self, scored: Scored) -> dict[str, list[float]]:
+        return {name: column.tolist() for name, column in zip(self.names, scored.scores.T)}
 
     def count_tokens(self, prompts: list[str]) -> list[int]:
-        return [max(counts) for counts in zip(*(s.count_tokens(prompts) for s in self.scorers))]
+        return self.reading(prompts)[0]
 
-    def truncated(self, prompts: list[str]) -> list[bool]:
-        return [any(flags) for flags in zip(*(s.truncated(prompts) for s in self.scorers))]
+    def reading(self, prompts: list[str]) -> tuple[list[int], list[bool]]:
+        tokens, truncated = zip(*(scorer.reading(prompts) for scorer in self.scorers))
+        return [max(counts) for counts in zip(*tokens)], [any(flags) for flags in zip(*truncated)]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for scorer in self.scorers:
             scorer.set_grad_checkpointing(enable)
 
     def compile_towers(self) -> None:
-        for index in self._encoders:
-            self.scorers[index].compile_towers()
+        for scorer in self.encoders:
+            scorer.compile_towers()
 
     def save_pretrained(self, directory: str | os.PathLike):
         raise InputError("an ensemble has no weights of its own: save its components, in `.scorers`")

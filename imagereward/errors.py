@@ -5,6 +5,9 @@ Each one is an `ImageRewardError` and also the builtin that a caller would expec
 (path, index, key), what was expected, and what to do.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class ImageRewardError(Exception):
     """Base of all errors raised by this package."""
@@ -38,12 +41,30 @@ class DeviceError(ImageRewardError, RuntimeError):
     """The requested device is not on this machine."""
 
 
+class OutputError(ImageRewardError, OSError):
+    """A result cannot be written: it is there already, another run's, or the disk is full."""
+
+
 class NonFiniteScoreError(ImageRewardError, ArithmeticError):
     """A score came out NaN or infinite; it is never turned into a ranking."""
 
 
 class DeadHeadError(ImageRewardError, ArithmeticError):
     """A reward model in training gives every image the same score and does not move from there."""
+
+
+class RemoteError(ImageRewardError, ConnectionError):
+    """A reward server did not answer, or did not answer with scores.
+
+    `causes` maps each row without a score to the reason; `scores` [P] holds the others, and NaN for
+    these. Rows are those of the verb: images for `score` and `rank`, pairs for `score_pairs`, and
+    for `score_matrix` the pairs of image 0 with every prompt, then of image 1, and so on.
+    """
+
+    def __init__(self, message: str, causes: Mapping[int, str] | None = None, scores: Any = None):
+        super().__init__(message)
+        self.causes = dict(causes or {})
+        self.scores = scores
 
 
 class NonFiniteLossError(ImageRewardError, ArithmeticError):

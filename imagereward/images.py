@@ -10,6 +10,7 @@ of 255 at most on smooth pictures.
 
 import contextlib
 import io
+import math
 import os
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -74,6 +75,12 @@ class Preprocess:
         if self.recipe == "transformers":
             image = image.convert("RGB")
         height, width = self._short_side(image.height, image.width)
+        if height * width > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ImageReadError(
+                f"an image of {image.width} x {image.height} is too narrow: with its short side at "
+                f"{self.size} it would have {height * width} pixels "
+                "(raise PIL.Image.MAX_IMAGE_PIXELS if you trust it)"
+            )
         image = v2.functional.resize(image, [height, width], v2.InterpolationMode.BICUBIC)
         top, left = self._offset(height), self._offset(width)
         return _to_tensor(image.crop((left, top, left + self.size, top + self.size)).convert("RGB"))

@@ -58,7 +58,7 @@ def load(
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
     """
-    device, dtype = _device(device), _dtype(dtype)
+    device, dtype = resolve_device(device), _dtype(dtype)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 2)
     med = None if med_config is None else _read_med_config(Path(med_config))
@@ -153,7 +153,7 @@ def random_scorer(
     for name, value in state.items():
         if value.ndim == 1 and name.endswith("weight"):
             value.add_(1)
-    return assemble(config, state, _device(device), _dtype(dtype), "random weights")
+    return assemble(config, state, resolve_device(device), _dtype(dtype), "random weights")
 
 
 def _located(label: str, kind: str | None, download_root, local_files_only: bool):
@@ -284,17 +284,18 @@ def _with_med_config(config: ScorerConfig, values: dict) -> ScorerConfig:
     return replace(config, architecture=shape)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None is the first GPU, else the CPU. DeviceError if it is not there."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
+        found = torch.device(device)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
         count = torch.cuda.device_count()
         present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
         raise DeviceError(f"device {device!r} is not on this machine; present: {present}") from error
-    return device
+    return found
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -1,27 +1,25 @@
-"""Scorer: every public verb, written once for all models.
+"""Scorer: a model on this machine, with every public verb.
 
 A model says three things: what depends on the image alone (`encode_images`), what depends on the
-prompt alone (`encode_prompts`), and how the two make scores (`head`). From these come all verbs.
+prompt alone (`encode_prompts`), and how the two make scores (`head`). From these come all verbs:
+those of `verbs.py`, and `reward`.
 Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
 """
 
 import contextlib
-import inspect
 import os
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from imagereward.config import ScorerConfig, whole_number
 from imagereward.engine import check_finite, score_rows
-from imagereward.errors import InputError, PromptTruncatedWarning
-from imagereward.images import ImageLike, Preprocess, as_list, full_precision, is_many, name_of
-from imagereward.ranking import Ranking, ranks_of
+from imagereward.errors import InputError
+from imagereward.images import Preprocess, full_precision
 from imagereward.saving import push, save
+from imagereward.verbs import Result, Rows, Scored, Verbs, diagonal, prompt_list, warn_truncated
 
 # Images a batch where the caller does not say: a CPU is busy with few, an accelerator wants many.
 DEFAULT_BATCH = {"cpu": 8}
@@ -31,7 +29,7 @@ MOST_AT_ONCE = 2**20
 PIXEL_SLACK = 0.01
 
 
-class Scorer(nn.Module):
+class Scorer(Verbs, nn.Module):
     """A reward: a function of (prompt, image). Subclasses define the three methods and no verbs.
 
     Every verb takes `batch_size`, the number of images in one pass of the model. Every verb raises,
@@ -44,6 +42,8 @@ class Scorer(nn.Module):
 
     # Parameters under these prefixes stay float32 whatever the dtype of the rest.
     float32_prefixes = ("mlp.", "clip_model.logit_scale")
+    # Weights under these prefixes are those that `encode_images` uses: what its features are good for.
+    image_prefixes: tuple[str, ...] = ("",)
 
     def __init__(self, config: ScorerConfig):
         super().__init__()
@@ -92,7 +92,12 @@ class Scorer(nn.Module):
 
     def truncated(self, prompts: list[str]) -> list[bool]:
         """Whether each prompt is longer than the model reads."""
-        return [tokens > self.config.max_length for tokens in self.count_tokens(prompts)]
+        return self.reading(prompts)[1]
+
+    def reading(self, prompts: list[str]) -> tuple[list[int], list[bool]]:
+        """`count_tokens` and `truncated` at the price of one."""
+        tokens = self.count_tokens(prompts)
+        return tokens, [count > self.config.max_length for count in tokens]
 
     @property
     def preprocesses(self) -> tuple[Preprocess, ...]:
@@ -109,82 +114,7 @@ class Scorer(nn.Module):
         """The towers' dtype; what `head` returns is float32, or float64 for float64 towers."""
         return next(self.parameters()).dtype
 
-    # The verbs.
-
-    def score(
-        self, prompt: str, image: ImageLike | Sequence[ImageLike], *, batch_size: int | None = None
-    ) -> float | list[float]:
-        """How well each image answers the prompt; higher is better.
-
-        One image gives a float, a list gives a list of the same length. Ranges: see the registry.
-        """
-        scores = self._one_prompt(prompt, as_list(image), batch_size).tolist()
-        return scores if is_many(image) else scores[0]
-
-    def inference_rank(
-        self,
-        prompt: str,
-        generations_list: Sequence[ImageLike],
-        *,
-        batch_size: int | None = None,
-    ) -> tuple[list[int] | int, list[float] | float]:
-        """(ranking, rewards) as the original returns them: ranking[i] is image i's place, 1 the best.
-
-        As there, a list of one image gives two bare numbers. Equal scores get consecutive places in
-        list order; `rank` lets them share one.
-        """
-        scores = self._one_prompt(prompt, as_list(generations_list), batch_size)
-        places = torch.empty(len(scores), dtype=torch.long)
-        places[scores.argsort(descending=True, stable=True)] = torch.arange(1, len(scores) + 1)
-        return places.squeeze().tolist(), scores.squeeze().tolist()
-
-    def rank(self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None) -> Ranking:
-        """The images in order, with rewards and ranks: prints as a table, shows itself in a notebook."""
-        images = as_list(images)
-        return self._ranking(prompt, images, self._one_prompt(prompt, images, batch_size).tolist())
-
-    def best_of(
-        self,
-        prompt: str,
-        images: Sequence[ImageLike],
-        k: int = 1,
-        *,
-        batch_size: int | None = None,
-    ) -> list[int]:
-        """Indices of the k best images, best first."""
-        images = as_list(images)
-        k = whole_number("k", k, 1, max(1, len(images)))
-        scores = self._one_prompt(prompt, images, batch_size)
-        return scores.argsort(descending=True, stable=True)[:k].tolist()
-
-    def score_pairs(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[ImageLike],
-        *,
-        batch_size: int | None = None,
-    ) -> list[float]:
-        """N prompts with N images, one score a pair. Repeated images and prompts are encoded once."""
-        prompts, images = _prompt_list(prompts), as_list(images)
-        if len(prompts) != len(images):
-            raise InputError(
-                f"{len(prompts)} prompts and {len(images)} images: score_pairs needs as many of "
-                "each (score_matrix scores every prompt with every image)"
-            )
-        return self._score_rows(prompts, images, _diagonal(len(images)), batch_size, self.head).tolist()
-
-    def score_matrix(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[ImageLike],
-        *,
-        batch_size: int | None = None,
-    ) -> np.ndarray:
-        """M prompts by N images: float32 array [M, N], at the price of N image passes."""
-        prompts, images = _prompt_list(prompts), as_list(images)
-        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(prompts)))
-        scores = self._score_rows(prompts, images, pairs.reshape(-1, 2), batch_size, self.head)
-        return scores.reshape(len(images), len(prompts)).T.contiguous().numpy()
+    # The verb that only a model on this machine has.
 
     def reward(
         self,
@@ -208,7 +138,7 @@ class Scorer(nn.Module):
                 f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected float [B, 3, H, W] in [0, 1]"
             )
         count = len(pixels)
-        prompts = [prompts] * count if isinstance(prompts, str) else _prompt_list(prompts)
+        prompts = [prompts] * count if isinstance(prompts, str) else prompt_list(prompts)
         if not pixels.numel():
             raise InputError(f"pixels are empty: {tuple(pixels.shape)}")
         if len(prompts) != count:
@@ -216,7 +146,7 @@ class Scorer(nn.Module):
         low, high = pixels.detach().aminmax()
         if not (low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK):  # NaN fails both
             raise InputError(f"pixels are in [{low:.3g}, {high:.3g}]; expected [0, 1]")
-        self._warn_truncated(list(dict.fromkeys(prompts)))
+        self._warn_truncated(self.truncated(list(dict.fromkeys(prompts))))
         size = self._batch_size(batch_size)
         parts = []
         with self.evaluating():
@@ -224,7 +154,7 @@ class Scorer(nn.Module):
                 part = pixels[start : start + size].to(self.device)
                 features = self.encode_pixels([p.resize(full_precision(part)) for p in self.preprocesses])
                 encoded = self.encode_prompts(prompts[start : start + size])
-                parts.append(self.head(features, encoded, _diagonal(len(part))))
+                parts.append(self.head(features, encoded, diagonal(len(part))))
         rewards = torch.cat(parts)
         check_finite(self.name, rewards, lambda row: f"image {row} with {prompts[row][:40]!r}")
         return rewards
@@ -246,22 +176,18 @@ class Scorer(nn.Module):
 
     # What the verbs share.
 
-    def _one_prompt(
-        self, prompt: str, images: list, batch_size: int | None, head: Callable | None = None
-    ) -> torch.Tensor:
-        if not isinstance(prompt, str):
-            raise InputError(
-                f"prompt is a {type(prompt).__name__}; expected one string "
-                "(score_pairs and score_matrix take lists of prompts)"
-            )
-        pairs = torch.stack([torch.arange(len(images)), torch.zeros(len(images))], 1).long()
-        return self._score_rows(_prompt_list([prompt]), images, pairs, batch_size, head or self.head)
-
-    def _score_rows(
-        self, prompts: list[str], images: list, pairs_P_2, batch_size: int | None, head: Callable
-    ) -> torch.Tensor:
-        self._warn_truncated(prompts)
-        return score_rows(self, prompts, images, pairs_P_2, self._batch_size(batch_size), head)
+    def _scored(
+        self,
+        rows: Rows,
+        batch_size: int | None,
+        finish: Callable[[Scored], Result],
+        *,
+        head: Callable | None = None,
+    ) -> Result:
+        tokens, truncated = self.reading(rows.prompts)
+        self._warn_truncated(truncated)
+        scores = score_rows(self, *rows, self._batch_size(batch_size), head or self.head)
+        return finish(Scored(scores, tokens, truncated))
 
     def encode_pixels(self, batches: list[torch.Tensor]):
         """Pixels in [0, 1] (or 8-bit), one batch per preprocess, to image features."""
@@ -272,33 +198,14 @@ class Scorer(nn.Module):
             )
         )
 
-    def _ranking(self, prompt: str, images: list, rewards: list[float], **extra) -> Ranking:
-        return Ranking(
-            prompt=prompt,
-            images=images,
-            names=[name_of(image, index) for index, image in enumerate(images)],
-            rewards=rewards,
-            ranks=ranks_of(rewards),
-            model=self.name,
-            tokens=self.count_tokens([prompt])[0],
-            truncated=self.truncated([prompt])[0],
-            **extra,
-        )
-
     def _batch_size(self, batch_size: int | None) -> int:
         if batch_size is None:
             return DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH_ACCELERATOR)
         return whole_number("batch_size", batch_size, 1, MOST_AT_ONCE)
 
-    def _warn_truncated(self, prompts: list[str]) -> None:
-        count = sum(self.truncated(prompts))
-        if count:
-            warnings.warn(
-                f"{count} of {len(prompts)} prompts are longer than {self.name} reads; only the "
-                "beginning was scored (`max_length=` in load() raises the limit where the model has room)",
-                PromptTruncatedWarning,
-                stacklevel=_level_of_caller(),
-            )
+    def _warn_truncated(self, truncated: list[bool]) -> None:
+        remedy = "`max_length=` in load() raises the limit where the model has room"
+        warn_truncated(self.name, truncated, remedy)
 
     @contextlib.contextmanager
     def evaluating(self):
@@ -307,35 +214,10 @@ class Scorer(nn.Module):
         A model in training mode must not be scored from several threads: the mode is its own.
         """
         modes = [(module, module.training) for module in self.modules() if module.training]
-        self.eval()
+        if modes:
+            self.eval()
         try:
             yield
         finally:
             for module, training in modes:
                 module.training = training
-
-
-def _prompt_list(prompts: Iterable[str]) -> list[str]:
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-        raise InputError(f"prompts is a {type(prompts).__name__}; expected a list of strings")
-    prompts = list(prompts)
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise InputError(f"prompts[{index}] is a {type(prompt).__name__}; expected a string")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"prompts[{index}] is not valid text: {error}") from error
-    return prompts
-
-
-def _level_of_caller() -> int:
-    """The `stacklevel` with which a warning points at the first frame outside this package."""
-    frame, level = inspect.currentframe(), 0
-    while frame and frame.f_globals.get("__name__", "").startswith("imagereward."):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _diagonal(count: int) -> torch.Tensor:
-    return torch.arange(count)[:, None].expand(-1, 2)

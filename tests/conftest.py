@@ -1,5 +1,6 @@
 """Small random scorers of every kind, pictures to score, and switches that keep tests off the network."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests that download undo it
@@ -33,6 +34,7 @@ CONFIGS = {
     "HPS": ScorerConfig("CLIP", CLIP, Preprocess(SIZE, "pad"), max_length=77),
     "PickScore": ScorerConfig("CLIP", CLIP, Preprocess(SIZE, "transformers"), max_length=77, scaled=True),
 }
+TABLE_ROWS = 23
 PROMPTS = ["a red bicycle", "", "two cats asleep on a green sofa, oil on canvas", "日本の桜 & café"]
 
 
@@ -73,3 +75,29 @@ def image_paths(tmp_path):
     for path, picture in zip(paths, pictures(5)):
         picture.save(path)
     return paths
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Directories of small scorers, by kind."""
+    root = tmp_path_factory.mktemp("models")
+    return {kind: str(small_scorer(kind, seed=3).save_pretrained(root / kind)) for kind in CONFIGS}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A directory with images and `table.jsonl`; some prompts and images are repeated."""
+    (tmp_path / "images").mkdir()
+    for index, picture in enumerate(pictures(TABLE_ROWS - 5)):
+        picture.save(tmp_path / f"images/{index}.png")
+    records = [
+        {
+            "id": f"r{index}",
+            "image": f"images/{index % (TABLE_ROWS - 5)}.png",
+            "prompt": f"{PROMPTS[index % 4]} {index // 2}",
+            "generator": index % 2,
+        }
+        for index in range(TABLE_ROWS)
+    ]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return tmp_path

@@ -138,7 +138,7 @@ def test_verify_prints_published_beside_measured_and_names_a_checkpoint_that_is_
 
 
 def test_a_wrong_path_is_reported_before_the_model_is_loaded(capsys, monkeypatch, image_paths):
-    monkeypatch.setattr("imagereward.cli._load", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr("imagereward.cli.scoring.load_scorer", lambda *_: pytest.fail("loaded the model"))
     assert "images[1] (/nowhere.png)" in error_of(capsys, "rank", "a", image_paths[0], "/nowhere.png")
 
 

@@ -82,6 +82,8 @@ class BLIP(nn.Module):
 class BLIPBase(Scorer):
     """What ImageReward and the BLIP score share: a BLIP, and WordPiece prompts."""
 
+    image_prefixes: tuple[str, ...] = ("blip.visual_encoder.",)
+
     def __init__(self, config: ScorerConfig):
         super().__init__(config)
         shape = BLIPShape.from_dict(config.architecture)
@@ -110,6 +112,8 @@ class BLIPBase(Scorer):
 
 class BLIPScore(BLIPBase):
     """Cosine, in [-1, 1], of the image's and the prompt's projected first tokens."""
+
+    image_prefixes = ("blip.visual_encoder.", "blip.vision_proj.")
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.blip.vision_proj(self.blip.visual_encoder(pixels.to(self.dtype))[:, 0])

@@ -20,6 +20,8 @@ from imagereward.scorer import Scorer
 class CLIPBase(Scorer):
     """A CLIP (`clip_model`, OpenAI's and open_clip's parameter names) and its image embedding."""
 
+    image_prefixes = ("clip_model.visual.",)
+
     def __init__(self, config: ScorerConfig):
         super().__init__(config)
         architecture = config.architecture

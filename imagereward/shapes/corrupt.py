@@ -16,10 +16,10 @@ _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "be
 # contrast, the block's side, and how much of a thing's diameter the crop cuts off.
 STRENGTH = {
     "noise": (0.07, 0.14, 0.26),
-    "blur": (0.016, 0.032, 0.06),
-    "banding": (0.10, 0.20, 0.38),
+    "blur": (0.024, 0.042, 0.07),
+    "banding": (0.13, 0.23, 0.38),
     "occlusion": (0.22, 0.32, 0.46),
-    "crop": (0.35, 0.5, 0.7),
+    "crop": (0.45, 0.6, 0.75),
 }
 # Pairs of mistakes of which one can undo or hide the other.
 _CANCELLING = ({"missing", "extra"}, {"missing", "relation"}, {"missing", "count"}, {"extra", "count"})

@@ -26,6 +26,8 @@ from imagereward.shapes.render import draw, to_image
 from imagereward.shapes.scene import MOST_THINGS, Request, arrange, ask
 from imagereward.shapes.truth import Annotator, Truth
 
+# What prompts get wrong, where it is possible: the oftener, the harder it is to see in 64 pixels.
+WRONG_ODDS = {"colour": 0.7, "shape": 3.0, "count": 1.5, "relation": 4.0, "missing": 0.5, "extra": 0.5}
 SPLITS = ("train", "valid", "test")
 # How often a candidate has each level of damage. Half of them are clean and two fifths faithful, so
 # that many pairs of one prompt differ on one axis alone.
@@ -94,8 +96,7 @@ def wrong_prompt(prompt: str, rng: np.random.Generator) -> str:
     request = read(prompt)
     # No phrasing relates two things and names a third.
     mistakes = [m for m in possible_mistakes(request) if not (request.relation and m == "extra")]
-    # The relation is the hardest to see, and possible in a third of all prompts only.
-    weights = np.array([2.0 if mistake == "relation" else 1.0 for mistake in mistakes])
+    weights = np.array([WRONG_ODDS[mistake] for mistake in mistakes])
     return say(misread(request, str(rng.choice(mistakes, p=weights / weights.sum())), rng), rng)
 
 

@@ -52,10 +52,12 @@ class Denoiser(Protocol):
     lora_targets: Sequence[str]
 
     @property
-    def inputs(self) -> tuple[str, ...]: ...
+    def inputs(self) -> tuple[str, ...]:
+        """What a row must bring beside its prompt."""
 
     @property
-    def frozen(self) -> list[torch.nn.Module]: ...
+    def frozen(self) -> list[torch.nn.Module]:
+        """Text encoders and the autoencoder."""
 
     def dynamics(self, steps: int) -> Dynamics:
         """The pipeline's noise on a sampling grid of so many steps, deterministic."""

@@ -1,0 +1,148 @@
+"""Score tables, folders and shards of images: in order, row by row, resumable, on one machine or many."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from imagereward.bulk import local, on_ray
+from imagereward.bulk.job import Cache, Job, default_workers
+from imagereward.bulk.output import ROW_GROUP, Output, Summary
+from imagereward.bulk.rows import find_columns
+from imagereward.bulk.scoring import SCORE, schema
+from imagereward.bulk.sources import open_source
+from imagereward.config import whole_number
+from imagereward.errors import InputError
+from imagereward.loading import DTYPES, resolve_device
+from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, MOST_AT_ONCE
+
+__all__ = ["Summary", "score_table"]
+
+PART_ROWS = 256
+
+
+def score_table(
+    input: str | os.PathLike,
+    out: str | os.PathLike,
+    models: str | Sequence[str] = "ImageReward-v1.0",
+    *,
+    prompt: str | None = None,
+    prompt_column: str | None = None,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    keep: Sequence[str] = (),
+    images: str | os.PathLike | None = None,
+    device: str | Sequence[str] | None = None,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    part_rows: int = PART_ROWS,
+    workers: int | None = None,
+    cache: str | os.PathLike | None = None,
+    cache_budget: float | None = None,
+    engine: str = "local",
+    actors: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    download_root: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+) -> Summary:
+    """Score every row of `input` with every one of `models` into the table `out`, in the same order.
+
+    input          .jsonl, .csv, .parquet (paths or encoded images), .json in ImageRewardDB's layout, .tar
+                   (WebDataset), a glob of several, or a directory of .tar, .parquet or image files
+    out            .parquet, .jsonl or .csv, with the columns row, id, prompt, image, width, height, tokens,
+                   truncated (by any of the models), those of `keep`, score:NAME for each model, and error
+    models         what `load` takes
+    prompt         one prompt for all rows, instead of a column
+    *_column       where the usual names do not tell
+    keep           columns of the input to copy, as text
+    images         what relative paths of images are relative to; default: where the table is
+    engine         "local", or "ray" for Ray Data, on this machine or on a cluster
+    device         one or several; several get a process each, and need `if __name__ == "__main__":`
+    batch_size     images in one pass of the model
+    part_rows      rows that are read, scored and written together; repeated images and prompts among
+                   them are computed once
+    workers        decoding processes per device; 0 decodes in a thread. On Ray, Ray decides
+    cache          a directory for image features, of which `cache_budget` GB are kept
+    actors         scorers on Ray; default: one per GPU of the cluster, or per CPU
+
+    A row that cannot be scored has its reason in `error` and no scores; the others go on. Finished parts
+    are in `<out>.parts` until the end: the same call after a crash goes on from there, to the same result.
+    Raises InputError for arguments and inputs that cannot be, OutputError for an output that exists or
+    belongs to another run and for a full disk, and what `load` raises.
+    """
+    models = (models,) if isinstance(models, str) else tuple(os.fspath(model) for model in models)
+    output = Output(out, overwrite)
+    if engine not in ("local", "ray"):
+        raise InputError(f"engine={engine!r}: expected 'local' or 'ray'")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    devices, kind = _devices(device, engine)
+    source, root = open_source(input, images)
+    columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt)
+    if batch_size is None:
+        batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
+    job = Job(
+        source=source,
+        images=root,
+        columns=columns,
+        models=models,
+        device_kind=kind,
+        dtype=dtype,
+        batch_size=whole_number("batch_size", batch_size, 1, MOST_AT_ONCE),
+        part_rows=whole_number("part_rows", part_rows, 1, ROW_GROUP),
+        workers=default_workers(len(devices)) if workers is None else whole_number("workers", workers, 0),
+        cache=_cache(cache, cache_budget),
+        load_options={"download_root": download_root, "local_files_only": local_files_only},
+    )
+    _check_names(job)
+    if actors is not None:
+        whole_number("actors", actors, 1)
+    if not job.rows:
+        raise InputError(f"{os.fspath(input)} has no rows")
+    return _run(job, output, devices, engine, actors, progress)
+
+
+def _run(
+    job: Job, output: Output, devices: list[str], engine: str, actors: int | None, progress: bool
+) -> Summary:
+    done = output.begin(job.fingerprint())
+    pending = [index for index in range(job.count) if index not in done]
+    with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:
+        if pending and engine == "ray":
+            on_ray.score_parts(job, output, pending, actors, bar)
+        elif pending:
+            local.score_parts(job, output, pending, devices, bar)
+    return output.finish(job.rows, job.count)
+
+
+def _devices(device: str | Sequence[str] | None, engine: str) -> tuple[list[str], str]:
+    """(devices, their kind). Those of a Ray cluster are not looked for here."""
+    names = [device] if device is None or isinstance(device, str) else list(device)
+    if engine == "ray" and len(names) > 1:
+        raise InputError("Ray gives each scorer its device: say actors= and the kind of device")
+    if engine == "ray" and names[0] is not None:
+        return [names[0]], torch.device(names[0]).type
+    found = [resolve_device(name) for name in names]
+    if len(kinds := {each.type for each in found}) != 1:
+        raise InputError(f"devices of one kind give one result; these are {sorted(kinds)}")
+    return [str(each) for each in found], found[0].type
+
+
+def _cache(directory: str | os.PathLike | None, gigabytes: float | None) -> Cache | None:
+    if (directory is None) != (gigabytes is None):
+        raise InputError("a cache needs both a directory and a budget in GB (cache=, cache_budget=)")
+    return None if directory is None or gigabytes is None else Cache(Path(directory), int(gigabytes * 1e9))
+
+
+def _check_names(job: Job) -> None:
+    """Every column of the output has a name of its own."""
+    if not job.models or len(set(job.models)) < len(job.models):
+        raise InputError(f"models={list(job.models)}: expected at least one, each once")
+    taken = list(schema([], []).names)
+    for name in job.columns.keep:
+        if name in taken or name.startswith(SCORE):
+            raise InputError(f"the column {name!r} cannot be kept: the output has one of that name")
+        taken.append(name)

@@ -1,0 +1,126 @@
+"""A table to score: everything that is the same for all parts, in whatever process they are scored."""
+
+import os
+from collections.abc import Collection, Container, Generator, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from imagereward.bulk.cache import FeatureCache, tower_of
+from imagereward.bulk.loading import Loader, load_parts, one_ahead
+from imagereward.bulk.rows import Columns, Part, parts_of, rows_of
+from imagereward.bulk.scoring import PartScorer
+from imagereward.bulk.sources import Source, identity
+from imagereward.bulk.versions import versions
+from imagereward.ensembles import Ensemble, ensemble
+from imagereward.hub import sha256_of
+from imagereward.images import Preprocess
+from imagereward.loading import load
+
+# Beyond this many for one model, decoding is hardly what it waits for.
+MOST_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where image features are kept, and in how many bytes."""
+
+    directory: Path
+    budget: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to score with what; it travels to other processes and machines."""
+
+    source: Source
+    images: Path
+    columns: Columns
+    models: tuple[str, ...]
+    device_kind: str
+    dtype: str
+    batch_size: int
+    part_rows: int
+    workers: int
+    cache: Cache | None
+    load_options: dict[str, Any]
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of the input."""
+        return self.source.count()
+
+    @property
+    def count(self) -> int:
+        """Parts of the output."""
+        return -(-self.rows // self.part_rows)
+
+    def rows_in(self, parts: Collection[int]) -> int:
+        """How many rows these parts have; only the last may be short."""
+        short = self.count * self.part_rows - self.rows
+        return len(parts) * self.part_rows - short * (self.count - 1 in parts)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What two runs must have in common for their parts to belong in one output."""
+        found: dict[str, Any] = {
+            "input": identity(self.source),
+            "rows": self.rows,
+            "columns": asdict(self.columns),
+        }
+        found |= {"device": self.device_kind, "batch_size": self.batch_size, "part_rows": self.part_rows}
+        return found | self.models_fingerprint()
+
+    def models_fingerprint(self) -> dict[str, Any]:
+        """The part of the fingerprint that every machine must have in common."""
+        found: dict[str, Any] = {"models": list(self.models), "dtype": self.dtype}
+        for model in self.models:
+            scorer = load(model, "cpu", **self.load_options)  # mapped, not read
+            config = scorer.config.to_dict()
+            found[f"preprocessing of {model}"] = config.pop("preprocess")
+            found[f"config of {model}"] = config
+            found[f"weights of {model}"] = [sha256_of(path) for path in scorer.files.values()]
+        return found | {f"version of {name}": number for name, number in versions().items()}
+
+    def preprocesses(self) -> tuple[Preprocess, ...]:
+        """What images are made into, once for each that differs."""
+        return self._ensemble(device="cpu").preprocesses
+
+    def parts(self, wanted: Container[int]) -> Iterator[Part]:
+        """The parts with these indices, in order."""
+        rows = rows_of(self.source, self.columns, self.images, lambda row: row // self.part_rows in wanted)
+        return parts_of(rows, self.part_rows)
+
+    def part_scorer(self, device: str) -> PartScorer:
+        """What scores parts on `device`: all models as one, which shares decoding and towers."""
+        scorer = self._ensemble(device=device, dtype=self.dtype)
+        settings = (self.batch_size, self.columns.keep)
+        if self.cache is None:
+            return PartScorer(scorer, Loader(scorer.preprocesses), *settings)
+        cache = FeatureCache(self.cache.directory, self.cache.budget)
+        towers = tuple(tower_of(encoder) for encoder in scorer.encoders)
+        loader = Loader(scorer.preprocesses, True, cache.reader(towers))
+        return PartScorer(scorer, loader, *settings, cache, towers)
+
+    def scored(self, wanted: Container[int], device: str) -> Generator[tuple[int, Any], None, None]:
+        """(index, Arrow table) of these parts, in order; decoding runs ahead in processes of its own."""
+        score = self.part_scorer(device)
+        for part, images in one_ahead(load_parts(self.parts(wanted), score.loader, self.workers)):
+            yield part.index, score(part, images)
+            if score.cache is not None:
+                score.cache.commit()  # after the part is written: a run that resumes finds the same cache
+
+    def _ensemble(self, **options) -> Ensemble:
+        return ensemble(dict.fromkeys(self.models, 1.0), **options, **self.load_options)
+
+
+def shares(pending: list[int], count: int) -> list[list[int]]:
+    """`pending` in `count` runs of neighbours: who reads one need not read the others' rows."""
+    bounds = [len(pending) * place // count for place in range(count + 1)]
+    return [pending[start:end] for start, end in pairwise(bounds)]
+
+
+def default_workers(processes: int) -> int:
+    """Decoding processes for each of `processes` scoring ones."""
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // processes))

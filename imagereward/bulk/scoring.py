@@ -1,0 +1,142 @@
+"""One part of a table: rows and loaded images to scored rows, by the engine under the verbs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from imagereward.bulk.arrow import arrow
+from imagereward.bulk.cache import FeatureCache
+from imagereward.bulk.loading import Images, Loaded, Loader, Wish
+from imagereward.bulk.rows import Part, Row, as_text, text_error
+from imagereward.engine import distinct, score_blocks
+from imagereward.ensembles import Ensemble
+from imagereward.errors import ImageReadError, listing
+from imagereward.scorer import Scorer
+
+SCORE = "score:"  # before a scorer's name, in the name of its column
+
+
+def schema(models: Sequence[str], keep: Sequence[str]):
+    """The columns of the output, as an Arrow schema."""
+    pa = arrow()
+    fields = {"row": pa.int64(), "id": pa.string(), "prompt": pa.string(), "image": pa.string()}
+    fields |= {"width": pa.int32(), "height": pa.int32(), "tokens": pa.int32(), "truncated": pa.bool_()}
+    fields |= {name: pa.string() for name in keep}
+    fields |= {SCORE + name: pa.float32() for name in models}
+    return pa.schema({**fields, "error": pa.string()})
+
+
+@dataclass
+class PartScorer:
+    """Scores parts; what comes of one depends on nothing but the part (and on what a cache holds).
+
+    The good rows' images, each once, go through in batches of `batch_size`, in order of their first row:
+    scores equal those of `score_pairs` on these rows.
+    """
+
+    scorer: Ensemble
+    loader: Loader
+    batch_size: int
+    keep: tuple[str, ...]
+    cache: FeatureCache | None = None
+    towers: tuple[bytes, ...] = ()
+
+    def __call__(self, part: Part, images: Images):
+        """The part as an Arrow table, a row for each of its rows."""
+        prompts = [self._prompt(row, images) for row in part.rows]
+        errors = [_error(row, prompt, images) for row, prompt in zip(part.rows, prompts)]
+        good = [place for place, error in enumerate(errors) if error is None]
+        scores: list[list[float | None]] = [[None] * len(self.scorer.names) for _ in part.rows]
+        if good:
+            pairs = [(part.rows[place], str(prompts[place])) for place in good]
+            for place, values in zip(good, self._scores(pairs, images).tolist()):
+                finite = [value if abs(value) < float("inf") else None for value in values]
+                scores[place] = finite
+                if None in finite:
+                    bad = [name for name, value in zip(self.scorer.names, finite) if value is None]
+                    errors[place] = f"not finite: the score of {listing(bad)}"
+        return self._table(part, images, prompts, scores, errors)
+
+    def _prompt(self, row: Row, images: Images) -> str | None:
+        if row.prompt is None and row.image in images:
+            return images[row.image].prompt
+        return row.prompt
+
+    def _scores(self, pairs: list[tuple[Row, str]], images: Images) -> torch.Tensor:
+        """Scores [P, C] of (row, prompt) pairs whose images are good."""
+        refs, image_of = distinct([row.image for row, _ in pairs])
+        firsts, prompt_of = distinct([prompt for _, prompt in pairs])
+        rows = [pairs[index][0] for index in refs]
+        blocks = (
+            (self._encoded(block, images), len(block))
+            for block in (rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size))
+        )
+        prompts = [pairs[index][1] for index in firsts]
+        return score_blocks(
+            self.scorer, prompts, blocks, torch.stack([image_of, prompt_of], 1), self.scorer.heads
+        )
+
+    def _encoded(self, rows: list[Row], images: Images) -> tuple:
+        """Features of the rows' images, from each of the encoders."""
+        if self.cache is None:
+            pixels = zip(*(self._pixels(row, images) for row in rows))
+            return self.scorer.encode_pixels([_stack(view) for view in pixels])
+        return tuple(
+            self._cached(encoder, tower, rows, images)
+            for encoder, tower in zip(self.scorer.encoders, self.towers)
+        )
+
+    def _cached(self, encoder: Scorer, tower: bytes, rows: list[Row], images: Images):
+        cache = self.cache
+        assert cache is not None
+        digests = [images[row.image].digest or b"" for row in rows]
+        found = [cache.get(tower, digest) for digest in digests]
+        missing = [place for place, features in enumerate(found) if features is None]
+        if missing:
+            view = self.scorer.preprocesses.index(encoder.preprocess)
+            pixels = [self._pixels(rows[place], images)[view] for place in missing]
+            for place, features in zip(missing, encoder.encode_pixels([_stack(pixels)]).cpu()):
+                found[place] = features
+                cache.put(tower, digests[place], features)
+        return torch.stack([features for features in found if features is not None]).to(encoder.device)
+
+    def _pixels(self, row: Row, images: Images) -> tuple:
+        loaded = images[row.image]
+        if loaded.pixels is None and row.image is not None:
+            # Its features were there when it was loaded, and another process has removed them since.
+            loaded = self.loader.load(Wish(row.number, row.image, False), use_cache=False)
+        if loaded.pixels is None:
+            raise ImageReadError(loaded.error)
+        return loaded.pixels
+
+    def _table(self, part: Part, images: Images, prompts, scores, errors):
+        readable = [prompt for prompt in prompts if prompt is not None and text_error(prompt) is None]
+        known = dict.fromkeys(readable)
+        tokens = dict(zip(known, self.scorer.count_tokens(list(known))))
+        truncated = dict(zip(known, self.scorer.truncated(list(known))))
+        sizes = [images.get(row.image, Loaded()) for row in part.rows]
+        columns: list[Sequence] = [
+            [row.number for row in part.rows],
+            [row.id for row in part.rows],
+            [as_text(prompt) for prompt in prompts],
+            [row.image_name for row in part.rows],
+            [loaded.width for loaded in sizes],
+            [loaded.height for loaded in sizes],
+            [tokens.get(prompt) for prompt in prompts],
+            [truncated.get(prompt) for prompt in prompts],
+            *([row.kept[place] for row in part.rows] for place in range(len(self.keep))),
+            *zip(*scores),
+            [as_text(error) for error in errors],
+        ]
+        return arrow().table(columns, schema=schema(self.scorer.names, self.keep))
+
+
+def _error(row: Row, prompt: str | None, images: Images) -> str | None:
+    if row.error is not None:
+        return row.error
+    return images[row.image].error or (text_error(prompt) if prompt is not None else None)
+
+
+def _stack(pixels: Sequence) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(each) for each in pixels])

@@ -1,0 +1,83 @@
+"""Scoring for others: serve."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imagereward.cli.app import app
+from imagereward.cli.common import load_scorer
+from imagereward.cli.options import (
+    BatchSize,
+    Device,
+    Dtype,
+    Offline,
+    Root,
+)
+
+
+class Engine(StrEnum):
+    """What runs a server."""
+
+    local = "local"
+    ray = "ray"
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="Repeatable; a name, file, directory or hub id. The first is default."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 lets other machines in: then use a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Clients must send the token in this file; or set IMAGEREWARD_TOKEN."),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    window: Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")] = 5.0,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; beyond, requests get 429.")] = 1024,
+    max_body: Annotated[int, typer.Option(min=1, help="MiB of one request.")] = 64,
+    max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 256,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Millions of pixels of one image.")] = 64,
+    engine: Annotated[Engine, typer.Option(help="ray: on a cluster, with replicas.")] = Engine.local,
+    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: at most so many.")] = 1,
+    download_root: Root = None,
+    offline: Offline = False,
+) -> None:
+    """Answer HTTP requests for scores, until SIGTERM: then finish what was asked, and stop."""
+    from imagereward.errors import ImageRewardError
+
+    try:
+        from imagereward.serve import Limits
+        from imagereward.serve.run import read_token, run
+    except ImportError as error:
+        raise ImageRewardError(
+            f"serving needs more: python -m pip install 'imagereward[serve]' ({error})"
+        ) from error
+    limits = Limits(body=max_body * 2**20, images=max_images, image_pixels=max_pixels * 10**6, queue=queue)
+    options: dict[str, Any] = {
+        "limits": limits,
+        "batch_size": batch_size,
+        "window": window / 1000,
+        "token": read_token(token_file),
+    }
+    names = model or ["ImageReward-v1.0"]
+
+    def load() -> list:
+        return [load_scorer(name, None, device, dtype, download_root, offline) for name in names]
+
+    if engine == Engine.ray:
+        from imagereward.serve.on_ray import deploy
+
+        deploy(load, host, port, replicas, int(str(device).startswith("cuda")), **options)
+    else:
+        run(load(), host, port, **options)

@@ -1,0 +1,113 @@
+"""Training: shapes, tune, compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imagereward.cli.app import app
+from imagereward.cli.common import print_rows, say_note
+from imagereward.cli.options import (
+    Device,
+    Dtype,
+    Format,
+)
+
+
+@app.command()
+def shapes(
+    out: Annotated[Path, typer.Option(help="A new or empty directory.")],
+    prompts: Annotated[int, typer.Option(min=3, help="In all three splits together.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same files.")] = 0,
+    images: Annotated[int, typer.Option(min=2, help="Images a prompt.")] = 6,
+    size: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 64,
+    noise: Annotated[float, typer.Option(min=0, help="The annotator's, in units of utility.")] = 0.25,
+    faithfulness: Annotated[float, typer.Option(help="The annotator's weight of a wrong attribute.")] = 1.0,
+    quality: Annotated[float, typer.Option(help="The annotator's weight of a level of damage.")] = 0.75,
+) -> None:
+    """Draw a data set of prompts, images and rankings with known truth, in ImageRewardDB's layout."""
+    from imagereward.shapes import Annotator, write
+
+    counts = write(
+        out, prompts, seed, images=images, size=size, annotator=Annotator(noise, (faithfulness, quality))
+    )
+    print(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()) + " prompts")
+
+
+@app.command()
+def tune(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (--list shows them) or a TOML file.")] = "",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value …")] = None,
+    list_recipes: Annotated[bool, typer.Option("--list", help="The recipes in the package.")] = False,
+) -> None:
+    """Train as a recipe says: `imagereward tune tiny/preference data=shapes output=mine epochs=2`."""
+    from imagereward.errors import ImageRewardError, InputError
+
+    try:
+        from imagereward import tuning
+        from imagereward.tuning.config import recipe_names
+    except ImportError as error:
+        raise ImageRewardError(
+            f"training needs more: python -m pip install 'imagereward[train]' ({error})"
+        ) from error
+    if list_recipes:
+        print("\n".join(recipe_names()))
+        return
+    if not recipe:
+        raise InputError(f"which recipe? known: {', '.join(recipe_names())}")
+    tuning.run_recipe(recipe, overrides or [])
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="A diffusers pipeline: a directory or a hub id.")],
+    tuned: Annotated[str, typer.Argument(help="Another, or LoRA weights for the base.")],
+    prompts: Annotated[Path, typer.Option(help="A file of prompts: .json, .jsonl or text.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="A scorer; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("comparison.html"),
+    seeds: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 2,
+    most: Annotated[int, typer.Option(min=1, help="Prompts, from the first.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 40,
+    guidance: Annotated[float, typer.Option(min=0, help="1 is none.")] = 7.5,
+    resolution: Annotated[int | None, typer.Option(help="Pixels; default: the model's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw the same prompts from the same noise with two generators, and say which is rewarded more."""
+    from imagereward.errors import InputError
+    from imagereward.loading import DTYPES
+    from imagereward.tuning.compare import compare as run
+    from imagereward.tuning.compare import page
+
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: expected {', '.join(DTYPES)}")
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out, or remove it")
+    names = model or ["ImageReward-v1.0"]
+    for name in names:
+        say_note(name)
+    found = run(
+        base,
+        tuned,
+        prompts,
+        dict.fromkeys(names, 1.0),
+        most=most,
+        seeds=seeds,
+        steps=steps,
+        guidance=guidance,
+        resolution=resolution,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        dtype=DTYPES[dtype],
+    )
+    print_rows(found.rows(), Format.table)
+    if found.diversity:
+        print(f"diversity: {found.diversity[0]:.4f} base, {found.diversity[1]:.4f} tuned")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(found, (base, tuned)), encoding="utf-8")
+    print(f"the pictures, side by side: {out}")

@@ -1,0 +1,242 @@
+"""The app: what each path answers."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic import BaseModel
+
+from imagereward.config import whole_number
+from imagereward.errors import InputError
+from imagereward.ranking import ranks_of
+from imagereward.registry import REGISTRY
+from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, Scorer
+from imagereward.serve import answers
+from imagereward.serve.batching import Batcher, Job
+from imagereward.serve.bodies import (
+    NPY_TYPE,
+    AnyQuestion,
+    MatrixQuestion,
+    RankQuestion,
+    ScoreQuestion,
+    SimpleQuestion,
+    read,
+)
+from imagereward.serve.guard import TICKET, Guard, Room, Ticket
+from imagereward.serve.limits import Limits, Refused
+from imagereward.serve.meters import Meters
+from imagereward.serve.pictures import decode
+from imagereward.version import __version__
+
+# The page talks to this server and to nobody else, whatever a picture or a prompt might hold.
+PAGE_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src blob: data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"model": answers.Fault, "description": reason}
+    for status, reason in {
+        400: "The body is not of its format.",
+        401: "No token, or a wrong one.",
+        404: "No such model.",
+        413: "Too large, too many images, prompts, pairs or pixels.",
+        415: "Another format.",
+        422: "Fields missing, unknown or wrong; an image that cannot be read.",
+        429: "The server is full; `Retry-After` says when to come again.",
+    }.items()
+}
+
+
+def create_app(
+    scorers: Mapping[str, Scorer],
+    *,
+    limits: Limits | None = None,
+    batch_size: int | None = None,
+    window: float = 0.005,
+    token: str | None = None,
+) -> FastAPI:
+    """An ASGI app that serves `scorers` by name; the first is the default.
+
+    limits      bounds of requests and of the queue
+    batch_size  images in one pass of a model; default: the first scorer's own
+    window      seconds that a request may wait for others to be scored with it
+    token       what clients must send as `Authorization: Bearer TOKEN`; default: anyone may ask
+
+    The thread that runs the models lives as long as the app runs. Raises InputError for no scorers.
+    """
+    if not scorers:
+        raise InputError("nothing to serve: give at least one scorer, as {name: scorer}")
+    if token is not None and not token.strip():
+        raise InputError("the token is empty")
+    desk = _Desk(dict(scorers), limits or Limits(), batch_size, window)
+    app = FastAPI(
+        title="imagereward",
+        version=__version__,
+        summary="Scores of images for prompts, by reward models.",
+        lifespan=desk.open,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    _add_routes(app, desk)
+    paths = {path for route in app.routes if (path := getattr(route, "path", None))}
+    app.add_middleware(
+        Guard, paths=paths, room=desk.room, limits=desk.limits, meters=desk.meters, token=token
+    )
+    app.add_exception_handler(Exception, _failed)
+    return app
+
+
+class _Desk:
+    """What requests share: the scorers, the thread that runs them, threads that decode, limits, counters."""
+
+    def __init__(self, scorers: dict[str, Scorer], limits: Limits, batch_size: int | None, window: float):
+        self.scorers = scorers
+        self.limits = limits
+        self.meters = Meters()
+        self.room = Room(limits, self._seconds_per_image, self.meters.queue)
+        device = next(iter(scorers.values())).device.type
+        default = DEFAULT_BATCH.get(device, DEFAULT_BATCH_ACCELERATOR)
+        self._batch_size = default if batch_size is None else whole_number("batch_size", batch_size, 1)
+        self._window = window
+
+    @contextlib.asynccontextmanager
+    async def open(self, app: FastAPI):
+        """The app's lifespan: threads start with it; its end waits for what is queued."""
+        self.batcher = Batcher(self.scorers, self._batch_size, self._window, self.meters.batch)
+        self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "imagereward-decode")
+        yield
+        self.threads.shutdown(cancel_futures=True)
+        await asyncio.to_thread(self.batcher.close)
+
+    async def answer(self, kind: type[AnyQuestion], request: Request) -> tuple[Job, torch.Tensor, dict]:
+        """The job that a request asks for, its scores [P], and what its answer says of model and prompts."""
+        loop = asyncio.get_running_loop()
+        ticket: Ticket = request.scope[TICKET]
+        content_type, query = request.headers.get("content-type", ""), request.query_params.multi_items()
+        prepared = loop.run_in_executor(self.threads, self._prepare, kind, ticket, content_type, query)
+        job, facts = await prepared
+        scores = await asyncio.wrap_future(self.batcher.submit(job))
+        return job, scores, facts
+
+    def _prepare(
+        self, kind: type[AnyQuestion], ticket: Ticket, content_type: str, query: list[tuple[str, str]]
+    ) -> tuple[Job, dict]:
+        """Everything between a body and the model, in a thread."""
+        question = read(kind, ticket.body(), content_type, query, self.limits)
+        name = next(iter(self.scorers)) if question.model is None else question.model
+        if name not in self.scorers:
+            raise Refused(404, f"no model {name!r} here; there are: {', '.join(self.scorers)}")
+        ticket.take("images", len(question.images) - 1)
+        scorer, prompts = self.scorers[name], question.texts()
+        pixels = decode(question.images, scorer.preprocesses, self.limits)
+        ticket.give("bytes")
+        tokens, truncated = scorer.reading(prompts)
+        pairs = torch.tensor(question.rows(), dtype=torch.long)
+        return Job(name, prompts, pixels, pairs), {"model": name, "tokens": tokens, "truncated": truncated}
+
+    def models(self) -> answers.ModelsAnswer:
+        """What is served, within which bounds."""
+        cards = [
+            answers.ModelCard(
+                name=name,
+                kind=scorer.config.kind,
+                scores=REGISTRY[name].scores if name in REGISTRY else "",
+                max_length=scorer.config.max_length,
+                dtype=str(scorer.dtype).removeprefix("torch."),
+                device=str(scorer.device),
+            )
+            for name, scorer in self.scorers.items()
+        ]
+        return answers.ModelsAnswer(models=cards, limits=asdict(self.limits))
+
+    def _seconds_per_image(self) -> float:
+        return self.batcher.seconds_per_image
+
+
+def _add_routes(app: FastAPI, desk: _Desk) -> None:
+    page = resources.files("imagereward").joinpath("serve/page.html").read_text(encoding="utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+
+    @app.get("/health", response_model=answers.HealthAnswer, responses={503: {"model": answers.HealthAnswer}})
+    async def health() -> Response:
+        """200 while scores can be had."""
+        alive = desk.batcher.alive
+        return JSONResponse({"status": "ok" if alive else "the model has stopped"}, 200 if alive else 503)
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(desk.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models")
+    async def models() -> answers.ModelsAnswer:
+        """The scorers that are served, the default first."""
+        return desk.models()
+
+    @app.post("/v1/score", **_asks(ScoreQuestion, answers.ScoreAnswer))
+    async def score(request: Request) -> Response:
+        """Prompts with images: image i with prompt i, or as `pairs` says."""
+        _, scores, facts = await desk.answer(ScoreQuestion, request)
+        return _json(answers.ScoreAnswer(**facts, scores=scores.tolist()))
+
+    @app.post("/v1/rank", **_asks(RankQuestion, answers.RankAnswer))
+    async def rank(request: Request) -> Response:
+        """One prompt, images in order."""
+        _, scores, facts = await desk.answer(RankQuestion, request)
+        rewards = scores.tolist()
+        order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
+        return _json(answers.RankAnswer(**facts, scores=rewards, ranks=ranks_of(rewards), order=order))
+
+    @app.post("/v1/matrix", **_asks(MatrixQuestion, answers.MatrixAnswer))
+    async def matrix(request: Request) -> Response:
+        """Every prompt with every image, at the price of one image pass an image."""
+        job, scores, facts = await desk.answer(MatrixQuestion, request)
+        return _json(answers.MatrixAnswer(**facts, scores=scores.view(len(job.prompts), -1).tolist()))
+
+    @app.post("/score", **_asks(SimpleQuestion, answers.SimpleAnswer))
+    async def simple(request: Request) -> Response:
+        """One image, one prompt, one score."""
+        _, scores, _ = await desk.answer(SimpleQuestion, request)
+        return _json(answers.SimpleAnswer(score=scores.item()))
+
+
+def _asks(question: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """How the documentation describes a path whose body is read here and not by FastAPI."""
+    schema = question.model_json_schema()
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if question is not SimpleQuestion:
+        fields = {**schema["properties"], "images": _FILES}
+        content["multipart/form-data"] = {"schema": {**schema, "properties": fields}}
+        content[NPY_TYPE] = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        "response_model": answer,
+        "responses": FAULTS,
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
+
+
+_FILES = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "description": "Image files; an .npy file is uint8 [N, H, W, 3].",
+}
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What nobody foresaw; the traceback is in the server's log."""
+    return JSONResponse({"detail": f"{type(error).__name__}: {error}"}, 500)

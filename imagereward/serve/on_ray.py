@@ -1,0 +1,64 @@
+"""The same app on Ray Serve: replicas on a cluster, as many as the load asks for."""
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+from fastapi import FastAPI
+
+from imagereward.errors import ImageRewardError
+from imagereward.scorer import Scorer
+from imagereward.serve.app import create_app
+from imagereward.serve.limits import Limits
+from imagereward.serve.run import DRAIN, by_name
+
+
+def deploy(
+    load: Callable[[], Sequence[Scorer]],
+    host: str,
+    port: int,
+    replicas: int,
+    gpus: int = 0,
+    *,
+    limits: Limits,
+    **options,
+) -> None:
+    """Serve until SIGTERM or SIGINT, with one to `replicas` replicas, each of which loads its own scorers.
+
+    `load` runs on the cluster's machines, each replica with `gpus` of their GPUs to itself; `options`
+    are those of `create_app`, and hold for each replica: its queue, its batches. The cluster is the
+    one that RAY_ADDRESS names, else this machine. Raises ImageRewardError if ray is not installed.
+    """
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise ImageRewardError(
+            f"--engine ray needs more: python -m pip install 'imagereward[scale]' ({error})"
+        ) from error
+
+    def build() -> FastAPI:
+        return create_app(by_name(load()), limits=limits, **options)
+
+    deployment = serve.deployment(
+        name="imagereward",
+        # The app's own queue answers 429; with fewer requests inside, batches would stay small.
+        max_ongoing_requests=limits.queue,
+        graceful_shutdown_timeout_s=DRAIN,
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": replicas,
+            "target_ongoing_requests": max(1, limits.queue // 16),
+        },
+        ray_actor_options={"num_gpus": gpus},
+    )(serve.ingress(build)())
+    serve.start(http_options={"host": host, "port": port})
+    try:
+        serve.run(deployment.bind(), name="imagereward")
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own, which would not drain
+            signal.signal(number, lambda *_: stop.set())
+        stop.wait()
+    finally:
+        serve.shutdown()
+        ray.shutdown()

@@ -1,0 +1,93 @@
+"""From what a request holds of images to pixels, within limits. Runs in threads beside the event loop."""
+
+import functools
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import torch
+
+from imagereward.errors import ImageRewardError
+from imagereward.images import Preprocess, read_image
+from imagereward.serve.limits import Limits, Refused
+
+# Of all that Pillow reads, what generators and cameras write. Others run programs (EPS) or are rarely
+# tested with hostile input.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+NPY_MAGIC = b"\x93NUMPY"
+NPY_HEADER = 1024  # bytes; numpy writes 128
+
+
+def decode(
+    images: Sequence[bytes | np.ndarray], preprocesses: Sequence[Preprocess], limits: Limits
+) -> list[tuple[torch.Tensor, ...]]:
+    """Each image's pixels under each of `preprocesses`, as `images.load_pixels` gives them.
+
+    Raises Refused 413 for too many pixels, 422 naming every image that is none.
+    """
+    decoded, faults, pixels = [], {}, 0
+    for index, image in enumerate(images):
+        try:
+            picture = _opened(image)
+            pixels += picture.width * picture.height
+            _check_pixels(index, picture, pixels, limits)
+            picture = read_image(picture, index)
+            decoded.append(tuple(preprocess.pixels(picture) for preprocess in preprocesses))
+        except (ImageRewardError, ValueError) as error:
+            faults[index] = str(error).removeprefix(f"images[{index}] ")
+    if faults:
+        reasons = [f"images[{index}] {reason}" for index, reason in list(faults.items())[:3]]
+        more = f" (+{len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise Refused(422, "; ".join(reasons) + more, images=faults)
+    return decoded
+
+
+def array_of(data: bytes) -> np.ndarray:
+    """uint8 [N, H, W, C] or [H, W, C] of an .npy file, a view of `data`; ValueError for anything else."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = header[version](file, max_header_size=NPY_HEADER)
+    except Exception as error:  # the header is a Python literal: parsing a hostile one raises what it likes
+        raise ValueError(f"is no .npy file of version 1 or 2: {type(error).__name__}: {error}") from error
+    if dtype != np.uint8 or fortran or not (len(shape) in (3, 4) and all(side > 0 for side in shape)):
+        order = "Fortran" if fortran else "C"
+        raise ValueError(
+            f"is an .npy array of {dtype} {shape} in {order} order; expected uint8 [N, H, W, 3] in C order"
+        )
+    start, size = file.tell(), int(np.prod(shape, dtype=object))
+    if len(data) - start != size:
+        raise ValueError(f"is an .npy array of {size} bytes by its header, but {len(data) - start} follow it")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _opened(image: bytes | np.ndarray) -> PIL.Image.Image:
+    """The image with its header read; ValueError, without the place in the request, if it is none."""
+    if isinstance(image, np.ndarray):
+        return read_image(image)
+    try:
+        return PIL.Image.open(io.BytesIO(image), formats=_formats())
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"would decode to too many pixels: {error}") from error
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError(f"is no image in a format that is read here ({', '.join(_formats())})") from error
+    except Exception as error:  # decoders raise whatever they like on damaged data
+        raise ValueError(f"cannot be read: {error}") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow was built with."""
+    PIL.Image.init()
+    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
+
+
+def _check_pixels(index: int, picture: PIL.Image.Image, total: int, limits: Limits) -> None:
+    size = f"{picture.width} x {picture.height}"
+    if picture.width * picture.height > limits.image_pixels:
+        reason = f"has {size} pixels; at most {limits.image_pixels} are read here"
+        raise Refused(413, f"images[{index}] {reason}", images={index: reason})
+    if total > limits.request_pixels:
+        raise Refused(413, f"more than {limits.request_pixels} pixels in one request: send fewer images")

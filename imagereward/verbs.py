@@ -1,0 +1,205 @@
+"""The verbs, once: what people ask, as rows of (prompt, image) pairs, and what becomes of the rows' scores.
+
+Whoever can score rows has every verb by defining `_scored`: a model on this machine (`Scorer`), a
+server (`RemoteScorer`), or a server that is awaited, where each verb returns an awaitable.
+Shapes: M prompts, N images, P (prompt, image) pairs.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from imagereward.config import whole_number
+from imagereward.errors import InputError, PromptTruncatedWarning
+from imagereward.images import ImageLike, as_list, is_many, name_of
+from imagereward.ranking import Ranking, ranks_of
+
+Result = TypeVar("Result")
+
+
+class Rows(NamedTuple):
+    """What to score: row p pairs images[pairs[p, 0]] with prompts[pairs[p, 1]]."""
+
+    prompts: list[str]
+    images: list
+    pairs_P_2: torch.Tensor
+
+
+class Scored(NamedTuple):
+    """Scores [P], or [P, C] of an ensemble's parts; and of each prompt its tokens and whether it was cut."""
+
+    scores: torch.Tensor
+    tokens: list[int]
+    truncated: list[bool]
+
+
+class Verbs:
+    """score, rank, inference_rank, best_of, score_pairs and score_matrix, over one method, `_scored`.
+
+    `batch_size` is the number of images that go together: through the model, or in one request.
+    """
+
+    name: str
+
+    def _scored(self, rows: Rows, batch_size: int | None, finish: Callable[[Scored], Result]) -> Result:
+        """`finish` of what scoring the rows gives."""
+        raise NotImplementedError
+
+    def score(
+        self, prompt: str, image: ImageLike | Sequence[ImageLike], *, batch_size: int | None = None
+    ) -> float | list[float]:
+        """How well each image answers the prompt; higher is better.
+
+        One image gives a float, a list gives a list of the same length. Ranges: see the registry.
+        """
+        many = is_many(image)
+
+        def finish(scored: Scored) -> float | list[float]:
+            scores = scored.scores.tolist()
+            return scores if many else scores[0]
+
+        return self._scored(one_prompt(prompt, as_list(image)), batch_size, finish)
+
+    def inference_rank(
+        self,
+        prompt: str,
+        generations_list: Sequence[ImageLike],
+        *,
+        batch_size: int | None = None,
+    ) -> tuple[list[int] | int, list[float] | float]:
+        """(ranking, rewards) as the original returns them: ranking[i] is image i's place, 1 the best.
+
+        As there, a list of one image gives two bare numbers. Equal scores get consecutive places in
+        list order; `rank` lets them share one.
+        """
+
+        def finish(scored: Scored) -> tuple[list[int] | int, list[float] | float]:
+            scores = scored.scores
+            places = torch.empty(len(scores), dtype=torch.long)
+            places[scores.argsort(descending=True, stable=True)] = torch.arange(1, len(scores) + 1)
+            return places.squeeze().tolist(), scores.squeeze().tolist()
+
+        return self._scored(one_prompt(prompt, as_list(generations_list)), batch_size, finish)
+
+    def rank(self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None) -> Ranking:
+        """The images in order, with rewards and ranks: prints as a table, shows itself in a notebook."""
+        rows = one_prompt(prompt, as_list(images))
+        return self._scored(rows, batch_size, lambda scored: self._ranking(rows, scored))
+
+    def best_of(
+        self,
+        prompt: str,
+        images: Sequence[ImageLike],
+        k: int = 1,
+        *,
+        batch_size: int | None = None,
+    ) -> list[int]:
+        """Indices of the k best images, best first."""
+        images = as_list(images)
+        k = whole_number("k", k, 1, max(1, len(images)))
+
+        def finish(scored: Scored) -> list[int]:
+            return scored.scores.argsort(descending=True, stable=True)[:k].tolist()
+
+        return self._scored(one_prompt(prompt, images), batch_size, finish)
+
+    def score_pairs(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[ImageLike],
+        *,
+        batch_size: int | None = None,
+    ) -> list[float]:
+        """N prompts with N images, one score a pair. Repeated images and prompts are encoded once."""
+        prompts, images = prompt_list(prompts), as_list(images)
+        if len(prompts) != len(images):
+            raise InputError(
+                f"{len(prompts)} prompts and {len(images)} images: score_pairs needs as many of "
+                "each (score_matrix scores every prompt with every image)"
+            )
+        rows = Rows(prompts, images, diagonal(len(images)))
+        return self._scored(rows, batch_size, lambda scored: scored.scores.tolist())
+
+    def score_matrix(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[ImageLike],
+        *,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """M prompts by N images: float32 array [M, N], at the price of N image passes."""
+        prompts, images = prompt_list(prompts), as_list(images)
+        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(prompts)))
+
+        def finish(scored: Scored) -> np.ndarray:
+            return scored.scores.reshape(len(images), len(prompts)).T.contiguous().numpy()
+
+        return self._scored(Rows(prompts, images, pairs.reshape(-1, 2)), batch_size, finish)
+
+    def _ranking(self, rows: Rows, scored: Scored, **extra) -> Ranking:
+        rewards = scored.scores.tolist()
+        return Ranking(
+            prompt=rows.prompts[0],
+            images=rows.images,
+            names=[name_of(image, index) for index, image in enumerate(rows.images)],
+            rewards=rewards,
+            ranks=ranks_of(rewards),
+            model=self.name,
+            tokens=scored.tokens[0],
+            truncated=scored.truncated[0],
+            **extra,
+        )
+
+
+def one_prompt(prompt: str, images: list) -> Rows:
+    """One prompt with each of the images; InputError if it is no string."""
+    if not isinstance(prompt, str):
+        raise InputError(
+            f"prompt is a {type(prompt).__name__}; expected one string "
+            "(score_pairs and score_matrix take lists of prompts)"
+        )
+    pairs = torch.stack([torch.arange(len(images)), torch.zeros(len(images))], 1).long()
+    return Rows(prompt_list([prompt]), images, pairs)
+
+
+def prompt_list(prompts: Iterable[str]) -> list[str]:
+    """The prompts as a list; InputError naming the first that is no valid text."""
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise InputError(f"prompts is a {type(prompts).__name__}; expected a list of strings")
+    prompts = list(prompts)
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompts[{index}] is a {type(prompt).__name__}; expected a string")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"prompts[{index}] is not valid text: {error}") from error
+    return prompts
+
+
+def diagonal(count: int) -> torch.Tensor:
+    """Pairs [count, 2] of equal indices: image i with prompt i."""
+    return torch.arange(count)[:, None].expand(-1, 2)
+
+
+def warn_truncated(name: str, truncated: list[bool], remedy: str) -> None:
+    """A PromptTruncatedWarning at the caller's line, if any prompt was cut."""
+    if count := sum(truncated):
+        warnings.warn(
+            f"{count} of {len(truncated)} prompts are longer than {name} reads; only the beginning "
+            f"was scored ({remedy})",
+            PromptTruncatedWarning,
+            stacklevel=_level_of_caller(),
+        )
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` with which a warning points at the first frame outside this package."""
+    frame, level = inspect.currentframe(), 0
+    while frame and frame.f_globals.get("__name__", "").startswith("imagereward."):
+        frame, level = frame.f_back, level + 1
+    return level

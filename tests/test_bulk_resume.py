@@ -1,0 +1,204 @@
+"""Runs that are stopped: by kill -9, by a full disk, by an error; and outputs that must not be mixed."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+from conftest import small_scorer
+from test_bulk import score
+
+from imagereward.bulk import output as output_module
+from imagereward.bulk.output import Output
+from imagereward.errors import OutputError
+
+
+def stop_after(monkeypatch, parts: int, error=KeyboardInterrupt):
+    """Let the writing of the part after these fail."""
+    write = Output.write
+
+    def failing(self, index, table):
+        if len(self.done()) == parts:
+            raise error
+        write(self, index, table)
+
+    monkeypatch.setattr(Output, "write", failing)
+
+
+def test_a_run_that_stopped_goes_on_with_what_is_missing(table, models, monkeypatch):
+    score(table, models, out="whole.parquet")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            score(table, models)
+    assert not (table / "out.parquet").exists()
+    assert len(list((table / "out.parquet.parts").glob("part-*"))) == 2
+    written = []
+    write = Output.write
+    monkeypatch.setattr(Output, "write", lambda *a: written.append(a[1]) or write(*a))
+    score(table, models)
+    assert written == [2]
+    assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
+    assert not (table / "out.parquet.parts").exists()
+
+
+RUN = """
+import sys
+import PIL.Image
+from imagereward.bulk import score_table
+score_table(sys.argv[1], sys.argv[2], sys.argv[3], device="cpu", workers=1, part_rows=2, batch_size=2)
+"""
+
+
+def test_kill_9_at_any_moment_then_resuming_ends_with_the_identical_file(table, models):
+    options = {"part_rows": 2, "batch_size": 2}
+    score(table, models, out="whole.parquet", **options)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        str(table / "table.jsonl"),
+        str(table / "out.parquet"),
+        models["ImageReward"],
+    ]
+    parts = table / "out.parquet.parts"
+    for wanted in (1, 5):  # parts at which to kill; the moment within the next one is whatever it is
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(parts.glob("part-*"))) < wanted:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (table / "out.parquet").exists()
+    assert 5 <= len(list(parts.glob("part-*"))) <= 12
+    (parts / ".writing-part-00000011.parquet-1").write_text("half a par")
+    score(table, models, **options)
+    assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
+
+
+def test_killed_between_the_output_and_the_removal_of_its_parts_nothing_is_lost(table, models, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "_remove", lambda self, pattern: None)
+        score(table, models)
+    before = (table / "out.parquet").read_bytes()
+    assert (table / "out.parquet.parts").exists()
+    with pytest.raises(OutputError, match="exists"):
+        score(table, models)
+    score(table, models, overwrite=True)
+    assert (table / "out.parquet").read_bytes() == before
+    assert not (table / "out.parquet.parts").exists()
+
+
+def begun(table, models, monkeypatch, **options):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            score(table, models, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"dtype": "float64"}, 'dtype: "float32" there, "float64" here'),
+        ({"batch_size": 3}, "batch_size: 4 there, 3 here"),
+        ({"part_rows": 4}, "part_rows: 8 there, 4 here"),
+        ({"keep": ["generator"]}, "columns"),
+    ],
+)
+def test_parts_of_another_run_are_refused_by_the_keys_that_differ(table, models, monkeypatch, change, key):
+    begun(table, models, monkeypatch)
+    with pytest.raises(OutputError) as caught:
+        score(table, models, **change)
+    differing = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
+    assert len(differing) == 1
+    assert differing[0].startswith(key)
+    assert len(list((table / "out.parquet.parts").glob("part-*"))) == 1
+
+
+def test_other_weights_another_input_and_other_versions_are_other_runs(table, models, monkeypatch, tmp_path):
+    model = str(small_scorer("ImageReward", seed=5).save_pretrained(tmp_path / "m"))
+    begun(table, {"ImageReward": model}, monkeypatch)
+
+    def differing() -> list[str]:
+        with pytest.raises(OutputError) as caught:
+            score(table, {"ImageReward": model})
+        return [line.strip().split(": ")[0] for line in str(caught.value).splitlines()[1:-1]]
+
+    small_scorer("ImageReward", seed=6).save_pretrained(model)
+    assert differing() == [f"weights of {model}"]
+    small_scorer("ImageReward", seed=5).save_pretrained(model)
+    monkeypatch.setattr("imagereward.bulk.versions.__version__", "9")
+    assert differing() == ["version of imagereward"]
+    monkeypatch.undo()
+    with open(table / "table.jsonl", "a") as stream:
+        stream.write("{}\n")
+    assert differing() == ["input", "rows"]
+    score(table, {"ImageReward": model}, overwrite=True)
+    assert not (table / "out.parquet.parts").exists()
+
+
+def test_an_image_added_to_a_folder_makes_it_another_input(table, models, monkeypatch):
+    begun(table, models, monkeypatch, source="images", prompt="a")
+    PIL.Image.new("RGB", (9, 9)).save(table / "images/new.png")
+    with pytest.raises(OutputError, match="input"):
+        score(table, models, source="images", prompt="a")
+
+
+@pytest.mark.parametrize("where", ["part", "output"])
+def test_a_full_disk_stops_with_what_was_finished_and_resumes(table, models, monkeypatch, where):
+    score(table, models, out="whole.parquet")
+    real = os.fsync
+    calls = iter(range(100))
+    failing = 2 if where == "part" else 4  # the fingerprint, three parts, the output
+
+    def full(descriptor):
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output_module.os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left on device") as caught:
+            score(table, models)
+    assert "goes on from there" in str(caught.value)
+    assert not (table / "out.parquet").exists()
+    parts = table / "out.parquet.parts"
+    names = {path.name for path in parts.iterdir()}
+    assert names == {
+        "fingerprint.json",
+        *(f"part-{i:08d}.parquet" for i in range(1 if where == "part" else 3)),
+    }
+    for path in parts.glob("part-*"):
+        assert pq.read_metadata(path).num_rows
+    score(table, models)
+    assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
+
+
+def test_a_directory_in_the_way_keeps_what_is_not_ours(table, models):
+    (table / "out.parquet.parts").mkdir()
+    (table / "out.parquet.parts/notes.txt").write_text("mine")
+    score(table, models)
+    assert (table / "out.parquet.parts/notes.txt").read_text() == "mine"
+
+
+def test_a_part_that_went_missing_or_was_swapped_is_noticed(table, models, monkeypatch):
+    begun(table, models, monkeypatch)
+    part = table / "out.parquet.parts/part-00000000.parquet"
+    pq.write_table(pq.read_table(part).slice(1), part)
+    with pytest.raises(OutputError, match="do not follow at row 0"):
+        score(table, models)
+    assert not (table / "out.parquet").exists()
+
+
+def test_an_unreadable_fingerprint_is_no_reason_to_remove_parts(table, models, monkeypatch):
+    begun(table, models, monkeypatch)
+    (table / "out.parquet.parts/fingerprint.json").write_text(json.dumps("?")[:1])
+    with pytest.raises(OutputError, match="parts of another run"):
+        score(table, models)
+    assert len(list((table / "out.parquet.parts").glob("part-*"))) == 1

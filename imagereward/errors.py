@@ -67,6 +67,10 @@ class RemoteError(ImageRewardError, ConnectionError):
         self.scores = scores
 
 
+class RewardError(ImageRewardError, RuntimeError):
+    """A reward that is trained by gave no score at all, however often it was asked."""
+
+
 class NonFiniteLossError(ImageRewardError, ArithmeticError):
     """A training's loss or gradient came out NaN or infinite; no update was made of it."""
 

@@ -14,7 +14,8 @@ from imagereward.images import Preprocess
 from imagereward.tuning import tune
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.denoisers.pictures import mask_pixels
-from imagereward.tuning.generator import SFTConfig, train_generator
+from imagereward.tuning.generator import train_generator
+from imagereward.tuning.objectives.sft import SFTConfig
 from imagereward.tuning.prompts import read_prompts, read_rows
 from imagereward.tuning.rows import Request, prompts_of
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.tuning.config import laid_over, read_recipe, recipe_names
+from imagereward.tuning.objectives import OBJECTIVES
 
+GENERATOR = "generator:tune_generator"
 # A recipe's objective -> what runs it.
 RUNNERS = {
     "preference": "reward_model:tune_reward_model",
-    "refl": "generator:tune_generator",
-    "sft": "generator:tune_generator",
+    **dict.fromkeys(OBJECTIVES, GENERATOR),
     "autoencoder": "parts:tune_autoencoder",
     "clip": "parts:tune_clip",
 }
@@ -61,10 +62,10 @@ def tune(
 
 
 def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:
-    objective = values.get("objective")
-    if objective not in RUNNERS:
+    objective = values.get("objective") or ""
+    if objective not in RUNNERS and ":" not in str(objective):
         raise InputError(f"{source}: objective={objective!r}; known: {', '.join(RUNNERS)}")
-    module, name = RUNNERS[objective].split(":")
+    module, name = RUNNERS.get(objective, GENERATOR).split(":")
     try:
         run = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError as error:

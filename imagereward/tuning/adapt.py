@@ -59,11 +59,12 @@ def learning(module: nn.Module) -> dict[str, nn.Parameter]:
 class Base:
     """The network as it was before training: adapters switched off, or a frozen copy of full weights.
 
-    The copy is made at once, and costs the network's memory again.
+    The copy is made at once, and costs the network's memory again. It computes in `precision`, as the network
+    does in training: otherwise the two would differ before anything is learned.
     """
 
-    def __init__(self, denoiser: Denoiser):
-        self.denoiser = denoiser
+    def __init__(self, denoiser: Denoiser, precision: torch.dtype = torch.float32):
+        self.denoiser, self.precision = denoiser, precision
         self.adapted = bool(getattr(denoiser.network, "peft_config", None))
         self.copy = None if self.adapted else copy.deepcopy(denoiser.network).requires_grad_(False).eval()
 
@@ -73,8 +74,10 @@ class Base:
         network, module = self.denoiser.network, self.denoiser.module
         if self.copy is not None:
             self.denoiser.module = self.copy
+            half = self.precision != torch.float32
             try:
-                yield
+                with torch.autocast(next(network.parameters()).device.type, self.precision, enabled=half):
+                    yield
             finally:
                 self.denoiser.module = module
             return

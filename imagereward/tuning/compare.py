@@ -109,7 +109,7 @@ def compare(
         ]
         drawn.append(torch.cat(parts))
         del policy, denoiser
-    scored = [_scores(judge, images, texts, batch_size, where) for images in drawn]
+    scored = [_scores(judge, images, rows, batch_size, where) for images in drawn]
     features = judge.scorers[0] if judge.scorers else None
     spread = (diversity(drawn[0], features), diversity(drawn[1], features)) if seeds > 1 else None
     return Comparison(texts, scored[0], scored[1], spread, (drawn[0], drawn[1]))
@@ -129,10 +129,10 @@ def _opened(source: Any, adapter: Any, resolution: int | None, device, dtype) ->
     return denoiser
 
 
-def _scores(judge: Rewards, images, prompts, batch_size: int, device) -> dict[str, np.ndarray]:
+def _scores(judge: Rewards, images, rows, batch_size: int, device) -> dict[str, np.ndarray]:
     """[M, K] a reward; with several, their weighted sum as well."""
     seeds, flat = images.shape[1], images.flatten(0, 1)
-    asked = [prompt for prompt in prompts for _ in range(seeds)]
+    asked = [row for row in rows for _ in range(seeds)]
     found: dict[str, list[torch.Tensor]] = {}
     with torch.no_grad():
         for at in range(0, len(asked), batch_size):

@@ -47,7 +47,8 @@ class Noise(Config):
 class Step(NamedTuple):
     """One denoising step. `logp` [B] is averaged over a sample's elements.
 
-    It is None where no row has noise (`std` is 0), and NaN in rows without among rows with.
+    It is None where no row has noise (`std` is 0), and NaN in rows without among rows with. `dt` is the
+    length of the step where noise has a rate, std = rate * sqrt(dt), and 1 where it has none.
     """
 
     next: torch.Tensor
@@ -55,6 +56,7 @@ class Step(NamedTuple):
     std: torch.Tensor
     logp: torch.Tensor | None
     x0: torch.Tensor
+    dt: torch.Tensor
 
 
 class Dynamics(Protocol):
@@ -153,7 +155,7 @@ class Diffusion:
         x0, epsilon = self._both(x, prediction, alpha)
         std = self.eta * ((1 - after) / (1 - alpha) * (1 - alpha / after)).clamp(min=0).sqrt()
         mean = after.sqrt() * x0 + (1 - after - std**2).clamp(min=0).sqrt() * epsilon
-        return finish(mean, std, x0, noise, next, self.storage)
+        return finish(mean, std, torch.ones_like(std), x0, noise, next, self.storage)
 
     def to_x0(self, x, prediction, i_B) -> torch.Tensor:
         alpha = a_row_each(self.alphas_T.to(x.device)[self.model_time(i_B)], x)
@@ -192,7 +194,7 @@ class Diffusion:
         return x0, alpha.sqrt() * prediction + (1 - alpha).sqrt() * x
 
 
-def finish(mean, std, x0, noise, next, storage: torch.dtype | None = None) -> Step:
+def finish(mean, std, dt, x0, noise, next, storage: torch.dtype | None = None) -> Step:
     """A step to mean + std * noise, or to `next` as it was stored, with its log-probability.
 
     A new sample is rounded to `storage` before its probability is taken: it is what will be scored again.
@@ -201,7 +203,7 @@ def finish(mean, std, x0, noise, next, storage: torch.dtype | None = None) -> St
     if next is None:
         next = rounded(mean if noise is None or deterministic else mean + std * noise, storage)
     next = full_precision(next)
-    return Step(next, mean, std, None if deterministic else log_probability(next, mean, std), x0)
+    return Step(next, mean, std, None if deterministic else log_probability(next, mean, std), x0, dt)
 
 
 def rounded(x: torch.Tensor, storage: torch.dtype | None) -> torch.Tensor:

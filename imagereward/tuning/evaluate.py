@@ -137,7 +137,7 @@ class Evaluation:
 
     def _judge(self, images: torch.Tensor) -> dict[str, float]:
         seeds, values = images.shape[1], {}
-        asked = [prompt for prompt in self.prompts for _ in range(seeds)]
+        asked = [row for row in self.rows for _ in range(seeds)]
         scorers: list[Scorer] = []
         for name, judge in (("reward", self.rewards), ("held_out", self.held_out)):
             if judge is None:

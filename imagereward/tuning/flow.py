@@ -15,13 +15,14 @@ from imagereward.errors import InputError
 from imagereward.images import full_precision
 from imagereward.tuning.dynamics import Noise, Step, a_row_each, finish
 
-# (x, velocity, i_B, sigma, after) -> the next sample's mean and standard deviation.
-Transition = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+# (x, velocity, i_B, sigma, after) -> the next sample's mean and standard deviation, and the step's `dt`.
+Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Transition = Callable[..., Moments]
 
 
-def euler(x, velocity, i_B, sigma, after) -> tuple[torch.Tensor, torch.Tensor]:
+def euler(x, velocity, i_B, sigma, after) -> Moments:
     """The flow's ODE, one Euler step."""
-    return x + (after - sigma) * velocity, torch.zeros_like(sigma)
+    return x + (after - sigma) * velocity, torch.zeros_like(sigma), sigma - after
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class SDE:
 
     spreads_N: torch.Tensor
 
-    def __call__(self, x, velocity, i_B, sigma, after) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, x, velocity, i_B, sigma, after) -> Moments:
         spread, dt = a_row_each(self.spreads_N.to(x.device)[i_B], x), after - sigma
         drift = spread**2 / (2 * sigma)
         mean = x * (1 + drift * dt) + velocity * (1 + drift * (1 - sigma)) * dt
-        return mean, spread * (-dt).sqrt()
+        return mean, spread * (-dt).sqrt(), -dt
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class CPS:
 
     level: float
 
-    def __call__(self, x, velocity, i_B, sigma, after) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, x, velocity, i_B, sigma, after) -> Moments:
         std = after * math.sin(self.level * math.pi / 2)
         x0, epsilon = x - sigma * velocity, x + (1 - sigma) * velocity
-        return (1 - after) * x0 + (after**2 - std**2).clamp(min=0).sqrt() * epsilon, std
+        return (1 - after) * x0 + (after**2 - std**2).clamp(min=0).sqrt() * epsilon, std, torch.ones_like(std)
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ class Flow:
         x, velocity = full_precision(x), full_precision(prediction)
         sigmas = self.sigmas_N1.to(x.device)
         sigma, after = a_row_each(sigmas[i_B], x), a_row_each(sigmas[i_B + 1], x)
-        mean, std = self.transition(x, velocity, i_B, sigma, after)
-        return finish(mean, std, x - sigma * velocity, noise, next, self.storage)
+        mean, std, dt = self.transition(x, velocity, i_B, sigma, after)
+        return finish(mean, std, dt, x - sigma * velocity, noise, next, self.storage)
 
     def to_x0(self, x, prediction, i_B) -> torch.Tensor:
         sigma = a_row_each(self.sigmas_N1.to(x.device)[i_B], x)

@@ -54,7 +54,7 @@ class Learner(Protocol):
 
 
 class Minibatch(Protocol):
-    """What one backward pass takes; the shares of an update's minibatches over all processes add up to 1."""
+    """What one backward pass takes; the shares of a step's minibatches over all processes add up to 1."""
 
     share: float
 
@@ -63,7 +63,7 @@ class Objective(Protocol):
     """What is minimised. An update may be several steps of the optimizer, each over some minibatches."""
 
     def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[Sequence[Minibatch]]:
-        """This process's part of every step of an update, in order."""
+        """This process's part of every step of an update, in order; none if there is nothing to learn."""
 
     def loss(self, learner, minibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The minibatch's mean loss, and numbers to log."""
@@ -134,7 +134,7 @@ class Loop:
         torch.manual_seed(config.seed * 1_000_003 + update * 1009 + accelerator.process_index)
         self.learner.module.train()
         sums: dict[str, torch.Tensor] = {}
-        ranks = accelerator.num_processes
+        ranks, steps = accelerator.num_processes, 0
         for step in self.objective.minibatches(self.learner, update, accelerator.process_index, ranks):
             if not step:
                 raise InputError(
@@ -148,10 +148,11 @@ class Loop:
                 raise self._not_finite(update, "gradient", norm.item(), self.objective.describe(step[-1]))
             self.optimizer.step()
             self.optimizer.zero_grad()
-            sums["gradient_norm"] = norm.detach().float() / ranks
+            sums["gradient_norm"] = sums.get("gradient_norm", 0) + norm.detach().float() / ranks
+            steps += 1
         self._average(update)
         total = accelerator.reduce(sums, "sum") if ranks > 1 else sums
-        return {name: float(value) for name, value in total.items()} | {
+        return {name: float(value) / steps for name, value in total.items()} | {
             "learning_rate": rate_at(update, config)
         }
 

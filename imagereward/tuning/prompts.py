@@ -12,6 +12,8 @@ from imagereward.tuning.rows import Request, Row, open_pictures
 
 # The keys under which prompt files keep their text.
 TEXT_KEYS = ("prompt", "text", "caption")
+# What of a record is no metadata, whether or not the family takes it.
+PICTURES = ("image", "mask")
 
 
 def read_prompts(source: str | os.PathLike | Sequence[Any]) -> list[str]:
@@ -26,17 +28,18 @@ def read_prompts(source: str | os.PathLike | Sequence[Any]) -> list[str]:
 def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) -> list[Row]:
     """What `read_prompts` reads, with the pictures that `inputs` names ("image", "mask"), all decoded once.
 
-    Without `inputs` these are prompts. Paths are relative to the file. Raises InputError as `read_prompts`
-    does, and for pictures that are missing or unreadable, or a mask that is not of its image's size.
+    A record's other keys are its row's metadata. Paths are relative to the file. Raises InputError as
+    `read_prompts` does, and for pictures that are missing or unreadable, or a mask that is not of its image's
+    size.
     """
-    if not inputs:
-        return list(read_prompts(source))
     folder = Path(source).expanduser().parent if isinstance(source, str | os.PathLike) else Path()
     items = _items(source)
     rows: list[Row] = [
-        Request(_text(item, where), **{name: _picture(item, name, folder) for name in inputs})
+        _row(_text(item, where), {name: _picture(item, name, folder) for name in inputs}, _metadata(item))
         for item, where in items
     ]
+    if not inputs:
+        return rows
 
     def check(row: Row, where: str) -> None:
         open_pictures(row, inputs, where)
@@ -44,6 +47,19 @@ def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) 
     with ThreadPoolExecutor(thread_name_prefix="imagereward-check") as pool:
         list(pool.map(check, rows, [where for _, where in items]))
     return rows
+
+
+def _row(prompt: str, pictures: dict[str, Any], metadata: Mapping[str, Any]) -> Row:
+    return Request(prompt, **pictures, metadata=metadata or None) if pictures or metadata else prompt
+
+
+def _metadata(item) -> Mapping[str, Any]:
+    if isinstance(item, Request):
+        return item.metadata or {}
+    if not isinstance(item, Mapping):
+        return {}
+    key = next(key for key in TEXT_KEYS if key in item)
+    return {name: value for name, value in item.items() if name not in (key, *PICTURES)}
 
 
 def _picture(item, name: str, folder: Path):

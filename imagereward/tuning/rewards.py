@@ -1,50 +1,70 @@
 """What is pushed up: any scorers and functions, weighted, frozen, and logged one by one."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 import torch
 
 import imagereward
-from imagereward.errors import InputError, NonFiniteScoreError
+from imagereward.errors import InputError, NonFiniteScoreError, RemoteError
+from imagereward.remote import RemoteScorer
 from imagereward.scorer import Scorer
+from imagereward.tuning.grid import as_image
+from imagereward.tuning.rows import Row, prompts_of
 
-# (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B].
-Reward = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]
+# (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]; one with a parameter `rows` is given them as well.
+Reward = Callable[..., torch.Tensor]
+Part = Scorer | RemoteScorer | Reward
 
 
 class Rewards:
-    """A weighted sum of rewards: `(pixels, prompts) -> (sum [B], {name: its own [B]})`.
+    """A weighted sum of rewards: `(pixels, rows) -> (sum [B], {name: its own [B]})`.
 
-    `parts` are scorers, or functions of (pixels, prompts). Scorers are frozen, in place: no gradient and no
-    memory gathers in them.
+    `parts` are scorers, here or behind a server, or functions of (pixels, prompts), which get the rows, with
+    their pictures and metadata, if they have a parameter `rows`. Scorers are frozen, in place: no gradient
+    and no memory gathers in them.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[float, Scorer | Reward]]):
+    def __init__(self, parts: Mapping[str, tuple[float, Part]]):
         if not parts:
             raise InputError("no reward: expected at least one scorer or function")
         self.parts = dict(parts)
         for scorer in self.scorers:
             scorer.requires_grad_(False).eval()
 
-    def __call__(self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str]):
-        prompts, each = list(prompts), {}
-        total = pixels_B_3_H_W.new_zeros(len(prompts))
-        for name, (weight, part) in self.parts.items():
-            rewards = (
-                part.reward(pixels_B_3_H_W, prompts)
-                if isinstance(part, Scorer)
-                else part(pixels_B_3_H_W, prompts)
-            )
-            if not isinstance(rewards, torch.Tensor) or rewards.shape != (len(prompts),):
-                got = getattr(rewards, "shape", type(rewards).__name__)
-                raise InputError(f"reward {name} gave {got}; expected a tensor [{len(prompts)}]")
+    def __call__(self, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]):
+        each = {}
+        total = pixels_B_3_H_W.new_zeros(len(rows))
+        for name, (weight, _) in self.parts.items():
+            rewards = self.part(name, pixels_B_3_H_W, rows)
             bad = (~rewards.isfinite()).nonzero().flatten().tolist()
             if bad:
-                raise NonFiniteScoreError(f"reward {name} is not finite for {prompts[bad[0]]!r}")
+                raise NonFiniteScoreError(f"reward {name} is not finite for {prompts_of(rows)[bad[0]]!r}")
             each[name] = rewards
             total = total + weight * rewards.to(pixels_B_3_H_W.device)
         return total, each
+
+    def part(self, name: str, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+        """One of them [B], unweighted; NaN where a server or a function has none for an image."""
+        part, prompts = self.parts[name][1], prompts_of(rows)
+        if isinstance(part, Scorer):
+            rewards = part.reward(pixels_B_3_H_W, prompts)
+        elif isinstance(part, RemoteScorer):
+            rewards = _asked(part, pixels_B_3_H_W, prompts)
+        elif _takes_rows(part):
+            rewards = part(pixels_B_3_H_W, prompts, rows=list(rows))
+        else:
+            rewards = part(pixels_B_3_H_W, prompts)
+        if not isinstance(rewards, torch.Tensor) or rewards.shape != (len(prompts),):
+            got = getattr(rewards, "shape", type(rewards).__name__)
+            raise InputError(f"reward {name} gave {got}; expected a tensor [{len(prompts)}]")
+        return rewards
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Every part's weight."""
+        return {name: weight for name, (weight, _) in self.parts.items()}
 
     @property
     def scorers(self) -> list[Scorer]:
@@ -69,11 +89,12 @@ class Rewards:
 
 
 def open_rewards(
-    what: str | Mapping[str, float] | Scorer | Reward | Rewards, device: torch.device | str | None = None
+    what: str | Mapping[str, float] | Part | Rewards, device: torch.device | str | None = None
 ) -> Rewards:
     """Rewards from a name, names with weights, a scorer, or a function.
 
-    A name is what `imagereward.load` takes, or "module:function" for a function of (pixels, prompts).
+    A name is what `imagereward.load` takes, "module:function" for a function of (pixels, prompts), or a
+    reward server's address, with "#model" for another than its first.
     """
     if isinstance(what, Rewards):
         return what
@@ -81,14 +102,17 @@ def open_rewards(
         what = {what: 1.0}
     if isinstance(what, Mapping):
         return Rewards({name: (weight, _open(name, device)) for name, weight in what.items()})
-    if isinstance(what, Scorer):
+    if isinstance(what, Scorer | RemoteScorer):
         return Rewards({what.name: (1.0, what)})
     if callable(what):
         return Rewards({getattr(what, "__name__", type(what).__name__): (1.0, what)})
     raise InputError(f"reward is a {type(what).__name__}; expected a name, names, a scorer or a function")
 
 
-def _open(name: str, device) -> Scorer | Reward:
+def _open(name: str, device) -> Part:
+    if name.startswith(("http://", "https://")):
+        url, _, model = name.partition("#")
+        return imagereward.connect(url, model or None)
     module, colon, function = name.partition(":")
     if not colon or "/" in name or "\\" in name:
         return imagereward.load(name, device)
@@ -99,3 +123,22 @@ def _open(name: str, device) -> Scorer | Reward:
     if not callable(found):
         raise InputError(f"reward {name} is no function")
     return found
+
+
+def _takes_rows(function: Reward) -> bool:
+    try:
+        return "rows" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in, without one
+        return False
+
+
+def _asked(scorer: RemoteScorer, pixels_B_3_H_W: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    try:
+        return torch.tensor(scorer.score_pairs(prompts, [as_image(image) for image in pixels_B_3_H_W]))
+    except RemoteError as error:
+        if error.scores is None or len(error.scores) != len(prompts):
+            raise
+        scores = torch.as_tensor(error.scores, dtype=torch.float32)
+        if not scores.isfinite().any():
+            raise
+        return scores

@@ -1,8 +1,9 @@
 """A row of the data: a prompt, and for some families the pictures that go with it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import PIL.Image
 
@@ -12,11 +13,15 @@ from imagereward.images import ImageLike, read_image
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with an image to change, and a mask of the same size that is white where to paint anew."""
+    """A prompt with an image to change, and a mask of the same size that is white where to paint anew.
+
+    `metadata` is what else its record holds, for rewards to read: what to count, say.
+    """
 
     prompt: str
     image: ImageLike | None = None
     mask: ImageLike | None = None
+    metadata: Mapping[str, Any] | None = None
 
 
 # Where the words are all there is, a string is a row.

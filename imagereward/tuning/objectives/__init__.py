@@ -1,1 +1,24 @@
-"""What is optimised: pure formulas, and the modules that apply them to a batch; one file each."""
+"""One file an objective; here, what recipes call those that train generators."""
+
+from importlib import import_module
+from typing import Any
+
+from imagereward.errors import InputError
+
+# A recipe's objective -> its config, whose `make` builds it. A recipe may also name "module:Config" itself.
+OBJECTIVES = {
+    "refl": "imagereward.tuning.objectives.refl:ReFLConfig",
+    "grpo": "imagereward.tuning.objectives.grpo:GRPOConfig",
+    "sft": "imagereward.tuning.objectives.sft:SFTConfig",
+}
+
+
+def config_class(objective: str) -> Any:
+    """The config of a recipe's objective. Raises InputError for one that is not there."""
+    module, _, name = OBJECTIVES.get(objective, objective).partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if objective in OBJECTIVES:
+            raise  # a library of the extra is missing
+        raise InputError(f"objective={objective!r}: {error}; known: {', '.join(OBJECTIVES)}") from error

@@ -5,7 +5,7 @@ Prabhudesai et al. 2023, arXiv:2310.03739.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from imagereward.errors import InputError
 from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
+from imagereward.tuning.job import GeneratorConfig, Job
+from imagereward.tuning.objectives.sft import PairsConfig, sft_on
+from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import generator, noise_of, rows_of
 from imagereward.tuning.rewards import Rewards
@@ -48,6 +51,51 @@ class Gradient(Config):
             raise InputError(f"gradient.last={self.last}: the last of {steps} sampling steps is {steps - 1}")
         if self.steps == "last" and self.count > steps:
             raise InputError(f"gradient.count={self.count}: there are {steps} sampling steps")
+
+
+class Pretraining(PairsConfig):
+    """The pretraining loss beside the reward."""
+
+    weight: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1, description="samples an update")
+
+
+class ReFLConfig(GeneratorConfig):
+    """Fine-tuning by the gradient of a reward; the defaults are the published ones for SD 1.x."""
+
+    objective: Literal["refl"] = "refl"
+    prompts: str
+    gradient: Gradient = Gradient()
+    target: float | None = Field(2.0, description="rewards above it are not pushed")
+    scale: float = Field(1e-3, gt=0, description="of the reward's loss")
+    stay: float = Field(0.0, ge=0, description="weight of the distance to the base model's predictions")
+    pretraining: Pretraining | None = None
+
+    @property
+    def anchored(self) -> bool:
+        return self.stay > 0
+
+    def make(self, job: Job) -> Any:
+        if job.rewards is None:
+            raise InputError('reward="": ReFL needs one, such as reward="ImageReward-v1.0"')
+        self.gradient.check(self.steps)
+        job.rewards.check_differentiable(job.denoiser.resolution)
+        refl = ReFL(
+            job.rows,
+            job.rewards,
+            self.gradient,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            target=self.target,
+            scale=self.scale,
+            stay=self.stay,
+            seed=self.seed,
+        )
+        part = self.pretraining
+        if part is None:
+            return refl
+        beside = sft_on(part, part.batch_size, self, job)
+        return Weighted({"refl": (1.0, refl), "pretraining": (part.weight, beside)})
 
 
 class Span(NamedTuple):
@@ -138,12 +186,12 @@ class ReFL:
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean over the chunk's samples of scale * hinge(reward) + stay * distance to the base."""
         rows = self._rows(chunk)
-        prompts, denoiser = prompts_of(rows), policy.denoiser
+        denoiser = policy.denoiser
         shared = generator(self.seed, "span", chunk.update, chunk.index // self.gradient.shared_by)
         span = draw_span(self.gradient, policy.dynamics.steps, shared)
         noise = noise_of(chunk.samples, denoiser.latents.shape, self.seed).to(policy.device)
         latents, away = denoise(policy, noise, denoiser.encode(rows), span)
-        rewards, parts = self.rewards(denoiser.latents.decode(latents), prompts)
+        rewards, parts = self.rewards(denoiser.latents.decode(latents), rows)
         loss = self.scale * hinge(rewards, self.target).mean() + self.stay * away.mean()
         metrics = {"reward": rewards, **{f"reward/{name}": values for name, values in parts.items()}}
         if policy.base is not None:

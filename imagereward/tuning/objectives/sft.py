@@ -4,13 +4,66 @@ Ho et al. 2020 (arXiv:2006.11239), equation 14; min-SNR weights: Hang et al. 202
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
+from pydantic import Field
 
+from imagereward.errors import InputError
 from imagereward.tuning.batches import Chunk, chunks
-from imagereward.tuning.latent_images import LatentImages
+from imagereward.tuning.config import Config
+from imagereward.tuning.job import GeneratorConfig, Job
+from imagereward.tuning.latent_images import LatentImages, open_pairs
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import generator, noise_of, rows_of
+
+
+class PairsConfig(Config):
+    """(prompt, image) pairs to predict noise on. `data` is a JSON list of {text, image}, or "shapes"."""
+
+    data: str
+    pairs: int = Field(10_000, ge=1, description="how many of Shapes")
+    things: int = Field(4, ge=1, description="most things in a scene of Shapes")
+    cache: bool = Field(False, description="encode all images once, and keep their latents in the output")
+    most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
+    min_snr: float | None = Field(None, gt=0, description="gamma of min-SNR weights; 5 is usual")
+    drop: float = Field(0.0, ge=0, le=1, description="share of samples that lose their prompt")
+
+
+class SFTConfig(GeneratorConfig):
+    """Learning to predict noise on (prompt, image) pairs."""
+
+    objective: Literal["sft"] = "sft"
+    pairs: PairsConfig
+
+    def make(self, job: Job) -> "SFT":
+        return sft_on(self.pairs, self.batch_size, self, job)
+
+
+def sft_on(part: PairsConfig, batch_size: int, config: GeneratorConfig, job: Job) -> "SFT":
+    """SFT on pairs, by itself or beside another objective.
+
+    Raises InputError for a model that they cannot train.
+    """
+    denoiser = job.denoiser
+    if denoiser.inputs:
+        raise InputError(
+            f"pairs are a prompt and an image: they cannot train a model that is shown {denoiser.inputs}"
+        )
+    if part.min_snr is not None:
+        denoiser.dynamics(config.steps).min_snr_weights(torch.ones(1, dtype=torch.long), part.min_snr)
+    pairs = open_pairs(
+        part.data, denoiser.resolution, part.most_bad, count=part.pairs, seed=config.seed, things=part.things
+    )
+    data = LatentImages(pairs, denoiser.latents, job.output if part.cache else None)
+    return SFT(
+        data,
+        batch_size=batch_size,
+        micro_batch=config.micro_batch,
+        min_snr=part.min_snr,
+        drop=part.drop,
+        seed=config.seed,
+    )
 
 
 class SFT:

@@ -1,0 +1,100 @@
+"""Who in a group did better than its like: pure functions of rewards [N] and group numbers [N].
+
+A reward that is NaN, because it could not be had, takes no part anywhere.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+
+# Added to deviations, as published, so that groups that hardly differ are not blown up.
+LEAST = 1e-4
+
+Spread = Literal["batch", "group"]
+
+
+class Credit(NamedTuple):
+    """`advantages` [N], 0 where not `counted` [N]: no reward, or a group whose rewards are all the same."""
+
+    advantages: torch.Tensor
+    counted: torch.Tensor
+
+
+def group_advantages(rewards_N, groups_N, spread: Spread = "batch", most: float = 5.0) -> Credit:
+    """(reward - mean of its group) / (deviation + 1e-4), in -most..most (Shao et al. 2024, arXiv:2402.03300).
+
+    spread  the deviation is that of all rewards about their mean, or of the group's own
+    """
+    worth, counted = _standardised(rewards_N, groups_N, spread)
+    return Credit(torch.where(counted, worth.clamp(-most, most), 0.0).float(), counted)
+
+
+def weighted_sum(
+    parts: Mapping[str, torch.Tensor],
+    weights: Mapping[str, float],
+    groups_N: torch.Tensor,
+    normalise: Spread | None = None,
+) -> torch.Tensor:
+    """The weighted sum of rewards [N] by name; NaN where any of them is.
+
+    With `normalise` each is standardised first, as an advantage is: scales then do not matter, and one that
+    is the same for all of a group adds nothing.
+    """
+    total = torch.zeros(len(groups_N), dtype=torch.float64)
+    for name, rewards_N in parts.items():
+        values = rewards_N.double()
+        if normalise is not None:
+            worth, counted = _standardised(values, groups_N, normalise)
+            values = torch.where(values.isfinite(), torch.where(counted, worth, 0.0), torch.nan)
+        total = total + weights[name] * values
+    return total
+
+
+def best_and_worst(rewards_N, groups_N) -> tuple[torch.Tensor, torch.Tensor]:
+    """The number of the best and of the worst sample of every group in which they differ, two times [G]."""
+    pairs = []
+    for group in groups_N.unique():
+        members = ((groups_N == group) & rewards_N.isfinite()).nonzero().flatten()
+        values = rewards_N[members]
+        if len(members) and values.max() > values.min():
+            pairs.append((int(members[values.argmax()]), int(members[values.argmin()])))
+    best, worst = zip(*pairs, strict=True) if pairs else ((), ())
+    return torch.tensor(best, dtype=torch.long), torch.tensor(worst, dtype=torch.long)
+
+
+def top_mask(rewards_N, groups_N, count: int) -> torch.Tensor:
+    """Which samples [N] are among the `count` best of their group; of equal ones, the first."""
+    mask = torch.zeros(len(rewards_N), dtype=torch.bool)
+    for group in groups_N.unique():
+        members = ((groups_N == group) & rewards_N.isfinite()).nonzero().flatten()
+        order = rewards_N[members].argsort(descending=True, stable=True)
+        mask[members[order[:count]]] = True
+    return mask
+
+
+def _standardised(rewards_N, groups_N, spread: Spread) -> tuple[torch.Tensor, torch.Tensor]:
+    """(standardised rewards in float64, which of them count)."""
+    rewards, there = rewards_N.double(), rewards_N.isfinite()
+    _, place = groups_N.unique(return_inverse=True)
+    count = int(place.max()) + 1 if len(place) else 0
+    known = torch.where(there, rewards, 0.0)
+
+    def mean_in_groups(values):
+        zeros = values.new_zeros(count)
+        sums = zeros.index_add(0, place, values)
+        return (sums / zeros.index_add(0, place, there.double()).clamp(min=1))[place]
+
+    def extreme(kind: str, empty: float):
+        start = rewards.new_full((count,), empty)
+        return start.scatter_reduce(0, place, torch.where(there, rewards, empty), kind)[place]
+
+    away = torch.where(there, rewards - mean_in_groups(known), 0.0)
+    if spread == "group":
+        deviation = mean_in_groups(away**2).sqrt()
+    else:
+        present = rewards[there]
+        deviation = present.std(correction=0) if len(present) else rewards.new_zeros(())
+    # Extremes and not the deviation decide, for that is seldom exactly 0.
+    counted = there & (extreme("amax", -torch.inf) > extreme("amin", torch.inf))
+    return away / (deviation + LEAST), counted

@@ -1,0 +1,54 @@
+"""What every training of a generator is asked for, and what its objective is built from."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+
+from imagereward.tuning.adapt import LoRA
+from imagereward.tuning.denoisers import Denoiser
+from imagereward.tuning.evaluate import EvaluationConfig
+from imagereward.tuning.loop import LoopConfig
+from imagereward.tuning.rewards import Rewards
+from imagereward.tuning.rows import Row
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Job(NamedTuple):
+    """What a config names, opened."""
+
+    denoiser: Denoiser
+    rewards: Rewards | None
+    rows: list[Row]
+    output: Path
+
+
+class GeneratorConfig(LoopConfig):
+    """What every objective needs. `model` is a diffusers pipeline: a directory or a hub id."""
+
+    objective: str
+    model: str
+    output: str
+    resolution: int | None = Field(None, ge=1, description="of the images; default: the model's own")
+    steps: int = Field(40, ge=1, description="sampling steps")
+    guidance: float = Field(1.0, ge=0, description="1 is none; FLUX takes it as an input")
+    lora: LoRA | None = None
+    checkpointing: bool = Field(True, description="recompute activations of network, decoder and scorers")
+    embeddings: str = Field(
+        "", description="directory that keeps prompts' embeddings; text encoders then leave the device"
+    )
+    vae_precision: Literal["float32", "bfloat16"] = "float32"
+    reward: str | dict[str, float] = Field("", description="what to load, or several with weights")
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the objective asks for the base model's predictions."""
+        return False
+
+    def make(self, job: Job) -> Any:
+        """The objective. Raises InputError for what only shows with the model at hand."""
+        raise NotImplementedError

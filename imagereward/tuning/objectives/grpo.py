@@ -1,0 +1,280 @@
+"""Policy gradient within groups: any reward, with gradient or without.
+
+GRPO: Shao et al. 2024, arXiv:2402.03300; on flow models: Liu et al. 2025, arXiv:2505.05470 (Flow-GRPO) and
+Xue et al. 2025, arXiv:2505.07818 (DanceGRPO); with DDIM, as DDPO: Black et al. 2023, arXiv:2305.13301. A
+window of one step is S1, one of a few Flow-GRPO-Fast and MixGRPO (Li et al. 2025, arXiv:2507.21802).
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from imagereward.errors import InputError
+from imagereward.tuning.batches import Chunk, chunks
+from imagereward.tuning.config import Config
+from imagereward.tuning.credit import Spread, group_advantages, weighted_sum
+from imagereward.tuning.dynamics import Dynamics, Noise, Step, kl_divergence
+from imagereward.tuning.job import DTYPES, GeneratorConfig, Job, Precision
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.rewards import Rewards
+from imagereward.tuning.rollouts import (
+    Minibatch,
+    Trajectories,
+    Window,
+    check_noise,
+    deal,
+    gathered,
+    groups_of,
+    repeated_rows,
+    roll,
+)
+from imagereward.tuning.rows import Row, prompts_of
+from imagereward.tuning.scoring import Scorers, Scoring, check_up
+
+log = logging.getLogger(__name__)
+
+
+class KL(Config):
+    """A penalty for moving away from the base model, step by step; a beta belongs to its form.
+
+    true       KL of the step to the base's, |mean - base mean|^2 / (2 std^2)
+    published  Flow-GRPO's, whose deviation leaves out the length of the step: at ten steps about a tenth
+    """
+
+    form: Literal["true", "published"]
+    beta: float = Field(gt=0)
+
+
+class GRPOConfig(GeneratorConfig):
+    """Fine-tuning by any reward; an update draws `batch_size` images, `group` for a prompt."""
+
+    objective: Literal["grpo"] = "grpo"
+    prompts: str
+    group: int = Field(24, ge=2, description="images of one prompt that are compared")
+    noise: Noise
+    window: Window = Window()
+    same_start: bool = Field(False, description="images of a group begin with the same noise")
+    clip_ratio: float = Field(1e-4, gt=0, description="how far a step's probability ratio counts")
+    guard: bool = Field(False, description="ratios centred and of one scale at all steps (GRPO-Guard)")
+    kl: KL | None = None
+    spread: Spread = Field("batch", description="whose deviation advantages are divided by")
+    most: float = Field(5.0, gt=0, description="largest advantage")
+    normalise: bool = Field(False, description="standardise each reward before they are added up")
+    optimizer_steps: int = Field(1, ge=1, description="parts of an update's images, each a step")
+    storage: Precision = Field("float32", description="of the latents that are kept")
+    scoring: Scoring = Scoring()
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.batch_size % self.group:
+            raise ValueError(f"group={self.group} does not divide batch_size={self.batch_size}")
+        parts = -(-self.batch_size // self.micro_batch)
+        if self.optimizer_steps > parts:
+            raise ValueError(f"optimizer_steps={self.optimizer_steps}: an update has {parts} micro-batches")
+        return self
+
+    @property
+    def anchored(self) -> bool:
+        return self.kl is not None
+
+    def make(self, job: Job) -> "GRPO":
+        if job.rewards is None:
+            raise InputError('reward="": GRPO needs one, such as reward="ImageReward-v1.0"')
+        dynamics = job.denoiser.dynamics(self.steps)
+        storage = None if self.storage == "float32" else DTYPES[self.storage]
+        check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
+        chosen = {
+            name: getattr(self, name)
+            for name in (
+                "group",
+                "noise",
+                "window",
+                "same_start",
+                "clip_ratio",
+                "guard",
+                "kl",
+                "spread",
+                "most",
+            )
+        }
+        more = {
+            name: getattr(self, name)
+            for name in ("normalise", "optimizer_steps", "scoring", "batch_size", "micro_batch", "seed")
+        }
+        return GRPO(job.rows, job.rewards, storage=storage, **chosen, **more)
+
+
+def clipped_loss(ratio_B, advantages_B, clip: float) -> torch.Tensor:
+    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) [B].
+
+    Schulman et al. 2017, arXiv:1707.06347, equation 7, with its sign turned.
+    """
+    return torch.maximum(-advantages_B * ratio_B, -advantages_B * ratio_B.clamp(1 - clip, 1 + clip))
+
+
+def guarded(log_ratio_B, step: Step, means) -> torch.Tensor:
+    """log rho [B] made as large at every step, and as often positive as negative.
+
+    (dlogp + mean |mean - rollout's mean|^2 / (2 std^2)) std (Wang et al. 2025, arXiv:2510.22319). What is
+    added cancels that any move of the mean makes what was drawn less likely.
+    """
+    return (log_ratio_B + kl_divergence(step.mean, means, step.std)) * step.std.flatten()
+
+
+class GRPO:
+    """Draw groups of images, compare each with its like, and make what led to the better ones likelier."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        rewards: Rewards,
+        *,
+        noise: Noise,
+        group: int,
+        batch_size: int,
+        micro_batch: int,
+        window: Window | None = None,
+        same_start: bool = False,
+        clip_ratio: float = 1e-4,
+        guard: bool = False,
+        kl: KL | None = None,
+        spread: Spread = "batch",
+        most: float = 5.0,
+        normalise: bool = False,
+        optimizer_steps: int = 1,
+        storage: torch.dtype | None = None,
+        scoring: Scoring | None = None,
+        seed: int = 0,
+    ):
+        self.rows, self.rewards, self.group, self.seed = rows, rewards, group, seed
+        self.batch_size, self.micro_batch, self.optimizer_steps = batch_size, micro_batch, optimizer_steps
+        self.noise, self.storage, self.window = noise, storage, window or Window()
+        self.same_start, self.scoring = same_start, scoring or Scoring()
+        self.clip_ratio, self.guard, self.kl = clip_ratio, guard, kl
+        self.spread, self.most, self.normalise = spread, most, normalise
+        self._seen: dict[str, torch.Tensor] = {}
+
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that there is."""
+        return prompts_of(self.rows)
+
+    def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Minibatch]]:
+        """Draws and scores the update's images, then deals out their steps; all processes call this.
+
+        Raises RewardError if a reward failed for every image.
+        """
+        every = chunks(update, self.batch_size, self.micro_batch)
+        if len(every) < ranks:
+            yield []  # for the loop to refuse, in every process
+            return
+        rolled = self.rollout(policy, every[rank::ranks])
+        found = self._rewards(rolled, update, ranks)
+        groups = torch.arange(self.batch_size) // self.group
+        weights, spread = self.rewards.weights, self.spread
+        worth = weighted_sum(found, weights, groups, spread if self.normalise else None)
+        credit = group_advantages(worth, groups, spread, self.most)
+        self._seen = self._numbers(found, credit.counted)
+        if not credit.counted.any():
+            log.warning("update %d: no group has two different rewards; nothing is learned", update + 1)
+        yield from deal(
+            [trajectories for trajectories, _ in rolled],
+            [len(chunk.samples) for chunk in every],
+            *credit,
+            first=update * self.batch_size,
+            parts=self.optimizer_steps,
+            rank=rank,
+            ranks=ranks,
+        )
+
+    def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, dict]]:
+        """The chunks' trajectories, and {sample: (rewards by name, causes by name)} of each.
+
+        While one chunk's images are scored the next is drawn.
+        """
+        noisy, rolled = self.noisy(policy), []
+        policy.module.eval()
+        with Scorers(self.rewards, self.scoring) as scorers:
+            for chunk in mine:
+                places = repeated_rows(chunk.samples, self.group, len(self.rows), self.seed)
+                distinct = list(dict.fromkeys(places))
+                condition = policy.denoiser.encode([self.rows[place] for place in distinct])
+                steps = self.window.draw(noisy.steps, self.seed, chunk.update)
+                trajectories, clean = roll(
+                    policy,
+                    noisy,
+                    condition[[distinct.index(place) for place in places]],
+                    chunk,
+                    steps,
+                    seed=self.seed,
+                    starts=groups_of(chunk.samples, self.group) if self.same_start else chunk.samples,
+                    keep_means=self.guard,
+                )
+                with torch.no_grad():
+                    images = policy.denoiser.latents.decode(clean)
+                scorers.submit(images, [self.rows[place] for place in places])
+                rolled.append(trajectories)
+            scored = scorers.results()
+        policy.module.train()
+        return [(each, found._asdict()) for each, found in zip(rolled, scored, strict=True)]
+
+    def noisy(self, policy: Policy) -> Dynamics:
+        """The policy's dynamics with the noise that is trained by."""
+        return policy.dynamics.with_noise(self.noise, self.storage)
+
+    def loss(self, policy: Policy, batch: Minibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Mean over the samples that count of the clipped loss, and beta times the KL."""
+        noisy, at, kept = self.noisy(policy), batch.step_index, batch.trajectories
+        x = batch.before
+        step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
+        assert step.logp is not None  # `check_noise` looked at every step of the window
+        log_ratio = step.logp - kept.logps[:, batch.place]
+        if kept.means is not None:
+            log_ratio = guarded(log_ratio, step, kept.means[:, batch.place])
+        ratio = log_ratio.exp()
+        each = clipped_loss(ratio, batch.advantages, self.clip_ratio)
+        if self.guard:
+            each = each / step.dt.flatten()
+        seen = {"ratio": ratio, "clipped": ((ratio - 1).abs() > self.clip_ratio).float()}
+        if self.kl is not None:
+            with policy.reference():
+                base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
+            seen["kl"] = kl_divergence(step.mean, base.mean, step.std)
+            away = seen["kl"] * step.dt.flatten() if self.kl.form == "published" else seen["kl"]
+            each = each + self.kl.beta * away
+
+        def mean(values_B):
+            return torch.where(batch.counted, values_B, 0.0).sum() / batch.counted.sum().clamp(min=1)
+
+        return mean(each), self._seen | {name: mean(values.detach()) for name, values in seen.items()}
+
+    def describe(self, batch: Minibatch) -> list[str]:
+        """The minibatch's prompts."""
+        samples = batch.trajectories.chunk.samples
+        places = repeated_rows(samples, self.group, len(self.rows), self.seed)
+        return list(dict.fromkeys(prompts_of([self.rows[place] for place in places])))
+
+    def _rewards(self, rolled, update: int, ranks: int) -> dict[str, torch.Tensor]:
+        """Every reward of all the update's images [N], over all processes."""
+        mine = [(each.chunk.samples, found) for each, found in rolled]
+        first, causes = update * self.batch_size, dict[str, str]()
+        rewards = {name: torch.full((self.batch_size,), torch.nan) for name in self.rewards.parts}
+        for samples, found in (chunk for part in gathered(mine, ranks) for chunk in part):
+            for name, values in found["rewards"].items():
+                rewards[name][[sample - first for sample in samples]] = values
+            causes |= found["causes"]
+        check_up(rewards, causes, update)
+        return rewards
+
+    def _numbers(self, found: dict[str, torch.Tensor], counted_N) -> dict[str, torch.Tensor]:
+        total = weighted_sum(found, self.rewards.weights, torch.zeros(len(counted_N), dtype=torch.long))
+        numbers = {
+            "reward": total.nanmean(),
+            **{f"reward/{name}": values.nanmean() for name, values in found.items()},
+            "failed": (~total.isfinite()).sum(),
+            "counted": counted_N.float().mean(),
+        }
+        return {name: value.float() for name, value in numbers.items()}

@@ -1,0 +1,109 @@
+"""Rewards that are slow, far away or unsure: scored in threads, tried again, and NaN where there is none."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+
+from imagereward.errors import InputError, RewardError
+from imagereward.scorer import Scorer
+from imagereward.tuning.config import Config
+from imagereward.tuning.rewards import Rewards
+from imagereward.tuning.rows import Row
+
+log = logging.getLogger(__name__)
+
+
+class Scoring(Config):
+    """How rewards are asked for."""
+
+    workers: int = Field(4, ge=1, description="batches scored at once; models at hand take turns")
+    retries: int = Field(3, ge=0, description="how often a reward that fails is asked again")
+    wait: float = Field(1.0, ge=0, description="seconds before it is; doubled every time")
+
+
+class Scored(NamedTuple):
+    """Rewards [B] on the CPU by name, NaN where there is none, and the last cause by name."""
+
+    rewards: dict[str, torch.Tensor]
+    causes: dict[str, str]
+
+
+class Scorers:
+    """A pool in which batches are scored while the next is sampled. A context."""
+
+    def __init__(self, rewards: Rewards, config: Scoring):
+        self.rewards, self.config = rewards, config
+        self._models = threading.Lock()
+        self._pending: list[Future[Scored]] = []
+
+    def __enter__(self) -> "Scorers":
+        self._pool = ThreadPoolExecutor(self.config.workers, "imagereward-reward")
+        self._pending = []
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> None:
+        """Score a batch some time; waits where twice as many as there are workers are not done."""
+        before = len(self._pending) - 2 * self.config.workers
+        if before >= 0:
+            self._pending[before].result()
+        self._pending.append(self._pool.submit(self._score, pixels_B_3_H_W, list(rows)))
+
+    def results(self) -> list[Scored]:
+        """What became of every batch, in the order in which they were submitted."""
+        return [future.result() for future in self._pending]
+
+    def _score(self, pixels_B_3_H_W: torch.Tensor, rows: list[Row]) -> Scored:
+        rewards, causes = {}, {}
+        with torch.no_grad():  # a thread has its own
+            for name in self.rewards.parts:
+                rewards[name], cause = self._ask(name, pixels_B_3_H_W, rows)
+                if cause:
+                    causes[name] = cause
+        return Scored(rewards, causes)
+
+    def _ask(self, name: str, pixels_B_3_H_W, rows: list[Row]) -> tuple[torch.Tensor, str]:
+        """One reward of a batch: what failed is asked again, alone, then left NaN."""
+        found, cause = torch.full((len(rows),), torch.nan), ""
+        for attempt in range(self.config.retries + 1):
+            if attempt:
+                time.sleep(self.config.wait * 2 ** (attempt - 1))
+            missing = (~found.isfinite()).nonzero().flatten().tolist()
+            try:
+                given = self._once(name, pixels_B_3_H_W[missing], [rows[row] for row in missing])
+            except InputError:
+                raise  # a mistake, not a failure
+            except Exception as error:  # whatever a reward of someone else's raises: said, counted, bounded
+                cause = f"{type(error).__name__}: {error}"
+                continue
+            found[missing] = torch.where(given.isfinite(), given, torch.nan)
+            if found.isfinite().all():
+                return found, ""
+            cause = "it was not finite"
+        failed = int((~found.isfinite()).sum())
+        log.warning("reward %s failed for %d of %d images: %s", name, failed, len(rows), cause)
+        return found, cause
+
+    def _once(self, name: str, pixels_B_3_H_W, rows: list[Row]) -> torch.Tensor:
+        if isinstance(self.rewards.parts[name][1], Scorer):
+            with self._models:  # or a device would hold the activations of several
+                return self.rewards.part(name, pixels_B_3_H_W, rows).float().cpu()
+        return self.rewards.part(name, pixels_B_3_H_W, rows).float().cpu()
+
+
+def check_up(rewards: Mapping[str, torch.Tensor], causes: Mapping[str, str], update: int) -> None:
+    """Raises RewardError naming a reward that none of an update's images has."""
+    for name, values in rewards.items():
+        if not values.isfinite().any():
+            raise RewardError(
+                f"reward {name} is down: it failed for all {len(values)} images of update {update + 1}, the "
+                f"last time with {causes.get(name, 'no cause')}; resume=true goes on from the last checkpoint"
+            )

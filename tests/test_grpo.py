@@ -1,0 +1,475 @@
+"""GRPO: the loss and its gradient against closed forms, ratios of exactly 1, runs through the public door."""
+
+import json
+import math
+import sys
+
+import pipelines
+import pytest
+import torch
+from test_refl import PROMPTS, ROOT, brightness, launch, policy_of
+
+from imagereward.errors import InputError, NonFiniteLossError
+from imagereward.tuning import tune
+from imagereward.tuning.adapt import LoRA, learning
+from imagereward.tuning.dynamics import Noise
+from imagereward.tuning.flow import Flow
+from imagereward.tuning.loop import Loop
+from imagereward.tuning.objectives.grpo import GRPO, KL, clipped_loss, guarded
+from imagereward.tuning.rewards import open_rewards
+from imagereward.tuning.rollouts import Window
+from imagereward.tuning.rows import Request
+from imagereward.tuning.scoring import Scoring
+
+STEPS = 4
+NOISE = {
+    "flow_grpo": Noise(kind="flow_grpo", level=0.7),
+    "constant": Noise(kind="constant", level=0.3),
+    "table": Noise(kind="table", table=(0.5, 0.4, 0.3, 0.2)),
+    "cps": Noise(kind="cps", level=0.8),
+}
+DDIM = Noise(kind="ddim")
+FEW = {"updates": 2, "batch_size": 4, "micro_batch": 2, "steps": STEPS, "resolution": 16}
+
+
+def noise_for(family):
+    return DDIM if family in ("sd", "sdxl", "sd_inpaint") else NOISE["flow_grpo"]
+
+
+def noise_table(noise):
+    return {key: value for key, value in noise.model_dump().items() if value}
+
+
+def grpo_of(family="sd3", reward=brightness, **options):
+    values = {
+        "noise": noise_for(family),
+        "group": 2,
+        "batch_size": 4,
+        "micro_batch": 2,
+        "scoring": Scoring(wait=0),
+    }
+    return GRPO(pipelines.rows(family), open_rewards(reward), **(values | options))
+
+
+def small(family="sd3", **options):
+    return policy_of(family, steps=STEPS, **options)
+
+
+def first_step(objective, policy, update=0):
+    return next(objective.minibatches(policy, update, 0, 1))
+
+
+def moved(policy, by=1e-3):
+    with torch.no_grad():
+        for value in learning(policy.denoiser.network).values():
+            value += by * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+
+
+# Formulas.
+
+
+def test_the_clipped_loss_by_hand():
+    ratio = torch.tensor([0.8, 1.0, 1.3, 0.8, 1.3])
+    worth = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0])
+    expected = [-0.8, -1.0, -1.1, 0.9, 1.3]
+    assert clipped_loss(ratio, worth, 0.1).tolist() == pytest.approx(expected)
+
+
+def test_beyond_the_clip_there_is_no_gradient():
+    ratio = torch.tensor([0.8, 1.3, 0.8, 1.3], requires_grad=True)
+    clipped_loss(ratio, torch.tensor([1.0, 1, -1, -1]), 0.1).sum().backward()
+    assert ratio.grad.tolist() == [-1, 0, 0, 1]
+
+
+def test_a_guarded_ratio_is_that_of_the_paper():
+    objective, policy = grpo_of(guard=True, window=Window(first=1)), small()
+    batch = first_step(objective, policy)[0]
+    moved(policy)
+    noisy, x, at, kept = objective.noisy(policy), batch.before, batch.step_index, batch.trajectories
+    step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
+    old = kept.means[:, batch.place]
+    away = ((step.mean - old) ** 2).mean((1, 2, 3))
+    std = step.std.flatten()
+    plain = step.logp - kept.logps[:, batch.place]
+    expected = (plain + away / (2 * std**2)) * std
+    torch.testing.assert_close(guarded(plain, step, old), expected)
+    # Of dlogp only the part that the noise decides is left: (mean - old) . z / n.
+    z = (batch.after - old) / step.std
+    torch.testing.assert_close(expected, ((step.mean - old) * z).mean((1, 2, 3)), atol=1e-6, rtol=1e-3)
+    i = int(at[0])
+    dt = float(policy.dynamics.sigmas_N1[i] - policy.dynamics.sigmas_N1[i + 1])
+    loss, _ = objective.loss(policy, batch)
+    torch.testing.assert_close(loss, (clipped_loss(expected.exp(), batch.advantages, 1e-4) / dt).mean())
+
+
+@pytest.mark.parametrize("form", ["true", "published"])
+def test_the_kl_is_that_of_two_normals_in_either_form(form):
+    policy = small(lora=LoRA(rank=2, init="default"), base=True)
+    objective = grpo_of(kl=KL(form=form, beta=0.5))
+    batch = first_step(objective, policy)[1]
+    at_first = objective.loss(policy, batch)[1]["kl"]
+    moved(policy, 0.1)
+    loss, metrics = objective.loss(policy, batch)
+    noisy, x, at, kept = objective.noisy(policy), batch.before, batch.step_index, batch.trajectories
+    step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
+    with policy.reference():
+        base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
+    normal = torch.distributions.Normal
+    kl = torch.distributions.kl_divergence(normal(step.mean, step.std), normal(base.mean, step.std)).mean()
+    assert at_first == 0
+    torch.testing.assert_close(metrics["kl"], kl.detach())
+    i = int(at[0])
+    sigma, after = (float(policy.dynamics.sigmas_N1[k]) for k in (i, i + 1))
+    rate = 0.7 * math.sqrt(sigma / (1 - sigma))
+    if form == "published":  # without the length of the step
+        kl = ((step.mean - base.mean) ** 2 / (2 * rate**2)).mean()
+    ratio = (step.logp - kept.logps[:, 1]).exp()
+    expected = clipped_loss(ratio, batch.advantages, 1e-4).mean() + 0.5 * kl
+    torch.testing.assert_close(loss, expected)
+    assert after < sigma
+
+
+def test_at_the_start_the_gradient_is_that_of_reinforce():
+    """With ratios of 1 it is -mean of A times the gradient of log p."""
+    policy = small()
+    objective = grpo_of()
+    batch = first_step(objective, policy)[1]
+    objective.loss(policy, batch)[0].backward()
+    weight = policy.denoiser.network.proj_out.weight
+    ours, weight.grad = weight.grad, None
+    noisy, x, at = objective.noisy(policy), batch.before, batch.step_index
+    step = noisy.step(x, policy.predict(x, at, batch.trajectories.condition), at)
+    logp = torch.distributions.Normal(step.mean, step.std).log_prob(batch.after).mean((1, 2, 3))
+    (-(batch.advantages * logp).mean()).backward()
+    torch.testing.assert_close(ours, weight.grad)
+    assert ours.abs().max() > 0
+
+
+# Ratios.
+
+
+@pytest.mark.parametrize("storage", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", [*NOISE, "ddim"])
+def test_before_anything_is_learned_every_ratio_is_one(name, storage):
+    family = "sd" if name == "ddim" else "sd3"
+    policy = small(family, guidance=2.0)
+    noise = DDIM if name == "ddim" else NOISE[name]
+    objective = grpo_of(family, noise=noise, storage=storage, clip_ratio=1e-7)
+    for batch in first_step(objective, policy):
+        _, metrics = objective.loss(policy, batch)
+        if storage is None:
+            assert metrics["ratio"] == 1
+            assert metrics["clipped"] == 0
+        else:
+            assert abs(float(metrics["ratio"]) - 1) <= 1e-6
+
+
+def test_the_ratio_is_one_after_batches_have_lost_some_of_their_samples():
+    def only_for_circles(pixels, prompts):  # of the other prompts all rewards are equal
+        return brightness(pixels, prompts) * torch.tensor(["circle" in prompt for prompt in prompts])
+
+    policy, objective = small(), grpo_of(reward=only_for_circles, micro_batch=3, batch_size=6)
+    batches = first_step(objective, policy)
+    assert (
+        0 < sum(int(batch.counted.sum()) for batch in batches) < sum(len(batch.counted) for batch in batches)
+    )
+    for batch in batches:
+        assert objective.loss(policy, batch)[1]["ratio"] == 1
+
+
+# What is learned from.
+
+
+def test_groups_whose_rewards_are_all_the_same_give_no_gradient(caplog):
+    policy, objective = small(base=True), grpo_of(reward=constant, kl=KL(form="true", beta=1.0))
+    assert list(objective.minibatches(policy, 0, 0, 1)) == []
+    assert "update 1: no group has two different rewards" in caplog.text
+
+
+def constant(pixels, prompts):
+    return torch.ones(len(pixels))
+
+
+def test_what_does_not_count_in_a_batch_has_no_gradient():
+    policy, objective = small(), grpo_of()
+    batch = first_step(objective, policy)[0]
+    halved = batch._replace(counted=torch.tensor([True, False]))
+    objective.loss(policy, halved)[0].backward()
+    weight = policy.denoiser.network.proj_out.weight
+    ours, weight.grad = weight.grad, None
+    nothing = batch._replace(advantages=batch.advantages * torch.tensor([1.0, 0.0]))
+    (2 * objective.loss(policy, nothing)[0]).backward()
+    torch.testing.assert_close(ours, weight.grad)
+
+
+def test_the_same_start_gives_every_image_of_a_group_the_same_first_noise():
+    for same in (True, False):
+        objective, policy = grpo_of(same_start=same), small()
+        kept = first_step(objective, policy)[0].trajectories
+        assert torch.equal(kept.latents[0, 0], kept.latents[1, 0]) == same
+        assert not torch.equal(kept.latents[0, 1], kept.latents[1, 1])
+
+
+def test_a_reward_sees_the_metadata_of_its_row():
+    seen = []
+
+    def counting(pixels, prompts, rows):
+        seen.extend(rows)
+        return brightness(pixels, prompts) * torch.tensor([row.metadata["count"] for row in rows])
+
+    objective, policy = grpo_of(reward=counting), small()
+    objective.rows = [Request(prompt, metadata={"count": i}) for i, prompt in enumerate(PROMPTS)]
+    first_step(objective, policy)
+    assert len(seen) == 4
+    assert all(row.metadata["count"] == PROMPTS.index(row.prompt) for row in seen)
+
+
+def test_images_of_one_picture_are_a_group():
+    """Kontext: a group is a row, so a prompt with two source images is two groups."""
+    rows = [Request("a red circle", image=pipelines.pictures(seed)["image"]) for seed in range(2)]
+    objective, policy = grpo_of("flux_kontext"), small("flux_kontext")
+    objective.rows = rows
+    beside = [batch.trajectories.condition.tensors["beside"] for batch in first_step(objective, policy)]
+    chunks = [beside[0], beside[-1]]
+    assert all(torch.equal(each[0], each[1]) for each in chunks)
+    assert not torch.equal(chunks[0][0], chunks[1][0])
+
+
+# Runs.
+
+
+def run(output, family="sd3", reward=brightness, **changes):
+    noise = noise_table(noise_for(family))
+    values = {
+        "recipe": "sd3/grpo" if noise["kind"] != "ddim" else "sd15/grpo",
+        **FEW,
+        "group": 2,
+        "noise": noise,
+        "optimizer_steps": 1,
+        "learning_rate": 1e-3,
+        "guidance": 1.0,
+        "precision": "float32",
+        "kl": None,
+        "lora": None,
+        "ema": 0.0,
+        "scoring": {"wait": 0.0},
+        "evaluation": {"held_out": "", "count": 2, "batch_size": 2, "steps": 0},
+    }
+    return tune(
+        pipelines.FAMILIES[family](),
+        pipelines.rows(family),
+        reward=reward,
+        output=output,
+        **(values | changes),
+    )
+
+
+MODES = {
+    "refl": {
+        "recipe": "sd15/refl",
+        "gradient": {"first": 2, "last": 3},
+        **FEW,
+        "learning_rate": 1e-3,
+        "precision": "float32",
+        "evaluation": {"held_out": "", "count": 1, "batch_size": 2, "seeds": 1},
+    },
+    "grpo": {},
+    "grpo windowed": {"window": {"size": 1, "first": 0, "last": 2}, "guard": True},
+}
+
+
+@pytest.fixture(scope="module")
+def combinations():
+    done = set()
+    yield done
+    assert done == {(f, mode, lora) for f in pipelines.FAMILIES for mode in MODES for lora in (True, False)}
+    assert len(done) == 42
+
+
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_every_family_learns_by_every_objective_in_full_and_by_lora(family, combinations, tmp_path):
+    """42 combinations of two updates each; a family's network is built once, and put back in between."""
+    made = pipelines.FAMILIES[family]()
+    start = {name: part.state_dict() for name, part in modules_of(made).items()}
+    start = {name: {key: value.clone() for key, value in state.items()} for name, state in start.items()}
+    name_of_network = "unet" if hasattr(made, "unet") else "transformer"
+    for mode, changes in MODES.items():
+        for lora in (True, False):
+            values = dict(changes)
+            tuned = learn(made, family, tmp_path / f"{mode}-{lora}", values, {"rank": 2} if lora else None)
+            network, moved = pipelines.network_of(tuned), 0
+            for part, module in modules_of(tuned).items():
+                for key, value in module.state_dict().items():
+                    bare = key.replace(".base_layer", "")
+                    assert value.isfinite().all()
+                    if part != name_of_network or (lora and bare in start[part]):
+                        assert torch.equal(value, start[part][bare]), (mode, part, key)
+                    elif bare not in start[part] or (value != start[part][bare]).any():
+                        moved += 1
+            assert moved >= 0.9 * len(learning(network)) > 0
+            history = json.loads((tmp_path / f"{mode}-{lora}/history.json").read_text())
+            assert [entry["update"] for entry in history if "loss" in entry] == [1, 2]
+            if lora:
+                network.unload_lora() if hasattr(network, "unload_lora") else network.delete_adapters(
+                    "default"
+                )
+            network.load_state_dict(start[name_of_network])
+            combinations.add((family, mode, lora))
+
+
+def modules_of(pipeline):
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def learn(pipeline, family, output, changes, lora):
+    noise = noise_table(noise_for(family))
+    if "gradient" not in changes:
+        changes = {
+            "recipe": "sd15/grpo",
+            **FEW,
+            "group": 2,
+            "noise": noise,
+            "optimizer_steps": 1,
+            "learning_rate": 1e-3,
+            "guidance": 1.0,
+            "precision": "float32",
+            "kl": None,
+            "ema": 0.0,
+            "evaluation": {"held_out": "", "count": 1, "batch_size": 2, "seeds": 1, "steps": 0},
+            **changes,
+        }
+    return tune(pipeline, pipelines.rows(family), reward=brightness, output=output, lora=lora, **changes)
+
+
+def test_the_reward_goes_up(tmp_path):
+    run(tmp_path / "out", updates=12, batch_size=16, micro_batch=8, group=8, learning_rate=3e-3)
+    history = json.loads((tmp_path / "out/history.json").read_text())
+    rewards = [entry["evaluation/reward"] for entry in history if "evaluation/reward" in entry]
+    assert rewards[-1] > rewards[0] + 0.01
+
+
+def test_a_run_says_what_it_did(tmp_path):
+    run(tmp_path / "out", kl={"form": "true", "beta": 0.1}, optimizer_steps=2, updates=1)
+    (entry,) = [e for e in json.loads((tmp_path / "out/history.json").read_text()) if "loss" in e]
+    assert entry["ratio"] == pytest.approx(1, abs=1e-2)
+    assert entry["failed"] == 0
+    assert entry["counted"] == 1
+    assert {"reward", "reward/brightness", "clipped", "kl", "gradient_norm"} <= entry.keys()
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = {"updates": 3, "save_every": 1, "window": {"size": 1}, "ema": 0.5}
+    run(whole, **options)
+    real, calls = Loop._update, []
+
+    def stop(self, update):
+        if update == 2 and not calls:
+            calls.append(update)
+            raise KeyboardInterrupt
+        return real(self, update)
+
+    monkeypatch.setattr(Loop, "_update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, **options)
+    run(broken, **options, resume=True)
+    for name in ("learned.safetensors", "averaged.safetensors"):
+        a, b = ((each / "checkpoint-3" / name).read_bytes() for each in (whole, broken))
+        assert a == b
+
+
+SCRIPT = """
+import os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch, test_grpo
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+steps = 0
+def keep(optimizer, *_):
+    global steps
+    steps += 1
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(gradients, sys.argv[1] + f".gradients-{{steps}}.pt")
+
+register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
+test_grpo.run(sys.argv[1], reward=test_grpo.only_odd_ones, updates=1, batch_size=10, micro_batch=2, clip=1e6,
+              optimizer_steps=2, window={{"size": 2}})
+"""
+
+
+def only_odd_ones(pixels, prompts):
+    """Rewards of one prompt are all the same, so that processes have unequally much to do."""
+    return brightness(pixels, prompts) * torch.tensor([prompt != PROMPTS[0] for prompt in prompts])
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for command, output in ((launcher, two), ([sys.executable], one)):
+        result = launch([*command, script, output])
+        assert result.returncode == 0, result.stdout + result.stderr
+    of_one, of_two = (torch.load(f"{each}.gradients-1.pt", weights_only=True) for each in (one, two))
+    norm = torch.stack([gradient.norm() for gradient in of_one]).norm()
+    away = torch.stack([(a - b).norm() for a, b in zip(of_one, of_two, strict=True)]).norm()
+    assert norm > 0
+    assert away / norm < 1e-6
+    histories = [json.loads((each / "history.json").read_text())[1] for each in (one, two)]
+    assert histories[0]["reward"] == pytest.approx(histories[1]["reward"], rel=1e-5)
+    assert histories[0]["loss"] == pytest.approx(histories[1]["loss"], abs=1e-6)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group": 3}, "group=3 does not divide batch_size=4"),
+        ({"group": 1}, "group.*greater than or equal to 2"),
+        ({"optimizer_steps": 3}, "optimizer_steps=3: an update has 2 micro-batches"),
+        ({"window": {"size": 9}}, r"window\.size=9: from 0 to 2 are 3 steps"),
+        ({"window": {"last": 4}}, r"window: 0\.\.4 of 4 sampling steps"),
+        ({"noise": {"kind": "ddim"}}, "this is a flow model"),
+        (
+            {"noise": {"kind": "cps", "level": 0.8}, "window": {"last": 3}},
+            r"steps \[3\] of 0..3 have no noise",
+        ),
+        ({"recipe": "sd15/grpo", "kl": {"beta": 0.04}}, r"kl\.form"),
+        ({"windw": {}}, "windw is no key; did you mean 'window'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_grpo_without_a_reward_is_refused(tmp_path):
+    with pytest.raises(InputError, match='reward="": GRPO needs one'):
+        run(tmp_path / "out", reward="")
+
+
+def test_an_advantage_that_is_no_number_stops_with_the_update_and_the_prompts(tmp_path, monkeypatch):
+    import imagereward.tuning.objectives.grpo as grpo
+
+    def spoiled(*arguments):
+        found = real(*arguments)
+        return found._replace(advantages=found.advantages * math.nan)
+
+    real = grpo.group_advantages
+    monkeypatch.setattr(grpo, "group_advantages", spoiled)
+    with pytest.raises(NonFiniteLossError, match=r"the loss of update 1 is nan, with the prompts \['.*'\]"):
+        run(tmp_path / "out")
+
+
+def test_more_processes_than_chunks_are_refused_by_all_of_them():
+    objective = grpo_of(batch_size=2)
+    assert [next(objective.minibatches(None, 0, rank, 2)) for rank in range(2)] == [[], []]
+
+
+def test_flow_and_diffusion_are_what_they_are():
+    assert isinstance(small("sd3").dynamics, Flow)
+    assert not isinstance(small("sd").dynamics, Flow)

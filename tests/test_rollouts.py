@@ -1,0 +1,202 @@
+"""Rollouts: what is kept of trajectories, how they are dealt out, who draws what."""
+
+from collections import Counter
+
+import pipelines
+import pytest
+import torch
+from test_refl import policy_of
+
+from imagereward.errors import InputError
+from imagereward.tuning.batches import Chunk, chunks
+from imagereward.tuning.dynamics import Noise
+from imagereward.tuning.rollouts import (
+    Trajectories,
+    Window,
+    check_noise,
+    deal,
+    groups_of,
+    repeated_rows,
+    roll,
+)
+
+STEPS = 6
+FLOW = Noise(kind="flow_grpo", level=0.7)
+CHUNK = Chunk(0, 0, (0, 1), 0.5)
+
+
+def rolled(family="sd3", window=None, noise=FLOW, storage=None, chunk=CHUNK, starts=None, **options):
+    policy = policy_of(family, steps=STEPS)
+    steps = (window or Window()).draw(STEPS, 0, chunk.update)
+    condition = policy.denoiser.encode(pipelines.rows(family, len(chunk.samples)))
+    noisy = policy.dynamics.with_noise(noise, storage)
+    return roll(policy, noisy, condition, chunk, steps, seed=0, starts=starts or chunk.samples, **options)
+
+
+# The window.
+
+
+def test_a_window_is_somewhere_within_its_bounds_and_the_same_for_everyone():
+    window = Window(size=2, first=1, last=4)
+    drawn = [window.draw(STEPS, 0, update) for update in range(50)]
+    assert {(steps.start, steps.stop) for steps in drawn} == {(1, 3), (2, 4), (3, 5)}
+    assert drawn == [window.draw(STEPS, 0, update) for update in range(50)]
+
+
+def test_without_a_size_all_steps_but_the_last_are_trained():
+    assert Window().draw(STEPS, 0, 3) == range(0, 5)
+    assert Window(last=5).draw(STEPS, 0, 3) == range(0, 6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"last": 6}, r"window: 0\.\.6 of 6 sampling steps, 0\.\.5"),
+        ({"first": 5}, r"window: 5\.\.4 of 6 sampling steps"),
+        ({"size": 6}, r"window.size=6: from 0 to 4 are 5 steps"),
+        ({"size": 3, "first": 2, "last": 3}, "window.size=3: from 2 to 3 are 2 steps"),
+    ],
+)
+def test_a_window_that_does_not_fit_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        Window(**values).bounds(STEPS)
+
+
+def test_steps_without_noise_cannot_be_trained():
+    dynamics = policy_of("sd3", steps=STEPS).dynamics
+    with pytest.raises(InputError, match=r"window: steps \[5\] of 0\.\.5 have no noise"):
+        check_noise(dynamics.with_noise(Noise(kind="cps", level=0.8)), range(STEPS))
+    with pytest.raises(InputError, match=r"steps \[0, 1, 2\]"):
+        check_noise(dynamics.with_noise(Noise(kind="constant", level=0)), range(3))
+    check_noise(dynamics.with_noise(FLOW), range(STEPS))
+
+
+# What is kept.
+
+
+@pytest.mark.parametrize("storage", [None, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_only_the_window_is_kept(size, storage):
+    kept, _ = rolled(window=Window(size=size), storage=storage)
+    latents = 2 * 4 * 8 * 8 * (2 if storage else 4)
+    assert kept.nbytes == latents * (size + 1) + 2 * size * 4
+    assert kept.latents.untyped_storage().nbytes() == latents * (size + 1)
+    with_means, _ = rolled(window=Window(size=size), storage=storage, keep_means=True)
+    assert with_means.nbytes - kept.nbytes == 2 * 4 * 8 * 8 * 4 * size
+
+
+def test_outside_of_the_window_nothing_is_random():
+    # From the same start: equal where the window begins, different where it ends.
+    chunk = Chunk(0, 0, (0, 1), 1.0)
+    window = Window(size=1, first=3, last=3)
+    policy = policy_of("sd3", steps=STEPS)
+    condition = policy.denoiser.encode(pipelines.PROMPTS[:1]).repeat(2)
+    noisy = policy.dynamics.with_noise(FLOW)
+    steps = window.draw(STEPS, 0, 0)
+    kept, clean = roll(policy, noisy, condition, chunk, steps, seed=0, starts=[0, 0])
+    torch.testing.assert_close(kept.latents[0, 0], kept.latents[1, 0])
+    assert (kept.latents[0, 1] - kept.latents[1, 1]).abs().max() > 0.01
+    assert (clean[0] - clean[1]).abs().max() > 0.01
+
+
+def test_what_is_kept_is_frozen():
+    kept, clean = rolled()
+    assert not any(each.requires_grad for each in (kept.latents, kept.logps, clean))
+    with pytest.raises(AttributeError):
+        kept.latents = clean
+
+
+def test_a_sample_is_drawn_the_same_whatever_it_is_drawn_with():
+    _, together = rolled(chunk=Chunk(0, 0, (4, 5), 1.0))
+    policy = policy_of("sd3", steps=STEPS)
+    condition = policy.denoiser.encode(pipelines.PROMPTS[1:2])
+    noisy = policy.dynamics.with_noise(FLOW)
+    _, alone = roll(policy, noisy, condition, Chunk(0, 9, (5,), 1.0), range(5), seed=0, starts=[5])
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)
+
+
+# Who draws what.
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_prompt_is_drawn_as_often_as_a_group_is_large_over_all_processes(ranks):
+    size, batch, count = 4, 24, 10
+    seen = Counter()
+    for update in range(5):  # 30 groups: every row three times
+        drawn = Counter()
+        for rank in range(ranks):
+            for chunk in chunks(update, batch, 3)[rank::ranks]:
+                drawn.update(repeated_rows(chunk.samples, size, count, 0))
+        assert set(drawn.values()) == {size}
+        assert len(drawn) == batch // size
+        seen.update(drawn)
+    assert seen == dict.fromkeys(range(count), 3 * size)
+
+
+def test_groups_are_numbered_through_the_run():
+    assert groups_of([0, 3, 4, 11], 4) == [0, 0, 1, 2]
+
+
+# Dealing out.
+
+
+def dealt(counted, parts=1, rank=0, ranks=1, first=100, width=2):
+    counted = torch.tensor(counted)
+    counts = [width] * (len(counted) // width)
+    mine = [
+        Trajectories(
+            Chunk(
+                3,
+                index,
+                tuple(range(first + width * index, first + width * (index + 1))),
+                width / len(counted),
+            ),
+            None,
+            range(2, 4),
+            torch.zeros(width, 3, 4, 2, 2),
+            torch.zeros(width, 2),
+            None,
+        )
+        for index in range(rank, len(counts), ranks)
+    ]
+    worth = torch.arange(len(counted)).float()
+    options = {"first": first, "parts": parts, "rank": rank, "ranks": ranks}
+    return deal(mine, counts, worth, counted, **options)
+
+
+def test_every_step_of_every_chunk_is_a_minibatch_and_shares_add_up():
+    (step,) = dealt([True] * 6)
+    assert [(each.trajectories.chunk.index, each.place) for each in step] == [
+        (i, t) for i in range(3) for t in (0, 1)
+    ]
+    assert sum(each.share for each in step) == pytest.approx(1)
+    assert [each.advantages.tolist() for each in step[::2]] == [[0, 1], [2, 3], [4, 5]]
+    assert step[1].step_index.tolist() == [3, 3]
+
+
+def test_a_chunk_in_which_nothing_counts_is_left_out():
+    (step,) = dealt([True, True, False, False, True, False])
+    assert [each.trajectories.chunk.index for each in step] == [0, 0, 2, 2]
+    assert [each.share for each in step] == pytest.approx([1 / 3, 1 / 3, 1 / 6, 1 / 6])
+
+
+def test_an_update_may_be_several_steps():
+    steps = dealt([True] * 8, parts=2)
+    assert [[each.trajectories.chunk.index for each in step] for step in steps] == [
+        [0, 0, 1, 1],
+        [2, 2, 3, 3],
+    ]
+    assert all(sum(each.share for each in step) == pytest.approx(1) for step in steps)
+    assert len(dealt([True] * 4 + [False] * 4, parts=2)) == 1
+    assert dealt([False] * 8) == []
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_processes_get_equally_many_minibatches_and_shares_add_up_over_all(parts):
+    counted = [True, True] * 3 + [False] * 6 + [True] * 4
+    by_rank = [dealt(counted, parts, rank, 2) for rank in range(2)]
+    for ours, theirs in zip(*by_rank, strict=True):
+        assert len(ours) == len(theirs)
+        assert sum(each.share for each in [*ours, *theirs]) == pytest.approx(1)
+    once = [each.trajectories.chunk.index for rank in by_rank for step in rank for each in step if each.share]
+    assert sorted(once) == [0, 0, 1, 1, 2, 2, 6, 6, 7, 7]

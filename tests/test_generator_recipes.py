@@ -9,17 +9,18 @@ import torch
 from imagereward.tuning import read_recipe, recipe_names, run_recipe
 from imagereward.tuning.adapt import learning
 
-REWARDED = ("refl",)
+REWARDED = ("refl", "grpo")
 # Sizes and names of what recipes ask for, cut down to what runs in seconds.
 SMALL = {
     "refl": ["steps=6", "gradient.first=3", "gradient.last=5", 'reward="test_refl:brightness"'],
+    "grpo": ["steps=6", "group=2", "optimizer_steps=1", 'reward="test_refl:brightness"', "scoring.wait=0.0"],
     "sft": ["steps=6", "pairs.pairs=6"],
     "autoencoder": ["pairs=6"],
     "clip": ["pairs=6"],
 }
 PIPELINES = {name: name for name in pipelines.FAMILIES} | {"sd15": "sd", "tiny": "sd"}
 OBJECTIVES = {name: read_recipe(name)["objective"] for name in recipe_names()}
-GENERATORS = [name for name, objective in OBJECTIVES.items() if objective in ("refl", "sft")]
+GENERATORS = [name for name, objective in OBJECTIVES.items() if objective in ("refl", "grpo", "sft")]
 PARTS = [name for name, objective in OBJECTIVES.items() if objective in ("autoencoder", "clip")]
 
 
@@ -47,8 +48,12 @@ def cut(name, saved, output):
             "precision=float32",
             "evaluation.held_out=",
             "evaluation.count=1",
+            "evaluation.seeds=1",
+            "evaluation.steps=2",
             "evaluation.batch_size=2",
         ]
+    if "window" in read_recipe(name):
+        overrides += ["window.size=2", "window.first=0", "window.last=3"]
     if OBJECTIVES[name] in REWARDED:
         overrides.append(f"prompts={saved / 'rows.json'}")
     if OBJECTIVES[name] == "clip":
@@ -57,7 +62,7 @@ def cut(name, saved, output):
 
 
 def test_the_recipes_are_those_that_are_tested_here():
-    assert len(GENERATORS) == 11
+    assert len(GENERATORS) == 34
     assert len(PARTS) == 2
     assert len(recipe_names()) == len(GENERATORS) + len(PARTS) + 2  # and two of reward models
 

@@ -1,0 +1,271 @@
+"""Rewards that fail, wait, or are elsewhere: tried again, counted, named, and never 0."""
+
+import json
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from conftest import small_scorer
+from serving import serving
+from test_grpo import grpo_of, run, small
+from test_refl import PROMPTS, brightness
+
+import imagereward as RM
+import imagereward.tuning.objectives.grpo as grpo
+from imagereward.errors import InputError, RemoteError, RewardError
+from imagereward.tuning.batches import chunks
+from imagereward.tuning.compressibility import jpeg_compressibility
+from imagereward.tuning.grid import as_image
+from imagereward.tuning.rewards import open_rewards
+from imagereward.tuning.scoring import Scorers, Scoring, check_up
+
+LATENCY = 0.5
+AT_ONCE = Scoring(wait=0, retries=2)
+
+
+def images(count=3):
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def scored(reward, config=AT_ONCE, rows=PROMPTS):
+    with Scorers(open_rewards(reward), config) as scorers:
+        scorers.submit(images(len(rows)), rows)
+        (found,) = scorers.results()
+    return found
+
+
+class Flaky:
+    """Raises for the first few calls; remembers what it was asked for."""
+
+    __name__ = "flaky"
+
+    def __init__(self, failures, bad=()):
+        self.failures, self.bad, self.asked = failures, bad, []
+
+    def __call__(self, pixels, prompts):
+        self.asked.append(list(prompts))
+        if len(self.asked) <= self.failures:
+            raise TimeoutError("no answer")
+        missing = torch.tensor([prompt in self.bad for prompt in prompts])
+        return torch.where(missing, torch.nan, brightness(pixels, prompts))
+
+
+def test_a_reward_that_fails_is_asked_again():
+    flaky = Flaky(2)
+    found = scored(flaky)
+    torch.testing.assert_close(found.rewards["flaky"], brightness(images(), PROMPTS))
+    assert len(flaky.asked) == 3
+    assert found.causes == {}
+
+
+def test_after_so_many_times_it_is_not_a_number_and_never_0(caplog):
+    flaky = Flaky(3)
+    found = scored(flaky)
+    assert found.rewards["flaky"].isnan().all()
+    assert found.causes == {"flaky": "TimeoutError: no answer"}
+    assert len(flaky.asked) == 3
+    assert "reward flaky failed for 3 of 3 images: TimeoutError: no answer" in caplog.text
+
+
+def test_only_what_failed_is_asked_again():
+    flaky = Flaky(0, bad=PROMPTS[1:2])
+    found = scored(flaky)
+    assert flaky.asked == [PROMPTS, PROMPTS[1:2], PROMPTS[1:2]]
+    assert found.rewards["flaky"].isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(found.rewards["flaky"][::2], brightness(images(), PROMPTS)[::2])
+
+
+def test_a_wait_doubles():
+    began = time.monotonic()
+    scored(Flaky(2), Scoring(wait=0.1, retries=2))
+    assert 0.3 <= time.monotonic() - began < 2
+
+
+def test_a_reward_of_the_wrong_shape_is_a_mistake_and_not_asked_again():
+    calls = []
+
+    def wrong(pixels, prompts):
+        calls.append(1)
+        return pixels.mean()
+
+    with pytest.raises(InputError, match="reward wrong gave"):
+        scored(wrong)
+    assert len(calls) == 1
+
+
+def test_several_rewards_fail_one_by_one():
+    with Scorers(open_rewards({"test_refl:brightness": 1.0, "test_scoring:never": 1.0}), AT_ONCE) as scorers:
+        scorers.submit(images(), PROMPTS)
+        (found,) = scorers.results()
+    assert found.rewards["test_refl:brightness"].isfinite().all()
+    assert found.rewards["test_scoring:never"].isnan().all()
+
+
+def never(pixels, prompts):
+    raise OSError("the disk is on fire")
+
+
+def test_a_reward_that_is_down_is_named():
+    with pytest.raises(
+        RewardError, match=r"reward never is down: it failed for all 4 images of update 1, the"
+    ):
+        one_update(never)
+    check_up({"a": torch.tensor([1.0, float("nan")])}, {}, 0)
+
+
+def one_update(reward):
+    objective, policy = grpo_of(reward=reward, scoring=AT_ONCE), small()
+    list(objective.minibatches(policy, 0, 0, 1))
+
+
+def test_what_failed_is_counted_and_the_rest_is_learned_from():
+    def without_the_first(pixels, prompts):
+        worth = brightness(pixels, prompts)
+        return torch.where(torch.arange(len(worth)) == 0, torch.nan, worth)
+
+    objective = grpo_of(
+        reward=without_the_first, group=3, micro_batch=3, batch_size=6, scoring=Scoring(retries=0)
+    )
+    policy = small()
+    batches = next(objective.minibatches(policy, 0, 0, 1))
+    counted = torch.cat([batch.counted for batch in batches if batch.place == 0])
+    assert counted.tolist() == [False, True, True, False, True, True]
+    _, metrics = objective.loss(policy, batches[0])
+    assert metrics["failed"] == 2
+    assert metrics["reward"].isfinite()
+
+
+# Elsewhere.
+
+
+def test_a_server_scores_as_the_scorer_does():
+    scorer = small_scorer("CLIP")
+    with serving(scorer) as url:
+        by_name = scored(f"{url}#{scorer.name}")
+        by_object = scored(RM.connect(url))
+    expected = torch.tensor(scorer.score_pairs(PROMPTS, [as_image(each) for each in images()]))
+    for found in (by_name, by_object):
+        torch.testing.assert_close(next(iter(found.rewards.values())), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_server_that_is_not_there_is_named_before_anything_is_trained():
+    with pytest.raises(RemoteError, match=r"http://127\.0\.0\.1:9"):
+        open_rewards("http://127.0.0.1:9")
+
+
+def test_a_server_that_dies_is_a_reward_that_is_down():
+    scorer = small_scorer("CLIP")
+    with serving(scorer) as url:
+        connected = RM.connect(url, retries=0)
+    with pytest.raises(RewardError, match=r"is down: it failed for all 4 images of update 1, .*RemoteError"):
+        one_update(connected)
+
+
+def test_a_run_learns_from_a_server(tmp_path):
+    with serving(small_scorer("CLIP")) as url:
+        run(tmp_path / "out", reward=url, updates=1)
+    history = json.loads((tmp_path / "out/history.json").read_text())
+    assert any(f"reward/{url}" in entry for entry in history)
+
+
+@contextmanager
+def slow_server():
+    """Answers with the number of bytes, after half a second."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            size = len(self.rfile.read(int(self.headers["Content-Length"])))
+            time.sleep(LATENCY)
+            body = json.dumps(size).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("sampling", "count", "workers"), [(0.3, 10, 1), (0.25, 20, 4)])
+def test_while_a_reward_waits_the_next_batch_is_drawn(sampling, count, workers, monkeypatch):
+    """Sampling stands still for as long as is said, so that only the overlap is timed."""
+    objective = grpo_of(micro_batch=2, batch_size=2 * count, scoring=Scoring(workers=workers))
+    policy = small()
+    every = chunks(0, 2 * count, 2)
+    with slow_server() as url:
+
+        def reward(pixels, prompts):
+            with urllib.request.urlopen(url, data=bytes(len(prompts))) as answer:
+                return torch.full((len(prompts),), float(json.load(answer)))
+
+        objective.rewards = open_rewards(reward)
+        canned, _ = objective.rollout(policy, every[:1])[0]
+        clean = canned.latents[:, -1].float()
+
+        def roll(*_, **__):
+            time.sleep(sampling)
+            return canned, clean
+
+        monkeypatch.setattr(grpo, "roll", roll)
+        monkeypatch.setattr(policy.denoiser, "encode", lambda rows: canned.condition)
+        monkeypatch.setattr(policy.denoiser.latents, "decode", lambda latents: torch.zeros(2, 3, 16, 16))
+        began = time.monotonic()
+        rolled = objective.rollout(policy, every)
+        took = time.monotonic() - began
+    assert len(rolled) == count
+    larger = max(count * sampling, count * LATENCY / workers)
+    assert larger <= took <= 1.15 * larger
+
+
+def test_few_batches_wait_to_be_scored():
+    gate, waiting = threading.Event(), []
+
+    def reward(pixels, prompts):
+        gate.wait(10)
+        return torch.ones(len(prompts))
+
+    with Scorers(open_rewards(reward), Scoring(workers=1)) as scorers:
+
+        def submit():
+            for number in range(4):
+                scorers.submit(images(), PROMPTS)
+                waiting.append(number)
+
+        thread = threading.Thread(target=submit)
+        thread.start()
+        time.sleep(0.3)
+        assert waiting == [0, 1]
+        gate.set()
+        thread.join()
+        assert len(scorers.results()) == 4
+
+
+# JPEG.
+
+
+def test_what_is_plain_compresses_best():
+    plain, noise = torch.full((1, 3, 64, 64), 0.5), torch.rand(1, 3, 64, 64)
+    found = jpeg_compressibility(torch.cat([plain, noise]), ["", ""])
+    assert found[0] > found[1]
+    assert -1.5 < found[0] < 0  # kilobytes
+
+
+def test_grpo_learns_from_a_reward_without_gradient(tmp_path):
+    name = "imagereward.tuning.compressibility:jpeg_compressibility"
+    run(tmp_path / "out", reward=name, updates=1)
+    with pytest.raises(InputError, match="is not differentiable"):
+        open_rewards(name).check_differentiable(16)

@@ -15,10 +15,11 @@ import imagereward as RM
 from imagereward.bulk.sources import Source
 from imagereward.tuning.denoisers import Denoiser
 from imagereward.tuning.dynamics import Dynamics
+from imagereward.tuning.job import GeneratorConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "imagereward"
-SEAMS = (RM.Scorer, Source, Denoiser, Dynamics)
+SEAMS = (RM.Scorer, Source, Denoiser, Dynamics, GeneratorConfig)
 
 
 def python(code: str, **options) -> str:

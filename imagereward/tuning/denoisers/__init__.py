@@ -16,15 +16,15 @@ from imagereward.tuning.denoisers.text import Text
 from imagereward.tuning.dynamics import Dynamics
 from imagereward.tuning.rows import Row
 
-# The pipeline class that a directory's model_index.json names -> the family's file, and what in it makes one.
+# The pipeline class that a directory's model_index.json names -> what makes its Denoiser; more may be added.
 FAMILIES = {
-    "StableDiffusionPipeline": "sd:SDDenoiser",
-    "StableDiffusionInpaintPipeline": "sd:inpainting",
-    "StableDiffusionXLPipeline": "sdxl:SDXLDenoiser",
-    "StableDiffusion3Pipeline": "sd3:SD3Denoiser",
-    "FluxPipeline": "flux:FluxDenoiser",
-    "FluxKontextPipeline": "flux:kontext",
-    "FluxFillPipeline": "flux:fill",
+    "StableDiffusionPipeline": "imagereward.tuning.denoisers.sd:SDDenoiser",
+    "StableDiffusionInpaintPipeline": "imagereward.tuning.denoisers.sd:inpainting",
+    "StableDiffusionXLPipeline": "imagereward.tuning.denoisers.sdxl:SDXLDenoiser",
+    "StableDiffusion3Pipeline": "imagereward.tuning.denoisers.sd3:SD3Denoiser",
+    "FluxPipeline": "imagereward.tuning.denoisers.flux:FluxDenoiser",
+    "FluxKontextPipeline": "imagereward.tuning.denoisers.flux:kontext",
+    "FluxFillPipeline": "imagereward.tuning.denoisers.flux:fill",
 }
 
 __all__ = ["FAMILIES", "Condition", "Denoiser", "Latents", "family_of", "open_denoiser"]
@@ -97,7 +97,7 @@ def open_denoiser(
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{source} cannot be read as a diffusers pipeline: {error}") from error
     module, name = family_of(type(pipeline).__name__).split(":")
-    return getattr(import_module(f"{__name__}.{module}"), name)(pipeline, resolution)
+    return getattr(import_module(module), name)(pipeline, resolution)
 
 
 def _check_directory(path: Path) -> None:

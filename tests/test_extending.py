@@ -1,0 +1,182 @@
+"""The worked examples of docs/extending.md, and what docs/objectives.md says, as they stand there."""
+
+import json
+import re
+import sys
+import tomllib
+
+import pipelines
+import pytest
+import torch
+from diffusers import DDIMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+from test_grpo import grpo_of, run, small
+from test_refl import PROMPTS, ROOT, brightness, refl_of
+
+from imagereward.errors import InputError
+from imagereward.tuning import read_recipe, recipe_names, run_recipe, tune
+from imagereward.tuning.adapt import LoRA
+from imagereward.tuning.batches import chunks
+from imagereward.tuning.denoisers import FAMILIES, open_denoiser
+from imagereward.tuning.objectives.grpo import KL
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.randomness import noise_of
+from imagereward.tuning.rollouts import Window
+
+PAGE = (ROOT / "docs/extending.md").read_text()
+
+
+@pytest.fixture
+def examples(tmp_path, monkeypatch):
+    """The page's modules, to be imported."""
+    found = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL)
+    assert [name for name, _ in found] == ["my_family", "my_objective"]
+    for name, text in found:
+        assert len(text.splitlines()) < 60
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("imagereward.tuning.denoisers.FAMILIES", dict(FAMILIES))
+    return tmp_path
+
+
+def pixart():
+    torch.manual_seed(0)
+    network = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=32,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=32,
+        norm_num_groups=1,
+        use_additional_conditions=False,
+    )
+    scheduler = DDIMScheduler(**{**pipelines.SCHEDULER, "prediction_type": "epsilon"})
+    return PixArtSigmaPipeline(
+        pipelines.tokenizer(), pipelines.t5(32), pipelines.autoencoder(), network, scheduler
+    )
+
+
+def test_the_worked_family_draws_as_diffusers_does_and_learns(examples):
+    import my_family  # noqa: F401
+
+    pipeline = pixart()
+    denoiser = open_denoiser(pipeline, 16)
+    policy = Policy(denoiser, denoiser.dynamics(4), 3.0)
+    noise = noise_of([0, 1], denoiser.latents.shape, 0)
+    ours = policy.sample(denoiser.encode(PROMPTS[:2]), noise)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS[:2],
+        height=16,
+        width=16,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        latents=noise,
+        output_type="pt",
+        clean_caption=False,
+        use_resolution_binning=False,
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    before = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
+    few = {"steps": 4, "resolution": 16, "updates": 2, "batch_size": 4, "micro_batch": 2, "group": 2}
+    tune(
+        pipeline,
+        PROMPTS,
+        reward=brightness,
+        output=examples / "out",
+        recipe="sd15/grpo",
+        **few,
+        optimizer_steps=1,
+        learning_rate=1e-3,
+        precision="float32",
+        evaluation={"held_out": "", "count": 1, "batch_size": 2},
+    )
+    after = pipeline.transformer.state_dict()
+    assert sum(bool((value != before[name]).any()) for name, value in after.items()) > 0.5 * len(after)
+    assert (examples / "out/model_index.json").is_file()
+
+
+def test_the_worked_objective_learns(examples):
+    (recipe,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    pipelines.sd().save_pretrained(examples / "model")
+    (examples / "prompts.txt").write_text("\n".join(PROMPTS))
+    (examples / "raft.toml").write_text(recipe)
+    assert tomllib.loads(recipe)["objective"] == "my_objective:RAFTConfig"
+    run_recipe(
+        examples / "raft.toml",
+        [
+            f"model={examples / 'model'}",
+            f"prompts={examples / 'prompts.txt'}",
+            f"output={examples / 'out'}",
+            "reward=test_refl:brightness",
+            *("resolution=16", "steps=4", "updates=2", "batch_size=4", "micro_batch=2", "learning_rate=1e-3"),
+            *("evaluation.count=1", "evaluation.batch_size=2", "checkpointing=false"),
+        ],
+    )
+    history = json.loads((examples / "out/history.json").read_text())
+    assert [entry["update"] for entry in history if "loss" in entry] == [1, 2]
+    assert all(entry["gradient_norm"] > 0 for entry in history if "loss" in entry)
+
+
+@pytest.mark.parametrize("objective", ["my_objectve:RAFTConfig", "imagereward.tuning:Nothing", "json:"])
+def test_an_objective_that_is_not_there_is_named(objective, tmp_path):
+    (tmp_path / "mine.toml").write_text(f'objective = "{objective}"\n')
+    with pytest.raises(InputError, match=rf"objective='{objective}': .*known: refl, grpo"):
+        run_recipe(tmp_path / "mine.toml")
+
+
+def test_an_objective_of_no_module_lists_those_that_are_known(tmp_path):
+    with pytest.raises(InputError, match=r"objective='grp'; known: preference, refl, grpo, sft"):
+        run(tmp_path / "out", objective="grp")
+
+
+# The page about objectives.
+
+OBJECTIVES = (ROOT / "docs/objectives.md").read_text()
+
+
+def test_every_recipe_that_the_page_names_is_there_and_the_other_way_round():
+    named = set(re.findall(r"`((?:sd|flux)\w*/\w+)`", OBJECTIVES))
+    assert named <= set(recipe_names())
+    grpo = {name for name in recipe_names() if read_recipe(name)["objective"] == "grpo"}
+    assert {name for name in grpo if not name.startswith("tiny/")} <= named
+
+
+class Counted(torch.nn.Module):
+    """A network that counts its forward passes."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.count = network, 0
+
+    def forward(self, *arguments, **options):
+        self.count += 1
+        return self.network(*arguments, **options)
+
+
+def passes(objective, policy):
+    """Forward passes of an update, an image of a batch at a time."""
+    policy.module = Counted(policy.module)
+    count = 0
+    for step in objective.minibatches(policy, 0, 0, 1):
+        for batch in step:
+            objective.loss(policy, batch)
+            count += 1
+    return policy.module.count
+
+
+def test_an_image_costs_as_many_passes_as_the_page_says():
+    T, W = 4, 2
+    assert passes(grpo_of(batch_size=2), small()) == T + (T - 1)
+    assert passes(grpo_of(batch_size=2, window=Window(size=W)), small()) == T + W
+    policy = small(lora=LoRA(rank=2), base=True)
+    with_kl = grpo_of(batch_size=2, window=Window(size=W), kl=KL(form="true", beta=0.1))
+    with_kl.rewards.parts = {"tilted": (1.0, lambda pixels, prompts: torch.arange(len(pixels)).float())}
+    assert passes(with_kl, policy) == T + 2 * W
+    late = refl_of(gradient={"steps": "one", "first": 2, "last": 2}, batch_size=2)
+    assert len(chunks(0, 2, 2)) == 1
+    assert passes(late, small("sd")) == 2 + 1

@@ -88,16 +88,16 @@ def train(method: str, work: Path, prompts: list[str], held_out: Path) -> Path:
     return output
 
 
-def judged(base: Path, tuned: Path, prompts: list[str]):
+def judged(base: Path, tuned: Path, prompts: list[str], judge: dict[str, float] = JUDGE):
     """The comparison of two pipelines on the held-out prompts."""
     return compare(
-        str(base), str(tuned), prompts, JUDGE, seeds=SEEDS, steps=STEPS, guidance=1.0, batch_size=64
+        str(base), str(tuned), prompts, judge, seeds=SEEDS, steps=STEPS, guidance=1.0, batch_size=64
     )
 
 
-def best_of(count: int, prompts: list[str]) -> dict[str, np.ndarray]:
+def best_of(count: int, prompts: list[str], model: Path = MODEL) -> dict[str, np.ndarray]:
     """Reward and faithfulness [M] of the best of so many of the base's images, by the reward."""
-    denoiser = open_denoiser(str(MODEL))
+    denoiser = open_denoiser(str(model))
     policy = Policy(denoiser, denoiser.dynamics(STEPS))
     images = draw_images(policy, prompts, count, 99, 64, None)
     judge, chosen = open_rewards(JUDGE), {name: [] for name in JUDGE}

@@ -19,6 +19,7 @@ SMALL = {
     "clip": ["pairs=6"],
 }
 PIPELINES = {name: name for name in pipelines.FAMILIES} | {"sd15": "sd", "tiny": "sd"}
+FLOW = {f"tiny/{name}": "sd3" for name in ("flow", "grpo", "grpo_fast", "grpo_jpeg", "refl_flow")}
 OBJECTIVES = {name: read_recipe(name)["objective"] for name in recipe_names()}
 GENERATORS = [name for name, objective in OBJECTIVES.items() if objective in ("refl", "grpo", "sft")]
 PARTS = [name for name, objective in OBJECTIVES.items() if objective in ("autoencoder", "clip")]
@@ -38,11 +39,15 @@ def saved(tmp_path_factory):
     return directory
 
 
+def family_of(name):
+    return FLOW.get(name) or PIPELINES[name.split("/")[0]]
+
+
 def cut(name, saved, output):
     overrides = [f"output={output}", "updates=2", "batch_size=4", "save_every=2", *SMALL[OBJECTIVES[name]]]
     if name in GENERATORS:
         overrides += [
-            f"model={saved / PIPELINES[name.split('/')[0]]}",
+            f"model={saved / family_of(name)}",
             "resolution=16",
             "micro_batch=2",
             "precision=float32",
@@ -62,7 +67,7 @@ def cut(name, saved, output):
 
 
 def test_the_recipes_are_those_that_are_tested_here():
-    assert len(GENERATORS) == 34
+    assert len(GENERATORS) == 39
     assert len(PARTS) == 2
     assert len(recipe_names()) == len(GENERATORS) + len(PARTS) + 2  # and two of reward models
 
@@ -70,7 +75,7 @@ def test_the_recipes_are_those_that_are_tested_here():
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_generator_recipe_runs_and_moves_what_it_should(name, saved, tmp_path):
     tuned = run_recipe(name, cut(name, saved, tmp_path / "out"))
-    before = type(tuned).from_pretrained(saved / PIPELINES[name.split("/")[0]])
+    before = type(tuned).from_pretrained(saved / family_of(name))
     lora = read_recipe(name).get("lora") is not None
     network = pipelines.network_of(tuned)
     moved, frozen = 0, pipelines.network_of(before).state_dict()

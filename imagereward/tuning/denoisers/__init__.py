@@ -91,22 +91,27 @@ def open_denoiser(
     if isinstance(source, str | os.PathLike):
         from diffusers import DiffusionPipeline
 
-        _check_directory(Path(source).expanduser())
+        absent = _check_directory(Path(source).expanduser())
         try:
-            pipeline = DiffusionPipeline.from_pretrained(str(source), dtype=dtype)
+            pipeline = DiffusionPipeline.from_pretrained(str(source), dtype=dtype, **absent)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{source} cannot be read as a diffusers pipeline: {error}") from error
     module, name = family_of(type(pipeline).__name__).split(":")
     return getattr(import_module(module), name)(pipeline, resolution)
 
 
-def _check_directory(path: Path) -> None:
-    """A family that is not known is refused before gigabytes of it are read."""
+def _check_directory(path: Path) -> dict[str, None]:
+    """Parts that the pipeline was saved without, which diffusers wants to be told: SD3's T5, say.
+
+    A family that is not known is refused before gigabytes of it are read.
+    """
     if not path.is_dir():
-        return
+        return {}
     try:
         index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
         name = index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        absent = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is None]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"{path} is no diffusers pipeline: model_index.json: {error}") from error
     family_of(name)
+    return dict.fromkeys(absent)

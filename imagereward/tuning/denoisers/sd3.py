@@ -76,7 +76,10 @@ class SD3Denoiser:
         like = next((self._encoders or [pipeline.vae])[0].parameters())
         zeros = like.new_zeros(len(prompts), 1, 1)
         words = zeros.repeat(1, length, config.joint_attention_dim)
-        sentence = zeros.repeat(1, T5_TOKENS, config.joint_attention_dim)
+        room = T5_TOKENS
+        if pipeline.tokenizer_3 is not None:
+            room = min(room, pipeline.tokenizer_3.model_max_length)
+        sentence = zeros.repeat(1, room, config.joint_attention_dim)
         pooled = zeros[:, 0].repeat(1, config.pooled_projection_dim)
         for tokenizer, encoder in zip(clips, (pipeline.text_encoder, pipeline.text_encoder_2), strict=True):
             if encoder is None:
@@ -90,7 +93,7 @@ class SD3Denoiser:
             words[:, :, at : at + hidden.shape[2]] = hidden
             pooled[:, at : at + whole.shape[1]] = whole
         if pipeline.text_encoder_3 is not None:
-            tokens = tokenize(pipeline.tokenizer_3, prompts, T5_TOKENS).input_ids
+            tokens = tokenize(pipeline.tokenizer_3, prompts, room).input_ids
             with torch.no_grad():
                 sentence = pipeline.text_encoder_3(tokens.to(like.device))[0]
         return {"encoder_hidden_states": torch.cat([words, sentence], 1), "pooled_projections": pooled}

@@ -1,0 +1,173 @@
+"""Policy gradient beside the reward's gradient, on the tiny flow model: three seeds each.
+
+    python benchmarks/finetune_flow.py WORKDIR                     what is missing of all runs; then the table
+    python benchmarks/finetune_flow.py WORKDIR --only GRPO --run 2 one run alone, or the rest of it
+    python benchmarks/finetune_flow.py --draw                      only draws the picture again
+
+All but "GRPO, JPEG" push up ImageReward-tiny's score. Prompts of the test split, with fixed seeds, are judged by
+that reward, by `shapes.measure`, which nothing was trained on, and by the size of images as JPEG. Intervals are
+over prompts, whose differences are means over the runs.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+
+from benchmarks import record
+from benchmarks.finetune import CANDIDATES, HELD_OUT, REWARD, SEEDS, TRAINED, best_of, judged, prompts_of
+from imagereward.table import table
+from imagereward.tuning import read_recipe, tune
+from imagereward.tuning.compare import paired_interval
+
+HERE = Path(__file__).parent
+MODEL = HERE / "tiny-flow"
+PICTURE = HERE.parent / "docs" / "finetune-flow.png"
+FAITHFULNESS = "imagereward.shapes.rewards:faithfulness"
+JPEG = "imagereward.tuning.compressibility:jpeg_compressibility"
+NAMES = {REWARD: "reward", FAITHFULNESS: "faithfulness", JPEG: "jpeg"}
+RECIPES = {
+    "ReFL": "tiny/refl_flow",
+    "GRPO": "tiny/grpo",
+    "GRPO-Fast": "tiny/grpo_fast",
+    "GRPO, JPEG": "tiny/grpo_jpeg",
+}
+RUNS = (1, 2, 3)
+
+
+def train(method: str, run: int, work: Path, model: Path, **changes) -> Path:
+    """One run, or the rest of it; its output directory."""
+    output = work / f"{method.lower().replace(', ', '-')}-{run}"
+    if (output / "model_index.json").is_file():
+        return output
+    held_out = work / "held-out.txt"
+    held_out.write_text("\n".join(prompts_of("test", HELD_OUT)) + "\n")
+    recipe = read_recipe(RECIPES[method])
+    seconds, resume = work / f"{output.name}.seconds", (output / "run.json").is_file()
+    before, began = float(seconds.read_text()) if seconds.is_file() else 0.0, time.monotonic()
+    try:
+        tune(
+            str(model),
+            prompts_of("train", TRAINED),
+            reward=recipe["reward"],
+            output=output,
+            recipe=RECIPES[method],
+            seed=run,
+            resume=resume,
+            **{"evaluation": {"prompts": str(held_out), "held_out": FAITHFULNESS, "patience": 0}, **changes},
+        )
+    finally:  # interrupted runs cost time, too
+        seconds.write_text(f"{before + time.monotonic() - began}\n")
+    return output
+
+
+def row(method: str, before: dict, after: list[dict], minutes: float | None, images: int | None) -> dict:
+    """A line of the table: every judge's mean over runs, and its change with an interval over prompts."""
+    found = {"method": method, "images": images, "minutes": minutes}
+    for name, short in NAMES.items():
+        if name not in after[0]:
+            continue
+        per_prompt = np.mean([each[name].reshape(len(each[name]), -1).mean(1) for each in after], 0)
+        first = before[name].mean(1)
+        found[short] = float(per_prompt.mean())
+        found[f"{short} gained"] = float((per_prompt - first).mean())
+        found[f"{short} low"], found[f"{short} high"] = paired_interval(first, per_prompt)
+    return found
+
+
+def curve(output: Path) -> list[dict]:
+    """Reward and faithfulness on held-out prompts, by images drawn for training, and minutes of the run."""
+    history = json.loads((output / "history.json").read_text())
+    config = json.loads((output / "run.json").read_text())
+    whole = float(output.with_name(f"{output.name}.seconds").read_text()) / 60
+    points = []
+    for entry in history:
+        if "evaluation/held_out" in entry:
+            done = entry["update"]
+            points.append(
+                {
+                    "images": done * config["batch_size"],
+                    "minutes": whole * done / config["updates"],
+                    "reward": entry["evaluation/reward"],
+                    "faithfulness": entry["evaluation/held_out"],
+                }
+            )
+    return points
+
+
+def run_all(work: Path, model: Path) -> None:
+    """All runs, the table, the results file."""
+    work.mkdir(parents=True, exist_ok=True)
+    held_out, judge = prompts_of("test", HELD_OUT), dict.fromkeys(NAMES, 1.0)
+    rows, curves, before = [], {}, {}
+    for method in RECIPES:
+        outputs = [train(method, run, work, model) for run in RUNS]
+        found = [judged(model, output, held_out, judge) for output in outputs]
+        before = found[0].before
+        if not rows:
+            rows.append(row("base", before, [before], None, None))
+        points = [curve(output) for output in outputs]
+        after = [each.after for each in found]
+        minutes = float(np.mean([each[-1]["minutes"] for each in points]))
+        rows.append(row(method, before, after, minutes, points[0][-1]["images"]))
+        curves[method] = points
+        print(table([{key: value for key, value in rows[-1].items() if value is not None}]), flush=True)
+    rows.append(row(f"best of {CANDIDATES}", before, [best_of(CANDIDATES, held_out, model)], None, None))
+    result = {"prompts": HELD_OUT, "seeds": SEEDS, "runs": len(RUNS), "rows": rows, "curves": curves}
+    print(record.write("finetune-flow", {**result, "environment": record.environment(torch.device("cpu"))}))
+
+
+def draw() -> None:
+    """Reward and faithfulness against images and minutes, as docs/finetune-flow.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    result = json.loads((record.RESULTS / "finetune-flow.json").read_text())
+    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+    best = result["rows"][-1]
+    for line, name in zip(axes, ("reward", "faithfulness"), strict=True):
+        for axis, over in zip(line, ("images", "minutes"), strict=True):
+            for colour, (method, runs) in enumerate(result["curves"].items()):
+                if name == "reward" and "JPEG" in method:
+                    continue  # another reward
+                for number, points in enumerate(runs):
+                    label = None if number else method
+                    xs, ys = [p[over] for p in points], [p[name] for p in points]
+                    axis.plot(xs, ys, color=f"C{colour}", lw=1, marker=".", label=label)
+            axis.axhline(best[name], color="#adb5bd", lw=1, ls=":", label=best["method"])
+            axis.set(title=f"{name}, held-out prompts", xlabel=over)
+            axis.legend(frameon=False, fontsize=8)
+    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, nargs="?", help="a directory for runs")
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--only", choices=RECIPES, help="one method")
+    parser.add_argument("--run", type=int, choices=RUNS, default=1, help="with --only: which of its runs")
+    parser.add_argument("--draw", action="store_true", help="only draw the picture")
+    options = parser.parse_args()
+    if not options.draw and options.work is None:
+        parser.error("which directory to work in?")
+    if options.only and not options.draw:
+        options.work.mkdir(parents=True, exist_ok=True)
+        print(train(options.only, options.run, options.work, options.model))
+        return
+    if not options.draw:
+        run_all(options.work, options.model)
+    draw()
+
+
+if __name__ == "__main__":
+    main()

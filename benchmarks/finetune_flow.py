@@ -4,9 +4,9 @@
     python benchmarks/finetune_flow.py WORKDIR --only GRPO --run 2 one run alone, or the rest of it
     python benchmarks/finetune_flow.py --draw                      only draws the picture again
 
-All but "GRPO, JPEG" push up ImageReward-tiny's score. Prompts of the test split, with fixed seeds, are judged by
-that reward, by `shapes.measure`, which nothing was trained on, and by the size of images as JPEG. Intervals are
-over prompts, whose differences are means over the runs.
+All but "GRPO, JPEG" push up ImageReward-tiny's score. Prompts of the test split, with fixed seeds, are judged
+by that reward, by `shapes.measure`, which nothing was trained on, and by the size of images as JPEG.
+Intervals are over prompts, whose differences are means over the runs.
 """
 
 import argparse

@@ -44,7 +44,7 @@ EXTRAS = {
         "httpx2>=2.0",
     ],
     "scale": ["pyarrow>=17", "ray[data,serve]>=2.40"],
-    "report": ["matplotlib"],
+    "report": ["pyarrow>=17"],
 }
 TEST = [
     *EXTRAS["train"],
@@ -70,7 +70,14 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["imagereward", "imagereward.*"]),
     package_data={
-        "imagereward": ["py.typed", "assets/*", "assets/*/*", "tuning/recipes/*/*.toml", "serve/page.html"]
+        "imagereward": [
+            "py.typed",
+            "assets/*",
+            "assets/*/*",
+            "tuning/recipes/*/*.toml",
+            "serve/page.html",
+            "report/page.css",
+        ]
     },
     install_requires=CORE,
     extras_require={**EXTRAS, "test": TEST, "all": sorted({*chain(*EXTRAS.values()), *TEST})},

@@ -134,9 +134,9 @@ def test_every_public_class_and_function_has_a_docstring():
 
 def test_the_core_never_imports_what_stands_above_it():
     above = re.compile(
-        r"imagereward\.(tuning|bulk|serve)|^\s*(?:from|import) (?:benchmarks|train)\b", re.MULTILINE
+        r"imagereward\.(tuning|bulk|serve|report)|^\s*(?:from|import) (?:benchmarks|train)\b", re.MULTILINE
     )
-    upper = [PACKAGE / name for name in ("tuning", "bulk", "serve")]
+    upper = [PACKAGE / name for name in ("tuning", "bulk", "serve", "report")]
     core = [path for path in PACKAGE.rglob("*.py") if not any(map(path.is_relative_to, upper))]
     importing = {path.relative_to(PACKAGE).parts[0] for path in core if above.search(path.read_text())}
     assert importing == {"cli"}

@@ -78,7 +78,7 @@ def _numbers(scores: Scores, pictures: Pictures) -> str:
         ("generators", len(scores.generators), False),
         ("scorers", len(scores.scorers), False),
         ("without a score", unscored, unscored > 0),
-        ("prompts cut to fit", scores.truncated, False),
+        ("prompt cut", scores.truncated, False),
     ]
     if pictures.missing:
         numbers.append(("images not shown", pictures.missing, True))
@@ -117,9 +117,9 @@ def _distributions(found: Findings) -> str:
     scores = found.scores
     several = len(scores.prompts) > 1
     words = (
-        f"<p>Every generator’s scores on one axis, best mean first; the line is the mean. The band around it "
-        f"is where the mean would lie {LEVEL:.0%} of the time for other {'prompts' if several else 'images'} "
-        f"like these ({SAMPLES:,} bootstrap samples). What tells generators apart: {text(scores.grouped_by)}."
+        "<p>Every generator’s scores on one axis, best mean first. The line is the mean, the band its "
+        f"{LEVEL:.0%} interval: how far it could move for other {'prompts' if several else 'images'} like these "
+        f"({SAMPLES:,} bootstrap samples). What tells generators apart: {text(scores.grouped_by)}."
     )
     left_out = len(scores.generators) - MOST_GENERATORS
     words += f" The {MOST_GENERATORS} with most rows are shown, {left_out:,} are not." if left_out > 0 else ""

@@ -45,6 +45,7 @@ EXTRAS = {
     ],
     "scale": ["pyarrow>=17", "ray[data,serve]>=2.40"],
     "report": ["pyarrow>=17"],
+    "loops": ["torchmetrics>=1.4"],
 }
 TEST = [
     *EXTRAS["train"],
@@ -52,6 +53,7 @@ TEST = [
     "hypothesis>=6.100",
     "playwright>=1.45",
     *EXTRAS["scale"],
+    *EXTRAS["loops"],
     "pytest>=8",
     "ruff>=0.12",
     "mypy>=1.11",

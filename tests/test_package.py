@@ -170,7 +170,7 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
     from conftest import CONFIGS, pictures, small_scorer
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     monkeypatch.chdir(tmp_path)
     for name, picture in zip("ab", pictures(2)):
         picture.save(f"{name}.png")
@@ -178,8 +178,10 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
     assert set(by_name.values()) <= set(CONFIGS)
     monkeypatch.setattr(RM, "load", lambda name: small_scorer(by_name[name]))
     monkeypatch.setattr("imagereward.ensembles.load", lambda name: small_scorer(by_name[name]))
-    names: dict = {}
     from serving import serving
+    from test_loops import drawing
+
+    names: dict = {"pipeline": drawing}
 
     with serving({"ImageReward-v1.0": small_scorer("ImageReward")}) as url:
         for block in blocks:

@@ -118,8 +118,8 @@ def _distributions(found: Findings) -> str:
     several = len(scores.prompts) > 1
     words = (
         "<p>Every generator’s scores on one axis, best mean first. The line is the mean, the band its "
-        f"{LEVEL:.0%} interval: how far it could move for other {'prompts' if several else 'images'} like these "
-        f"({SAMPLES:,} bootstrap samples). What tells generators apart: {text(scores.grouped_by)}."
+        f"{LEVEL:.0%} interval: how far it could move for other {'prompts' if several else 'images'} like "
+        f"these ({SAMPLES:,} bootstrap samples). What tells generators apart: {text(scores.grouped_by)}."
     )
     left_out = len(scores.generators) - MOST_GENERATORS
     words += f" The {MOST_GENERATORS} with most rows are shown, {left_out:,} are not." if left_out > 0 else ""

@@ -38,7 +38,9 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     bodies = operation.get("requestBody", {}).get("content", {})
     takes = ""
     if bodies:
-        fields = next((body["schema"] for body in bodies.values() if "properties" in body["schema"]), {})
+        fields: dict[str, Any] = next(
+            (body["schema"] for body in bodies.values() if "properties" in body["schema"]), {}
+        )
         required = fields.get("required", [])
         takes = f"<p>Takes {_listed(bodies)}.</p>" + _table(
             ("field", "", "what it is"),

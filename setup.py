@@ -44,7 +44,8 @@ EXTRAS = {
         "httpx2>=2.0",
     ],
     "scale": ["pyarrow>=17", "ray[data,serve]>=2.40"],
-    "report": ["matplotlib"],
+    "report": ["pyarrow>=17"],
+    "loops": ["torchmetrics>=1.4"],
 }
 TEST = [
     *EXTRAS["train"],
@@ -52,6 +53,7 @@ TEST = [
     "hypothesis>=6.100",
     "playwright>=1.45",
     *EXTRAS["scale"],
+    *EXTRAS["loops"],
     "pytest>=8",
     "ruff>=0.12",
     "mypy>=1.11",
@@ -70,7 +72,14 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["imagereward", "imagereward.*"]),
     package_data={
-        "imagereward": ["py.typed", "assets/*", "assets/*/*", "tuning/recipes/*/*.toml", "serve/page.html"]
+        "imagereward": [
+            "py.typed",
+            "assets/*",
+            "assets/*/*",
+            "tuning/recipes/*/*.toml",
+            "serve/page.html",
+            "report/page.css",
+        ]
     },
     install_requires=CORE,
     extras_require={**EXTRAS, "test": TEST, "all": sorted({*chain(*EXTRAS.values()), *TEST})},

@@ -44,18 +44,17 @@ SETTINGS = {
 }
 
 
-def stable_diffusion_15(device: torch.device) -> StableDiffusionPipeline:
+def stable_diffusion_15() -> StableDiffusionPipeline:
     """The architecture of Stable Diffusion 1.5 with random weights; no tokenizer, which needs its files."""
-    with torch.device(device):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            sample_size=512,
-        )
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        sample_size=512,
+    )
+    text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
     scheduler = DDIMScheduler(**{**SCHEDULER, "prediction_type": "epsilon"})
     return StableDiffusionPipeline(
         vae, text, None, unet, scheduler, None, None, requires_safety_checker=False
@@ -65,7 +64,8 @@ def stable_diffusion_15(device: torch.device) -> StableDiffusionPipeline:
 def measure(setting: str, device: torch.device, steps: int) -> dict:
     """Seconds a step (median) and megabytes, of one setting, in this process."""
     lora, checkpointing = SETTINGS[setting]
-    denoiser = open_denoiser(stable_diffusion_15(device), RESOLUTION)
+    with device:
+        denoiser = open_denoiser(stable_diffusion_15(), RESOLUTION)
     hidden = torch.randn(len(PROMPTS), 77, 768, device=device)
     denoiser.encode = lambda prompts: Condition({"encoder_hidden_states": hidden})
     let_learn(denoiser, lora)

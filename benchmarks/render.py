@@ -15,6 +15,7 @@ PAGES = (
     ROOT / "docs/shapes.md",
     ROOT / "docs/reward-models.md",
     ROOT / "docs/bulk.md",
+    ROOT / "docs/finetuning.md",
 )
 
 
@@ -76,6 +77,83 @@ def training_step(result: dict) -> str:
             "",
             "| checkpointing | seconds a step | peak, MB | between steps, MB | activations, MB | of none |",
             "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def refl_step(result: dict) -> str:
+    """The ReFL step's file as Markdown."""
+    rows = [
+        f"| {row['setting']} | {row['seconds']:.1f} | {row['peak_mb']:.0f} | {row['resting_mb']:.0f} "
+        f"| {row['activations_mb']:.0f} | {100 * row['share']:.0f} % "
+        f"| {row['learning_millions']:.1f} | {row['optimizer_mb']:.0f} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{machine(result)}; Stable Diffusion 1.5 at {result['resolution']} pixels, "
+            f"{result['images']} image, float32; AdamW with LoRA alone.",
+            "",
+            "| what learns | seconds a step | peak, MB | between steps, MB | activations, MB | of plain "
+            "| millions that learn | AdamW's moments, MB |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def fits(result: dict) -> str:
+    """What needs how much memory, as Markdown: how many images a card takes at once."""
+    cards = list(result["rows"][0]["images"])
+    rows = [
+        f"| {row['model']} | {row['learns']} | {'yes' if row['checkpointing'] else 'no'} | {row['decoder']} "
+        f"| {row['peak_gb']:.1f} | {row['another_gb']:.1f} | "
+        + " | ".join(str(row["images"][card] or "none") for card in cards)
+        + " |"
+        for row in result["rows"]
+    ]
+    beside = ", ".join(f"{row['setting']} {1024 * row['activations_gb']:.0f}" for row in result["float32"])
+    return "\n".join(
+        [
+            "| model | what learns | checkpointing | decoder | GB for one image | for another "
+            + "".join(f"| images at once in {card} GB " for card in cards)
+            + "|",
+            f"|---|---|---|---|---|---{'|---' * len(cards)}|",
+            *rows,
+            "",
+            f"Counted the same way, activations in float32 at SD 1.5's size are, in MB: {beside}.",
+        ]
+    )
+
+
+def finetune(result: dict) -> str:
+    """Fine-tuning methods side by side as Markdown."""
+    base = result["rows"][0]
+    rows = []
+    for row in result["rows"]:
+        gained = [
+            f"{row[name]:.3f} | {row[f'{name} gained']:+.3f} ({row[f'{name} low']:+.3f} to "
+            f"{row[f'{name} high']:+.3f})"
+            for name in ("reward", "faithfulness")
+        ]
+        others = [
+            f"{row['reward in base deviations']:+.2f}",
+            "" if row["diversity"] is None else f"{row['diversity']:.3f}",
+            "" if row["minutes"] is None else f"{row['minutes']:.0f}",
+        ]
+        name, (reward, faithfulness), (deviations, diversity, minutes) = row["method"], gained, others
+        if row is base:
+            reward, faithfulness, deviations = f"{row['reward']:.3f} |", f"{row['faithfulness']:.3f} |", ""
+        rows.append(f"| {name} | {reward} | {deviations} | {faithfulness} | {diversity} | {minutes} |")
+    return "\n".join(
+        [
+            f"{machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} seeds; intervals of "
+            "95 % over prompts.",
+            "",
+            "| method | reward | gained | in standard deviations of the base's | faithfulness | gained "
+            "| diversity | minutes |",
+            "|---|---|---|---|---|---|---|---|",
             *rows,
         ]
     )
@@ -167,6 +245,10 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "training-step-cuda": training_step,
     "shapes-measure": shapes_measure,
     "tiny": tiny,
+    "refl-step-cpu": refl_step,
+    "refl-step-cuda": refl_step,
+    "fits": fits,
+    "finetune": finetune,
     "bulk-cpu": bulk,
     "bulk-cuda": bulk,
 }

@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests 
 import numpy as np
 import PIL.Image
 import pytest
+from browsing import CHROMIUM, FLAGS
 
 import imagereward as RM
 from imagereward.config import ScorerConfig
@@ -101,3 +102,15 @@ def table(tmp_path):
     ]
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path
+
+
+@pytest.fixture(scope="module")  # while it lives, nothing else can run an event loop
+def browser():
+    """A headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: install the distribution's package")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import PIL.Image
 import pyarrow.parquet as pq
@@ -17,6 +18,8 @@ from test_bulk import score
 from imagereward.bulk import output as output_module
 from imagereward.bulk.output import Output
 from imagereward.errors import OutputError
+
+ROOT = Path(__file__).parents[1]
 
 
 def stop_after(monkeypatch, parts: int, error=KeyboardInterrupt):
@@ -80,6 +83,47 @@ def test_kill_9_at_any_moment_then_resuming_ends_with_the_identical_file(table, 
     (parts / ".writing-part-00000011.parquet-1").write_text("half a par")
     score(table, models, **options)
     assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from imagereward.bulk.lock import held
+with held(Path(sys.argv[1]), Path("it")):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_never_write_one_output_and_a_dead_one_is_in_nobodys_way(table, models):
+    score(table, models, out="whole.parquet")
+    lock = table / "out.parquet.lock"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(OutputError, match=rf"out\.parquet is being written by process {other.pid} on "):
+        score(table, models)
+    with pytest.raises(OutputError, match="is being written by"):
+        score(table, models, overwrite=True)
+    assert not (table / "out.parquet.parts").exists()
+    other.kill()
+    other.wait()
+    assert lock.exists()
+    score(table, models)
+    assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
+    assert not lock.exists()
+
+
+def test_an_output_that_another_run_finished_meanwhile_is_not_replaced(table, models, monkeypatch):
+    begin = Output.locked
+
+    def late(self):
+        self.out.write_text("theirs")
+        return begin(self)
+
+    monkeypatch.setattr(Output, "locked", late)
+    with pytest.raises(OutputError, match="exists; pass --overwrite"):
+        score(table, models)
+    assert (table / "out.parquet").read_text() == "theirs"
 
 
 def test_killed_between_the_output_and_the_removal_of_its_parts_nothing_is_lost(table, models, monkeypatch):

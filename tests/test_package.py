@@ -135,9 +135,9 @@ def test_every_public_class_and_function_has_a_docstring():
 
 def test_the_core_never_imports_what_stands_above_it():
     above = re.compile(
-        r"imagereward\.(tuning|bulk|serve)|^\s*(?:from|import) (?:benchmarks|train)\b", re.MULTILINE
+        r"imagereward\.(tuning|bulk|serve|report)|^\s*(?:from|import) (?:benchmarks|train)\b", re.MULTILINE
     )
-    upper = [PACKAGE / name for name in ("tuning", "bulk", "serve")]
+    upper = [PACKAGE / name for name in ("tuning", "bulk", "serve", "report")]
     core = [path for path in PACKAGE.rglob("*.py") if not any(map(path.is_relative_to, upper))]
     importing = {path.relative_to(PACKAGE).parts[0] for path in core if above.search(path.read_text())}
     assert importing == {"cli"}
@@ -171,7 +171,7 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
     from conftest import CONFIGS, pictures, small_scorer
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     monkeypatch.chdir(tmp_path)
     for name, picture in zip("ab", pictures(2)):
         picture.save(f"{name}.png")
@@ -179,8 +179,10 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
     assert set(by_name.values()) <= set(CONFIGS)
     monkeypatch.setattr(RM, "load", lambda name: small_scorer(by_name[name]))
     monkeypatch.setattr("imagereward.ensembles.load", lambda name: small_scorer(by_name[name]))
-    names: dict = {}
     from serving import serving
+    from test_loops import drawing
+
+    names: dict = {"pipeline": drawing}
 
     with serving({"ImageReward-v1.0": small_scorer("ImageReward")}) as url:
         for block in blocks:

@@ -115,7 +115,11 @@ def test_models_health_and_documentation_are_there(url):
         paths
     )
     assert "application/x-npy" in paths["/v1/matrix"]["post"]["requestBody"]["content"]
-    assert get("/docs").status_code == 200
+    page = get("/docs").text
+    for path in paths:
+        assert f" {path}</h2>" in page
+    assert "application/x-npy" in page
+    assert not re.findall(r"https?://|<script|src=|@import|url\(", page)
     assert "<title>imagereward</title>" in get("/").text
 
 

@@ -70,8 +70,8 @@ def score_table(
 
     A row that cannot be scored has its reason in `error` and no scores; the others go on. Finished parts
     are in `<out>.parts` until the end: the same call after a crash goes on from there, to the same result.
-    Raises InputError for arguments and inputs that cannot be, OutputError for an output that exists or
-    belongs to another run and for a full disk, and what `load` raises.
+    Raises InputError for arguments and inputs that cannot be, OutputError for an output that exists,
+    belongs to another run or is being written by one, and for a full disk, and what `load` raises.
     """
     models = (models,) if isinstance(models, str) else tuple(os.fspath(model) for model in models)
     output = Output(out, overwrite)
@@ -108,14 +108,15 @@ def score_table(
 def _run(
     job: Job, output: Output, devices: list[str], engine: str, actors: int | None, progress: bool
 ) -> Summary:
-    done = output.begin(job.fingerprint())
-    pending = [index for index in range(job.count) if index not in done]
-    with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:
-        if pending and engine == "ray":
-            on_ray.score_parts(job, output, pending, actors, bar)
-        elif pending:
-            local.score_parts(job, output, pending, devices, bar)
-    return output.finish(job.rows, job.count)
+    with output.locked():
+        done = output.begin(job.fingerprint())
+        pending = [index for index in range(job.count) if index not in done]
+        with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:
+            if pending and engine == "ray":
+                on_ray.score_parts(job, output, pending, actors, bar)
+            elif pending:
+                local.score_parts(job, output, pending, devices, bar)
+        return output.finish(job.rows, job.count)
 
 
 def _devices(device: str | Sequence[str] | None, engine: str) -> tuple[list[str], str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagereward.bulk.arrow import arrow
+from imagereward.bulk.lock import held
 from imagereward.errors import InputError, OutputError
 
 FORMATS = (".parquet", ".jsonl", ".csv")
@@ -44,8 +45,14 @@ class Output:
         self.overwrite = overwrite
         if self.out.suffix.lower() not in FORMATS:
             raise InputError(f"{self.out}: expected a name that ends in {', '.join(FORMATS)}")
-        if self.out.exists() and not overwrite:
-            raise OutputError(f"{self.out} exists; pass --overwrite (overwrite=True) to replace it")
+        self._check_free()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process writes this output meanwhile. OutputError if one does, or has just finished it."""
+        with held(self.out.with_name(self.out.name + ".lock"), self.out):
+            self._check_free()
+            yield
 
     def begin(self, fingerprint: dict[str, Any]) -> set[int]:
         """The parts that an earlier run has finished. OutputError if its fingerprint was another.
@@ -134,6 +141,10 @@ class Output:
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _check_free(self) -> None:
+        if self.out.exists() and not self.overwrite:
+            raise OutputError(f"{self.out} exists; pass --overwrite (overwrite=True) to replace it")
 
     def _remove(self, pattern: str) -> None:
         for path in self.directory.glob(pattern):

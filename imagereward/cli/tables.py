@@ -1,4 +1,4 @@
-"""Scoring in bulk: score-table."""
+"""Tables of scores: score-table, report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -81,3 +81,28 @@ def score_table(
     )
     print(summary)
     raise typer.Exit(SOME_ROWS_FAILED if summary.failed else 0)
+
+
+@app.command()
+def report(
+    scores: Annotated[Path, typer.Argument(help="What score-table wrote: .parquet, .jsonl or .csv.")],
+    out: Annotated[Path, typer.Option(help="The page, a .html file.")] = Path("report.html"),
+    generator: Annotated[
+        str | None,
+        typer.Option(help="The column that tells generators apart; default: generator, or folders."),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="The scorer that best and worst are by; default: the first.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Where relative paths of images begin.")] = None,
+    prompts: Annotated[int, typer.Option(min=0, max=40, help="Prompts to show the images of.")] = 6,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+) -> None:
+    """Make one HTML file of a table of scores: distributions, win rates, agreement, best and worst images."""
+    from imagereward.report import write_report
+
+    print(
+        write_report(
+            scores, out, generator=generator, by=by, images=images, prompts=prompts, overwrite=overwrite
+        )
+    )

@@ -34,6 +34,7 @@ from imagereward.serve.guard import TICKET, Guard, Room, Ticket
 from imagereward.serve.limits import Limits, Refused
 from imagereward.serve.meters import Meters
 from imagereward.serve.pictures import decode
+from imagereward.serve.reference import reference
 from imagereward.version import __version__
 
 # The page talks to this server and to nobody else, whatever a picture or a prompt might hold.
@@ -82,8 +83,8 @@ def create_app(
         version=__version__,
         summary="Scores of images for prompts, by reward models.",
         lifespan=desk.open,
+        docs_url=None,  # FastAPI's own loads its viewer from another server
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     _add_routes(app, desk)
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
@@ -167,6 +168,10 @@ def _add_routes(app: FastAPI, desk: _Desk) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(reference(app.openapi()), headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/health", response_model=answers.HealthAnswer, responses={503: {"model": answers.HealthAnswer}})
     async def health() -> Response:

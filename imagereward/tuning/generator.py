@@ -77,7 +77,7 @@ def train_generator(
 def recompute(denoiser: Denoiser, rewards: Rewards | None) -> None:
     """Recompute the activations of network, decoder and scorers in the backward pass: slower, far smaller."""
     denoiser.network.enable_gradient_checkpointing()
-    denoiser.latents.vae.enable_gradient_checkpointing()
+    denoiser.latents.recompute()
     for scorer in rewards.scorers if rewards else ():
         scorer.set_grad_checkpointing()
 

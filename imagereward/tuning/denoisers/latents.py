@@ -1,8 +1,10 @@
 """Images to latents and back, through a pipeline's autoencoder."""
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from imagereward.errors import InputError
 from imagereward.images import full_precision
@@ -41,3 +43,15 @@ class Latents:
         with torch.autocast(vae.device.type, enabled=False):
             decoded = vae.decode(latents.to(vae.dtype)).sample
         return (full_precision(decoded) / 2 + 0.5).clamp(0, 1)
+
+    def recompute(self) -> None:
+        """Keep no activations of the decoder's layers: the backward pass recomputes them, a layer at a time.
+
+        diffusers' own switch recomputes whole levels, and the three layers of the last, at full resolution,
+        are then most of what a training step holds.
+        """
+        decoder = self.vae.decoder
+        for block in (decoder.mid_block, *decoder.up_blocks):
+            layers = (getattr(block, name, None) or () for name in ("resnets", "attentions", "upsamplers"))
+            for layer in (layer for kind in layers for layer in kind if layer is not None):
+                layer.forward = partial(checkpoint, type(layer).forward.__get__(layer), use_reentrant=False)

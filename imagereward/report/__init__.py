@@ -1,0 +1,104 @@
+"""A table of scores as a page to look at: one HTML file with everything in it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagereward.config import whole_number
+from imagereward.errors import InputError, OutputError
+from imagereward.report.figures import agreements, judged_by
+from imagereward.report.page import Findings, page
+from imagereward.report.pictures import Pictures
+from imagereward.report.scores import Scores, read_scores
+from imagereward.report.selection import disagreements, overall, prompts_to_show
+
+__all__ = ["Summary", "write_report"]
+
+PROMPTS = 6
+MOST_PROMPTS = 40  # about 4 MB of thumbnails
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a report is of: rows, those with an error, and images that it could not show."""
+
+    out: Path
+    rows: int
+    failed: int
+    missing: int
+
+    def __str__(self) -> str:
+        return f"{self.out}: {self.rows} rows, {self.failed} with an error, {self.missing} images not shown"
+
+
+def write_report(
+    scores: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    generator: str | None = None,
+    by: str | None = None,
+    images: str | os.PathLike | None = None,
+    prompts: int = PROMPTS,
+    overwrite: bool = False,
+) -> Summary:
+    """Write what the table `scores` says as the page `out`, which needs no other file and no network.
+
+    scores     .parquet, .jsonl or .csv with columns score:NAME, as `score_table` writes them
+    out        ends in .html
+    generator  the column that tells generators apart; default: "generator", or else the image's folder
+    by         the scorer that decides which images are best and worst; default: the first
+    images     where relative paths of images begin; default: the current directory
+    prompts    how many prompts to show the images of, at most 40
+
+    An image that cannot be read has a placeholder and is counted. Raises InputError for a table without
+    rows or scores and for columns and scorers that are not there, naming those that are; OutputError for an
+    output that exists or cannot be written.
+    """
+    target = Path(out).expanduser()
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{target}: expected a name that ends in .html")
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists; pass --overwrite (overwrite=True) to replace it")
+    prompts = whole_number("prompts", prompts, 0, MOST_PROMPTS)
+    table = read_scores(scores, generator)
+    found = _findings(table, _scorer(table, by), prompts)
+    pictures = Pictures(images)
+    _write(target, page(found, pictures))
+    return Summary(target, len(table), len(table.errors), pictures.missing)
+
+
+def _findings(scores: Scores, by: int, prompts: int) -> Findings:
+    agreeing = agreements(scores)
+    return Findings(
+        scores=scores,
+        by=by,
+        judged=[judged_by(scores, scorer) for scorer in range(len(scores.scorers))],
+        agreements=agreeing,
+        disagreements=disagreements(scores, agreeing),
+        overall=overall(scores, by),
+        prompts=prompts_to_show(scores, by, prompts),
+    )
+
+
+def _scorer(scores: Scores, by: str | None) -> int:
+    if by is None:
+        return 0
+    if by not in scores.scorers:
+        raise InputError(
+            f"{scores.name} has no scores by {by!r}; it has those by {', '.join(scores.scorers)}"
+        )
+    return scores.scorers.index(by)
+
+
+def _write(out: Path, content: str) -> None:
+    """The page appears under its name only when it is whole."""
+    temporary = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(content, encoding="utf-8")
+            os.replace(temporary, out)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error}") from error

@@ -1,0 +1,205 @@
+"""The figures of a report: distributions, means, win rates and agreement, with their uncertainty.
+
+N rows, S scorers, G generators, P prompts, K quantities that are resampled together.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from imagereward import metrics
+from imagereward.ranking import ranks_of
+from imagereward.report.scores import Scores
+
+SAMPLES = 1000
+LEVEL = 0.95
+# Generators beyond these, by their number of rows, are left out of charts: nobody reads a matrix of 100.
+MOST_GENERATORS = 8
+MOST_BINS, FEWEST_BINS = 48, 10
+# Prompts whose rankings by two scorers are compared, evenly spread over all.
+MOST_COMPARED = 500
+# Numbers in memory at once while resampling.
+CHUNK = 4_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean of `count` values, and the interval of it."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One generator's scores: their mean, and how many fall into each of the bins over the scorer's range."""
+
+    generator: int
+    mean: Interval
+    histogram: list[int]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one scorer says: its range, every generator's scores, best mean first, and who beats whom.
+
+    wins[a, b] is for generators a and b: the share of prompts that both drew on which a is better.
+    """
+
+    scorer: int
+    low: float
+    high: float
+    spreads: list[Spread]
+    wins: dict[tuple[int, int], Interval]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank correlation of two scorers over the images that both scored, and within prompts.
+
+    within is (Spearman, Kendall, prompts), averaged over prompts with several images; None if there are none.
+    """
+
+    scorers: tuple[int, int]
+    images: int
+    spearman: float
+    kendall: float
+    within: tuple[float, float, int] | None
+
+
+def shown_generators(scores: Scores) -> list[int]:
+    """The generators with most rows, in order of their first row."""
+    counts = np.bincount(scores.generator_N, minlength=len(scores.generators))
+    return sorted(np.argsort(-counts, kind="stable")[:MOST_GENERATORS].tolist())
+
+
+def judged_by(scores: Scores, scorer: int) -> Scored:
+    """Everything about one scorer. Intervals are over prompts, or over images if all are of one."""
+    values, shown = scores.scores_N_S[:, scorer], shown_generators(scores)
+    several = len(scores.prompts) > 1
+    # A row without a prompt is a cluster of its own.
+    cluster = np.where(scores.prompt_N < 0, np.arange(len(scores)) + len(scores.prompts), scores.prompt_N)
+    cluster = np.unique(cluster if several else np.arange(len(scores)), return_inverse=True)[1]
+    count = int(cluster.max()) + 1
+    pairs = list(combinations(shown, 2)) if several else []
+    sums = np.zeros((count, len(shown) + len(pairs)))
+    counts = np.zeros_like(sums)
+    for place, generator in enumerate(shown):
+        own = (scores.generator_N == generator) & np.isfinite(values)
+        sums[:, place] = np.bincount(cluster[own], values[own], count)
+        counts[:, place] = np.bincount(cluster[own], minlength=count)
+    for place, (a, b) in enumerate(pairs, len(shown)):
+        shares = win_shares(scores.prompt_N, values, scores.generator_N == a, scores.generator_N == b)
+        both = np.isfinite(shares)
+        sums[: len(shares), place][both] = shares[both]
+        counts[: len(shares), place] = both
+    intervals = mean_intervals(sums, counts)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    most = max(interval.count for interval in intervals[: len(shown)])
+    bins = int(min(MOST_BINS, max(FEWEST_BINS, 2 * most**0.5)))
+    spreads = [
+        Spread(generator, interval, _histogram(values[scores.generator_N == generator], low, high, bins))
+        for generator, interval in zip(shown, intervals)
+        if interval.count
+    ]
+    wins = {}
+    for (a, b), interval in zip(pairs, intervals[len(shown) :]):
+        if interval.count:
+            wins[a, b] = interval
+            wins[b, a] = Interval(1 - interval.mean, 1 - interval.high, 1 - interval.low, interval.count)
+    return Scored(scorer, low, high, sorted(spreads, key=lambda spread: -spread.mean.mean), wins)
+
+
+def _histogram(values: np.ndarray, low: float, high: float, bins: int) -> list[int]:
+    return np.histogram(values[np.isfinite(values)], bins, (low, high))[0].tolist()
+
+
+def mean_intervals(sums_P_K: np.ndarray, counts_P_K: np.ndarray, seed: int = 0) -> list[Interval]:
+    """Means of K quantities with percentile bootstrap intervals, whole clusters drawn with replacement.
+
+    Cluster p has counts[p, k] values of quantity k, which add up to sums[p, k].
+    """
+    clusters, rng = len(sums_P_K), np.random.default_rng(seed)
+    means = []
+    step = max(1, CHUNK // clusters)
+    for start in range(0, SAMPLES, step):
+        draws = rng.integers(clusters, size=(min(step, SAMPLES - start), clusters))
+        weights = np.stack([np.bincount(draw, minlength=clusters) for draw in draws]).astype(float)
+        with np.errstate(invalid="ignore"):  # a sample without any value of a quantity has no mean of it
+            means.append((weights @ sums_P_K) / (weights @ counts_P_K))
+    edges = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    sampled, found = np.concatenate(means), []
+    for k, (total, count) in enumerate(zip(sums_P_K.sum(0), counts_P_K.sum(0))):
+        if not count:
+            found.append(Interval(np.nan, np.nan, np.nan, 0))
+            continue
+        low, high = np.nanquantile(sampled[:, k], edges).tolist()
+        found.append(Interval(float(total / count), low, high, int(count)))
+    return found
+
+
+def win_shares(prompt_N: np.ndarray, values_N: np.ndarray, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
+    """For each prompt [P]: the chance that an image of a scores above one of b; equal scores count half.
+
+    NaN for a prompt that lacks either. It is Mann and Whitney's U over the number of pairs, from the ranks
+    of both within the prompt, so that a prompt with many images costs their sorting and not their pairs.
+    """
+    prompts = int(prompt_N.max(initial=-1)) + 1
+    used = np.flatnonzero((a_N | b_N) & np.isfinite(values_N) & (prompt_N >= 0))
+    order = used[np.lexsort((values_N[used], prompt_N[used]))]
+    prompt, value, of_a = prompt_N[order], values_N[order], a_N[order]
+    place = np.arange(len(order))
+    new_prompt = np.diff(prompt, prepend=-1) != 0
+    new_value = new_prompt | (np.diff(value, prepend=np.nan) != 0)
+    run = np.cumsum(new_value) - 1
+    in_run = np.bincount(run) if len(run) else run
+    first = place[new_value][run] - np.maximum.accumulate(np.where(new_prompt, place, 0))
+    midrank = first + (in_run[run] + 1) / 2
+    n_a = np.bincount(prompt[of_a], minlength=prompts)
+    n_b = np.bincount(prompt[~of_a], minlength=prompts)
+    u = np.bincount(prompt[of_a], midrank[of_a], prompts) - n_a * (n_a + 1) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(n_a * n_b > 0, u / (n_a * n_b), np.nan)
+
+
+def agreements(scores: Scores) -> list[Agreement]:
+    """Every two scorers that have scored two images in common, the least agreeing first."""
+    from scipy.stats import kendalltau, spearmanr
+
+    found = []
+    for a, b in combinations(range(len(scores.scorers)), 2):
+        both = np.flatnonzero(np.isfinite(scores.scores_N_S[:, [a, b]]).all(1))
+        x, y = scores.scores_N_S[both, a], scores.scores_N_S[both, b]
+        if len(both) < 2 or x.min() == x.max() or y.min() == y.max():
+            continue  # ranks that are all equal have no correlation
+        rho, tau = float(spearmanr(x, y).statistic), float(kendalltau(x, y).statistic)
+        within = _within_prompts(scores.prompt_N[both], x, y)
+        found.append(Agreement((a, b), len(both), rho, tau, within))
+    return sorted(found, key=lambda agreement: agreement.spearman)
+
+
+def _within_prompts(prompt: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, float, int] | None:
+    groups = [rows for rows in by_prompt(prompt) if np.ptp(x[rows]) and np.ptp(y[rows])]
+    if not groups:
+        return None
+    chosen = [groups[at] for at in evenly(len(groups), MOST_COMPARED)]
+    rows, rankings = [x[each].tolist() for each in chosen], [ranks_of(y[each].tolist()) for each in chosen]
+    return metrics.spearman(rows, rankings), metrics.kendall(rows, rankings), len(chosen)
+
+
+def by_prompt(prompt_N: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each prompt that is there, in order of the prompts' numbers."""
+    order = np.argsort(prompt_N, kind="stable")
+    bounds = np.flatnonzero(np.diff(prompt_N[order])) + 1
+    return [rows for rows in np.split(order, bounds) if len(rows) and prompt_N[rows[0]] >= 0]
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` of range(count), evenly spread."""
+    return [count * at // min(count, most) for at in range(min(count, most))]

@@ -1,0 +1,191 @@
+"""The parts of the page, as HTML. Whatever comes from the table goes through `text`."""
+
+import html
+
+from imagereward.report.charts import axis, histogram
+from imagereward.report.figures import MOST_COMPARED, Agreement, Interval, Scored
+from imagereward.report.pictures import Pictures
+from imagereward.report.scores import Scores, as_number
+from imagereward.report.selection import Disagreement, Ends
+
+LONGEST_TEXT = 300
+LONGEST_NAME = 60
+# How much of a tint lies over the card at most: text on it keeps a contrast above 4.5.
+STRONGEST = 45
+
+
+def text(value: object, most: int = LONGEST_TEXT) -> str:
+    """Anything as HTML text, cut to a length."""
+    words = str(value)
+    return html.escape(words if len(words) <= most else words[: most - 1] + "…")
+
+
+def name(value: str) -> str:
+    """The name of a generator or scorer: its own direction must not turn the line around it."""
+    return f"<bdi>{text(value, LONGEST_NAME)}</bdi>"
+
+
+def spread_table(scores: Scores, judged: Scored) -> str:
+    """Each generator's scores as a histogram on one axis, and their mean."""
+    digits = scores.digits[judged.scorer]
+    rows = "".join(
+        f'<tr><th scope="row">{name(scores.generators[spread.generator])}'
+        f"<small>{spread.mean.count:,} scores</small></th>"
+        f"<td>{_plot(scores, judged, spread, digits)}</td>"
+        f"<td><b>{as_number(spread.mean.mean, digits)}</b>"
+        f"<small>{between(spread.mean, digits)}</small></td></tr>"
+        for spread in judged.spreads
+    )
+    return (
+        f'<div class="card"><table class="spreads"><caption>{name(scores.scorers[judged.scorer])}</caption>'
+        '<thead><tr><th scope="col">Generator</th><th scope="col">Scores</th>'
+        f'<th scope="col">Mean, 95&nbsp;%</th></tr></thead><tbody>{rows}'
+        f"<tr><td></td><td>{axis(judged.low, judged.high)}</td><td></td></tr></tbody></table></div>"
+    )
+
+
+def _plot(scores: Scores, judged: Scored, spread, digits: int) -> str:
+    low, high = (f"{value:.{digits}f}" for value in (judged.low, judged.high))
+    generator = text(scores.generators[spread.generator], LONGEST_NAME)
+    words = f"Scores of {generator}: mean {spread.mean.mean:.{digits}f}, all between {low} and {high}"
+    return histogram(spread.histogram, judged.low, judged.high, spread.mean, words)
+
+
+def between(interval: Interval, digits: int) -> str:
+    """An interval in words."""
+    return f"{as_number(interval.low, digits)} to {as_number(interval.high, digits)}"
+
+
+def win_matrix(scores: Scores, judged: Scored) -> str:
+    """How often the generator of a row beats that of a column."""
+    order = [spread.generator for spread in judged.spreads]
+    head = "".join(f'<th scope="col">{name(scores.generators[generator])}</th>' for generator in order)
+    rows = "".join(
+        f'<tr><th scope="row">{name(scores.generators[a])}</th>'
+        + "".join(_win(judged.wins.get((a, b))) if a != b else '<td class="none">–</td>' for b in order)
+        + "</tr>"
+        for a in order
+    )
+    return (
+        f'<div class="card wide" tabindex="0"><table class="matrix"><caption>'
+        f"{name(scores.scorers[judged.scorer])}</caption><thead><tr>"
+        f'<th scope="col">row beats column</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _win(win: Interval | None) -> str:
+    if win is None:
+        return '<td class="none"><small>no shared prompt</small></td>'
+    return (
+        f'<td style="{_tint(2 * win.mean - 1)}"><b>{win.mean:.0%}</b>'
+        f"<small>{100 * win.low:.0f}–{100 * win.high:.0f}</small></td>"
+    )
+
+
+def _tint(strength: float) -> str:
+    """Colour for a value in [-1, 1]; few win so often that it would have to grow up to the end."""
+    colour = "accent" if strength >= 0 else "warm"
+    return f"--tint:var(--{colour});--much:{STRONGEST * min(1, 1.6 * abs(strength)):.0f}%"
+
+
+def agreement_table(scores: Scores, agreements: list[Agreement]) -> str:
+    """Rank correlations of every two scorers."""
+    rows = "".join(
+        f'<tr><th scope="row">{_both(scores, each.scorers)}</th>'
+        f"<td>{as_number(each.spearman, 2)}</td><td>{as_number(each.kendall, 2)}</td>"
+        + "".join(f"<td>{as_number(value, 2)}</td>" for value in (each.within or ())[:2])
+        + ("" if each.within else "<td>–</td><td>–</td>")
+        + "</tr>"
+        for each in agreements
+    )
+    compared = max((each.within[2] for each in agreements if each.within), default=0)
+    note = f"<small>Within prompts: means over {compared:,} of them.</small>" if compared else ""
+    if compared == MOST_COMPARED:
+        note = f"<small>Within prompts: means over {compared:,} of them, spread evenly over all.</small>"
+    return (
+        '<div class="card wide" tabindex="0"><table class="plain"><thead>'
+        '<tr><td></td><th scope="colgroup" colspan="2">All images</th>'
+        '<th scope="colgroup" colspan="2">Within prompts</th></tr>'
+        '<tr><th scope="col">Scorers</th><th scope="col">Spearman</th><th scope="col">Kendall</th>'
+        f'<th scope="col">Spearman</th><th scope="col">Kendall</th></tr></thead><tbody>{rows}</tbody></table>'
+        f"{note}</div>"
+    )
+
+
+def _both(scores: Scores, pair: tuple[int, int]) -> str:
+    return " and ".join(name(scores.scorers[scorer]) for scorer in pair)
+
+
+def disagreement_card(scores: Scores, pictures: Pictures, found: Disagreement) -> str:
+    """Images that one of two scorers likes and the other does not."""
+    first, second = found.scorers
+
+    def figures(rows: list[int]) -> str:
+        return "".join(figure(scores, pictures, row, _places(scores, found, row)) for row in rows)
+
+    columns = (
+        (first, second, figures(found.first_high)),
+        (second, first, figures(found.second_high)),
+    )
+    return (
+        '<div class="card ends">'
+        + "".join(
+            f"<div><h4>{name(scores.scorers[high])} high, {name(scores.scorers[low])} low</h4>"
+            f'<div class="row" style="--columns:2">{content or "none"}</div></div>'
+            for high, low, content in columns
+        )
+        + "</div>"
+    )
+
+
+def _places(scores: Scores, found: Disagreement, row: int) -> str:
+    return "".join(
+        f"<span>{name(scores.scorers[scorer])}: {scores.said(row, scorer)}, "
+        f"above {found.above_N_2[row, side]:.0%}</span>"
+        for side, scorer in enumerate(found.scorers)
+    )
+
+
+def ends_card(scores: Scores, pictures: Pictures, ends: Ends, by: int, with_prompts: bool) -> str:
+    """Best and worst images, with the score of the scorer that the order is by."""
+    columns = min(3, max(2, len(ends.best)))
+
+    def figures(rows: list[int]) -> str:
+        return "".join(figure(scores, pictures, row, _score(scores, row, by), with_prompts) for row in rows)
+
+    return (
+        '<div class="card ends">'
+        + "".join(
+            f'<div><h4>{word}</h4><div class="row" style="--columns:{columns}">{figures(rows)}</div></div>'
+            for word, rows in (("Best", ends.best), ("Worst", ends.worst))
+        )
+        + "</div>"
+    )
+
+
+def _score(scores: Scores, row: int, by: int) -> str:
+    others = "".join(
+        f"<span>{name(scorer)}: {scores.said(row, place)}</span>"
+        for place, scorer in enumerate(scores.scorers)
+        if place != by
+    )
+    return f"<b>{scores.said(row, by)}</b>{others}"
+
+
+def figure(scores: Scores, pictures: Pictures, row: int, figures: str, with_prompt: bool = True) -> str:
+    """One image with what is said of it."""
+    image, prompt = scores.images[row], int(scores.prompt_N[row])
+    picture = pictures[image]
+    label = text(image or f"row {row}", LONGEST_NAME * 2)
+    words = text(scores.prompts[prompt]) if prompt >= 0 else "no prompt"
+    shown = (
+        f'<img src="{picture.url}" width="{picture.width}" height="{picture.height}" '
+        f'alt="{label}, for: {words}">'
+        if picture.url
+        else f'<div class="absent" role="img" aria-label="{label}: {picture.missing}">{picture.missing}</div>'
+    )
+    generator = scores.generators[scores.generator_N[row]] if len(scores.generators) > 1 else ""
+    lines = f"<span>{name(generator)}</span>" if generator else ""
+    if with_prompt:
+        lines += f'<span class="cut" title="{words}"><bdi>{words}</bdi></span>'
+    return f"<figure>{shown}<figcaption>{figures}{lines}</figcaption></figure>"

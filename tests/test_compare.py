@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pipelines
@@ -13,7 +15,9 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from imagereward.errors import InputError
 from imagereward.tuning import tune
 from imagereward.tuning.compare import compare, paired_interval, win_rate
-from imagereward.tuning.evaluate import diversity, overoptimised
+from imagereward.tuning.denoisers import open_denoiser
+from imagereward.tuning.evaluate import diversity, draw, overoptimised
+from imagereward.tuning.policy import Policy
 
 PROMPTS = ["a red circle", "two blue squares"]
 
@@ -64,9 +68,52 @@ def test_models_that_take_pictures_are_compared_on_them(tmp_path):
         compare(*models, ["a cat"], brightness, seeds=1, steps=3, resolution=16, device="cpu")
 
 
-def test_images_do_not_depend_on_the_batch():
-    one, many = (compared(pipelines.sd(), pipelines.sd(), batch_size=size) for size in (1, 3))
+@pytest.mark.parametrize("size", [3, 64])
+def test_images_do_not_depend_on_the_batch(size):
+    one, many = (compared(pipelines.sd(), pipelines.sd(), batch_size=each) for each in (1, size))
     torch.testing.assert_close(one.images[0], many.images[0], atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_depends_on_its_prompts_place_and_its_number_alone(monkeypatch):
+    """Not on how many prompts there are, nor on how many images of each."""
+    real, sizes = Policy.sample, []
+
+    def counted(self, condition, noise):
+        sizes.append(len(noise))
+        return real(self, condition, noise)
+
+    monkeypatch.setattr(Policy, "sample", counted)
+    many = compared(pipelines.sd(), pipelines.sd(), seeds=3).images[0]
+    few = compared(pipelines.sd(), pipelines.sd(), seeds=1, most=1).images[0]
+    torch.testing.assert_close(few[0, 0], many[0, 0], atol=1e-5, rtol=1e-5)
+    assert len({image.numpy().tobytes() for image in many.flatten(0, 1)}) == 6
+    assert sizes == [4, 2, 4, 2, 1, 1]
+
+
+class Process:
+    """What `draw` asks of an accelerator, by threads that wait for each other."""
+
+    def __init__(self, rank, table, barrier):
+        self.process_index, self.num_processes, self.table, self.barrier = rank, len(table), table, barrier
+
+    def gather(self, images):
+        self.table[self.process_index] = images
+        self.barrier.wait(60)
+        together = torch.cat(self.table)
+        self.barrier.wait(60)
+        return together
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_draw_what_one_draws(ranks):
+    denoiser = open_denoiser(pipelines.sd(), 16)
+    policy, rows = Policy(denoiser, denoiser.dynamics(4)), pipelines.rows("sd")
+    table, barrier = [None] * ranks, threading.Barrier(ranks)
+    with ThreadPoolExecutor(ranks) as pool:
+        each = [pool.submit(draw, policy, rows, 3, 0, 2, Process(r, table, barrier)) for r in range(ranks)]
+    alone = draw(policy, rows, 3, 0, 4, None)
+    for found in each:
+        torch.testing.assert_close(found.result(), alone, atol=1e-5, rtol=1e-5)
 
 
 def test_the_interval_is_that_of_another_bootstrap():

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from imagereward.errors import InputError
 from imagereward.ranking import thumbnail
@@ -103,11 +102,7 @@ def compare(
             raise InputError(f"base and tuned draw from noise of different shapes: {shapes[0]}, {shapes[1]}")
         policy = Policy(denoiser, denoiser.dynamics(steps), guidance)
         rows = read_rows(prompts, denoiser.inputs)[:most]
-        parts = [
-            draw(policy, [row], seeds, seed + at, batch_size, None)
-            for at, row in enumerate(tqdm(rows, "drawing", unit="prompt"))
-        ]
-        drawn.append(torch.cat(parts))
+        drawn.append(draw(policy, rows, seeds, seed, batch_size, None))
         del policy, denoiser
     scored = [_scores(judge, images, rows, batch_size, where) for images in drawn]
     features = judge.scorers[0] if judge.scorers else None

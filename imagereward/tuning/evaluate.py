@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from pydantic import Field
+from tqdm import tqdm
 
 from imagereward.scorer import Scorer
 from imagereward.tuning.config import Config
@@ -44,24 +45,23 @@ def draw(
     batch_size: int,
     accelerator: Accelerator | None,
 ) -> torch.Tensor:
-    """Images [M, seeds, 3, H, W] on the CPU, from noise that prompt and seed number decide.
+    """Images [M, seeds, 3, H, W] on the CPU, in batches across prompts.
 
-    Processes draw a share each, all of them equally many, and every one gets all images.
+    The noise of a prompt's k-th image depends on `seed`, the prompt's place and k alone. Processes draw
+    equally many of every round, and each gets all images.
     """
     count, shape = len(rows) * seeds, policy.denoiser.latents.shape
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    each = -(-count // (ranks * batch_size)) * batch_size
-    mine = [min(number, count - 1) for number in range(rank * each, (rank + 1) * each)]
-    drawn = []
-    for at in range(0, each, batch_size):
-        numbers = mine[at : at + batch_size]
-        noise = noise_of(numbers, shape, seed, "evaluation").to(policy.device)
-        condition = policy.denoiser.encode([rows[number // seeds] for number in numbers])
-        drawn.append(policy.sample(condition, noise))
-    images = torch.cat(drawn)
-    if accelerator:
-        images = accelerator.gather(images)
-    return images[:count].cpu().unflatten(0, (len(rows), seeds))
+    drawn, rounds = [], range(0, count, ranks * batch_size)
+    for at in tqdm(rounds, "drawing", unit="batch", disable=accelerator is not None):
+        share = min(batch_size, -(-(count - at) // ranks))
+        numbers = range(at + rank * share, at + (rank + 1) * share)
+        batch = [divmod(min(number, count - 1), seeds) for number in numbers]
+        noise = torch.cat([noise_of([k], shape, seed, f"image of {place}") for place, k in batch])
+        condition = policy.denoiser.encode([rows[place] for place, _ in batch])
+        images = policy.sample(condition, noise.to(policy.device))
+        drawn.append((accelerator.gather(images) if accelerator else images).cpu())
+    return torch.cat(drawn)[:count].unflatten(0, (len(rows), seeds))
 
 
 def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None) -> float:

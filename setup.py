@@ -54,6 +54,7 @@ TEST = [
     "playwright>=1.45",
     *EXTRAS["scale"],
     *EXTRAS["loops"],
+    "bitsandbytes>=0.46",
     "pytest>=8",
     "ruff>=0.12",
     "mypy>=1.11",

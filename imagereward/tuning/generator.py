@@ -18,6 +18,7 @@ from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.prompts import read_prompts, read_rows
+from imagereward.tuning.quantise import in_four_bits
 from imagereward.tuning.result import save_result
 from imagereward.tuning.rewards import Rewards, open_rewards
 from imagereward.tuning.rows import Row, prompts_of
@@ -86,7 +87,10 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> Denoiser
     """The denoiser on the device: what learns in float32, the frozen rest in the precision asked for."""
     dtype = torch.float32 if config.lora is None else DTYPES[config.precision]
     denoiser = open_denoiser(model if model is not None else config.model, config.resolution, dtype)
-    denoiser.network.to(device, dtype)
+    denoiser.network.to(dtype=dtype)
+    if config.quantise:
+        in_four_bits(denoiser.network, device)
+    denoiser.network.to(device)
     for frozen in denoiser.frozen:
         # With kept embeddings, text encoders come to the device when they are needed there.
         frozen.to("cpu" if config.embeddings else device, DTYPES[config.precision])

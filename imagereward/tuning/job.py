@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagereward.tuning.adapt import LoRA
 from imagereward.tuning.denoisers import Denoiser
@@ -36,6 +36,7 @@ class GeneratorConfig(LoopConfig):
     steps: int = Field(40, ge=1, description="sampling steps")
     guidance: float = Field(1.0, ge=0, description="1 is none; FLUX takes it as an input")
     lora: LoRA | None = None
+    quantise: bool = Field(False, description="the network's frozen weights in 4 bits, under LoRA")
     checkpointing: bool = Field(True, description="recompute activations of network, decoder and scorers")
     embeddings: str = Field(
         "", description="directory that keeps prompts' embeddings; text encoders then leave the device"
@@ -43,6 +44,12 @@ class GeneratorConfig(LoopConfig):
     vae_precision: Literal["float32", "bfloat16"] = "float32"
     reward: str | dict[str, float] = Field("", description="what to load, or several with weights")
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _quantised_under_lora(self):
+        if self.quantise and self.lora is None:
+            raise ValueError("quantise=true without lora: weights in 4 bits cannot learn; add lora.rank=...")
+        return self
 
     @property
     def anchored(self) -> bool:

@@ -1,42 +1,70 @@
-"""What one ReFL step needs in memory at real sizes, counted without running it: `python benchmarks/fits.py`.
+"""What one update needs in memory at real sizes, counted without running it: `python benchmarks/fits.py`.
 
 Every tensor that a step makes is counted from when its memory is taken to when it is given back, by running
-the step on torch's fake tensors, which have shapes and no values. The step is the one that carries gradient,
-in bfloat16, with ImageReward at full size. Not counted: a driver's context, kernels' scratch space and
-fragmentation, for which a tenth of a card is left. The same count in float32 stands beside the peak that
-refl_step.py measured, to show what it is worth. Writes results/fits.json.
+the step on torch's fake tensors, which have shapes and no values: the step of ReFL that carries gradient; of
+GRPO the most that drawing and scoring, or learning from one step, need. In bfloat16, with ImageReward at
+full size. Not counted: a driver's context, kernels' scratch space and fragmentation, for which a tenth of
+a card is left, and what GRPO keeps of an update's images, which is said apart. The same count in float32
+stands beside the peak that refl_step.py measured, to show what it is worth. Writes results/fits.json.
 """
 
+import math
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import logging
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks import record
-from benchmarks.refl_step import stable_diffusion_15
-from benchmarks.tiny_sd import SCHEDULER
+from benchmarks.full_size import flux_dev, sd35_medium, sdxl, stable_diffusion_15
 from imagereward.loading import random_scorer
 from imagereward.registry import REGISTRY
 from imagereward.table import table
 from imagereward.tuning.adapt import LoRA, learning, let_learn
-from imagereward.tuning.denoisers import Condition, open_denoiser
+from imagereward.tuning.denoisers import Denoiser, open_denoiser
+from imagereward.tuning.denoisers.flux import T5_TOKENS as FLUX_TOKENS
+from imagereward.tuning.denoisers.sd3 import CLIP_TOKENS
+from imagereward.tuning.denoisers.sd3 import T5_TOKENS as SD3_TOKENS
 from imagereward.tuning.generator import recompute
+from imagereward.tuning.quantise import FourBits, in_four_bits
 from imagereward.tuning.rewards import Rewards
 
-CARDS = (12, 24, 80)
+CARDS = (12, 24, 40, 48, 80, 141)
 LEFT = 0.1  # of a card, for what is not counted
-MODELS = {"SD 1.5": 512, "SDXL": 1024}
-GB = 2**30
+GB, MB = 2**30, 2**20
 PROMPT = "an ocean with clouds and birds"
+
+
+class Model(NamedTuple):
+    """`make` lays it out; `text` are the shapes of what its text encoders give for one prompt.
+
+    `rank` is LoRA's and `steps` are GRPO's in its recipes, `guidance` is that of GRPO.
+    """
+
+    make: Callable
+    text: dict[str, tuple[int, ...]]
+    rank: int
+    steps: int
+    guidance: float
+
+
+HIDDEN, POOLED = "encoder_hidden_states", "pooled_projections"
+MODELS = {
+    "SD 1.5": Model(stable_diffusion_15, {HIDDEN: (CLIP_TOKENS, 768)}, 4, 50, 7.5),
+    "SDXL": Model(sdxl, {HIDDEN: (CLIP_TOKENS, 2048), "text_embeds": (1280,)}, 4, 50, 7.5),
+    "SD 3.5 Medium": Model(
+        sd35_medium, {HIDDEN: (CLIP_TOKENS + SD3_TOKENS, 4096), POOLED: (2048,)}, 32, 10, 4.5
+    ),
+    "FLUX.1-dev": Model(flux_dev, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 3.5),
+}
 
 
 class Count(TorchDispatchMode):
@@ -64,103 +92,121 @@ class Count(TorchDispatchMode):
         self.alive -= size
 
 
-def sdxl() -> StableDiffusionXLPipeline:
-    """The architecture of SDXL; no tokenizers, which need their files."""
-    unet = UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=1024,
-        scaling_factor=0.13025,
-    )
-    small = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
-    large = CLIPTextConfig(
-        hidden_size=1280,
-        intermediate_size=5120,
-        num_hidden_layers=32,
-        num_attention_heads=20,
-        projection_dim=1280,
-    )
-    encoders = CLIPTextModel(small), CLIPTextModelWithProjection(large)
-    return StableDiffusionXLPipeline(vae, *encoders, None, None, unet, DDIMScheduler(**SCHEDULER))
-
-
-def condition(model: str, images: int, dtype) -> Condition:
-    """Such tensors as the text encoders give."""
-    if model == "SD 1.5":
-        return Condition({"encoder_hidden_states": torch.randn(images, 77, 768, dtype=dtype)})
-    return Condition(
-        {
-            "encoder_hidden_states": torch.randn(images, 77, 2048, dtype=dtype),
-            "text_embeds": torch.randn(images, 1280, dtype=dtype),
-            "time_ids": torch.randn(images, 6, dtype=dtype),
-        }
-    )
-
-
 class Setting(NamedTuple):
-    """What is trained and how; `vae` is the precision of the decoder, `dtype` that of the network."""
+    """What is trained and how; `vae` is the precision of the decoder, `dtype` that of the network.
 
+    `encoders` stay on the card; without, embeddings are kept on disk.
+    """
+
+    objective: str
     model: str
-    lora: bool
-    checkpointing: bool
-    dtype: torch.dtype = torch.bfloat16
+    side: int
+    lora: bool = True
+    checkpointing: bool = True
+    four_bits: bool = False
+    encoders: bool = True
     vae: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.bfloat16
 
 
 SETTINGS = [
-    Setting("SD 1.5", True, False),
-    Setting("SD 1.5", True, True),
-    Setting("SD 1.5", False, True),
-    Setting("SDXL", True, False),
-    Setting("SDXL", True, True),
-    Setting("SDXL", True, True, vae=torch.bfloat16),
-    Setting("SDXL", False, True, vae=torch.bfloat16),
+    Setting("ReFL", "SD 1.5", 512, checkpointing=False),
+    Setting("ReFL", "SD 1.5", 512),
+    Setting("ReFL", "SD 1.5", 512, lora=False),
+    Setting("ReFL", "SDXL", 1024, checkpointing=False),
+    Setting("ReFL", "SDXL", 1024),
+    Setting("ReFL", "SDXL", 1024, vae=torch.bfloat16),
+    Setting("ReFL", "SDXL", 1024, lora=False, vae=torch.bfloat16),
+    Setting("ReFL", "SD 3.5 Medium", 1024, encoders=False),
+    Setting("ReFL", "FLUX.1-dev", 1024, encoders=False),
+    Setting("ReFL", "FLUX.1-dev", 1024, encoders=False, four_bits=True, vae=torch.bfloat16),
+    Setting("GRPO", "SD 1.5", 512),
+    Setting("GRPO", "SD 1.5", 512, lora=False),
+    Setting("GRPO", "SDXL", 1024),
+    Setting("GRPO", "SD 3.5 Medium", 512),
+    Setting("GRPO", "SD 3.5 Medium", 512, encoders=False),
+    Setting("GRPO", "SD 3.5 Medium", 512, lora=False, encoders=False),
+    Setting("GRPO", "FLUX.1-dev", 512),
+    Setting("GRPO", "FLUX.1-dev", 512, encoders=False),
+    Setting("GRPO", "FLUX.1-dev", 512, encoders=False, four_bits=True),
+    Setting("GRPO", "FLUX.1-dev", 1024, encoders=False, four_bits=True),
+    Setting("GRPO", "FLUX.1-dev", 512, lora=False, encoders=False),
 ]
-MEASURED = [Setting("SD 1.5", True, on, torch.float32) for on in (False, True)]
+MEASURED = [Setting("ReFL", "SD 1.5", 512, checkpointing=on, dtype=torch.float32) for on in (False, True)]
+
+
+def laid_out(setting: Setting) -> Denoiser:
+    """The denoiser without memory, in the precisions of the setting."""
+    model = MODELS[setting.model]
+    with torch.device("meta"):
+        pipeline = model.make()
+    denoiser = open_denoiser(pipeline, setting.side)
+    for part in denoiser.frozen:
+        part.to(setting.dtype)
+    pipeline.vae.to(setting.vae)
+    denoiser.network.to(setting.dtype if setting.lora else torch.float32)
+    denoiser.text = lambda prompts: {
+        name: torch.empty(len(prompts), *shape, dtype=setting.dtype) for name, shape in model.text.items()
+    }
+    return denoiser
 
 
 def count(setting: Setting, images: int) -> dict[str, float]:
     """Gigabytes that stay between steps, and the peak of a step, both with AdamW's moments."""
-    with torch.device("meta"):
-        pipeline = stable_diffusion_15() if setting.model == "SD 1.5" else sdxl()
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.to(setting.dtype)
-    pipeline.vae.to(setting.vae)
-    pipeline.unet.to(setting.dtype if setting.lora else torch.float32)
-    denoiser = open_denoiser(pipeline, MODELS[setting.model])
-    let_learn(denoiser, LoRA() if setting.lora else None)
-    scorer = random_scorer(REGISTRY["ImageReward-v1.0"].config, "cpu")
+    denoiser, scorer = laid_out(setting), random_scorer(REGISTRY["ImageReward-v1.0"].config, "cpu")
+    times = denoiser.dynamics(4).model_time(torch.zeros(images, dtype=torch.long))
+    network, vae = denoiser.network, denoiser.latents.vae
+    if setting.four_bits:
+        in_four_bits(network, "meta")
+    let_learn(denoiser, LoRA(rank=MODELS[setting.model].rank) if setting.lora else None)
     if setting.checkpointing:
         recompute(denoiser, Rewards({"ImageReward": (1.0, scorer)}))
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as counted:
-        for module in (denoiser.network, *denoiser.frozen, scorer):
+        for module in (network, scorer, *(denoiser.frozen if setting.encoders else [vae])):
             module.to_empty(device="cpu")
-        moments = sum(value.numel() * 8 for value in learning(denoiser.network).values())
-        given = condition(setting.model, images, setting.dtype)
-        noise, times = torch.randn(images, *denoiser.latents.shape), torch.zeros(images, dtype=torch.long)
+        for layer in network.modules():
+            if isinstance(layer, FourBits):
+                for scales in (layer.scales, layer.scales.state2):
+                    scales.absmax, scales.code = (
+                        torch.empty_like(value, device="cpu") for value in (scales.absmax, scales.code)
+                    )
+                layer.scales.offset = torch.empty_like(layer.scales.offset, device="cpu")
+        moments = sum(value.numel() * 8 for value in learning(network).values())
         counted.peak = resting = counted.alive
-        with torch.autocast("cpu", setting.dtype, enabled=setting.dtype != torch.float32):
-            prediction = denoiser.predict(noise, times, given)
-        pixels = denoiser.latents.decode(noise - prediction)  # the clean image, but for factors
-        prompts = scorer.encode_prompts([PROMPT] * images)
-        scorer.score_grad(*prompts, scorer.preprocess.resize(pixels)).sum().backward()
+        step(setting, denoiser, scorer, times)
     return {"resting_gb": (resting + moments) / GB, "peak_gb": (counted.peak + moments) / GB}
+
+
+def step(setting: Setting, denoiser: Denoiser, scorer, times) -> None:
+    """ReFL's step with gradient; or GRPO's last step of drawing, its scoring, and one step of learning."""
+    count = len(times)
+    noise, given = torch.randn(count, *denoiser.latents.shape), denoiser.encode([PROMPT] * count)
+    grpo = setting.objective == "GRPO"
+    guidance = MODELS[setting.model].guidance if grpo else 1.0
+
+    def predict():
+        with torch.autocast("cpu", setting.dtype, enabled=setting.dtype != torch.float32):
+            return denoiser.predict(noise, times, given, guidance)
+
+    with torch.set_grad_enabled(not grpo):
+        pixels = denoiser.latents.decode(noise - predict())  # the clean image, but for factors
+        prompts = scorer.encode_prompts([PROMPT] * count)
+        rewards = scorer.score_grad(*prompts, scorer.preprocess.resize(pixels))
+    if grpo:
+        del pixels, prompts, rewards
+        predict().sum().backward()
+    else:
+        rewards.sum().backward()
+
+
+def kept(setting: Setting) -> float | None:
+    """Megabytes that GRPO keeps of an update's image: its latents, and its prompt's embeddings."""
+    if setting.objective != "GRPO":
+        return None
+    model = MODELS[setting.model]
+    latents = model.steps * 4 * math.prod(laid_out(setting).latents.shape)
+    words = sum(math.prod(shape) for shape in model.text.values()) * setting.dtype.itemsize
+    return (latents + words) / MB
 
 
 def row(setting: Setting) -> dict:
@@ -168,18 +214,22 @@ def row(setting: Setting) -> dict:
     one, two = count(setting, 1), count(setting, 2)
     more = two["peak_gb"] - one["peak_gb"]
     return {
-        "model": f"{setting.model}, {MODELS[setting.model]} px",
-        "learns": "LoRA" if setting.lora else "all",
+        "objective": setting.objective,
+        "model": f"{setting.model}, {setting.side} px",
+        "learns": ("LoRA over 4 bits" if setting.four_bits else "LoRA") if setting.lora else "all",
         "checkpointing": setting.checkpointing,
+        "encoders": setting.encoders,
         "decoder": str(setting.vae).removeprefix("torch."),
         **one,
         "another_gb": more,
+        "kept_mb": kept(setting),
         "images": {card: max(0, 1 + int((card * (1 - LEFT) - one["peak_gb"]) // more)) for card in CARDS},
     }
 
 
 def main() -> None:
     """The command."""
+    logging.set_verbosity_error()
     rows, beside = [], []
     for setting in SETTINGS:
         rows.append(row(setting))

@@ -16,12 +16,10 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks import record
+from benchmarks.full_size import stable_diffusion_15
 from benchmarks.memory import peak, reset_peak, resident
-from benchmarks.tiny_sd import SCHEDULER
 from imagereward.loading import random_scorer
 from imagereward.registry import REGISTRY
 from imagereward.table import table
@@ -42,23 +40,6 @@ SETTINGS = {
     "full, plain": (None, False),
     "full, checkpointing": (None, True),
 }
-
-
-def stable_diffusion_15() -> StableDiffusionPipeline:
-    """The architecture of Stable Diffusion 1.5 with random weights; no tokenizer, which needs its files."""
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=512,
-    )
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
-    scheduler = DDIMScheduler(**{**SCHEDULER, "prediction_type": "epsilon"})
-    return StableDiffusionPipeline(
-        vae, text, None, unet, scheduler, None, None, requires_safety_checker=False
-    )
 
 
 def measure(setting: str, device: torch.device, steps: int) -> dict:

@@ -153,7 +153,7 @@ def laid_out(setting: Setting) -> Denoiser:
 
 def count(setting: Setting, images: int) -> dict[str, float]:
     """Gigabytes that stay between steps, and the peak of a step, both with AdamW's moments."""
-    denoiser, scorer = laid_out(setting), random_scorer(REGISTRY["ImageReward-v1.0"].config, "cpu")
+    denoiser, scorer = laid_out(setting), random_scorer(REGISTRY["ImageReward-v1.0"].config, "meta")
     times = denoiser.dynamics(4).model_time(torch.zeros(images, dtype=torch.long))
     network, vae = denoiser.network, denoiser.latents.vae
     if setting.four_bits:

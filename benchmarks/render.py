@@ -16,6 +16,7 @@ PAGES = (
     ROOT / "docs/reward-models.md",
     ROOT / "docs/bulk.md",
     ROOT / "docs/finetuning.md",
+    ROOT / "docs/objectives.md",
 )
 
 
@@ -106,20 +107,27 @@ def refl_step(result: dict) -> str:
 def fits(result: dict) -> str:
     """What needs how much memory, as Markdown: how many images a card takes at once."""
     cards = list(result["rows"][0]["images"])
-    rows = [
-        f"| {row['model']} | {row['learns']} | {'yes' if row['checkpointing'] else 'no'} | {row['decoder']} "
-        f"| {row['peak_gb']:.1f} | {row['another_gb']:.1f} | "
-        + " | ".join(str(row["images"][card] or "none") for card in cards)
-        + " |"
-        for row in result["rows"]
-    ]
+    rows = []
+    for row in result["rows"]:
+        apart = [
+            "" if row["checkpointing"] else "no checkpointing",
+            "" if row["encoders"] else "text encoders away",
+            "" if row["decoder"] == "float32" else f"decoder in {row['decoder']}",
+        ]
+        kept = "" if row["kept_mb"] is None else f"{row['kept_mb']:.1f}"
+        images = " | ".join(str(row["images"][card] or "none") for card in cards)
+        rows.append(
+            f"| {row['objective']} | {row['model']} | {row['learns']} | {', '.join(filter(None, apart))} "
+            f"| {row['peak_gb']:.1f} | {row['another_gb']:.1f} | {kept} | {images} |"
+        )
     beside = ", ".join(f"{row['setting']} {1024 * row['activations_gb']:.0f}" for row in result["float32"])
     return "\n".join(
         [
-            "| model | what learns | checkpointing | decoder | GB for one image | for another "
+            "| objective | model | what learns | with | GB for one image | for another "
+            "| MB kept of each image of an update "
             + "".join(f"| images at once in {card} GB " for card in cards)
             + "|",
-            f"|---|---|---|---|---|---{'|---' * len(cards)}|",
+            f"|---|---|---|---|---|---|---{'|---' * len(cards)}|",
             *rows,
             "",
             f"Counted the same way, activations in float32 at SD 1.5's size are, in MB: {beside}.",
@@ -154,6 +162,34 @@ def finetune(result: dict) -> str:
             "| method | reward | gained | in standard deviations of the base's | faithfulness | gained "
             "| diversity | minutes |",
             "|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def finetune_flow(result: dict) -> str:
+    """The same for policy gradient on the tiny flow model as Markdown: every judge's mean and its change."""
+
+    def judged(row: dict, name: str) -> str:
+        if name not in row:
+            return ""
+        if row is result["rows"][0]:
+            return f"{row[name]:.3f}"
+        low, high = row[f"{name} low"], row[f"{name} high"]
+        return f"{row[name]:.3f}, {row[f'{name} gained']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+    rows = [
+        f"| {row['method']} | {' | '.join(judged(row, name) for name in ('reward', 'faithfulness', 'jpeg'))} "
+        f"| {row['images'] or ''} | {'' if row['minutes'] is None else format(row['minutes'], '.1f')} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} images of each, "
+            f"{result['runs']} runs of each method; changes with intervals of 95 % over prompts.",
+            "",
+            "| method | reward | faithfulness | JPEG compressibility | images drawn to learn | minutes |",
+            "|---|---|---|---|---|---|",
             *rows,
         ]
     )
@@ -249,6 +285,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "refl-step-cuda": refl_step,
     "fits": fits,
     "finetune": finetune,
+    "finetune-flow": finetune_flow,
     "bulk-cpu": bulk,
     "bulk-cuda": bulk,
 }

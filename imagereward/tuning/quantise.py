@@ -58,10 +58,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, layer: FourBits):
+        """x times the layer's weights, plus its bias."""
         ctx.layer = layer
         return nn.functional.linear(x, layer.written_out(), layer.bias)
 
     @staticmethod
     def backward(ctx, gradient):
+        """What reaches x; the layer learns nothing."""
         weight = ctx.layer.written_out()
         return gradient.to(weight.dtype) @ weight, None

@@ -310,9 +310,7 @@ def test_every_family_learns_by_every_objective_in_full_and_by_lora(family, comb
             history = json.loads((tmp_path / f"{mode}-{lora}/history.json").read_text())
             assert [entry["update"] for entry in history if "loss" in entry] == [1, 2]
             if lora:
-                network.unload_lora() if hasattr(network, "unload_lora") else network.delete_adapters(
-                    "default"
-                )
+                network.unload_lora()
             network.load_state_dict(start[name_of_network])
             combinations.add((family, mode, lora))
 

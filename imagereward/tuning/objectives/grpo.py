@@ -32,7 +32,7 @@ from imagereward.tuning.rollouts import (
     roll,
 )
 from imagereward.tuning.rows import Row, prompts_of
-from imagereward.tuning.scoring import Scorers, Scoring, check_up
+from imagereward.tuning.scoring import Scored, Scorers, Scoring, check_up
 
 log = logging.getLogger(__name__)
 
@@ -86,25 +86,26 @@ class GRPOConfig(GeneratorConfig):
         dynamics = job.denoiser.dynamics(self.steps)
         storage = None if self.storage == "float32" else DTYPES[self.storage]
         check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
-        chosen = {
-            name: getattr(self, name)
-            for name in (
-                "group",
-                "noise",
-                "window",
-                "same_start",
-                "clip_ratio",
-                "guard",
-                "kl",
-                "spread",
-                "most",
-            )
-        }
-        more = {
-            name: getattr(self, name)
-            for name in ("normalise", "optimizer_steps", "scoring", "batch_size", "micro_batch", "seed")
-        }
-        return GRPO(job.rows, job.rewards, storage=storage, **chosen, **more)
+        return GRPO(
+            job.rows,
+            job.rewards,
+            noise=self.noise,
+            group=self.group,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            window=self.window,
+            same_start=self.same_start,
+            clip_ratio=self.clip_ratio,
+            guard=self.guard,
+            kl=self.kl,
+            spread=self.spread,
+            most=self.most,
+            normalise=self.normalise,
+            optimizer_steps=self.optimizer_steps,
+            storage=storage,
+            scoring=self.scoring,
+            seed=self.seed,
+        )
 
 
 def clipped_loss(ratio_B, advantages_B, clip: float) -> torch.Tensor:
@@ -190,8 +191,8 @@ class GRPO:
             ranks=ranks,
         )
 
-    def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, dict]]:
-        """The chunks' trajectories, and {sample: (rewards by name, causes by name)} of each.
+    def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, Scored]]:
+        """The chunks' trajectories, and what became of their images' scoring.
 
         While one chunk's images are scored the next is drawn.
         """
@@ -219,7 +220,7 @@ class GRPO:
                 rolled.append(trajectories)
             scored = scorers.results()
         policy.module.train()
-        return [(each, found._asdict()) for each, found in zip(rolled, scored, strict=True)]
+        return list(zip(rolled, scored, strict=True))
 
     def noisy(self, policy: Policy) -> Dynamics:
         """The policy's dynamics with the noise that is trained by."""
@@ -263,9 +264,9 @@ class GRPO:
         first, causes = update * self.batch_size, dict[str, str]()
         rewards = {name: torch.full((self.batch_size,), torch.nan) for name in self.rewards.parts}
         for samples, found in (chunk for part in gathered(mine, ranks) for chunk in part):
-            for name, values in found["rewards"].items():
+            for name, values in found.rewards.items():
                 rewards[name][[sample - first for sample in samples]] = values
-            causes |= found["causes"]
+            causes |= found.causes
         check_up(rewards, causes, update)
         return rewards
 

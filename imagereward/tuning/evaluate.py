@@ -16,6 +16,7 @@ from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import noise_of
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rows import Row, prompts_of
+from imagereward.tuning.scoring import Scorers, Scoring, check_up, joined
 
 SAMPLES = "samples"
 
@@ -120,7 +121,7 @@ class Evaluation:
             images = draw(
                 self.policy, self.rows, self.config.seeds, self.seed, self.config.batch_size, accelerator
             )
-        values = self._judge(images)
+        values = self._judge(images, update)
         loop.log(update, {f"evaluation/{name}": value for name, value in values.items()})
         if accelerator.is_main_process:
             self._show(images, update)
@@ -135,27 +136,22 @@ class Evaluation:
             )
         return None
 
-    def _judge(self, images: torch.Tensor) -> dict[str, float]:
+    def _judge(self, images: torch.Tensor, update: int) -> dict[str, float]:
         seeds, values = images.shape[1], {}
         asked = [row for row in self.rows for _ in range(seeds)]
         scorers: list[Scorer] = []
         for name, judge in (("reward", self.rewards), ("held_out", self.held_out)):
             if judge is None:
                 continue
-            totals, parts = [], []
-            for start, stop in _blocks(len(asked), self.config.batch_size):
-                with torch.no_grad():
-                    total, each = judge(
-                        images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop]
-                    )
-                totals.append(total.float().cpu())
-                parts.append(each)
-            values[name] = float(torch.cat(totals).mean())
+            with Scorers(judge, Scoring()) as pool:
+                for start, stop in _blocks(len(asked), self.config.batch_size):
+                    pool.submit(images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop])
+                found = joined(pool.results())
+            check_up(found, f"the evaluation after update {update}")
+            each = {part: weight * found.rewards[part] for part, weight in judge.weights.items()}
+            values[name] = float(torch.stack(list(each.values())).sum(0).nanmean())
             if len(judge.parts) > 1:
-                for part in judge.parts:
-                    values[f"{name}/{part}"] = float(
-                        torch.cat([each[part].float().cpu() for each in parts]).mean()
-                    )
+                values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}
             scorers += judge.scorers
         if seeds > 1:
             values["diversity"] = diversity(images, scorers[-1] if scorers else None)

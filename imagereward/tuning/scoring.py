@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -99,11 +99,17 @@ class Scorers:
         return self.rewards.part(name, pixels_B_3_H_W, rows).float().cpu()
 
 
-def check_up(rewards: Mapping[str, torch.Tensor], causes: Mapping[str, str], update: int) -> None:
-    """Raises RewardError naming a reward that none of an update's images has."""
-    for name, values in rewards.items():
+def joined(batches: Sequence[Scored]) -> Scored:
+    """Several batches as one."""
+    rewards = {name: torch.cat([each.rewards[name] for each in batches]) for name in batches[0].rewards}
+    return Scored(rewards, {name: cause for each in batches for name, cause in each.causes.items()})
+
+
+def check_up(found: Scored, where: str) -> None:
+    """Raises RewardError naming a reward that none of the images has, and `where` that was."""
+    for name, values in found.rewards.items():
         if not values.isfinite().any():
             raise RewardError(
-                f"reward {name} is down: it failed for all {len(values)} images of update {update + 1}, the "
-                f"last time with {causes.get(name, 'no cause')}; resume=true goes on from the last checkpoint"
+                f"reward {name} is down: it failed for all {len(values)} images of {where}, the last time "
+                f"with {found.causes.get(name, 'no cause')}; resume=true goes on from the last checkpoint"
             )

@@ -32,7 +32,7 @@ from imagereward.tuning.rollouts import (
     roll,
 )
 from imagereward.tuning.rows import Row, prompts_of
-from imagereward.tuning.scoring import Scored, Scorers, Scoring, check_up
+from imagereward.tuning.scoring import Scored, Scorers, Scoring, check_up, joined
 
 log = logging.getLogger(__name__)
 
@@ -261,14 +261,10 @@ class GRPO:
     def _rewards(self, rolled, update: int, ranks: int) -> dict[str, torch.Tensor]:
         """Every reward of all the update's images [N], over all processes."""
         mine = [(each.chunk.samples, found) for each, found in rolled]
-        first, causes = update * self.batch_size, dict[str, str]()
-        rewards = {name: torch.full((self.batch_size,), torch.nan) for name in self.rewards.parts}
-        for samples, found in (chunk for part in gathered(mine, ranks) for chunk in part):
-            for name, values in found.rewards.items():
-                rewards[name][[sample - first for sample in samples]] = values
-            causes |= found.causes
-        check_up(rewards, causes, update)
-        return rewards
+        every = [chunk for part in gathered(mine, ranks) for chunk in part]
+        found = joined([scored for _, scored in sorted(every, key=lambda each: each[0])])
+        check_up(found, f"update {update + 1}")
+        return found.rewards
 
     def _numbers(self, found: dict[str, torch.Tensor], counted_N) -> dict[str, torch.Tensor]:
         total = weighted_sum(found, self.rewards.weights, torch.zeros(len(counted_N), dtype=torch.long))

@@ -11,7 +11,7 @@ stands beside the peak that refl_step.py measured, to show what it is worth. Wri
 import math
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,10 +151,10 @@ def laid_out(setting: Setting) -> Denoiser:
     return denoiser
 
 
-def count(setting: Setting, images: int) -> dict[str, float]:
-    """Gigabytes that stay between steps, and the peak of a step, both with AdamW's moments."""
+def count(setting: Setting, numbers: Iterable[int]) -> tuple[float, dict[int, float]]:
+    """Gigabytes that stay between steps, and the peak of a step by number of images, with AdamW's moments."""
     denoiser, scorer = laid_out(setting), random_scorer(REGISTRY["ImageReward-v1.0"].config, "meta")
-    times = denoiser.dynamics(4).model_time(torch.zeros(images, dtype=torch.long))
+    times = denoiser.dynamics(4).model_time(torch.zeros(1, dtype=torch.long))
     network, vae = denoiser.network, denoiser.latents.vae
     if setting.four_bits:
         in_four_bits(network, "meta")
@@ -172,9 +172,13 @@ def count(setting: Setting, images: int) -> dict[str, float]:
                     )
                 layer.scales.offset = torch.empty_like(layer.scales.offset, device="cpu")
         moments = sum(value.numel() * 8 for value in learning(network).values())
-        counted.peak = resting = counted.alive
-        step(setting, denoiser, scorer, times)
-    return {"resting_gb": (resting + moments) / GB, "peak_gb": (counted.peak + moments) / GB}
+        resting, peaks = counted.alive, {}
+        for images in numbers:
+            counted.peak = counted.alive
+            step(setting, denoiser, scorer, times.repeat(images))
+            peaks[images] = (counted.peak + moments) / GB
+            network.zero_grad()
+    return (resting + moments) / GB, peaks
 
 
 def step(setting: Setting, denoiser: Denoiser, scorer, times) -> None:
@@ -211,8 +215,11 @@ def kept(setting: Setting) -> float | None:
 
 def row(setting: Setting) -> dict:
     """One image's count, what another adds, and how many at once each card takes."""
-    one, two = count(setting, 1), count(setting, 2)
-    more = two["peak_gb"] - one["peak_gb"]
+    # With all weights learning, it is their gradients and not activations that a few images need most for.
+    few = 1 if setting.lora else 16
+    resting, peaks = count(setting, sorted({1, few, 2 * few}))
+    more = (peaks[2 * few] - peaks[few]) / few
+    rest = peaks[few] - few * more
     return {
         "objective": setting.objective,
         "model": f"{setting.model}, {setting.side} px",
@@ -220,10 +227,14 @@ def row(setting: Setting) -> dict:
         "checkpointing": setting.checkpointing,
         "encoders": setting.encoders,
         "decoder": str(setting.vae).removeprefix("torch."),
-        **one,
+        "resting_gb": resting,
+        "peak_gb": peaks[1],
         "another_gb": more,
         "kept_mb": kept(setting),
-        "images": {card: max(0, 1 + int((card * (1 - LEFT) - one["peak_gb"]) // more)) for card in CARDS},
+        "images": {
+            card: int((card * (1 - LEFT) - rest) // more) if peaks[1] <= card * (1 - LEFT) else 0
+            for card in CARDS
+        },
     }
 
 
@@ -235,11 +246,11 @@ def main() -> None:
         rows.append(row(setting))
         print(table([{key: value for key, value in rows[-1].items() if key != "images"}]), flush=True)
     for setting in MEASURED:
-        found = count(setting, 1)
+        resting, peaks = count(setting, [1])
         name = (
             f"{'LoRA' if setting.lora else 'full'}, {'checkpointing' if setting.checkpointing else 'plain'}"
         )
-        beside.append({"setting": name, "activations_gb": found["peak_gb"] - found["resting_gb"]})
+        beside.append({"setting": name, "activations_gb": peaks[1] - resting})
         print(table(beside[-1:]), flush=True)
     found = {"rows": rows, "float32": beside, "environment": record.environment(torch.device("cpu"))}
     print(record.write("fits", found))

@@ -14,6 +14,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs/shapes.md",
     ROOT / "docs/reward-models.md",
+    ROOT / "imagereward/assets/ImageReward-tiny/README.md",
     ROOT / "docs/bulk.md",
     ROOT / "docs/finetuning.md",
     ROOT / "docs/objectives.md",
@@ -66,38 +67,30 @@ def throughput(result: dict) -> str:
 
 def training_step(result: dict) -> str:
     """The full-size training step's file as Markdown."""
-    rows = [
-        f"| {row['checkpointing']} | {row['seconds']:.1f} | {row['peak_mb']:.0f} | {row['resting_mb']:.0f} "
-        f"| {row['activations_mb']:.0f} | {100 * row['share']:.0f} % |"
-        for row in result["rows"]
-    ]
-    return "\n".join(
-        [
-            f"{machine(result)}; {result['prompts']} prompts of {result['images']} images, "
-            f"fix_rate {result['fix_rate']}, float32.",
-            "",
-            "| checkpointing | seconds a step | peak, MB | between steps, MB | activations, MB | of none |",
-            "|---|---|---|---|---|---|",
-            *rows,
-        ]
-    )
+    what = f"{result['prompts']} prompts of {result['images']} images, fix_rate {result['fix_rate']}, float32"
+    return steps(result, what, "checkpointing")
 
 
 def refl_step(result: dict) -> str:
     """The ReFL step's file as Markdown."""
+    what = f"Stable Diffusion 1.5 at {result['resolution']} pixels, {result['images']} image, float32"
+    return steps(result, f"{what}; AdamW with LoRA alone", "what learns")
+
+
+def steps(result: dict, what: str, setting: str) -> str:
+    """What `benchmarks/steps.py` measured, as Markdown."""
     rows = [
         f"| {row['setting']} | {row['seconds']:.1f} | {row['peak_mb']:.0f} | {row['resting_mb']:.0f} "
         f"| {row['activations_mb']:.0f} | {100 * row['share']:.0f} % "
-        f"| {row['learning_millions']:.1f} | {row['optimizer_mb']:.0f} |"
+        f"| {row['learning_millions']:.1f} | {8 * row['learning_millions'] * 1e6 / 2**20:.0f} |"
         for row in result["rows"]
     ]
     return "\n".join(
         [
-            f"{machine(result)}; Stable Diffusion 1.5 at {result['resolution']} pixels, "
-            f"{result['images']} image, float32; AdamW with LoRA alone.",
+            f"{machine(result)}; {what}.",
             "",
-            "| what learns | seconds a step | peak, MB | between steps, MB | activations, MB | of plain "
-            "| millions that learn | AdamW's moments, MB |",
+            f"| {setting} | seconds a step | peak, MB | between steps, MB | activations, MB | of plain "
+            "| millions that learn | Adam's moments, MB |",
             "|---|---|---|---|---|---|---|---|",
             *rows,
         ]

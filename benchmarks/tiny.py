@@ -88,7 +88,7 @@ def draw() -> None:
     )
     log = [entry for entry in result["history"]["warmup"] if "loss" in entry]
     warm.plot([entry["step"] for entry in log], [entry["loss"] for entry in log], color="#4c6ef5")
-    warm.set(title="warm-up: contrast, matching, masked words", xlabel="updates", ylabel="training loss")
+    warm.set(title="warm-up: images and prompts", xlabel="updates", ylabel="training loss")
     log = [entry for entry in result["history"]["ranking"] if "eval_accuracy" in entry]
     steps = [entry["step"] for entry in log]
     ranking.plot(steps, [100 * entry["eval_accuracy"] for entry in log], color="#2b8a3e", marker=".")
@@ -104,7 +104,7 @@ def draw() -> None:
     bars.set_yticks(places, [row["pairs"] for row in rows])
     for place, row in zip(places, rows):
         bars.text(2, place, f"{100 * row['accuracy']:.1f} %", va="center", fontsize=8)
-    bars.set(title="held-out clear pairs right, % (red: prompts shuffled)", xlim=(0, 100))
+    bars.set(title="held-out pairs right, % (red: shuffled)", xlim=(0, 100))
     bars.invert_yaxis()
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=110, metadata={"Software": None})

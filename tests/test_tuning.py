@@ -37,6 +37,7 @@ from imagereward.tokenizer import SPECIAL_TOKENS
 from imagereward.tuning import read_recipe, recipe_names, run_recipe
 from imagereward.tuning.config import build
 from imagereward.tuning.data import RankedImages, Rehearsed, ShapesPairs, collate_rankings
+from imagereward.tuning.objectives import image_text
 from imagereward.tuning.objectives.image_text import (
     ImageText,
     contrastive_loss,
@@ -697,6 +698,21 @@ def test_masking_takes_its_share_of_the_words_and_no_special_token():
     torch.testing.assert_close(shares[1:4], torch.full((3,), 0.3).double(), atol=0.02, rtol=0)
 
 
+def test_how_texts_are_parted_by_length_changes_no_loss(monkeypatch):
+    scorer = small_scorer("ImageReward").requires_grad_(True)
+    objective = ImageText(scorer).eval()
+    texts = [("a " * (1 + 3 * i % 7) + "red ring").strip() for i in range(7)]
+    pixels = torch.randint(0, 256, (7, 3, SIZE, SIZE), dtype=torch.uint8)
+    wrong = [[f"{text} and a blue star", "a cross"] for text in texts]
+
+    def losses(part: int) -> dict:
+        monkeypatch.setattr(image_text, "PART", part)
+        torch.manual_seed(0)
+        return {name: float(value.detach()) for name, value in objective(pixels, texts, wrong).items()}
+
+    assert losses(1) == pytest.approx(losses(100), rel=1e-5)
+
+
 def test_contrast_matching_and_masked_words_learn_which_colour_is_which():
     pixels, prompts = painted()
     words = [*SPECIAL_TOKENS, *shapes.vocabulary()]
@@ -708,7 +724,7 @@ def test_contrast_matching_and_masked_words_learn_which_colour_is_which():
     optimizer = torch.optim.Adam(objective.parameters(), 5e-3)
     losses = []
     for _ in range(130):
-        parts = objective(pixels, prompts, prompts[1:] + prompts[:1])
+        parts = objective(pixels, prompts, [[prompt] for prompt in prompts[1:] + prompts[:1]])
         optimizer.zero_grad()
         parts["loss"].backward()
         optimizer.step()
@@ -716,7 +732,7 @@ def test_contrast_matching_and_masked_words_learn_which_colour_is_which():
     total = losses[0].pop("loss")
     assert sorted(losses[0]) == ["contrast", "match", "words"]
     assert total == pytest.approx(sum(losses[0].values()), abs=1e-5)
-    # One of four questions is answered by yes: not looking costs the entropy of 1/4, which is 0.562.
+    # One of three questions is answered by yes: not looking costs the entropy of 1/3, which is 0.637.
     assert losses[-1]["match"] < 0.3
     # A text that is wrong for one image is right for another, and there are two of it: log(2)/2 is the least.
     assert math.log(2) / 2 < losses[-1]["contrast"] < 0.6

@@ -21,6 +21,8 @@ from imagereward.tuning.objectives.preference import NO_IMAGE
 
 log = logging.getLogger(__name__)
 
+WRONG_PROMPTS = 2  # that an image of Shapes is shown with
+
 
 class RankedImages(Dataset):
     """A file of rankings, every image of it known to decode.
@@ -63,7 +65,8 @@ class RankedImages(Dataset):
 class PairedImages(Dataset):
     """(prompt, image) pairs from a JSON list of `{text, image}`, image paths relative to it.
 
-    Records may have `wrong`, a prompt that is nearly but not quite the image's own; all or none of them.
+    Records may have `wrong`, a list of prompts that are nearly but not quite the image's own: as many in
+    every record.
     Images are checked as in `RankedImages`.
     """
 
@@ -72,16 +75,20 @@ class PairedImages(Dataset):
         try:
             records = json.loads(path.read_text(encoding="utf-8"))
             pairs = [
-                (record["text"], path.parent / record["image"], record.get("wrong")) for record in records
+                (record["text"], path.parent / record["image"], record.get("wrong", [])) for record in records
             ]
         except FileNotFoundError as error:
             raise InputError(f"{path} does not exist; expected a JSON list of {{text, image}}") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is no JSON list of {{text, image}}: {error!r}") from error
-        if not all(isinstance(text, str) and isinstance(wrong, str | None) for text, _, wrong in pairs):
+        if not all(isinstance(wrong, list) for _, _, wrong in pairs):
+            raise InputError(f"{path}: expected every wrong to be a list of prompts")
+        if not all(isinstance(prompt, str) for text, _, wrong in pairs for prompt in (text, *wrong)):
             raise InputError(f"{path}: expected every text, and every wrong one, to be a string")
-        if len({wrong is None for _, _, wrong in pairs}) > 1:
-            raise InputError(f"{path}: some records have a wrong prompt and some have none")
+        if len(numbers := {len(wrong) for _, _, wrong in pairs}) > 1:
+            raise InputError(
+                f"{path}: records have {listing(sorted(numbers))} wrong prompts; expected as many in each"
+            )
         self.preprocess = preprocess
         self.skipped = skipped(path, [image for _, image, _ in pairs], most_bad)
         self.pairs = [pair for pair in pairs if str(pair[1]) not in self.skipped]
@@ -110,7 +117,7 @@ class PairedImages(Dataset):
 
 
 class ShapesPairs(Dataset):
-    """Clean and faithful Shapes, drawn when asked for, each with a prompt that gets one thing wrong.
+    """Clean and faithful Shapes, drawn when asked for, each with prompts that get one thing wrong.
 
     Pair i is a function of (seed, i).
     """
@@ -133,7 +140,8 @@ class ShapesPairs(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         prompt, image = shapes.pair(index, self.seed, size=self.preprocess.size, most_things=self.most_things)
-        wrong = shapes.wrong_prompt(prompt, np.random.default_rng([self.seed, index]))
+        rng = np.random.default_rng([self.seed, index])
+        wrong = [shapes.wrong_prompt(prompt, rng) for _ in range(WRONG_PROMPTS)]
         return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(image)}
 
 

@@ -7,12 +7,15 @@ what a prompt means.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from imagereward.models.blip import BLIPBase
+
+PART = 16  # fewer rows do not fill a core
 
 
 def contrastive_loss(similarity_B_T: torch.Tensor, same_B_T: torch.Tensor) -> torch.Tensor:
@@ -39,6 +42,12 @@ def negatives(similarity_B_B: torch.Tensor, same_B_B: torch.Tensor) -> torch.Ten
     return torch.multinomial(weights.masked_fill(same_B_B & ~alone, 0), 1)[:, 0]
 
 
+def by_length(lengths_B: torch.Tensor) -> list[torch.Tensor]:
+    """Rows in parts of about equal length, of at least `PART` rows each: what is computed of each ends with
+    its longest, so that short rows do not wait for long ones."""
+    return list(lengths_B.argsort(stable=True).tensor_split(max(1, len(lengths_B) // PART)))
+
+
 def masked_words(ids_B_T: torch.Tensor, special: tuple[int, ...], mask_id: int, share: float = 0.3):
     """(ids with a share of the words replaced by [MASK], which places those are); special tokens stay."""
     words = ~torch.isin(ids_B_T, torch.tensor(special, device=ids_B_T.device))
@@ -49,8 +58,8 @@ def masked_words(ids_B_T: torch.Tensor, special: tuple[int, ...], mask_id: int, 
 class ImageText(nn.Module):
     """A BLIP under these losses, with the temperature and the matching head they need.
 
-    Where the data has, for every image, a prompt that is nearly but not quite its own, this is one more
-    negative in both losses (as in Yuksekgonul et al. 2023, arXiv:2210.01936), and the hardest.
+    Where the data has, for every image, prompts that are nearly but not quite its own, these are more
+    negatives in both losses (as in Yuksekgonul et al. 2023, arXiv:2210.01936), and the hardest.
     """
 
     def __init__(self, scorer: BLIPBase):
@@ -59,44 +68,62 @@ class ImageText(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.match = nn.Linear(scorer.blip.shape.text.width, 1)
 
-    def forward(self, pixels: torch.Tensor, prompts: list[str], wrong: list[str] | None = None) -> dict:
-        """`loss` and its parts: pixels [B, 3, S, S]; image i shows what prompts[i] says, and not wrong[i]."""
-        blip, texts, count = self.scorer.blip, prompts + (wrong or []), len(prompts)
+    def forward(self, pixels: torch.Tensor, prompts: list[str], wrong: list[list[str]] | None = None) -> dict:
+        """`loss` and its parts: pixels [B, 3, S, S]; image i shows what prompts[i] says, and nothing that
+        wrong[i] says, of which every image has as many."""
+        count = len(prompts)
+        texts = prompts + [text for nth in zip(*wrong or ()) for text in nth]
         tokens_B_N_W = self.scorer.encode_pixels([pixels])
-        ids, mask = (part.to(pixels.device) for part in self._tokenised(texts))
-        alone = blip.text_encoder(ids, mask, first_only=True)[:, 0]
-        image_features = F.normalize(blip.vision_proj(tokens_B_N_W[:, 0]).float(), dim=-1)
-        text_features = F.normalize(blip.text_proj(alone).float(), dim=-1)
-        similarity_B_T = self.log_scale.exp().clamp(max=100) * image_features @ text_features.T
+        # On the CPU, where lengths are read without waiting for a device.
+        ids, mask = self.scorer.blip.wordpiece.encode(texts, self.scorer.config.max_length)
         numbers = torch.tensor([texts.index(text) for text in texts], device=pixels.device)
         same_B_T = numbers[:count, None] == numbers
+        similarity_B_T = self._similarity(tokens_B_N_W, ids, mask)
         contrast = contrastive_loss(similarity_B_T, same_B_T)
-        similarity, same = similarity_B_T[:, :count], same_B_T[:, :count]
-        own = torch.arange(count, device=pixels.device)
-        images = [own, own, negatives(similarity.T, same.T)]
-        asked = [own, negatives(similarity, same), own]
-        if wrong:
-            images.append(own)
-            asked.append(own + count)
-        match = self._matching(ids, mask, tokens_B_N_W, torch.cat(images), torch.cat(asked), same_B_T)
+        drawn = negatives(similarity_B_T[:, :count], same_B_T[:, :count])
+        own = torch.arange(len(texts), device=pixels.device).unflatten(0, (-1, count)).T
+        asked_B_K = torch.cat([own, drawn[:, None]], 1)
+        match = self._matching(ids, mask, tokens_B_N_W, asked_B_K.cpu(), same_B_T.gather(1, asked_B_K))
         words = self._masked_words(ids[:count], mask[:count], tokens_B_N_W)
         parts = {"contrast": contrast.detach(), "match": match.detach(), "words": words.detach()}
         return {"loss": contrast + match + words, **parts}
 
-    def _matching(self, ids, mask, tokens_B_N_W, image, text, same_B_T) -> torch.Tensor:
-        """Does this text belong to this image? Binary cross-entropy over the rows."""
-        read = self.scorer.blip.text_encoder(ids[text], mask[text], tokens_B_N_W, image, first_only=True)
-        logits = self.match(read[:, 0]).float()[:, 0]
-        return F.binary_cross_entropy_with_logits(logits, same_B_T[image, text].float())
+    def _similarity(self, tokens_B_N_W, ids, mask) -> torch.Tensor:
+        """Of every image and every text, [B, T]: cosines of the two towers' projections, scaled."""
+        blip, parts = self.scorer.blip, by_length(mask.sum(1))
+        alone = torch.cat([self._read(ids[rows], mask[rows], first_only=True)[:, 0] for rows in parts])
+        alone = alone[torch.cat(parts).argsort().to(alone.device)]
+        image_features = F.normalize(blip.vision_proj(tokens_B_N_W[:, 0]).float(), dim=-1)
+        text_features = F.normalize(blip.text_proj(alone).float(), dim=-1)
+        return self.log_scale.exp().clamp(max=100) * image_features @ text_features.T
+
+    def _matching(self, ids, mask, tokens_B_N_W, asked_B_K, true_B_K) -> torch.Tensor:
+        """Does this text belong to this image? Binary cross-entropy over all that is asked."""
+        loss = tokens_B_N_W.new_zeros((), dtype=torch.float32)
+        for images in by_length(mask[asked_B_K].sum(2).amax(1)):
+            texts, images_there = asked_B_K[images].flatten(), images.to(tokens_B_N_W.device)
+            read = self._read(ids[texts], mask[texts], tokens_B_N_W[images_there], first_only=True)
+            logits = self.match(read[:, 0]).float()[:, 0]
+            true = true_B_K[images_there].flatten().float()
+            loss = loss + F.binary_cross_entropy_with_logits(logits, true, reduction="sum")
+        return loss / asked_B_K.numel()
 
     def _masked_words(self, ids, mask, tokens_B_N_W) -> torch.Tensor:
         """Which word was masked? Cross-entropy over the vocabulary, by its own embeddings."""
-        wordpiece, encoder = self.scorer.blip.wordpiece, self.scorer.blip.text_encoder
+        wordpiece = self.scorer.blip.wordpiece
+        vocabulary = cast(nn.Embedding, self.scorer.blip.text_encoder.embeddings["word_embeddings"]).weight
         special = (wordpiece.pad_id, wordpiece.cls_id, wordpiece.sep_id)
         hidden, chosen = masked_words(ids, special, wordpiece.mask_id)
-        read = encoder(hidden, mask, tokens_B_N_W)[chosen]
-        logits = read.float() @ encoder.embeddings["word_embeddings"].weight.float().T
-        return F.cross_entropy(logits, ids[chosen], reduction="sum") / max(1, len(read))
+        loss = tokens_B_N_W.new_zeros((), dtype=torch.float32)
+        for rows in by_length(mask.sum(1)):
+            read = self._read(hidden[rows], mask[rows], tokens_B_N_W[rows.to(tokens_B_N_W.device)])
+            read = read[chosen[rows, : read.shape[1]].to(read.device)]
+            logits = read.float() @ vocabulary.float().T
+            loss = loss + F.cross_entropy(logits, ids[rows][chosen[rows]].to(logits.device), reduction="sum")
+        return loss / max(1, int(chosen.sum()))
 
-    def _tokenised(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.scorer.blip.wordpiece.encode(texts, self.scorer.config.max_length)
+    def _read(self, ids, mask, tokens_I_N_W=None, first_only: bool = False) -> torch.Tensor:
+        """The text encoder's hidden states, computed no further than the longest of these texts."""
+        longest, device = int(mask.sum(1).max()), self.match.weight.device
+        ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)
+        return self.scorer.blip.text_encoder(ids, mask, tokens_I_N_W, first_only=first_only)

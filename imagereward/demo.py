@@ -17,7 +17,7 @@ body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; m
 h1 { font-size: 1.5rem; margin: 0 0 .3rem } h2 { font-size: 1.05rem; margin: 2rem 0 .6rem }
 p { max-width: 46rem; color: #4a5568; margin: .3rem 0 }
 .row { display: flex; flex-wrap: wrap; gap: .8rem }
-figure { margin: 0; width: 9rem; border: 1px solid #d9dee7; border-radius: .5rem; overflow: hidden;
+figure { margin: 0; width: 8.5rem; border: 1px solid #d9dee7; border-radius: .5rem; overflow: hidden;
          break-inside: avoid }
 img { width: 100%; display: block; image-rendering: pixelated }
 figcaption { padding: .4rem .6rem .5rem; font-size: .85rem }

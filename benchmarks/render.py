@@ -14,7 +14,6 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs/shapes.md",
     ROOT / "docs/reward-models.md",
-    ROOT / "imagereward/assets/ImageReward-tiny/README.md",
     ROOT / "docs/bulk.md",
     ROOT / "docs/finetuning.md",
     ROOT / "docs/objectives.md",

@@ -28,8 +28,8 @@ from benchmarks import record
 from imagereward.bulk import score_table
 from imagereward.bulk.loading import Loader, Wish
 from imagereward.config import ScorerConfig
-from imagereward.images import Preprocess
 from imagereward.loading import random_scorer
+from imagereward.preprocess import Preprocess
 from imagereward.registry import REGISTRY
 
 TINY = ScorerConfig(

@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import v2
 from transformers import BlipTextConfig, BlipTextModel
 
-from imagereward.images import CLIP_MEAN, CLIP_STD
+from imagereward.preprocess import CLIP_MEAN, CLIP_STD
 
 
 class PlainImageReward:

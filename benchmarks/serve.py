@@ -31,8 +31,8 @@ import torch
 from benchmarks import record
 from benchmarks.throughput import CONFIG, PROMPTS, images
 from imagereward.config import ScorerConfig
-from imagereward.images import Preprocess
 from imagereward.loading import random_scorer
+from imagereward.preprocess import Preprocess
 
 CLIENTS = 64
 TINY = ScorerConfig(

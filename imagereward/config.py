@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from imagereward.errors import InputError
-from imagereward.images import Preprocess
+from imagereward.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import nn
 
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
-from imagereward.images import ImageLike, Preprocess, as_list
+from imagereward.images import ImageLike, as_list
 from imagereward.loading import load
+from imagereward.preprocess import Preprocess
 from imagereward.ranking import Ranking
 from imagereward.scorer import Scorer
 from imagereward.verbs import Scored, Verbs, one_prompt

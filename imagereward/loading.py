@@ -13,18 +13,13 @@ from imagereward import hub
 from imagereward.config import ScorerConfig, whole_number
 from imagereward.errors import CheckpointError, DeviceError, ImageRewardError, InputError, listing
 from imagereward.models import model_class
+from imagereward.precision import resolve_dtype
 from imagereward.registry import REGISTRY, File
 from imagereward.saving import CONFIG_FILE, WEIGHTS_FILE
 from imagereward.scorer import Scorer
 
 # A buffer that old transformers saved and no model needs.
 LEGACY_BUFFER = "embeddings.position_ids"
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
 
 
 def load(
@@ -58,7 +53,7 @@ def load(
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
     """
-    device, dtype = resolve_device(device), _dtype(dtype)
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 2)
     med = None if med_config is None else _read_med_config(Path(med_config))
@@ -153,7 +148,7 @@ def random_scorer(
     for name, value in state.items():
         if value.ndim == 1 and name.endswith("weight"):
             value.add_(1)
-    return assemble(config, state, resolve_device(device), _dtype(dtype), "random weights")
+    return assemble(config, state, resolve_device(device), resolve_dtype(dtype), "random weights")
 
 
 def _located(label: str, kind: str | None, download_root, local_files_only: bool):
@@ -296,12 +291,3 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
         raise DeviceError(f"device {device!r} is not on this machine; present: {present}") from error
     return found
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
-    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if wanted is None or wanted not in DTYPES.values():
-        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-    return wanted

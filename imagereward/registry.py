@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from imagereward.config import ScorerConfig
-from imagereward.images import Preprocess
+from imagereward.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

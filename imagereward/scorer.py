@@ -17,7 +17,8 @@ from torch import nn
 from imagereward.config import ScorerConfig, whole_number
 from imagereward.engine import check_finite, score_rows
 from imagereward.errors import InputError
-from imagereward.images import Preprocess, full_precision
+from imagereward.precision import full_precision
+from imagereward.preprocess import Preprocess
 from imagereward.saving import push, save
 from imagereward.verbs import Result, Rows, Scored, Verbs, diagonal, prompt_list, warn_truncated
 

@@ -12,8 +12,8 @@ from browsing import CHROMIUM, FLAGS
 
 import imagereward as RM
 from imagereward.config import ScorerConfig
-from imagereward.images import Preprocess
 from imagereward.loading import random_scorer
+from imagereward.preprocess import Preprocess
 
 SIZE = 32
 BLIP = {

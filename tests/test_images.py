@@ -14,7 +14,8 @@ from conftest import pictures, small_scorer
 
 from imagereward import images as M
 from imagereward.errors import ImageNotFound, ImageReadError, ImageRewardError, ImageTypeError, InputError
-from imagereward.images import CLIP_MEAN, CLIP_STD, Preprocess, check_image, load_pixels, read_image
+from imagereward.images import check_image, load_pixels, read_image
+from imagereward.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "images").iterdir())
 MODES = ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"]

@@ -617,44 +617,6 @@ def test_more_processes_than_chunks_are_refused():
     assert next(objective.minibatches(None, 0, 1, 2)) == []
 
 
-def test_stable_diffusion_draws_as_diffusers_does():
-    pipeline = pipelines.sd()
-    denoiser = open_denoiser(pipeline, 16)
-    policy = Policy(denoiser, denoiser.dynamics(STEPS), 3.0)
-    noise = noise_of([0, 1], denoiser.latents.shape, 0)
-    ours = policy.sample(denoiser.encode(PROMPTS[:2]), noise)
-    pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
-        PROMPTS[:2],
-        height=16,
-        width=16,
-        num_inference_steps=STEPS,
-        guidance_scale=3.0,
-        latents=noise,
-        output_type="pt",
-    ).images
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
-def test_stable_diffusion_xl_draws_as_diffusers_does():
-    pipeline = pipelines.sdxl()
-    denoiser = open_denoiser(pipeline, 16)
-    policy = Policy(denoiser, denoiser.dynamics(STEPS), 3.0)
-    noise = noise_of([0, 1], denoiser.latents.shape, 0)
-    ours = policy.sample(denoiser.encode(PROMPTS[:2]), noise)
-    pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
-        PROMPTS[:2],
-        height=16,
-        width=16,
-        num_inference_steps=STEPS,
-        guidance_scale=3.0,
-        latents=noise,
-        output_type="pt",
-    ).images
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
 def test_a_pipeline_of_another_class_in_python_is_named():
     with pytest.raises(InputError, match="int is no family"):
         open_denoiser(3)

@@ -10,7 +10,7 @@ from PIL import Image
 from test_refl import brightness, settings
 
 from imagereward.errors import InputError
-from imagereward.images import Preprocess
+from imagereward.preprocess import Preprocess
 from imagereward.tuning import tune
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.denoisers.pictures import mask_pixels

@@ -11,7 +11,7 @@ from PIL import Image
 from test_refl import PROMPTS, brightness, policy_of, settings
 
 from imagereward.errors import InputError
-from imagereward.images import Preprocess
+from imagereward.preprocess import Preprocess
 from imagereward.tuning import tune
 from imagereward.tuning.batches import chunks
 from imagereward.tuning.data import PairedImages, ShapesPairs

@@ -27,10 +27,10 @@ from imagereward import shapes
 from imagereward.cli import app, main
 from imagereward.config import ScorerConfig
 from imagereward.errors import CheckpointError, DeadHeadError, InputError, NonFiniteScoreError
-from imagereward.images import Preprocess
 from imagereward.metrics import pair_accuracy, pairs_of
 from imagereward.models import model_class
 from imagereward.models.imagereward import RewardHead
+from imagereward.preprocess import Preprocess
 from imagereward.rankings import read_rankings
 from imagereward.registry import REGISTRY
 from imagereward.tokenizer import SPECIAL_TOKENS

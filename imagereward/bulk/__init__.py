@@ -15,7 +15,8 @@ from imagereward.bulk.scoring import SCORE, schema
 from imagereward.bulk.sources import open_source
 from imagereward.config import whole_number
 from imagereward.errors import InputError
-from imagereward.loading import DTYPES, resolve_device
+from imagereward.loading import resolve_device
+from imagereward.precision import resolve_dtype
 from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, MOST_AT_ONCE
 
 __all__ = ["Summary", "score_table"]
@@ -77,8 +78,7 @@ def score_table(
     output = Output(out, overwrite)
     if engine not in ("local", "ray"):
         raise InputError(f"engine={engine!r}: expected 'local' or 'ray'")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    resolve_dtype(dtype)
     devices, kind = _devices(device, engine)
     source, root = open_source(input, images)
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt)

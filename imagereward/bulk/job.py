@@ -16,8 +16,8 @@ from imagereward.bulk.sources import Source, identity
 from imagereward.bulk.versions import versions
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.hub import sha256_of
-from imagereward.images import Preprocess
 from imagereward.loading import load
+from imagereward.preprocess import Preprocess
 
 # Beyond this many for one model, decoding is hardly what it waits for.
 MOST_WORKERS = 16

@@ -18,7 +18,8 @@ from imagereward.bulk.prompts import prompt_of
 from imagereward.bulk.rows import Image, Part
 from imagereward.bulk.stored import Stored
 from imagereward.errors import ImageRewardError
-from imagereward.images import Preprocess, check_image, read_image
+from imagereward.images import check_image, read_image
+from imagereward.preprocess import Preprocess
 
 # Images in one message from a worker: few enough to keep all workers busy at the end of a part.
 IMAGES_AT_ONCE = 8

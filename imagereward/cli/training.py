@@ -79,12 +79,11 @@ def compare(
 ) -> None:
     """Draw the same prompts from the same noise with two generators, and say which is rewarded more."""
     from imagereward.errors import InputError
-    from imagereward.loading import DTYPES
+    from imagereward.precision import resolve_dtype
     from imagereward.tuning.compare import compare as run
     from imagereward.tuning.compare import page
 
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: expected {', '.join(DTYPES)}")
+    precision = resolve_dtype(dtype)
     if out.exists():
         raise InputError(f"{out} exists; choose another --out, or remove it")
     names = model or ["ImageReward-v1.0"]
@@ -103,7 +102,7 @@ def compare(
         batch_size=batch_size,
         seed=seed,
         device=device,
-        dtype=DTYPES[dtype],
+        dtype=precision,
     )
     print_rows(found.rows(), Format.table)
     if found.diversity:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from imagereward.config import ScorerConfig
-from imagereward.images import full_precision
 from imagereward.models.clip import CLIPBase
 from imagereward.models.imagereward import RewardHead
+from imagereward.precision import full_precision
 
 
 class AestheticScore(CLIPBase):

@@ -12,8 +12,8 @@ import torch
 
 from imagereward.config import ScorerConfig
 from imagereward.errors import CheckpointError, InputError
-from imagereward.images import full_precision
 from imagereward.models.cosine import PROMPT_BATCH, cosine
+from imagereward.precision import full_precision
 from imagereward.scorer import Scorer
 
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from imagereward.images import full_precision
+from imagereward.precision import full_precision
 
 # Prompts in one pass of a text tower: bounds memory when there are a million of them.
 PROMPT_BATCH = 256

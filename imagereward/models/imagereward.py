@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagereward.config import ScorerConfig
-from imagereward.images import full_precision
 from imagereward.models.blip import BLIPBase
+from imagereward.precision import full_precision
 
 
 class RewardHead(nn.Module):

@@ -9,7 +9,8 @@ import PIL.Image
 import torch
 
 from imagereward.errors import ImageRewardError
-from imagereward.images import Preprocess, read_image
+from imagereward.images import read_image
+from imagereward.preprocess import Preprocess
 from imagereward.serve.limits import Limits, Refused
 
 # Of all that Pillow reads, what generators and cameras write. Others run programs (EPS) or are rarely

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from imagereward import shapes
 from imagereward.errors import ImageReadError, InputError, listing
-from imagereward.images import Preprocess, read_image
+from imagereward.images import read_image
+from imagereward.preprocess import Preprocess
 from imagereward.rankings import RankedPrompt, read_rankings
 from imagereward.tuning.objectives.preference import NO_IMAGE
 

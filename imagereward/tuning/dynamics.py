@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 
 from imagereward.errors import InputError
-from imagereward.images import full_precision
+from imagereward.precision import full_precision
 from imagereward.tuning.config import Config
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]

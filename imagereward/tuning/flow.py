@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from imagereward.errors import InputError
-from imagereward.images import full_precision
+from imagereward.precision import full_precision
 from imagereward.tuning.dynamics import Noise, Step, a_row_each, finish
 
 # (x, velocity, i_B, sigma, after) -> the next sample's mean and standard deviation, and the step's `dt`.

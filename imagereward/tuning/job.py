@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field, model_validator
 
+from imagereward.errors import InputError
 from imagereward.tuning.adapt import LoRA
 from imagereward.tuning.denoisers import Denoiser
 from imagereward.tuning.evaluate import EvaluationConfig
@@ -13,7 +13,6 @@ from imagereward.tuning.loop import LoopConfig
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rows import Row
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -24,6 +23,12 @@ class Job(NamedTuple):
     rewards: Rewards | None
     rows: list[Row]
     output: Path
+
+    def rewards_for(self, objective: str) -> Rewards:
+        """The rewards, for an objective that cannot do without; InputError if there are none."""
+        if self.rewards is None:
+            raise InputError(f'reward="": {objective} needs one, such as reward="ImageReward-v1.0"')
+        return self.rewards
 
 
 class GeneratorConfig(LoopConfig):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from imagereward.images import Preprocess
+from imagereward.preprocess import Preprocess
 from imagereward.tuning.data import PairedImages, ShapesPairs
 from imagereward.tuning.denoisers import Latents
 

@@ -5,24 +5,23 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import accelerate  # noqa: F401 - Trainer asks for it only once it is made: too late to say which extra has it
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
 from imagereward.hub import read_state_dict
-from imagereward.images import Preprocess
-from imagereward.loading import DTYPES
 from imagereward.models.blip import BLIPShape
 from imagereward.models.imagereward import ImageReward
+from imagereward.precision import DTYPES
+from imagereward.preprocess import Preprocess
 from imagereward.saving import WEIGHTS_FILE
-from imagereward.tuning.config import Config, build
+from imagereward.tuning.config import build
 from imagereward.tuning.data import (
     PairedImages,
     RankedImages,
@@ -34,11 +33,10 @@ from imagereward.tuning.data import (
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.image_text import ImageText
 from imagereward.tuning.objectives.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
+from imagereward.tuning.reward_model_config import RewardModelConfig, Schedule, WarmUp
 from imagereward.tuning.runs import check_output, claim, is_first_process, latest_checkpoint
 from imagereward.tuning.watch import DeadHead, WritesConfig
 from imagereward.tuning.weights import (
-    Checkpointing,
-    HeadInit,
     freeze,
     from_nothing,
     set_checkpointing,
@@ -48,102 +46,6 @@ from imagereward.tuning.weights import (
 log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
-
-
-class Schedule(Config):
-    """How long and how fast a stage learns; the defaults are the published ones."""
-
-    epochs: float = Field(10, gt=0)
-    max_steps: int = Field(-1, ge=-1, description="updates, instead of epochs; -1: epochs decide")
-    batch_size: int = Field(64, ge=1, description="items an update, over all devices")
-    micro_batch: int = Field(8, ge=1, description="items a device takes at once")
-    learning_rate: float = Field(1e-5, gt=0, description="at its highest; a cosine to 0 from there")
-    warmup_steps: int = Field(0, ge=0, description="updates in which the rate rises")
-    beta2: float = Field(0.999, gt=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-
-
-class WarmUp(Schedule):
-    """The image-text stage before the rankings. `data` is "shapes", or a JSON list of {text, image}."""
-
-    data: str = "shapes"
-    pairs: int = Field(50_000, ge=2, description="how many pairs of Shapes an epoch has")
-    rehearsal: int = Field(0, ge=0, description="pairs that each ranked prompt brings along afterwards")
-
-
-class Architecture(Config):
-    """A scorer to build from nothing. `vocabulary` is "bert", or "shapes" for the words of Shapes alone."""
-
-    vision: dict[str, Any] = Field(default_factory=dict)
-    text: dict[str, Any] = Field(default_factory=dict)
-    projection: int = Field(256, ge=1)
-    vocabulary: Literal["bert", "shapes"] = "bert"
-    max_length: int = Field(35, ge=2)
-    # TOML has no tuples, only lists.
-    mean: tuple[float, float, float] = Field(Preprocess.mean, strict=False)
-    std: tuple[float, float, float] = Field(Preprocess.std, strict=False)
-
-
-class RewardModelConfig(Schedule):
-    """A whole training. Rankings are `data`/train.json and `data`/valid.json in ImageRewardDB's layout."""
-
-    objective: Literal["preference"] = "preference"
-    data: str
-    output: str
-    name: str = Field("", description="what the scorer calls itself; default: the output directory's name")
-    start: str = Field("BLIP", description='what load() takes: an ImageReward or a BLIP; or "nothing"')
-    architecture: Architecture | None = None
-    warmup: WarmUp | None = None
-    head: HeadInit = "published"
-    fix_rate: float = Field(0.7, ge=0, le=1, description="share of both encoders' depth that is frozen")
-    checkpointing: Checkpointing = "torch"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    validations: int = Field(4, ge=1, description="validations an epoch")
-    dead_after: int = Field(500, ge=1, description="updates a head may stay flat before it is called dead")
-    calibrate: bool = Field(True, description="set mean and std so that validation scores are normal(0, 1)")
-    store: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of what is saved")
-    most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
-    workers: int = Field(0, ge=0, description="processes that decode images")
-    device: str | None = None
-    seed: int = Field(0, ge=0)
-    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
-    trainer: dict[str, Any] = Field({}, description="transformers.TrainingArguments, passed on as they are")
-
-    @field_validator("trainer")
-    @classmethod
-    def _leaves_alone_what_resuming_needs(cls, values):
-        decided = {"output_dir", "gradient_accumulation_steps", "per_device_train_batch_size"}
-        if taken := decided & values.keys():
-            names = ", ".join(sorted(taken))
-            raise ValueError(f"{names} follow from output, batch_size and micro_batch: set those")
-        return values
-
-    @model_validator(mode="after")
-    def _from_nothing_needs_a_shape(self):
-        if (self.start == "nothing") != (self.architecture is not None):
-            raise ValueError('start="nothing" and an [architecture] table belong together')
-        return self
-
-    @model_validator(mode="after")
-    def _fairscale_recomputes_once_a_step(self):
-        # Its checkpoints are reentrant, and data parallelism stops when a layer's gradient is ready twice.
-        if self.checkpointing.startswith("fairscale") and self.warmup and self.warmup.rehearsal:
-            raise ValueError(
-                f'checkpointing="{self.checkpointing}" and warmup.rehearsal={self.warmup.rehearsal} do not '
-                'go together; take checkpointing="torch"'
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fairscale_knows_no_bfloat16(self):
-        # It recomputes under torch.cuda.amp.autocast, which is float16 on a GPU and nothing on a CPU.
-        if self.checkpointing.startswith("fairscale") and self.precision == "bfloat16":
-            raise ValueError(
-                f'checkpointing="{self.checkpointing}" recomputes in another precision than '
-                'precision="bfloat16"; take checkpointing="torch"'
-            )
-        return self
 
 
 def train_reward_model(config: RewardModelConfig) -> ImageReward:
@@ -169,21 +71,41 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
         skipped = {**train.skipped, **valid.skipped, **getattr(pairs, "skipped", {})}
         (output / "skipped.json").write_text(json.dumps(skipped, indent=1) + "\n")
     rehearsal = None
-    learned: Dataset = train
+    learned: RankedImages | Rehearsed = train
     if config.warmup:
         assert pairs is not None
         warm = _warm_up(scorer, config, config.warmup, pairs, output / "warmup")
         if config.warmup.rehearsal:
             rehearsal, learned = warm, Rehearsed(train, pairs, config.warmup.rehearsal)
-    if rehearsal:
-        rehearsal.requires_grad_(False)
+            warm.requires_grad_(False)
     freeze(scorer, config.fix_rate)
     set_checkpointing(scorer, config.checkpointing)
     checkpoint = latest_checkpoint(output) if config.resume else None
-    updates = math.ceil(len(train) / config.batch_size)
+    trainer = _by_rankings(Preference(scorer, rehearsal), config, learned, valid, output, not checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    scorer.to(DTYPES[config.store]).float()  # first rounded, then calibrated as rounded
+    if config.calibrate:
+        _calibrate(scorer, trainer.predict(valid))
+    scorer.name = config.name or output.name
+    if trainer.is_world_process_zero():
+        scorer.to(DTYPES[config.store]).save_pretrained(output)
+        _write_history(trainer, output)
+    return scorer.float().eval().requires_grad_(False)
+
+
+def _by_rankings(
+    objective: Preference,
+    config: RewardModelConfig,
+    learned: RankedImages | Rehearsed,
+    valid: RankedImages,
+    output: Path,
+    from_the_start: bool,
+) -> Trainer:
+    """The stage that learns from rankings, ready to train; it ends with the best checkpoint's weights."""
+    updates = math.ceil(len(learned) / config.batch_size)
     every = max(1, updates // config.validations)
-    trainer = Trainer(
-        Preference(scorer, rehearsal),
+    return Trainer(
+        objective,
         _arguments(
             config,
             config,
@@ -191,7 +113,7 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
             label_names=["ranks"],
             eval_strategy="steps",
             eval_steps=every,
-            eval_on_start=checkpoint is None,
+            eval_on_start=from_the_start,
             save_steps=every,
             save_total_limit=2,
             load_best_model_at_end=True,
@@ -202,17 +124,8 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
         learned,
         valid,
         compute_metrics=_validation_metrics,
-        callbacks=[DeadHead(config.dead_after), WritesConfig(scorer)],
+        callbacks=[DeadHead(config.dead_after), WritesConfig(objective.scorer)],
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    scorer.to(DTYPES[config.store]).float()  # first rounded, then calibrated as rounded
-    if config.calibrate:
-        _calibrate(scorer, trainer.predict(valid))
-    scorer.name = config.name or output.name
-    if trainer.is_world_process_zero():
-        scorer.to(DTYPES[config.store]).save_pretrained(output)
-        _write_history(trainer, output)
-    return scorer.float().eval().requires_grad_(False)
 
 
 def _starting_scorer(config: RewardModelConfig) -> ImageReward:

@@ -9,7 +9,7 @@ import torch.distributed
 from pydantic import Field, model_validator
 
 from imagereward.errors import InputError
-from imagereward.images import full_precision
+from imagereward.precision import full_precision
 from imagereward.tuning.batches import Chunk
 from imagereward.tuning.config import Config
 from imagereward.tuning.denoisers import Condition

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from imagereward.errors import InputError
-from imagereward.images import full_precision
+from imagereward.precision import full_precision
 
 
 class Latents:

@@ -7,7 +7,7 @@ import PIL.Image
 import torch
 from torchvision.transforms import v2
 
-from imagereward.images import Preprocess
+from imagereward.preprocess import Preprocess
 from imagereward.tuning.denoisers.latents import Latents
 from imagereward.tuning.rows import Row, name_row, open_pictures
 

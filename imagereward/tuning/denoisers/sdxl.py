@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from imagereward.images import full_precision
+from imagereward.precision import full_precision
 from imagereward.tuning.denoisers.condition import Condition
 from imagereward.tuning.denoisers.guidance import guided
 from imagereward.tuning.denoisers.latents import Latents

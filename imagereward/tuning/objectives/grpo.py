@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from imagereward.errors import InputError
+from imagereward.precision import DTYPES
 from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
 from imagereward.tuning.credit import Spread, group_advantages, weighted_sum
 from imagereward.tuning.dynamics import Dynamics, Noise, Step, kl_divergence
-from imagereward.tuning.job import DTYPES, GeneratorConfig, Job, Precision
+from imagereward.tuning.job import GeneratorConfig, Job, Precision
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rollouts import (
@@ -81,14 +81,13 @@ class GRPOConfig(GeneratorConfig):
         return self.kl is not None
 
     def make(self, job: Job) -> "GRPO":
-        if job.rewards is None:
-            raise InputError('reward="": GRPO needs one, such as reward="ImageReward-v1.0"')
+        rewards = job.rewards_for("GRPO")
         dynamics = job.denoiser.dynamics(self.steps)
         storage = None if self.storage == "float32" else DTYPES[self.storage]
         check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
         return GRPO(
             job.rows,
-            job.rewards,
+            rewards,
             noise=self.noise,
             group=self.group,
             batch_size=self.batch_size,

@@ -76,13 +76,12 @@ class ReFLConfig(GeneratorConfig):
         return self.stay > 0
 
     def make(self, job: Job) -> Any:
-        if job.rewards is None:
-            raise InputError('reward="": ReFL needs one, such as reward="ImageReward-v1.0"')
+        rewards = job.rewards_for("ReFL")
         self.gradient.check(self.steps)
-        job.rewards.check_differentiable(job.denoiser.resolution)
+        rewards.check_differentiable(job.denoiser.resolution)
         refl = ReFL(
             job.rows,
-            job.rewards,
+            rewards,
             self.gradient,
             batch_size=self.batch_size,
             micro_batch=self.micro_batch,

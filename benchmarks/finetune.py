@@ -22,6 +22,7 @@ import torch
 
 import imagereward as RM
 from benchmarks import record
+from benchmarks.pictures import panels, save
 from imagereward import shapes
 from imagereward.table import table
 from imagereward.tuning import tune
@@ -170,14 +171,8 @@ def curve(output: Path) -> list[dict]:
 
 def draw() -> None:
     """Reward and faithfulness against updates, as docs/finetune.png."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     result = json.loads((record.RESULTS / "finetune.json").read_text())
-    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = panels(1, 2, (9, 3.6))
     best = result["rows"][-1]
     for axis, name in zip(axes, ("reward", "faithfulness"), strict=True):
         for method, points in result["curves"].items():
@@ -187,7 +182,7 @@ def draw() -> None:
         axis.axhline(best[name], color="#adb5bd", lw=1, ls=":", label=best["method"])
         axis.set(title=f"{name}, held-out prompts", xlabel="updates")
         axis.legend(frameon=False, fontsize=8)
-    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+    save(figure, PICTURE)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.finetune import CANDIDATES, HELD_OUT, REWARD, SEEDS, TRAINED, best_of, judged, prompts_of
+from benchmarks.pictures import panels, save
 from imagereward.table import table
 from imagereward.tuning import read_recipe, tune
 from imagereward.tuning.compare import paired_interval
@@ -125,14 +126,8 @@ def run_all(work: Path, model: Path) -> None:
 
 def draw() -> None:
     """Reward and faithfulness against images and minutes, as docs/finetune-flow.png."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     result = json.loads((record.RESULTS / "finetune-flow.json").read_text())
-    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+    figure, axes = panels(2, 2, (9, 6.4))
     best = result["rows"][-1]
     for line, name in zip(axes, ("reward", "faithfulness"), strict=True):
         for axis, over in zip(line, ("images", "minutes"), strict=True):
@@ -146,7 +141,7 @@ def draw() -> None:
             axis.axhline(best[name], color="#adb5bd", lw=1, ls=":", label=best["method"])
             axis.set(title=f"{name}, held-out prompts", xlabel=over)
             axis.legend(frameon=False, fontsize=8)
-    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+    save(figure, PICTURE)
 
 
 def main() -> None:

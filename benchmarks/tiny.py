@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import imagereward as RM
 from benchmarks import record
+from benchmarks.pictures import panels, save
 from benchmarks.shapes_accuracy import SEED, accuracy
 from imagereward.registry import ASSETS
 from imagereward.shapes import write
@@ -76,16 +77,8 @@ def history(path: Path) -> list[dict]:
 
 def draw() -> None:
     """The curve and the bars, as docs/tiny.png."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     result = json.loads((record.RESULTS / "tiny.json").read_text())
-    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (warm, ranking, bars) = pyplot.subplots(
-        1, 3, figsize=(12, 3.8), layout="constrained", width_ratios=(1, 1, 1.3)
-    )
+    figure, (warm, ranking, bars) = panels(1, 3, (12, 3.8), width_ratios=(1, 1, 1.3))
     log = [entry for entry in result["history"]["warmup"] if "loss" in entry]
     warm.plot([entry["step"] for entry in log], [entry["loss"] for entry in log], color="#4c6ef5")
     warm.set(title="warm-up: images and prompts", xlabel="updates", ylabel="training loss")
@@ -106,8 +99,7 @@ def draw() -> None:
         bars.text(2, place, f"{100 * row['accuracy']:.1f} %", va="center", fontsize=8)
     bars.set(title="held-out pairs right, % (red: shuffled)", xlim=(0, 100))
     bars.invert_yaxis()
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+    save(figure, PICTURE)
 
 
 def main() -> None:

@@ -43,4 +43,4 @@ def test_a_replica_on_ray_gives_the_scorers_own_scores(tmp_path):
         assert client(url).post("/v1/rank", json={}).status_code == 422
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(90) == 0
+        assert process.wait(90) == 0, (tmp_path / "log").read_text()[-3000:]

@@ -13,6 +13,7 @@ ROOT = HERE.parent
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs/shapes.md",
+    ROOT / "imagereward/assets/ImageReward-tiny/README.md",
     ROOT / "docs/reward-models.md",
     ROOT / "docs/bulk.md",
     ROOT / "docs/finetuning.md",

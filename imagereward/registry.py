@@ -49,8 +49,6 @@ ASSETS = Path(str(resources.files("imagereward") / "assets"))
 def _packaged() -> dict[str, Checkpoint]:
     """The model in the wheel; the config that was saved with its weights is the one record of its shape."""
     saved = ASSETS / "ImageReward-tiny/config.json"
-    if not saved.exists():  # not adopted yet
-        return {}
     config = json.loads(saved.read_text(encoding="utf-8"))["scorer"]
     tiny = Checkpoint(
         ScorerConfig.from_dict(config),

@@ -27,11 +27,10 @@ class Weighted:
         return [text for _, child in self.children for text in child.texts]
 
     def minibatches(self, policy, update: int, rank: int, ranks: int) -> Iterator[list[Part]]:
-        """Step by step, what each child would step through; as many steps as the first has."""
+        """Step by step, what each child steps through. ValueError unless all have equally many steps."""
         streams = [each.minibatches(policy, update, rank, ranks) for _, each in self.children]
-        for batches in streams[0]:
-            others = [next(stream) for stream in streams[1:]]
-            yield [Part(i, b, b.share) for i, part in enumerate([batches, *others]) for b in part]
+        for step in zip(*streams, strict=True):
+            yield [Part(child, batch, batch.share) for child, part in enumerate(step) for batch in part]
 
     def loss(self, policy, part: Part) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The part's child's loss times its weight; the metrics under the child's name."""

@@ -44,7 +44,7 @@ class LatentImages:
     """Pairs as `texts` and `latents(rows)`.
 
     With a `cache` directory all latents are computed when the first are asked for, and kept there, under a
-    name that depends on the data and the autoencoder's weights.
+    name that depends on the data and the autoencoder.
     """
 
     def __init__(self, pairs: Pairs, latents: Latents, cache: Path | None = None):
@@ -80,8 +80,9 @@ class LatentImages:
         os.replace(unfinished, path)
 
     def _key(self) -> str:
-        digest = hashlib.sha256(self.pairs.identity.encode())
-        for name, value in self._latents.vae.state_dict().items():
+        vae, shift = self._latents.vae, self._latents.shift
+        digest = hashlib.sha256(f"{self.pairs.identity} {vae.config.scaling_factor} {shift}".encode())
+        for name, value in vae.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -2,8 +2,8 @@
 
     python benchmarks/bulk.py [--device cuda] [--rows 10000] [--full-rows N] [--only NAME …]
 
-Weights are random and images drawn here. Throughput and cache are measured with ImageReward at full size,
-the rest with a scorer of a few thousand parameters. Writes results/bulk-*.json if nothing is left out.
+Throughput and cache are measured with ImageReward at full size, random weights and smooth random images, the
+rest with ImageReward-tiny and Shapes. Writes results/bulk-*.json if nothing is left out.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,45 +25,52 @@ import torch
 
 import imagereward as RM
 from benchmarks import record
+from imagereward import shapes
 from imagereward.bulk import score_table
 from imagereward.bulk.loading import Loader, Wish
-from imagereward.config import ScorerConfig
 from imagereward.loading import random_scorer
-from imagereward.preprocess import Preprocess
 from imagereward.registry import REGISTRY
 
-TINY = ScorerConfig(
-    "ImageReward",
-    {
-        "vision": {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
-        "text": {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
-        "projection": 8,
-    },
-    Preprocess(32),
-)
+TINY = "ImageReward-tiny"
 POOL = 500  # images of a table of many rows; they repeat, as a million files would not fit
-TINY_SIDE, FULL_SIDE = 64, 512
+SIDE = 512  # of images for the scorer at full size
 KILLS = 10
 CORRUPT = 0.05
 
 
-def draw(directory: Path, count: int, side: int) -> list[str]:
+def draw_smooth(directory: Path, count: int) -> list[str]:
     """Smooth random PNG files."""
-    directory.mkdir()
     small = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), dtype=np.uint8)
-    names = [str(directory / f"{index}.png") for index in range(count)]
-    for name, picture in zip(names, small):
-        PIL.Image.fromarray(picture).resize((side, side), PIL.Image.Resampling.BICUBIC).save(name)
+    bicubic = PIL.Image.Resampling.BICUBIC
+    return save(directory, (PIL.Image.fromarray(picture).resize((SIDE, SIDE), bicubic) for picture in small))
+
+
+def draw_shapes(directory: Path) -> list[str]:
+    """PNG files of Shapes."""
+    return save(directory, (shapes.pair(index)[1] for index in range(POOL)))
+
+
+def save(directory: Path, images: Iterable[PIL.Image.Image]) -> list[str]:
+    """The names of the files."""
+    directory.mkdir()
+    names = []
+    for index, image in enumerate(images):
+        names.append(str(directory / f"{index}.png"))
+        image.save(names[-1])
     return names
 
 
-def write_table(path: Path, images: list[str], rows: int, style: str = "") -> Path:
-    """A table of `rows` different prompts with the images in turn."""
+def write_table(path: Path, images: list[str], prompts: Iterable[str]) -> Path:
+    """A table of the prompts, with the images in turn."""
     with open(path, "w") as stream:
-        for row in range(rows):
-            prompt = f"a painting of {row} boats on an ocean, day time {style}"
+        for row, prompt in enumerate(prompts):
             stream.write(json.dumps({"image": images[row % len(images)], "prompt": prompt}) + "\n")
     return path
+
+
+def paintings(count: int, style: str = "") -> list[str]:
+    """Different prompts of a usual length."""
+    return [f"a painting of {number} boats on an ocean, day time {style}" for number in range(count)]
 
 
 class Bench:
@@ -71,8 +78,7 @@ class Bench:
 
     def __init__(self, work: Path, device: str, rows: int, full_rows: int):
         self.work, self.device, self.rows, self.full_rows = work, device, rows, full_rows
-        self.tiny = str(random_scorer(TINY, "cpu").save_pretrained(work / "tiny"))
-        self.pool = draw(work / "pool", POOL, TINY_SIDE)
+        self.pool = draw_shapes(work / "pool")
 
     def score(self, table: Path, out: str, model: str, **options) -> float:
         """Seconds that scoring takes, loading included."""
@@ -80,18 +86,23 @@ class Bench:
         score_table(table, self.work / out, model, device=self.device, progress=False, **options)
         return time.perf_counter() - start
 
+    def shapes_table(self, name: str, rows: int, images: list[str] | None = None) -> Path:
+        """A table of prompts of Shapes, with the pool's images in turn or with these."""
+        prompts = (shapes.prompt(row) for row in range(rows))
+        return write_table(self.work / f"{name}.jsonl", images or self.pool, prompts)
+
     def full(self) -> tuple[str, list[str]]:
         """The scorer at full size, saved, and its images."""
         directory, images = self.work / "full", self.work / "photos"
         if not directory.exists():
             random_scorer(REGISTRY["ImageReward-v1.0"].config, "cpu").save_pretrained(directory)
-            draw(images, self.full_rows, FULL_SIDE)
+            draw_smooth(images, self.full_rows)
         return str(directory), [str(images / f"{index}.png") for index in range(self.full_rows)]
 
     def throughput(self) -> dict:
         """Rows per second at full size, beside the bare model on batches decoded before."""
         model, images = self.full()
-        table = write_table(self.work / "full.jsonl", images, self.full_rows)
+        table = write_table(self.work / "full.jsonl", images, paintings(self.full_rows))
         scorer = RM.load(model, self.device)
         batch_size = 8 if scorer.device.type == "cpu" else 64
         loader = Loader(scorer.preprocesses)
@@ -113,7 +124,7 @@ class Bench:
             return time.perf_counter() - start
 
         bare()
-        one = write_table(self.work / "one.jsonl", images, 1)
+        one = write_table(self.work / "one.jsonl", images, paintings(1))
         self.score(one, "first.parquet", model)  # imports are nobody's overhead
         load = self.score(one, "one.parquet", model)
         before, bulk, after = bare(), self.score(table, "full.parquet", model), bare()
@@ -130,9 +141,9 @@ class Bench:
 
     def overhead(self) -> dict:
         """CPU milliseconds a row of one process, beyond those of decoding and of the model."""
-        table = write_table(self.work / "tiny.jsonl", self.pool, self.rows)
+        table = self.shapes_table("tiny", self.rows)
         prompts = [json.loads(line)["prompt"] for line in table.read_text().splitlines()]
-        scorer = RM.load(self.tiny, self.device)
+        scorer = RM.load(TINY, self.device)
         loader = Loader(scorer.preprocesses)
         parts = [range(at, min(at + 256, self.rows)) for at in range(0, self.rows, 256)]
 
@@ -146,10 +157,10 @@ class Bench:
                         scorer(batch, words, torch.arange(len(words))[:, None].expand(-1, 2)).cpu()
 
         options = {"workers": 0, "batch_size": 8}
-        one = write_table(self.work / "one.jsonl", self.pool, 1)
-        self.score(one, "first.parquet", self.tiny, **options)  # imports are nobody's overhead
-        load = _cpu_seconds(lambda: self.score(one, "one-tiny.parquet", self.tiny, **options))
-        bulk = _cpu_seconds(lambda: self.score(table, "overhead.parquet", self.tiny, **options)) - load
+        one = self.shapes_table("one", 1)
+        self.score(one, "first.parquet", TINY, **options)  # imports are nobody's overhead
+        load = _cpu_seconds(lambda: self.score(one, "one-tiny.parquet", TINY, **options))
+        bulk = _cpu_seconds(lambda: self.score(table, "overhead.parquet", TINY, **options)) - load
         plain = _cpu_seconds(bare)
         return {
             "rows": self.rows,
@@ -162,18 +173,18 @@ class Bench:
         """Peak resident memory of the scoring process at so many rows, and at ten times as many."""
         peaks = []
         for rows in (self.rows, 10 * self.rows):
-            table = write_table(self.work / "memory.jsonl", self.pool, rows)
+            table = self.shapes_table("memory", rows)
             command = [sys.executable, __file__, "--score", str(table), str(self.work / f"{rows}.parquet")]
-            output = subprocess.run([*command, self.tiny], capture_output=True, check=True).stdout
+            output = subprocess.run([*command, TINY], capture_output=True, check=True).stdout
             peaks.append(int(output) / 2**20)
         return {"rows": [self.rows, 10 * self.rows], "peak_mb": peaks, "ratio": peaks[1] / peaks[0]}
 
     def kills(self) -> dict:
         """kill -9 at random moments, resuming each time: is the file that of an undisturbed run?"""
-        table = write_table(self.work / "kills.jsonl", self.pool, self.rows)
-        undisturbed = self.score(table, "undisturbed.parquet", self.tiny)
+        table = self.shapes_table("kills", self.rows)
+        undisturbed = self.score(table, "undisturbed.parquet", TINY)
         out = self.work / "killed.parquet"
-        command = [sys.executable, __file__, "--score", str(table), str(out), self.tiny]
+        command = [sys.executable, __file__, "--score", str(table), str(out), TINY]
         moments = random.Random(0)
         killed = 0
         while killed < KILLS:
@@ -195,12 +206,12 @@ class Bench:
     def corrupt(self) -> dict:
         """Rows with a damaged image, and rows with an error: the same ones?"""
         chosen = set(random.Random(0).sample(range(POOL), int(CORRUPT * POOL)))
-        images = draw(self.work / "damaged", POOL, TINY_SIDE)
+        images = draw_shapes(self.work / "damaged")
         for index in chosen:
             data = Path(images[index]).read_bytes()
             Path(images[index]).write_bytes(data[: len(data) // 2])
-        table = write_table(self.work / "corrupt.jsonl", images, self.rows)
-        self.score(table, "corrupt.parquet", self.tiny)
+        table = self.shapes_table("corrupt", self.rows, images)
+        self.score(table, "corrupt.parquet", TINY)
         errors = pq.read_table(self.work / "corrupt.parquet")["error"].to_pylist()
         wrong = [row for row, error in enumerate(errors) if (error is not None) != (row % POOL in chosen)]
         failed = sum(error is not None for error in errors)
@@ -210,12 +221,12 @@ class Bench:
         """Seconds of a first pass at full size, and of a second with other prompts."""
         model, images = self.full()
         seconds = []
-        one = write_table(self.work / "one.jsonl", images, 1)
+        one = write_table(self.work / "one.jsonl", images, paintings(1))
         self.score(one, "first-cache.parquet", model)
         load = self.score(one, "one-cache.parquet", model)
         options = {"cache": self.work / "cache", "cache_budget": self.full_rows * 1e-3 + 0.01}
         for style in ("in oil", "in ink"):
-            table = write_table(self.work / f"{style}.jsonl", images, self.full_rows, style)
+            table = write_table(self.work / f"{style}.jsonl", images, paintings(self.full_rows, style))
             seconds.append(self.score(table, f"{style}.parquet", model, **options) - load)
         size = sum(path.stat().st_size for path in (self.work / "cache").iterdir())
         return {

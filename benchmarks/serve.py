@@ -3,10 +3,10 @@
     python benchmarks/serve.py [--requests 50000] [--images 256] [--device cuda]
 
 The server is a process of its own. `throughput` compares 64 clients with single-image requests to offline
-scoring of the same files, at full size. `cpu` is what a request costs a server of a tiny model beyond
-decoding and the model, which are measured alone. `latency` is of clients that ask more than the server can
-do, until its queue is full. `answers` checks every answer of many requests against the local score, and the
-server's memory on the way. Weights are random. Writes results/serve-*.json.
+scoring of the same files, at full size with random weights. `cpu` is what a request costs a server of
+ImageReward-tiny beyond decoding and the model, which are measured alone. `latency` is of clients that ask
+more than the server can do, until its queue is full. `answers` checks every answer of many requests against
+the local score, and the server's memory on the way. Writes results/serve-*.json.
 """
 
 import argparse
@@ -28,29 +28,26 @@ import numpy as np
 import PIL.Image
 import torch
 
+import imagereward as RM
 from benchmarks import record
 from benchmarks.throughput import CONFIG, PROMPTS, images
-from imagereward.config import ScorerConfig
+from imagereward import shapes
 from imagereward.loading import random_scorer
-from imagereward.preprocess import Preprocess
 
 CLIENTS = 64
-TINY = ScorerConfig(
-    "ImageReward",
-    {
-        "vision": {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
-        "text": {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
-        "projection": 8,
-    },
-    Preprocess(32),
-)
-# float64, so that the company in a batch changes no score by as much as a crossed answer would.
-SIZES = {"full": (CONFIG, "float32"), "tiny": (TINY, "float64")}
 
 
 def scorer_of(size: str, device: str):
-    config, dtype = SIZES[size]
-    return random_scorer(config, device, dtype=dtype)
+    """The full size, or ImageReward-tiny in float64: so that the company in a batch changes no score by as
+    much as a crossed answer would."""
+    if size == "full":
+        return random_scorer(CONFIG, device)
+    return RM.load("ImageReward-tiny", device, dtype="float64")
+
+
+def shapes_pairs(images: int, prompts: int) -> tuple[list[bytes], list[str]]:
+    """So many PNG files of Shapes, and so many prompts."""
+    return [png(shapes.pair(index)[1]) for index in range(images)], list(map(shapes.prompt, range(prompts)))
 
 
 def serve(size: str, device: str, options: dict, pipe) -> None:
@@ -161,16 +158,16 @@ def throughput(count: int, device: str, rounds: int) -> dict:
 
 def cpu(count: int) -> dict:
     """Milliseconds of CPU a request: in the server, and of decoding and the model alone, in equal batches."""
-    encoded = [png(picture.resize((64, 64))) for picture in images(CLIENTS)]
+    encoded, prompts = shapes_pairs(CLIENTS, CLIENTS)
     with serving("tiny", "cpu", batch_size=CLIENTS) as (url, pid):
-        bodies = bodies_of(encoded, PROMPTS)
+        bodies = bodies_of(encoded, prompts)
         asyncio.run(ask_all(url, bodies, CLIENTS, CLIENTS))
         before, counted = cpu_seconds(pid), batches(url)
         asyncio.run(ask_all(url, bodies, count, CLIENTS))
         spent, formed = cpu_seconds(pid) - before, batches(url) - counted
     scorer = scorer_of("tiny", "cpu")
     size = max(1, round(count / formed))
-    alone = alone_seconds(scorer, encoded, size) / size
+    alone = alone_seconds(scorer, (encoded * size)[:size], (prompts * size)[:size]) / size
     return {
         "requests": count,
         "images_a_batch": count / formed,
@@ -186,11 +183,9 @@ def batches(url: str) -> float:
     return float(line.rsplit(" ", 1)[1])
 
 
-def alone_seconds(scorer, encoded: list[bytes], size: int) -> float:
-    """CPU seconds of decoding `size` images and scoring them with as many prompts, without a server."""
-    prompts = [PROMPTS[index % len(PROMPTS)] for index in range(size)]
-    files = [encoded[index % len(encoded)] for index in range(size)]
-    pairs = torch.arange(size)[:, None].expand(-1, 2)
+def alone_seconds(scorer, files: list[bytes], prompts: list[str]) -> float:
+    """CPU seconds of decoding N images and scoring them with N prompts, without a server."""
+    pairs = torch.arange(len(files))[:, None].expand(-1, 2)
     times = []
     for _ in range(30):
         start = time.process_time()
@@ -204,8 +199,7 @@ def alone_seconds(scorer, encoded: list[bytes], size: int) -> float:
 
 def latency(count: int) -> list[dict]:
     """p50 and p99 of what was answered, and the share refused, with ever more clients at a queue of 256."""
-    encoded = [png(picture.resize((64, 64))) for picture in images(CLIENTS)]
-    bodies = bodies_of(encoded, PROMPTS)
+    bodies = bodies_of(*shapes_pairs(CLIENTS, CLIENTS))
     rows = []
     with serving("tiny", "cpu", limits={"queue": 256, "images": 256}) as (url, _):
         asyncio.run(ask_all(url, bodies, CLIENTS, CLIENTS))
@@ -222,12 +216,9 @@ def latency(count: int) -> list[dict]:
 
 def answers_of_many(count: int) -> dict:
     """How many of `count` answers were lost or are not their own, and memory along the way."""
-    pictures = [picture.resize((64, 64)) for picture in images(CLIENTS)]
-    prompts = [f"{prompt} {number}" for number in range(4) for prompt in PROMPTS][:61]  # prime to the images
-    expected = scorer_of("tiny", "cpu").score_matrix(prompts, pictures)
-    encoded = [png(picture) for picture in pictures]
-    combined = len(prompts) * len(pictures)
-    bodies = bodies_of([encoded[number % CLIENTS] for number in range(combined)], prompts)
+    encoded, prompts = shapes_pairs(CLIENTS, 61)  # prime to the images
+    expected = scorer_of("tiny", "cpu").score_matrix(prompts, encoded)
+    bodies = bodies_of(encoded * len(prompts), prompts)
     memory: list[float] = []
     with serving("tiny", "cpu") as (url, pid):
 

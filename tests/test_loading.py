@@ -227,7 +227,8 @@ def test_load_score_defaults_to_clip(small_registry, tmp_path):
     assert RM.load_score(download_root=tmp_path).name == "CLIP"
     assert RM.load_score("CLIP", "cpu", tmp_path).device.type == "cpu"
     assert RM.available_scores() == ["CLIP", "BLIP", "Aesthetic"]
-    assert RM.available_models() == ["ImageReward-v1.0", "HPSv2.0", "HPSv2.1", "PickScore-v1"]
+    preference = ["ImageReward-v1.0", "HPSv2.0", "HPSv2.1", "PickScore-v1", "ImageReward-tiny"]
+    assert RM.available_models() == preference
 
 
 # Wrong files.
@@ -414,7 +415,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
 
 
 def test_every_registered_checkpoint_is_complete():
-    assert len(REGISTRY) == 7
+    assert len(REGISTRY) == 8
     for entry in REGISTRY.values():
         assert isinstance(entry, Checkpoint)
         assert entry.licence

@@ -16,6 +16,7 @@ PAGES = (
     ROOT / "imagereward/assets/ImageReward-tiny/README.md",
     ROOT / "docs/reward-models.md",
     ROOT / "docs/bulk.md",
+    ROOT / "docs/server.md",
     ROOT / "docs/finetuning.md",
     ROOT / "docs/objectives.md",
 )
@@ -267,6 +268,39 @@ def bulk(result: dict) -> str:
     return "\n".join([f"{machine(result)}.", "", "| | |", "|---|---|", *rows])
 
 
+def serve(result: dict) -> str:
+    """The server's file as Markdown: one line for each thing that was measured, and latency by clients."""
+    speed, cpu, answers = result["throughput"], result["cpu"], result["answers"]
+    memory = answers["memory_mib"]
+    lines = {
+        f"full size, {speed['clients']} clients, an image a request": f"{speed['served_per_s']:.2f} images/s; "
+        f"offline {speed['offline_per_s']:.2f}: {100 * speed['share']:.0f} % of it",
+        f"CPU a request, {cpu['images_a_batch']:.0f} images a batch": f"{cpu['server_ms']:.1f} ms; decoding and "
+        f"model alone {cpu['decode_and_model_ms']:.1f} ms: {cpu['overhead_ms']:+.1f} ms",
+        f"{answers['requests']} answers": f"{answers['lost']} lost, {answers['crossed']} not their own",
+        "the server's memory on the way": f"{memory[1]:.0f} MiB after a tenth, {memory[-1]:.0f} at the end",
+    }
+    latency = [
+        f"| {row['clients']} | {row['p50_ms']:.0f} | {row['p99_ms']:.0f} | {100 * row['refused']:.1f} % |"
+        for row in result["latency"]
+    ]
+    return "\n".join(
+        [
+            f"{machine(result)}.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {what} | {figure} |" for what, figure in lines.items()),
+            "",
+            "With a queue of 256, of what was answered:",
+            "",
+            "| clients | median, ms | 99th percentile, ms | refused (429) |",
+            "|---|---|---|---|",
+            *latency,
+        ]
+    )
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
     "throughput-cpu": throughput,
     "throughput-cuda": throughput,
@@ -281,6 +315,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "finetune-flow": finetune_flow,
     "bulk-cpu": bulk,
     "bulk-cuda": bulk,
+    "serve-cpu": serve,
+    "serve-cuda": serve,
 }
 
 

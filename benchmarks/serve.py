@@ -265,8 +265,7 @@ def main() -> None:
     for name, measure in parts.items():
         print(name, file=sys.stderr)
         result[name] = measure()
-    device = "cpu" if arguments.device == "cpu" else "gpu"
-    print(record.write(f"serve-{device}", result))
+    print(record.write(f"serve-{torch.device(arguments.device).type}", result))
 
 
 if __name__ == "__main__":

@@ -273,10 +273,14 @@ def serve(result: dict) -> str:
     speed, cpu, answers = result["throughput"], result["cpu"], result["answers"]
     memory = answers["memory_mib"]
     lines = {
-        f"full size, {speed['clients']} clients, an image a request": f"{speed['served_per_s']:.2f} images/s; "
-        f"offline {speed['offline_per_s']:.2f}: {100 * speed['share']:.0f} % of it",
-        f"CPU a request, {cpu['images_a_batch']:.0f} images a batch": f"{cpu['server_ms']:.1f} ms; decoding and "
-        f"model alone {cpu['decode_and_model_ms']:.1f} ms: {cpu['overhead_ms']:+.1f} ms",
+        f"full size, {speed['clients']} clients, an image a request": (
+            f"{speed['served_per_s']:.2f} images/s; offline {speed['offline_per_s']:.2f}: "
+            f"{100 * speed['share']:.0f} % of it"
+        ),
+        f"CPU a request, {cpu['images_a_batch']:.0f} images a batch": (
+            f"{cpu['server_ms']:.1f} ms; decoding and model alone {cpu['decode_and_model_ms']:.1f} ms: "
+            f"{cpu['overhead_ms']:+.2f} ms"
+        ),
         f"{answers['requests']} answers": f"{answers['lost']} lost, {answers['crossed']} not their own",
         "the server's memory on the way": f"{memory[1]:.0f} MiB after a tenth, {memory[-1]:.0f} at the end",
     }

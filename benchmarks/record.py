@@ -57,3 +57,13 @@ def _rounded(value):
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def machine(result: dict) -> str:
+    """What it was measured on."""
+    environment = result["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{environment['device']}, {environment['threads']} threads; {versions}; "
+        f"commit {environment['commit']}, {environment['date']}"
+    )

@@ -54,10 +54,10 @@ def deploy(
         ray_actor_options={"num_gpus": gpus},
     )(serve.ingress(build)())
     serve.start(http_options={"host": host, "port": port})
-    # In place of Ray's own handlers, which abort what has not ended three seconds later.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
     try:
+        # In place of Ray's own handlers, which abort what has not ended three seconds later.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(0))
         serve.run(deployment.bind(), name="imagereward")
         threading.Event().wait()
     finally:

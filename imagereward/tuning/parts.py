@@ -21,6 +21,9 @@ from imagereward.tuning.runs import check_output, claim
 
 # Images by which the latents' scale is measured.
 MEASURED = 256
+# Where the logarithm of posteriors' variance starts: at a variance of 1 noise drowns what the latents say,
+# and colours are learned late or never.
+FIRST_LOGVAR = -6.0
 
 
 class PartConfig(LoopConfig):
@@ -39,7 +42,7 @@ class AutoencoderConfig(PartConfig):
     """An AutoencoderKL."""
 
     objective: Literal["autoencoder"] = "autoencoder"
-    kl: float = Field(1e-4, ge=0)
+    kl: float = Field(1e-6, ge=0)
 
 
 class CLIPTextConfig(PartConfig):
@@ -85,6 +88,8 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     config = build(AutoencoderConfig, values, source)
     torch.manual_seed(config.seed)
     vae: Any = diffusers.AutoencoderKL(**config.architecture)
+    last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
+    torch.nn.init.constant_(last.bias.data[vae.config.latent_channels :], FIRST_LOGVAR)
     pairs = _pairs(config)
     objective = Autoencoder(
         pairs,

@@ -39,11 +39,11 @@ EXTRAS = {
         "fastapi>=0.115",
         "uvicorn>=0.30",
         "pydantic>=2.9",
-        "python-multipart>=0.0.18",
+        "python-multipart>=0.0.27",
         "prometheus-client>=0.20",
         "httpx2>=2.0",
     ],
-    "scale": ["pyarrow>=17", "ray[data,serve]>=2.40"],
+    "scale": ["pyarrow>=17", "ray[data,serve]>=2.48"],
     "report": ["pyarrow>=17"],
     "loops": ["torchmetrics>=1.4"],
 }

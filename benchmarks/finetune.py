@@ -1,7 +1,8 @@
 """Fine-tuning methods side by side, on the tiny Stable Diffusion and its world.
 
-    python benchmarks/finetune.py WORKDIR    runs what is missing, goes on where it stopped; then the table
-    python benchmarks/finetune.py --draw     only draws the picture again
+    python benchmarks/finetune.py WORKDIR              runs what is missing of all, then the table
+    python benchmarks/finetune.py WORKDIR --only ReFL  one run alone, or the rest of it
+    python benchmarks/finetune.py --draw               only draws the picture again
 
 Every method pushes up ImageReward-tiny's score, on prompts of the train split. Prompts of the test split,
 with fixed seeds, are judged by that reward and by `shapes.measure`, which nothing was trained on.
@@ -37,8 +38,9 @@ MODEL = HERE / "tiny-sd"
 PICTURE = HERE.parent / "docs" / "finetune.png"
 GRID = HERE.parent / "docs" / "finetune-grid.png"
 REWARD = "ImageReward-tiny"
-JUDGE = {REWARD: 1.0, "imagereward.shapes.rewards:faithfulness": 1.0}
-NAMES = {"imagereward.shapes.rewards:faithfulness": "faithfulness", REWARD: "reward"}
+FAITHFULNESS = "imagereward.shapes.rewards:faithfulness"
+JUDGE = {REWARD: 1.0, FAITHFULNESS: 1.0}
+NAMES = {FAITHFULNESS: "faithfulness", REWARD: "reward"}
 STEPS, SEEDS, HELD_OUT, TRAINED, THINGS, CANDIDATES = 20, 2, 128, 4000, 2, 8
 METHODS = {
     "ReFL": {},
@@ -65,28 +67,40 @@ def scrambled(prompts: list[str]):
     return reward
 
 
-def train(method: str, work: Path, prompts: list[str], held_out: Path) -> Path:
-    """One method's run, or what is left of it; its output directory."""
-    output = work / method.lower().replace(", ", "-")
+def train(method: str, work: Path) -> Path:
+    """One method's run, or the rest of it; its output directory."""
+    prompts = prompts_of("train", TRAINED)
+    reward = scrambled(prompts) if "scrambled" in method else REWARD
+    return timed(method, work, str(MODEL), reward=reward, recipe="tiny/refl", **METHODS[method])
+
+
+def timed(name: str, work: Path, model: str, **settings) -> Path:
+    """Tune on prompts of the train split, or go on with it; the time it takes in all is kept beside it."""
+    output = work / name.lower().replace(", ", "-")
     if (output / "model_index.json").is_file():
         return output
-    began = time.monotonic()
-    tune(
-        str(MODEL),
-        prompts,
-        reward=scrambled(prompts) if "scrambled" in method else REWARD,
-        output=output,
-        recipe="tiny/refl",
-        evaluation={
-            "prompts": str(held_out),
-            "held_out": "imagereward.shapes.rewards:faithfulness",
-            "patience": 0,
-        },
-        resume=(output / "run.json").is_file(),
-        **METHODS[method],
-    )
-    (output / "seconds.json").write_text(json.dumps(time.monotonic() - began) + "\n")
+    work.mkdir(parents=True, exist_ok=True)
+    held_out = work / "held-out.txt"
+    held_out.write_text("\n".join(prompts_of("test", HELD_OUT)) + "\n")
+    before, began = seconds_of(output), time.monotonic()
+    evaluation = {"prompts": str(held_out), "held_out": FAITHFULNESS, "patience": 0}
+    try:
+        tune(
+            model,
+            prompts_of("train", TRAINED),
+            output=output,
+            resume=(output / "run.json").is_file(),
+            **{"evaluation": evaluation, **settings},
+        )
+    finally:  # interrupted runs cost time, too
+        output.with_suffix(".seconds").write_text(f"{before + time.monotonic() - began}\n")
     return output
+
+
+def seconds_of(output: Path) -> float:
+    """How long the run took so far."""
+    seconds = output.with_suffix(".seconds")
+    return float(seconds.read_text()) if seconds.is_file() else 0.0
 
 
 def judged(base: Path, tuned: Path, prompts: list[str], judge: dict[str, float] = JUDGE):
@@ -126,12 +140,10 @@ def row(method: str, before: dict, after: dict, seconds: float | None, spread: f
 
 def run(work: Path) -> None:
     """All methods, the table, the results file, the picture of images."""
-    work.mkdir(parents=True, exist_ok=True)
-    trained, held_out = prompts_of("train", TRAINED), prompts_of("test", HELD_OUT)
-    (work / "held-out.txt").write_text("\n".join(held_out) + "\n")
+    held_out = prompts_of("test", HELD_OUT)
     rows, curves, before = [], {}, None
     for method in METHODS:
-        output = train(method, work, trained, work / "held-out.txt")
+        output = train(method, work)
         comparison = judged(MODEL, output, held_out)
         before = comparison.before
         if not rows:
@@ -139,8 +151,7 @@ def run(work: Path) -> None:
             (work / "comparison.html").write_text(page(comparison, ("base", method)))
             last = max((output / "samples").glob("*.png"))
             shutil.copy(last, GRID)
-        seconds = json.loads((output / "seconds.json").read_text())
-        rows.append(row(method, before, comparison.after, seconds, comparison.diversity[1]))
+        rows.append(row(method, before, comparison.after, seconds_of(output), comparison.diversity[1]))
         curves[method] = curve(output)
         print(table([{key: value for key, value in rows[-1].items() if value is not None}]), flush=True)
     rows.append(row(f"best of {CANDIDATES}", before, best_of(CANDIDATES, held_out), None, None))
@@ -189,11 +200,15 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, nargs="?", help="a directory for runs")
+    parser.add_argument("--only", choices=METHODS, help="one method's run, without the table")
     parser.add_argument("--draw", action="store_true", help="only draw the picture")
     options = parser.parse_args()
+    if not options.draw and options.work is None:
+        parser.error("which directory to work in?")
+    if options.only and not options.draw:
+        print(train(options.only, options.work))
+        return
     if not options.draw:
-        if options.work is None:
-            parser.error("which directory to work in?")
         run(options.work)
     draw()
 

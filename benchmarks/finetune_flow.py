@@ -12,7 +12,6 @@ Intervals are over prompts, whose differences are means over the runs.
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,16 +20,26 @@ import numpy as np
 import torch
 
 from benchmarks import record
-from benchmarks.finetune import CANDIDATES, HELD_OUT, REWARD, SEEDS, TRAINED, best_of, judged, prompts_of
+from benchmarks.finetune import (
+    CANDIDATES,
+    FAITHFULNESS,
+    HELD_OUT,
+    REWARD,
+    SEEDS,
+    best_of,
+    judged,
+    prompts_of,
+    seconds_of,
+    timed,
+)
 from benchmarks.pictures import panels, save
 from imagereward.table import table
-from imagereward.tuning import read_recipe, tune
+from imagereward.tuning import read_recipe
 from imagereward.tuning.compare import paired_interval
 
 HERE = Path(__file__).parent
 MODEL = HERE / "tiny-flow"
 PICTURE = HERE.parent / "docs" / "finetune-flow.png"
-FAITHFULNESS = "imagereward.shapes.rewards:faithfulness"
 JPEG = "imagereward.tuning.compressibility:jpeg_compressibility"
 NAMES = {REWARD: "reward", FAITHFULNESS: "faithfulness", JPEG: "jpeg"}
 RECIPES = {
@@ -44,28 +53,9 @@ RUNS = (1, 2, 3)
 
 def train(method: str, run: int, work: Path, model: Path, **changes) -> Path:
     """One run, or the rest of it; its output directory."""
-    output = work / f"{method.lower().replace(', ', '-')}-{run}"
-    if (output / "model_index.json").is_file():
-        return output
-    held_out = work / "held-out.txt"
-    held_out.write_text("\n".join(prompts_of("test", HELD_OUT)) + "\n")
-    recipe = read_recipe(RECIPES[method])
-    seconds, resume = work / f"{output.name}.seconds", (output / "run.json").is_file()
-    before, began = float(seconds.read_text()) if seconds.is_file() else 0.0, time.monotonic()
-    try:
-        tune(
-            str(model),
-            prompts_of("train", TRAINED),
-            reward=recipe["reward"],
-            output=output,
-            recipe=RECIPES[method],
-            seed=run,
-            resume=resume,
-            **{"evaluation": {"prompts": str(held_out), "held_out": FAITHFULNESS, "patience": 0}, **changes},
-        )
-    finally:  # interrupted runs cost time, too
-        seconds.write_text(f"{before + time.monotonic() - began}\n")
-    return output
+    recipe = RECIPES[method]
+    settings = {"reward": read_recipe(recipe)["reward"], "recipe": recipe, "seed": run, **changes}
+    return timed(f"{method}-{run}", work, str(model), **settings)
 
 
 def row(method: str, before: dict, after: list[dict], minutes: float | None, images: int | None) -> dict:
@@ -86,7 +76,7 @@ def curve(output: Path) -> list[dict]:
     """Reward and faithfulness on held-out prompts, by images drawn for training, and minutes of the run."""
     history = json.loads((output / "history.json").read_text())
     config = json.loads((output / "run.json").read_text())
-    whole = float(output.with_name(f"{output.name}.seconds").read_text()) / 60
+    whole = seconds_of(output) / 60
     points = []
     for entry in history:
         if "evaluation/held_out" in entry:
@@ -104,7 +94,6 @@ def curve(output: Path) -> list[dict]:
 
 def run_all(work: Path, model: Path) -> None:
     """All runs, the table, the results file."""
-    work.mkdir(parents=True, exist_ok=True)
     held_out, judge = prompts_of("test", HELD_OUT), dict.fromkeys(NAMES, 1.0)
     rows, curves, before = [], {}, {}
     for method in RECIPES:
@@ -156,7 +145,6 @@ def main() -> None:
     if not options.draw and options.work is None:
         parser.error("which directory to work in?")
     if options.only and not options.draw:
-        options.work.mkdir(parents=True, exist_ok=True)
         print(train(options.only, options.run, options.work, options.model))
         return
     if not options.draw:

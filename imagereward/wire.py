@@ -22,10 +22,11 @@ from imagereward.errors import ImageRewardError, InputError, RemoteError, listin
 from imagereward.images import ImageLike, check_image, identity, name_of, read_image
 from imagereward.verbs import Rows, Scored
 
-# Modes that the formats hold as they are; what Pillow has besides is rare and not worth a format.
+# Modes that the formats hold as they are; what Pillow has besides is rare and not worth a format
+# (a TIFF of YCbCr can be read again only by the newer Pillows).
 LOSSLESS = {
     **dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA"), "PNG"),
-    **dict.fromkeys(("CMYK", "YCbCr", "LAB"), "TIFF"),
+    **dict.fromkeys(("CMYK", "LAB"), "TIFF"),
 }
 # A server that is full, or starting, or behind a proxy that says so: the same request may succeed later.
 TRANSIENT = (429, 502, 503, 504)

@@ -111,7 +111,8 @@ def test_means_and_intervals_are_those_of_scipy_over_whole_prompts(tmp_path):
         assert sum(spread.histogram) == len(values)
         # Every prompt has two images here, so that whole prompts can be drawn as their means.
         prompt_means = values.reshape(-1, 2).mean(1)
-        oracle = stats.bootstrap((prompt_means,), np.mean, method="percentile", rng=1, n_resamples=4000)
+        settings = {"method": "percentile", "random_state": 1, "n_resamples": 4000}
+        oracle = stats.bootstrap((prompt_means,), np.mean, **settings)
         width = oracle.confidence_interval.high - oracle.confidence_interval.low
         assert spread.mean.low == pytest.approx(oracle.confidence_interval.low, abs=0.1 * width)
         assert spread.mean.high == pytest.approx(oracle.confidence_interval.high, abs=0.1 * width)

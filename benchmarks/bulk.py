@@ -3,7 +3,7 @@
     python benchmarks/bulk.py [--device cuda] [--rows 10000] [--full-rows N] [--only NAME …]
 
 Throughput and cache are measured with ImageReward at full size, random weights and smooth random images, the
-rest with ImageReward-tiny and Shapes. Writes results/bulk-*.json if nothing is left out.
+rest with ImageReward-tiny and Shapes. Every measure is written to results/bulk-*.json when it is done.
 """
 
 import argparse
@@ -83,7 +83,9 @@ class Bench:
     def score(self, table: Path, out: str, model: str, **options) -> float:
         """Seconds that scoring takes, loading included."""
         start = time.perf_counter()
-        score_table(table, self.work / out, model, device=self.device, progress=False, **options)
+        score_table(
+            table, self.work / out, model, device=self.device, progress=False, overwrite=True, **options
+        )
         return time.perf_counter() - start
 
     def shapes_table(self, name: str, rows: int, images: list[str] | None = None) -> Path:
@@ -266,14 +268,15 @@ def main() -> None:
         return
     device = torch.device(arguments.device)
     full_rows = arguments.full_rows or (256 if device.type == "cpu" else 8192)
+    written = record.RESULTS / f"bulk-{device.type}.json"
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(Path(work), arguments.device, arguments.rows, full_rows)
-        result: dict = {"environment": record.environment(device)}
         for name in arguments.only or MEASURES:
-            result[name] = getattr(bench, name)()
-            print(name, json.dumps(result[name]), flush=True)
-    if not arguments.only:
-        print(record.write(f"bulk-{device.type}", result))
+            found = getattr(bench, name)()
+            print(name, json.dumps(found), flush=True)
+            result = json.loads(written.read_text()) if written.is_file() else {}
+            result |= {name: found, "environment": record.environment(device)}
+            print(record.write(f"bulk-{device.type}", result))
 
 
 if __name__ == "__main__":

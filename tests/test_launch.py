@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +12,38 @@ import pytest
 import torch
 from conftest import small_scorer
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
-TWO = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu")
+TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-@pytest.mark.parametrize("launcher", [(sys.executable,), TWO], ids=["alone", "accelerate"])
+def saved(pipeline, directory: Path) -> dict[str, Path]:
+    """The models and the prompts of a run, as files."""
+    pipeline.save_pretrained(directory / "base")
+    small_scorer("ImageReward").save_pretrained(directory / "reward")
+    (directory / "prompts.txt").write_text("a red circle\ntwo blue stars\none large square\na green ring\n")
+    return {
+        "model": directory / "base",
+        "prompts": directory / "prompts.txt",
+        "output": directory / "out",
+        "reward": directory / "reward",
+    }
+
+
+def launch(launcher, script, recipe, values):
+    command = [*launcher, f"train/{script}.py", recipe, *(f"{key}={value}" for key, value in values.items())]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads((values["output"] / "history.json").read_text())
+
+
+@pytest.mark.parametrize("launcher", [(sys.executable,), ACCELERATE, TWO], ids=["alone", "accelerate", "two"])
 def test_refl_by_the_tiny_recipe_runs_three_updates_and_leaves_a_pipeline(launcher, tmp_path):
-    pipelines.sd("v_prediction").save_pretrained(tmp_path / "sd")
-    small_scorer("ImageReward").save_pretrained(tmp_path / "reward")
-    (tmp_path / "prompts.txt").write_text(
-        "a red circle\ntwo blue stars\none large orange square\na green ring\n"
-    )
     values = {
-        "model": tmp_path / "sd",
-        "prompts": tmp_path / "prompts.txt",
-        "output": tmp_path / "out",
-        "reward": tmp_path / "reward",
+        **saved(pipelines.sd("v_prediction"), tmp_path),
         "updates": 3,
         "batch_size": 4,
         "micro_batch": 2,
@@ -35,11 +51,36 @@ def test_refl_by_the_tiny_recipe_runs_three_updates_and_leaves_a_pipeline(launch
         "evaluation.count": 2,
         "evaluation.batch_size": 4,
     }
-    command = [*launcher, "train/refl.py", "tiny/refl", *(f"{key}={value}" for key, value in values.items())]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    history = launch(launcher, "refl", "tiny/refl", values)
     assert [entry["update"] for entry in history if "loss" in entry] == [1, 2, 3]
-    before, after = (StableDiffusionPipeline.from_pretrained(tmp_path / name).unet for name in ("sd", "out"))
+    before, after = (
+        StableDiffusionPipeline.from_pretrained(tmp_path / name).unet for name in ("base", "out")
+    )
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
+
+
+def test_two_processes_resume_grpo_with_lora_and_averaged_weights_where_they_were(tmp_path):
+    values = {
+        **saved(pipelines.sd3(), tmp_path),
+        "updates": 2,
+        "batch_size": 8,
+        "micro_batch": 2,
+        "group": 4,
+        "steps": 3,
+        "lora.rank": 2,
+        "ema": 0.5,
+        "save_every": 1,
+        "evaluate_every": 2,
+        "evaluation.count": 2,
+        "evaluation.batch_size": 4,
+    }
+    whole = launch(TWO, "grpo", "tiny/grpo", values)
+    result = tmp_path / "out" / "pytorch_lora_weights.safetensors"
+    learned = load_file(result)
+    assert any(value.any() for name, value in learned.items() if "lora_B" in name)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    result.unlink()
+    assert launch(TWO, "grpo", "tiny/grpo", {**values, "resume": "true"}) == whole
+    again = load_file(result)
+    assert learned.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in learned.items())

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import pipelines
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
-from imagereward.errors import CheckpointError, InputError, NonFiniteLossError
+from imagereward.errors import CheckpointError, ImageRewardError, InputError, NonFiniteLossError
 from imagereward.tuning import tune
 from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
 from imagereward.tuning.batches import chunks
@@ -433,8 +435,15 @@ def count(optimizer, *_):
     if steps == {kill}:
         os.kill(os.getpid(), signal.SIGKILL)
 
+scored = 0
+def reward(pixels, prompts):
+    global scored
+    scored += len(prompts) * pixels.requires_grad
+    return test_refl.brightness(pixels, prompts)
+
 register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: count(optimizer))
-test_refl.run(sys.argv[1], updates=4, save_every=1, resume={resume}, clip=1e6)
+test_refl.run(sys.argv[1], reward=reward, updates=4, save_every=1, resume={resume}, clip=1e6)
+print("scored", scored)
 """
 
 
@@ -448,9 +457,13 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), kill=99, resume=False))
     one, two = tmp_path / "one", tmp_path / "two"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    scored = {}
     for command, output in ((launcher, two), ([sys.executable], one)):
         result = launch([*command, script, output])
         assert result.returncode == 0, result.stdout + result.stderr
+        scored[output] = [int(count) for count in re.findall(r"scored (\d+)", result.stdout)]
+    # Each had half of the work, after one image to see whether the reward has a gradient.
+    assert scored == {one: [1 + 4 * 4], two: [1 + 4 * 2, 1 + 4 * 2]}
     of_one, of_two = (torch.load(f"{each}.gradients-1.pt", weights_only=True) for each in (one, two))
     norm = torch.stack([gradient.norm() for gradient in of_one]).norm()
     away = torch.stack([(a - b).norm() for a, b in zip(of_one, of_two, strict=True)]).norm()
@@ -458,6 +471,14 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     assert (two / "model_index.json").is_file()
     for name, value in weights(two).items():
         torch.testing.assert_close(weights(one)[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
+    PartialState()  # alone, as accelerate is where it overlooks the launcher
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ImageRewardError, match=r"2 processes were launched .* but 1 found each other"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # Bad input.

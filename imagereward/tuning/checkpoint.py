@@ -85,7 +85,8 @@ def load_checkpoint(path: Path, module, optimizer) -> Kept:
         averaged = load_file(path / AVERAGED) if (path / AVERAGED).is_file() else None
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    expected = get_model_state_dict(module, options=WHOLE).keys()
+    # Not whole, which only the first process would get.
+    expected = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)).keys()
     if learned.keys() != expected:
         differing = sorted(learned.keys() ^ expected)
         raise CheckpointError(f"{path} is of another model: {len(differing)} names differ, {differing[:4]}")

@@ -17,6 +17,7 @@ from imagereward.errors import ImageRewardError, InputError, NonFiniteLossError,
 from imagereward.tuning.adapt import learning, with_weights
 from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
 from imagereward.tuning.config import Config
+from imagereward.tuning.processes import check_together, several_on_cpus
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,9 @@ class Loop:
                 self._save(done)
         bar.close()
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        # Not end_training(), which also ends the group of processes, and the result is yet to be gathered.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return why or f"all {config.updates} updates are done"
 
     def learned(self) -> dict[str, torch.Tensor]:
@@ -239,15 +242,20 @@ def rate_at(update: int, config: LoopConfig) -> float:
 
 
 def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
-    """accelerate's, as the launcher and the config say. Raises InputError for a tracker that is not there."""
+    """accelerate's, as the launcher and the config say.
+
+    Raises InputError for a tracker that is not there, ImageRewardError if processes do not find each other.
+    """
     try:
         accelerator = Accelerator(
+            cpu=several_on_cpus(),
             mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision],
             log_with=list(config.trackers) or None,
             project_dir=str(output),
         )
     except (ValueError, ImportError) as error:
         raise InputError(f"accelerate refuses the config: {error}") from error
+    check_together(accelerator.num_processes)
     if config.trackers:
         plain = {
             name: value for name, value in config.model_dump().items() if isinstance(value, int | float | str)

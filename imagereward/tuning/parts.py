@@ -17,6 +17,7 @@ from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.autoencoder import Autoencoder
 from imagereward.tuning.objectives.clip import Contrast
+from imagereward.tuning.processes import is_first_process
 from imagereward.tuning.runs import check_output, claim
 
 # Images by which the latents' scale is measured.
@@ -107,7 +108,8 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     with torch.no_grad():
         scale = 1 / float(vae.encode(pixels).latent_dist.mean.std())
     vae.register_to_config(scaling_factor=scale)
-    vae.save_pretrained(config.output)
+    if is_first_process():
+        vae.save_pretrained(config.output)
     return vae
 
 
@@ -126,7 +128,8 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPModel:
     # Before transformers 5 the text model had this prefix on its own as well.
     keys = {name: name if name in learned else f"text_model.{name}" for name in encoder.state_dict()}
     encoder.load_state_dict({name: learned[key] for name, key in keys.items()})
-    encoder.save_pretrained(config.output)
+    if is_first_process():
+        encoder.save_pretrained(config.output)
     return clip
 
 

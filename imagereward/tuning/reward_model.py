@@ -33,8 +33,9 @@ from imagereward.tuning.data import (
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.image_text import ImageText
 from imagereward.tuning.objectives.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
+from imagereward.tuning.processes import check_together, is_first_process, several_on_cpus
 from imagereward.tuning.reward_model_config import RewardModelConfig, Schedule, WarmUp
-from imagereward.tuning.runs import check_output, claim, is_first_process, latest_checkpoint
+from imagereward.tuning.runs import check_output, claim, latest_checkpoint
 from imagereward.tuning.watch import DeadHead, WritesConfig
 from imagereward.tuning.weights import (
     freeze,
@@ -201,7 +202,7 @@ def _arguments(config: RewardModelConfig, stage: Schedule, output: Path, **more)
         "dataloader_num_workers": config.workers,
         "bf16": config.precision == "bfloat16",
         "fp16": config.precision == "float16",
-        "use_cpu": config.device == "cpu",
+        "use_cpu": config.device == "cpu" or several_on_cpus(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         # All that learns takes part in every update, and looking for what does not breaks fairscale.
         "ddp_find_unused_parameters": False,
@@ -211,6 +212,7 @@ def _arguments(config: RewardModelConfig, stage: Schedule, output: Path, **more)
     }
     try:
         arguments = TrainingArguments(**values)
+        check_together(arguments.world_size)
         accumulate, rest = divmod(stage.batch_size, stage.micro_batch * arguments.world_size)
         if rest or not accumulate:
             raise InputError(

@@ -1,21 +1,16 @@
 """Output directories: one run each, recognised by its config."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from imagereward.errors import InputError
+from imagereward.tuning.processes import is_first_process
 
 RUN_FILE = "run.json"
 # What a checkpoint of transformers' Trainer holds last.
 STATE_FILE = "trainer_state.json"
-
-
-def is_first_process() -> bool:
-    """Whether this process writes the files; launchers say so before torch.distributed can."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def check_output(output: str, config: dict[str, Any], resume: bool) -> Path:

@@ -268,15 +268,15 @@ def main() -> None:
         return
     device = torch.device(arguments.device)
     full_rows = arguments.full_rows or (256 if device.type == "cpu" else 8192)
-    written = record.RESULTS / f"bulk-{device.type}.json"
+    name = f"bulk-{device.type}"
+    result = record.so_far(name, device) if arguments.only else {}
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(Path(work), arguments.device, arguments.rows, full_rows)
-        for name in arguments.only or MEASURES:
-            found = getattr(bench, name)()
-            print(name, json.dumps(found), flush=True)
-            result = json.loads(written.read_text()) if written.is_file() else {}
-            result |= {name: found, "environment": record.environment(device)}
-            print(record.write(f"bulk-{device.type}", result))
+        for measure in arguments.only or MEASURES:
+            found = getattr(bench, measure)()
+            print(measure, json.dumps(found), flush=True)
+            result |= {measure: found, "environment": record.environment(device)}
+            print(record.write(name, result))
 
 
 if __name__ == "__main__":

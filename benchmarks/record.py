@@ -51,6 +51,20 @@ def write(name: str, result: dict) -> Path:
     return path
 
 
+def so_far(name: str, device: torch.device) -> dict:
+    """A results file to which measures are added. Exits if it was measured on or with something else."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    before, now = found["environment"], environment(device)
+    differing = [key for key in now if key not in ("commit", "date") and now[key] != before[key]]
+    if differing:
+        facts = "; ".join(f"{key} {before[key]}, now {now[key]}" for key in differing)
+        raise SystemExit(f"{path} was measured elsewhere ({facts}): run all measures, not some")
+    return found
+
+
 def _rounded(value):
     if isinstance(value, float):
         return float(f"{value:.4g}")

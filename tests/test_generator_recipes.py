@@ -103,3 +103,12 @@ def test_a_part_recipe_runs(name, saved, tmp_path):
     assert all(value.isfinite().all() for value in part.state_dict().values())
     assert (tmp_path / "out/config.json").is_file()
     assert (tmp_path / "out/model.safetensors").is_file() or list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_an_autoencoders_kl_counts_late_and_rises(saved, tmp_path):
+    overrides = [*cut("tiny/autoencoder", saved, tmp_path / "out"), "kl=50", "kl_from=1", "updates=4"]
+    run_recipe("tiny/autoencoder", overrides)
+    history = json.loads((tmp_path / "out/history.json").read_text())
+    parts = [entry["loss"] - entry["error"] for entry in history]
+    expected = [50 * risen / 500 * entry["kl"] for risen, entry in zip((0, 0, 1, 2), history, strict=True)]
+    assert parts == pytest.approx(expected, abs=1e-6)

@@ -44,6 +44,7 @@ class AutoencoderConfig(PartConfig):
 
     objective: Literal["autoencoder"] = "autoencoder"
     kl: float = Field(1e-6, ge=0)
+    kl_from: int = Field(0, ge=0, description="the update from which the KL counts")
 
 
 class CLIPTextConfig(PartConfig):
@@ -98,6 +99,7 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
         batch_size=config.batch_size,
         micro_batch=config.micro_batch,
         kl=config.kl,
+        kl_from=config.kl_from,
         seed=config.seed,
     )
     vae.requires_grad_(True)

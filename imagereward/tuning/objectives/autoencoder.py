@@ -12,6 +12,9 @@ from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.latent_images import Pairs
 from imagereward.tuning.randomness import noise_of, rows_of
 
+# Updates over which the penalty rises to its weight.
+KL_RISE = 500
+
 
 def kl_to_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     """KL of N(mean, exp(logvar)) to N(0, 1) [B], averaged over elements."""
@@ -21,7 +24,10 @@ def kl_to_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
 class Autoencoder:
     """Mean squared error of the decoded image in -1..1, plus kl * KL.
 
-    Squared, because an absolute error is content with the background: things are few of the pixels.
+    Squared, because an absolute error is content with the background: things are few of the pixels. The KL
+    makes latents that stand noise: what a generator draws a little wrong still decodes to clean things.
+    It counts from update `kl_from` on, and rises to its weight over KL_RISE more: at the beginning it
+    would be cheapest to say nothing.
     """
 
     def __init__(
@@ -33,9 +39,11 @@ class Autoencoder:
         micro_batch: int,
         kl: float,
         seed: int,
+        kl_from: int = 0,
     ):
         self.pairs, self.latent_shape = pairs, latent_shape
-        self.batch_size, self.micro_batch, self.kl, self.seed = batch_size, micro_batch, kl, seed
+        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
+        self.kl, self.kl_from = kl, kl_from
 
     def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
         """One step of the optimizer, by this process's share of the update's chunks."""
@@ -51,7 +59,8 @@ class Autoencoder:
         decoded, posterior = learner.module(images, noise)
         error = (decoded - images).square().mean()
         kl = kl_to_normal(posterior.mean, posterior.logvar).mean()
-        return error + self.kl * kl, {"error": error.detach(), "kl": kl.detach()}
+        risen = min(max(chunk.update - self.kl_from, 0) / KL_RISE, 1)
+        return error + self.kl * risen * kl, {"error": error.detach(), "kl": kl.detach()}
 
     def describe(self, chunk: Chunk) -> Sequence[str]:
         """The chunk's prompts."""

@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "refl-step-cpu": training_tables.refl_step,
     "refl-step-cuda": training_tables.refl_step,
     "fits": training_tables.fits,
+    "tiny-drawings": training_tables.tiny_drawings,
     "finetune": training_tables.finetune,
     "finetune-flow": training_tables.finetune_flow,
     "bulk-cpu": scoring_tables.bulk,

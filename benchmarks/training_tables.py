@@ -88,6 +88,24 @@ def tiny(result: dict) -> str:
     )
 
 
+def tiny_drawings(result: dict) -> str:
+    """What the measure finds in images, by where they are from, as Markdown."""
+    columns = [name for name in result["rows"][0] if name != "images"]
+    rows = [
+        f"| {row['images']} | {' | '.join(f'{row[name]:.2f}' for name in columns)} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{record.machine(result)}; {result['prompts']} prompts, {result['steps']} steps.",
+            "",
+            f"| images | {' | '.join(columns)} |",
+            f"|---|{'---|' * len(columns)}",
+            *rows,
+        ]
+    )
+
+
 def finetune(result: dict) -> str:
     """Fine-tuning methods side by side as Markdown."""
     base = result["rows"][0]

@@ -49,6 +49,25 @@ def test_figures_are_those_of_the_images():
     (row,) = found.rows()
     assert row["difference"] == pytest.approx(row["tuned"] - row["base"])
     assert row["low"] <= row["difference"] <= row["high"]
+    for name, scores in (("base", found.before), ("tuned", found.after)):
+        low, high = paired_interval(np.zeros(2), scores["brightness"].mean(1))
+        assert low <= row[name] <= high
+        assert row[f"{name} ±"] == pytest.approx((high - low) / 2)
+
+
+def test_models_draw_as_their_pipelines_do_by_themselves(monkeypatch):
+    asked = []
+
+    def sample(self, condition, noise):
+        asked.append((self.dynamics.steps, self.guidance))
+        return torch.zeros(len(noise), 3, 16, 16)
+
+    monkeypatch.setattr(Policy, "sample", sample)
+    for family in ("sd", "flux"):
+        compared(
+            pipelines.FAMILIES[family](), pipelines.FAMILIES[family](), steps=None, guidance=None, seeds=1
+        )
+    assert asked == [(50, 7.5)] * 2 + [(28, 3.5)] * 2
 
 
 def test_models_that_take_pictures_are_compared_on_them(tmp_path):

@@ -2,12 +2,11 @@
 
 import json
 import math
-import sys
 
 import pipelines
 import pytest
 import torch
-from test_refl import PROMPTS, ROOT, brightness, launch, policy_of
+from test_refl import PROMPTS, brightness, policy_of
 
 from imagereward.errors import InputError, NonFiniteLossError
 from imagereward.tuning import tune
@@ -376,55 +375,13 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatc
         assert a == b
 
 
-SCRIPT = """
-import os, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-import torch, test_grpo
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-steps = 0
-def keep(optimizer, *_):
-    global steps
-    steps += 1
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    if os.environ.get("RANK", "0") == "0":
-        torch.save(gradients, sys.argv[1] + f".gradients-{{steps}}.pt")
-
-register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
-test_grpo.run(sys.argv[1], reward=test_grpo.only_odd_ones, updates=1, batch_size=10, micro_batch=2, clip=1e6,
-              optimizer_steps=2, window={{"size": 2}})
-"""
-
-
-def only_odd_ones(pixels, prompts):
-    """Rewards of one prompt are all the same, so that processes have unequally much to do."""
-    return brightness(pixels, prompts) * torch.tensor([prompt != PROMPTS[0] for prompt in prompts])
-
-
-def test_two_processes_give_the_gradients_of_one(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT)))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    for command, output in ((launcher, two), ([sys.executable], one)):
-        result = launch([*command, script, output])
-        assert result.returncode == 0, result.stdout + result.stderr
-    of_one, of_two = (torch.load(f"{each}.gradients-1.pt", weights_only=True) for each in (one, two))
-    norm = torch.stack([gradient.norm() for gradient in of_one]).norm()
-    away = torch.stack([(a - b).norm() for a, b in zip(of_one, of_two, strict=True)]).norm()
-    assert norm > 0
-    assert away / norm < 1e-6
-    histories = [json.loads((each / "history.json").read_text())[1] for each in (one, two)]
-    assert histories[0]["reward"] == pytest.approx(histories[1]["reward"], rel=1e-5)
-    assert histories[0]["loss"] == pytest.approx(histories[1]["loss"], abs=1e-6)
-
-
 # Bad input.
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"lora": {"rank": 2, "dropout": 0.1}}, r"lora\.dropout: images are drawn without it"),
         ({"group": 3}, "group=3 does not divide batch_size=4"),
         ({"group": 1}, "group.*greater than or equal to 2"),
         ({"optimizer_steps": 3}, "optimizer_steps=3: an update has 2 micro-batches"),

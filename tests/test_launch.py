@@ -59,6 +59,28 @@ def test_refl_by_the_tiny_recipe_runs_three_updates_and_leaves_a_pipeline(launch
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
 
 
+def test_half_precision_learns_from_the_same_images_and_ratios_of_one(tmp_path):
+    """accelerate takes one precision a process, so that this needs one of its own."""
+    values = {
+        **saved(pipelines.sd3(), tmp_path),
+        "updates": 1,
+        "batch_size": 8,
+        "micro_batch": 4,
+        "group": 4,
+        "steps": 3,
+        "evaluation.count": 2,
+        "evaluation.batch_size": 4,
+    }
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        changes = {"precision": precision, "storage": precision, "output": tmp_path / precision}
+        before, update, _ = launch((sys.executable,), "grpo", "tiny/grpo", values | changes)
+        assert update["ratio"] == pytest.approx(1, abs=1e-6)
+        assert update["clipped"] == 0
+        found[precision] = before["evaluation/diversity"], update["reward"]
+    assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.05)
+
+
 def test_two_processes_resume_grpo_with_lora_and_averaged_weights_where_they_were(tmp_path):
     values = {
         **saved(pipelines.sd3(), tmp_path),

@@ -794,6 +794,13 @@ def test_an_unknown_key_of_the_architecture_names_the_nearest(data, tmp_path):
         train(data, tmp_path / "out", architecture=wrong)
 
 
+def test_null_is_no_value_and_takes_a_table_away():
+    values = read_recipe("sd3/grpo", ["kl=null", "reward=none"])
+    assert values["kl"] is None
+    assert values["reward"] == "none"
+    assert read_recipe("sd3/grpo")["kl"]["beta"] > 0
+
+
 def test_overrides_are_read_as_toml_and_what_is_not_toml_is_a_string(tmp_path):
     path = recipe(tmp_path / "mine.toml", "d", "o")
     values = read_recipe(

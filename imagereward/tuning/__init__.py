@@ -3,6 +3,7 @@
 Nothing else in the package imports it.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.tuning.config import laid_over, read_recipe, recipe_names
 from imagereward.tuning.objectives import OBJECTIVES
+from imagereward.tuning.prompts import read_prompts
 
 GENERATOR = "generator:tune_generator"
 # A recipe's objective -> what runs it.
@@ -37,7 +39,7 @@ def tune(
     prompts: str | os.PathLike | Sequence[str],
     *,
     reward: Any,
-    output: str | os.PathLike,
+    output: str | os.PathLike | None = None,
     recipe: str | os.PathLike = "sd15/refl",
     **settings: Any,
 ) -> Any:
@@ -46,11 +48,15 @@ def tune(
     model     a diffusers pipeline, or a directory or hub id of one
     prompts   a list, or a file of them (.json, .jsonl, text)
     reward    what `imagereward.load` takes, {name: weight}, a Scorer, or a function of (pixels, prompts)
+    output    a new directory; default: the recipe's
+    recipe    a name or a file; the default is Stable Diffusion 1.x's, all weights
     settings  laid over the recipe's: `updates=200`, `gradient={"steps": "last"}`
 
     Raises InputError, before anything is loaded, for settings or prompts that are wrong.
     """
-    values = laid_over(read_recipe(recipe), {"output": str(output), **settings})
+    values = laid_over(read_recipe(recipe), settings)
+    if output is not None:
+        values["output"] = str(output)
     objects: dict[str, Any] = {}
     for name, given in (("model", model), ("prompts", prompts), ("reward", reward)):
         if isinstance(given, str | os.PathLike) or (name == "reward" and isinstance(given, Mapping)):
@@ -76,7 +82,11 @@ def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:
 
 
 def _described(given: Any) -> str:
-    """What run.json says of an object that has no name on disk."""
+    """What run.json says of an object that has no name on disk, by which a resumed run knows it again."""
     if isinstance(given, Sequence):
-        return f"a list of {len(given)}"
-    return str(getattr(given, "name_or_path", "") or getattr(given, "name", "") or type(given).__name__)
+        digest = hashlib.sha256("\n".join(read_prompts(given)).encode()).hexdigest()
+        return f"a list of {len(given)}, {digest[:12]}"
+    if name := getattr(given, "name_or_path", "") or getattr(given, "name", ""):
+        return str(name)
+    kind = given if hasattr(given, "__qualname__") else type(given)
+    return f"{kind.__module__}:{kind.__qualname__}"

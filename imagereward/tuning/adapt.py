@@ -24,7 +24,7 @@ class LoRA(Config):
     targets: tuple[str, ...] = Field((), strict=False, description="modules; default: the family's own")
 
 
-def let_learn(denoiser: Denoiser, lora: LoRA | None) -> None:
+def let_learn(denoiser: Denoiser, lora: LoRA | None, seed: int = 0) -> None:
     """Freeze everything but the network, or but fresh adapters in it; what learns is float32."""
     network = denoiser.network
     network.requires_grad_(lora is None)
@@ -32,16 +32,17 @@ def let_learn(denoiser: Denoiser, lora: LoRA | None) -> None:
         from peft import LoraConfig
 
         targets = list(lora.targets or denoiser.lora_targets)
+        adapter = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+            target_modules=targets,
+        )
         try:
-            network.add_adapter(
-                LoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,
-                    lora_dropout=lora.dropout,
-                    init_lora_weights="gaussian" if lora.init == "gaussian" else True,
-                    target_modules=targets,
-                )
-            )
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                network.add_adapter(adapter)
         except ValueError as error:  # peft: no module has such a name
             raise InputError(f"lora.targets={targets}: {error}") from error
     for value in network.parameters():

@@ -1,6 +1,7 @@
 """Two generators on the same prompts from the same noise: by rewards, by diversity, and side by side."""
 
 import html
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,10 @@ class Comparison:
     images: tuple[torch.Tensor, torch.Tensor] = field(repr=False)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a reward: means, the paired difference with its 95 % interval over prompts, win rate."""
+        """One dict a reward: means, the paired difference, and the win rate.
+
+        Over prompts, with 95 %: low and high bound the difference; what follows a mean is half its interval.
+        """
         rows = []
         for name, before in self.before.items():
             after = self.after[name]
@@ -44,7 +48,9 @@ class Comparison:
                 {
                     "reward": name,
                     "base": float(before.mean()),
+                    "base ±": _half_interval(before),
                     "tuned": float(after.mean()),
+                    "tuned ±": _half_interval(after),
                     "difference": float((after - before).mean()),
                     "low": low,
                     "high": high,
@@ -64,6 +70,11 @@ def paired_interval(before_M: np.ndarray, after_M: np.ndarray, seed: int = 0) ->
     return float(low), float(high)
 
 
+def _half_interval(rewards_M_K: np.ndarray) -> float:
+    low, high = paired_interval(np.zeros(len(rewards_M_K)), rewards_M_K.mean(1))
+    return (high - low) / 2
+
+
 def win_rate(before: np.ndarray, after: np.ndarray) -> float:
     """Share of (prompt, seed) for which the tuned image has the higher reward; equal ones count half."""
     return float((after > before).mean() + (after == before).mean() / 2)
@@ -77,8 +88,8 @@ def compare(
     *,
     most: int | None = None,
     seeds: int = 2,
-    steps: int = 40,
-    guidance: float = 7.5,
+    steps: int | None = None,
+    guidance: float | None = None,
     resolution: int | None = None,
     batch_size: int = 4,
     seed: int = 0,
@@ -89,6 +100,7 @@ def compare(
 
     `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
     LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken.
+    Without `steps` or `guidance`, those that the base's pipeline draws with by itself.
     Raises InputError for families that draw from noise of different shapes.
     """
     texts = read_prompts(prompts)[:most]
@@ -100,6 +112,8 @@ def compare(
         shapes.append(denoiser.latents.shape)
         if shapes[0] != shapes[-1]:
             raise InputError(f"base and tuned draw from noise of different shapes: {shapes[0]}, {shapes[1]}")
+        steps = steps or _own(denoiser.pipeline, "num_inference_steps")
+        guidance = _own(denoiser.pipeline, "guidance_scale") if guidance is None else guidance
         policy = Policy(denoiser, denoiser.dynamics(steps), guidance)
         rows = read_rows(prompts, denoiser.inputs)[:most]
         drawn.append(draw(policy, rows, seeds, seed, batch_size, None))
@@ -108,6 +122,11 @@ def compare(
     features = judge.scorers[0] if judge.scorers else None
     spread = (diversity(drawn[0], features), diversity(drawn[1], features)) if seeds > 1 else None
     return Comparison(texts, scored[0], scored[1], spread, (drawn[0], drawn[1]))
+
+
+def _own(pipeline: Any, name: str) -> Any:
+    """What the pipeline takes for an argument that is left out."""
+    return inspect.signature(pipeline.__call__).parameters[name].default
 
 
 def _is_lora(source: Any) -> bool:
@@ -168,7 +187,7 @@ def page(comparison: Comparison, names: tuple[str, str] = ("base", "tuned")) -> 
 <title>{html.escape(names[0])} and {html.escape(names[1])}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(names[0])} and {html.escape(names[1])}</h1>
 <p>{len(comparison.prompts)} prompts, the same noise for both. Low and high bound the difference's mean with
-95 % confidence, over prompts.</p>
+95 % confidence, over prompts; ± is half of such an interval of a mean.</p>
 <table><tr>{heads}</tr>{lines}</table>
 {words if spread else ""}{sections}</body></html>
 """

@@ -33,7 +33,8 @@ def recipe_names() -> list[str]:
 def read_recipe(name: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's values, by its name or a file's path, with `key=value` and `table.key=value` laid over.
 
-    Values are written as in TOML; what TOML cannot read is taken as a string. Raises InputError.
+    Values are written as in TOML; what TOML cannot read is taken as a string, and null, which TOML lacks, as
+    no value: `kl=null`. Raises InputError.
     """
     path = Path(name).expanduser()
     if not path.is_file():
@@ -108,6 +109,8 @@ def _set(values: dict, path: list[str], value: Any, override: str) -> None:
 
 
 def _value(text: str) -> Any:
+    if text.strip() == "null":
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -13,6 +13,7 @@ from imagereward.scorer import Scorer
 from imagereward.tuning.config import Config
 from imagereward.tuning.grid import grid
 from imagereward.tuning.policy import Policy
+from imagereward.tuning.processes import gathered
 from imagereward.tuning.randomness import noise_of
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rows import Row, prompts_of
@@ -121,7 +122,9 @@ class Evaluation:
             images = draw(
                 self.policy, self.rows, self.config.seeds, self.seed, self.config.batch_size, accelerator
             )
-        values = self._judge(images, update)
+        # By one process, whose judgement all follow: they must stop together.
+        judged = self._judge(images, update) if accelerator.is_main_process else {}
+        values = gathered(judged, accelerator.num_processes)[0]
         loop.log(update, {f"evaluation/{name}": value for name, value in values.items()})
         if accelerator.is_main_process:
             self._show(images, update)

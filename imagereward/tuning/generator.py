@@ -96,7 +96,7 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> Denoiser
         # With kept embeddings, text encoders come to the device when they are needed there.
         frozen.to("cpu" if config.embeddings else device, DTYPES[config.precision])
     denoiser.latents.vae.to(device, DTYPES[config.vae_precision])
-    let_learn(denoiser, config.lora)
+    let_learn(denoiser, config.lora, config.seed)
     return denoiser
 
 

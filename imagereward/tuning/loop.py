@@ -5,37 +5,37 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from pydantic import Field
 from tqdm import tqdm
 
-from imagereward.errors import ImageRewardError, InputError, NonFiniteLossError, NonFiniteScoreError
+from imagereward.errors import (
+    CheckpointError,
+    InputError,
+    NonFiniteLossError,
+    NonFiniteScoreError,
+)
 from imagereward.tuning.adapt import learning, with_weights
 from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
-from imagereward.tuning.config import Config
-from imagereward.tuning.processes import check_together, several_on_cpus
+from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
+from imagereward.tuning.processes import check_together, gathered, several_on_cpus, summed
 
 log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
 
 
-class LoopConfig(Config):
+class LoopConfig(OptimizerConfig):
     """How long, how fast, and what is kept."""
 
-    updates: int = Field(100, ge=1)
     batch_size: int = Field(64, ge=1, description="samples an update, over all processes")
     micro_batch: int = Field(4, ge=1, description="samples a process takes at once")
-    learning_rate: float = Field(1e-5, gt=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_updates: int = Field(0, ge=0, description="updates in which the rate rises")
-    weight_decay: float = Field(1e-2, ge=0)
-    beta2: float = Field(0.999, gt=0, lt=1)
-    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights; 0: none")
     ema_every: int = Field(1, ge=1)
@@ -84,7 +84,7 @@ class Loop:
         parameters = list(learning(self.bare).values())
         if not parameters:
             raise InputError("nothing of the network learns")
-        optimizer = _optimizer(config, parameters)
+        optimizer = make_optimizer(config, parameters)
         learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
         self.averaged = None
         if config.ema:
@@ -93,6 +93,11 @@ class Loop:
     def run(self, evaluate: Callable[["Loop", int], str | None] | None = None) -> str:
         """Train to the end, or to where `evaluate` says why to stop; returns why it ended."""
         config, start, why = self.config, self._resume(), ""
+        if len(starts := set(gathered(start, self.accelerator.num_processes))) > 1:
+            raise CheckpointError(
+                f"processes would go on from different updates, {sorted(starts)}: {self.output} is not the "
+                "same directory for all of them"
+            )
         if evaluate and start == 0:
             why = evaluate(self, 0) or ""
         bar = tqdm(
@@ -147,17 +152,22 @@ class Loop:
             for place, minibatch in enumerate(step):
                 self._backward(update, minibatch, place + 1 == len(step), sums)
             norm = accelerator.clip_grad_norm_(learning(self.learner.module).values(), config.clip)
-            if not torch.isfinite(norm) and accelerator.scaler is None:
+            if not torch.isfinite(norm) and not self._scale_can_fall():
                 raise self._not_finite(update, "gradient", norm.item(), self.objective.describe(step[-1]))
             self.optimizer.step()
             self.optimizer.zero_grad()
             sums["gradient_norm"] = sums.get("gradient_norm", 0) + norm.detach().float() / ranks
             steps += 1
         self._average(update)
-        total = accelerator.reduce(sums, "sum") if ranks > 1 else sums
-        return {name: float(value) / steps for name, value in total.items()} | {
+        total = summed(sums, ranks, accelerator.device)
+        return {name: value / steps for name, value in total.items()} | {
             "learning_rate": rate_at(update, config)
         }
+
+    def _scale_can_fall(self) -> bool:
+        """Whether a gradient may be infinite for its scale alone: the update is skipped, the scale halved."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= 1
 
     def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> None:
         accelerator, module = self.accelerator, self.learner.module
@@ -230,17 +240,6 @@ class Loop:
         )
 
 
-def rate_at(update: int, config: LoopConfig) -> float:
-    """The learning rate of an update, numbered from 0."""
-    if update < config.warmup_updates:
-        return config.learning_rate * (update + 1) / config.warmup_updates
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (update - config.warmup_updates) / max(1, config.updates - config.warmup_updates)
-    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return config.learning_rate * left
-
-
 def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     """accelerate's, as the launcher and the config say.
 
@@ -249,6 +248,12 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     try:
         accelerator = Accelerator(
             cpu=several_on_cpus(),
+            kwargs_handlers=[
+                # No buffer learns; and processes that take unequally many steps would wait for them.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                # The others wait while the first writes a checkpoint.
+                InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+            ],
             mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision],
             log_with=list(config.trackers) or None,
             project_dir=str(output),
@@ -256,6 +261,7 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     except (ValueError, ImportError) as error:
         raise InputError(f"accelerate refuses the config: {error}") from error
     check_together(accelerator.num_processes)
+    _check_shares(config, accelerator)
     if config.trackers:
         plain = {
             name: value for name, value in config.model_dump().items() if isinstance(value, int | float | str)
@@ -264,16 +270,15 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     return accelerator
 
 
-def _optimizer(config: LoopConfig, parameters: list) -> torch.optim.Optimizer:
-    kind: Any = torch.optim.AdamW
-    if config.optimizer == "adamw-8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise ImageRewardError(
-                f'optimizer="adamw-8bit" needs bitsandbytes: python -m pip install bitsandbytes ({error})'
-            ) from error
-        kind = AdamW8bit
-    return kind(
-        parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
-    )
+def _check_shares(config: LoopConfig, accelerator: Accelerator) -> None:
+    """Raises InputError where processes would have unequally much to do in a way that they cannot."""
+    parts, ranks = -(-config.batch_size // config.micro_batch), accelerator.num_processes
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if parts < ranks or (sharded and parts % ranks):
+        expected = f"a multiple of {ranks}, which shards ask for" if sharded else f"at least {ranks}"
+        raise InputError(
+            f"batch_size={config.batch_size}, micro_batch={config.micro_batch}: an update has {parts} parts "
+            f"for {ranks} processes; expected {expected}"
+        )
+    if sharded and config.ema:
+        raise InputError(f"ema={config.ema}: no average is kept of sharded weights; expected ema=0")

@@ -1,6 +1,8 @@
-"""The processes of one training, as launchers announce them in the environment."""
+"""The processes of one training: how many, whether they found each other, and what each of them has."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -29,6 +31,26 @@ def check_together(processes: int) -> None:
             "would train alone, over the others' files; expected accelerate launch or torchrun, and as many "
             "devices as processes"
         )
+
+
+def gathered(mine: Any, ranks: int) -> list[Any]:
+    """What every process has, in order of rank. All of them call this."""
+    if ranks == 1:
+        return [mine]
+    every: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(every, mine)
+    return every
+
+
+def summed(mine: Mapping[str, torch.Tensor], ranks: int, device: torch.device) -> dict[str, float]:
+    """Sums over processes of numbers by name, of which each may have some. All of them call this."""
+    names = sorted({name for each in gathered(list(mine), ranks) for name in each})
+    zero = torch.zeros((), device=device)
+    # On one device, which a group's backend can reach, and at once: names differ between processes.
+    total = torch.stack([mine[name].to(device, torch.float32) if name in mine else zero for name in names])
+    if ranks > 1:
+        torch.distributed.all_reduce(total)
+    return dict(zip(names, total.tolist(), strict=True))
 
 
 def _launched() -> int:

@@ -50,12 +50,12 @@ def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) 
 
 
 def _row(prompt: str, pictures: dict[str, Any], metadata: Mapping[str, Any]) -> Row:
-    return Request(prompt, **pictures, metadata=metadata or None) if pictures or metadata else prompt
+    return Request(prompt, **pictures, metadata=metadata) if pictures or metadata else prompt
 
 
 def _metadata(item) -> Mapping[str, Any]:
     if isinstance(item, Request):
-        return item.metadata or {}
+        return item.metadata
     if not isinstance(item, Mapping):
         return {}
     key = next(key for key in TEXT_KEYS if key in item)

@@ -37,8 +37,11 @@ def save_result(
         )
     else:
         whole = network
-        if any(value.shape != learned[name].shape for name, value in network.named_parameters()):
-            whole = type(network).from_config(network.config)  # each process has a shard alone
+        if any(
+            name not in learned or value.shape != learned[name].shape or hasattr(value, "full_tensor")
+            for name, value in network.named_parameters()
+        ):  # wrapped, or a shard alone
+            whole = type(network).from_config(network.config)
             whole.load_state_dict(dict(learned))
         setattr(pipeline, _name_of(pipeline, network), whole)
         pipeline.save_pretrained(output)

@@ -11,7 +11,7 @@ from imagereward.errors import InputError, NonFiniteScoreError, RemoteError
 from imagereward.remote import RemoteScorer
 from imagereward.scorer import Scorer
 from imagereward.tuning.grid import as_image
-from imagereward.tuning.rows import Row, prompts_of
+from imagereward.tuning.rows import Row, as_request, prompts_of
 
 # (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]; one with a parameter `rows` is given them as well.
 Reward = Callable[..., torch.Tensor]
@@ -53,7 +53,7 @@ class Rewards:
         elif isinstance(part, RemoteScorer):
             rewards = _asked(part, pixels_B_3_H_W, prompts)
         elif _takes_rows(part):
-            rewards = part(pixels_B_3_H_W, prompts, rows=list(rows))
+            rewards = part(pixels_B_3_H_W, prompts, rows=[as_request(row) for row in rows])
         else:
             rewards = part(pixels_B_3_H_W, prompts)
         if not isinstance(rewards, torch.Tensor) or rewards.shape != (len(prompts),):
@@ -71,13 +71,13 @@ class Rewards:
         """Those of the parts that are scorers."""
         return [part for _, part in self.parts.values() if isinstance(part, Scorer)]
 
-    def check_differentiable(self, size: int) -> None:
-        """Raises InputError naming a reward whose gradient does not reach the pixels."""
+    def check_differentiable(self, size: int, row: Row) -> None:
+        """Raises InputError naming a reward whose gradient does not reach the pixels of an image of `row`."""
         for name, part in self.parts.items():
             pixels = torch.full((1, 3, size, size), 0.5, requires_grad=True)
             device = part[1].device if isinstance(part[1], Scorer) else "cpu"
             try:
-                rewards, _ = Rewards({name: part})(pixels.to(device), ["a picture"])
+                rewards, _ = Rewards({name: part})(pixels.to(device), [row])
                 (gradient,) = torch.autograd.grad(rewards.sum(), pixels, allow_unused=True)
             except (RuntimeError, NotImplementedError) as error:
                 raise InputError(f"reward {name} is not differentiable: {error}") from error
@@ -94,7 +94,7 @@ def open_rewards(
     """Rewards from a name, names with weights, a scorer, or a function.
 
     A name is what `imagereward.load` takes, "module:function" for a function of (pixels, prompts), or a
-    reward server's address, with "#model" for another than its first.
+    reward server's address, with "#model" for another than its first. A scorer is moved to the device.
     """
     if isinstance(what, Rewards):
         return what
@@ -102,6 +102,8 @@ def open_rewards(
         what = {what: 1.0}
     if isinstance(what, Mapping):
         return Rewards({name: (weight, _open(name, device)) for name, weight in what.items()})
+    if isinstance(what, Scorer) and device is not None:
+        what.to(device)
     if isinstance(what, Scorer | RemoteScorer):
         return Rewards({what.name: (1.0, what)})
     if callable(what):

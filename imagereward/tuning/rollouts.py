@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -217,12 +217,3 @@ def deal(
             batches += [Minibatch(each, place, worth, takes, share) for place in range(len(each.steps))]
         steps.append(batches)
     return steps
-
-
-def gathered(mine: Any, ranks: int) -> list[Any]:
-    """What every process has, in order of rank."""
-    if ranks == 1:
-        return [mine]
-    every: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(every, mine)
-    return every

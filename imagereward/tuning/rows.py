@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import PIL.Image
@@ -21,11 +21,16 @@ class Request:
     prompt: str
     image: ImageLike | None = None
     mask: ImageLike | None = None
-    metadata: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Where the words are all there is, a string is a row.
 Row = str | Request
+
+
+def as_request(row: Row) -> Request:
+    """The row as a record, whatever it brings."""
+    return Request(row) if isinstance(row, str) else row
 
 
 def prompt_of(row: Row) -> str:

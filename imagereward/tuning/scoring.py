@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,9 @@ class Scorers:
 
     def _score(self, pixels_B_3_H_W: torch.Tensor, rows: list[Row]) -> Scored:
         rewards, causes = {}, {}
-        with torch.no_grad():  # a thread has its own
+        device = pixels_B_3_H_W.device
+        # A thread has its own gradient mode, and its own current device.
+        with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             for name in self.rewards.parts:
                 rewards[name], cause = self._ask(name, pixels_B_3_H_W, rows)
                 if cause:

@@ -19,6 +19,7 @@ from imagereward.tuning.credit import Spread, group_advantages, weighted_sum
 from imagereward.tuning.dynamics import Dynamics, Noise, Step, kl_divergence
 from imagereward.tuning.job import GeneratorConfig, Job, Precision
 from imagereward.tuning.policy import Policy
+from imagereward.tuning.processes import gathered
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rollouts import (
     Minibatch,
@@ -26,7 +27,6 @@ from imagereward.tuning.rollouts import (
     Window,
     check_noise,
     deal,
-    gathered,
     groups_of,
     repeated_rows,
     roll,
@@ -71,6 +71,8 @@ class GRPOConfig(GeneratorConfig):
     def _whole(self):
         if self.batch_size % self.group:
             raise ValueError(f"group={self.group} does not divide batch_size={self.batch_size}")
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("lora.dropout: images are drawn without it, and ratios would not be theirs; 0")
         parts = -(-self.batch_size // self.micro_batch)
         if self.optimizer_steps > parts:
             raise ValueError(f"optimizer_steps={self.optimizer_steps}: an update has {parts} micro-batches")

@@ -78,7 +78,7 @@ class ReFLConfig(GeneratorConfig):
     def make(self, job: Job) -> Any:
         rewards = job.rewards_for("ReFL")
         self.gradient.check(self.steps)
-        rewards.check_differentiable(job.denoiser.resolution)
+        rewards.check_differentiable(job.denoiser.resolution, job.rows[0])
         refl = ReFL(
             job.rows,
             rewards,

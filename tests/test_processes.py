@@ -1,0 +1,131 @@
+"""Training in two processes (gloo, on CPUs): each does its part, and together what one does alone."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import test_refl
+import torch
+from accelerate import PartialState
+from pipelines import PROMPTS
+from test_refl import brightness, weights
+
+from imagereward.errors import ImageRewardError
+from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator
+
+ROOT = Path(__file__).parents[1]
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+SCRIPT = """
+import os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch, test_grpo, test_processes, test_refl
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+steps, scored, out = 0, 0, sys.argv[1]
+
+def keep(optimizer, *_):
+    global steps
+    steps += 1
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(gradients, out + f".gradients-{{steps}}.pt")
+
+def reward(pixels, prompts):
+    global scored
+    scored += len(prompts) * pixels.requires_grad
+    return test_refl.brightness(pixels, prompts)
+
+register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
+{call}
+print("scored", scored)
+"""
+
+
+def only_odd_ones(pixels, prompts):
+    """Rewards of one prompt are all the same, so that processes have unequally much to do."""
+    return brightness(pixels, prompts) * torch.tensor([prompt != PROMPTS[0] for prompt in prompts])
+
+
+def launched(call, directory):
+    """Outputs of one process and of two, and what they printed."""
+    script = directory / "run.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), call=call))
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    printed = []
+    for launcher, output in (([sys.executable], "one"), (LAUNCHER, "two")):
+        command = [*launcher, str(script), str(directory / output)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        printed.append(result.stdout)
+    return directory / "one", directory / "two", printed
+
+
+def check_equal(one, two, steps):
+    """The gradients of these steps of the optimizer, and all that was logged."""
+    for step in steps:
+        of_one, of_two = (torch.load(f"{each}.gradients-{step}.pt", weights_only=True) for each in (one, two))
+        norm = torch.stack([gradient.norm() for gradient in of_one]).norm()
+        away = torch.stack([(a - b).norm() for a, b in zip(of_one, of_two, strict=True)]).norm()
+        assert norm > 0
+        assert away / norm < 1e-6
+    first, second = (json.loads((each / "history.json").read_text()) for each in (one, two))
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
+def test_refl_does_half_of_the_work_in_each(tmp_path):
+    call = "test_refl.run(out, reward=reward, updates=4, save_every=1, clip=1e6)"
+    one, two, printed = launched(call, tmp_path)
+    # After one image to see whether the reward has a gradient.
+    scored = [[int(count) for count in re.findall(r"scored (\d+)", text)] for text in printed]
+    assert scored == [[1 + 4 * 4], [1 + 4 * 2, 1 + 4 * 2]]
+    check_equal(one, two, [1])
+    assert (two / "model_index.json").is_file()
+    for name, value in weights(two).items():
+        torch.testing.assert_close(weights(one)[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_alignprop_takes_unequal_steps_beside_pairs_that_one_alone_has(tmp_path):
+    call = """test_refl.run(out, updates=2, clip=1e6, gradient={"steps": "suffix"}, lora={"rank": 2},
+        pretraining={"data": "shapes", "pairs": 4, "weight": 0.5, "batch_size": 2})"""
+    one, two, _ = launched(call, tmp_path)
+    check_equal(one, two, [1])
+
+
+@pytest.mark.parametrize("more", ["", 'lora={"rank": 2}, kl={"form": "true", "beta": 0.1}, guard=True'])
+def test_grpo_with_unequally_much_to_learn(more, tmp_path):
+    call = f"""test_grpo.run(out, reward=test_processes.only_odd_ones, updates=1, batch_size=10,
+        micro_batch=2, clip=1e6, optimizer_steps=2, window={{"size": 2}}, {more})"""
+    one, two, _ = launched(call, tmp_path)
+    check_equal(one, two, [1])
+
+
+def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
+    PartialState()  # alone, as accelerate is where it overlooks the launcher
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ImageRewardError, match=r"2 processes were launched .* but 1 found each other"):
+        test_refl.run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_processes_than_parts_of_an_update_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "imagereward.tuning.loop.Accelerator",
+        lambda **_: SimpleNamespace(num_processes=3, distributed_type="NO"),
+    )
+    with pytest.raises(ImageRewardError, match=r"an update has 2 parts for 3 processes; expected at least 3"):
+        make_accelerator(LoopConfig(batch_size=4, micro_batch=2), tmp_path)
+
+
+def test_an_infinite_gradient_is_forgiven_while_its_scale_can_fall():
+    for scale, forgiven in ((2.0**16, True), (1.0, True), (0.5, False)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        loop = SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler))
+        scaler.scale(torch.ones(()))  # where it is set up
+        assert Loop._scale_can_fall(loop) == forgiven

@@ -400,6 +400,23 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(lora, tmp_pa
     assert (whole / "history.json").read_text() == (broken / "history.json").read_text()
 
 
+def test_a_run_can_go_on_for_longer_or_back_to_a_checkpoint(tmp_path):
+    run(tmp_path / "whole", updates=3, save_every=1, ema=0.5)
+    run(tmp_path / "longer", updates=2, save_every=1, ema=0.5)
+    run(tmp_path / "longer", updates=3, save_every=1, ema=0.5, resume=True)
+    longer = weights(tmp_path / "longer")
+    assert all(torch.equal(value, longer[name]) for name, value in weights(tmp_path / "whole").items())
+    back = run(tmp_path / "whole", updates=2, save_every=1, ema=0.5, resume=True)
+    run(tmp_path / "short", updates=2, save_every=1, ema=0.5)
+    short, saved = weights(tmp_path / "short"), weights(tmp_path / "whole")
+    for name, value in back.unet.named_parameters():  # what is returned is what is saved: the averages
+        assert torch.equal(value, short[name])
+        assert torch.equal(value, saved[name])
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "short")]
+    learned = [[entry for entry in history if "loss" in entry] for history in histories]
+    assert learned[0] == learned[1]
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), kill=3, resume=False))
@@ -560,8 +577,11 @@ def test_an_output_that_holds_another_run_is_not_touched(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="already holds another run"):
         run(tmp_path / "out", updates=2)
+    with pytest.raises(InputError, match="another config: steps was 6, is 7"):
+        run(tmp_path / "out", updates=1, steps=7, resume=True)
+    run(tmp_path / "cosine", updates=1, schedule="cosine")
     with pytest.raises(InputError, match="another config: updates was 1, is 2"):
-        run(tmp_path / "out", updates=2, resume=True)
+        run(tmp_path / "cosine", updates=2, schedule="cosine", resume=True)
     with pytest.raises(InputError, match="reward was 'test_refl:brightness', is 'test_refl:redness'"):
         run(tmp_path / "out", updates=1, reward=redness, resume=True)
     with pytest.raises(InputError, match=r"another config: prompts was 'a list of \d, \w+', is 'a list of"):

@@ -96,11 +96,15 @@ def load_checkpoint(path: Path, module, optimizer) -> Kept:
     return Kept(state, averaged)
 
 
-def latest(directory: Path) -> Path | None:
-    """The last checkpoint, None if there is none."""
-    found = _all(directory)
+def latest(directory: Path, most: int | None = None) -> Path | None:
+    """The last checkpoint, of at most so many updates; None if there is none."""
+    found = [path for path in _all(directory) if most is None or _updates_of(path) <= most]
     return found[-1] if found else None
 
 
 def _all(directory: Path) -> list[Path]:
-    return sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(directory.glob("checkpoint-*"), key=_updates_of)
+
+
+def _updates_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])

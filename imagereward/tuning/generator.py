@@ -39,7 +39,9 @@ def train_generator(
     NonFiniteLossError when a loss is no number, CheckpointError when a checkpoint cannot be written.
     """
     values = config.model_dump(exclude={"resume"})
-    output = check_output(config.output, values, config.resume)
+    # At a constant rate a run of so many updates is the beginning of a longer one.
+    free = ("updates",) if config.schedule == "constant" else ()
+    output = check_output(config.output, values, config.resume, free)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
     for source in (named, config.evaluation.prompts or None):
         if source is not None:
@@ -68,10 +70,10 @@ def train_generator(
     loop = Loop(policy, objective, config, output, accelerator)
     ended = loop.run(_watch(config, policy, watched, rewards, held_out, output))
     log.info("%s: %s", output, ended)
-    with loop.with_average():
-        learned = loop.learned()
-        if accelerator.is_main_process:
-            save_result(denoiser, learned, output, values, loop.history, ended)
+    loop.settle()
+    learned = loop.learned()
+    if accelerator.is_main_process:
+        save_result(denoiser, learned, output, values, loop.history, ended)
     accelerator.wait_for_everyone()
     return denoiser.pipeline
 

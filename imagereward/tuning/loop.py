@@ -42,7 +42,7 @@ class LoopConfig(OptimizerConfig):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     evaluate_every: int = Field(20, ge=1)
     save_every: int = Field(20, ge=1)
-    keep: int = Field(2, ge=1, description="checkpoints")
+    keep: int = Field(3, ge=1, description="checkpoints")
     trackers: tuple[str, ...] = Field((), strict=False, description='such as "tensorboard", "wandb"')
     seed: int = Field(0, ge=0)
     resume: bool = Field(False, description="go on from the output directory's last checkpoint")
@@ -120,6 +120,7 @@ class Loop:
             if why or last or done % config.save_every == 0:
                 self._save(done)
         bar.close()
+        self._write_history()
         self.accelerator.wait_for_everyone()
         # Not end_training(), which also ends the group of processes, and the result is yet to be gathered.
         for tracker in self.accelerator.trackers:
@@ -129,6 +130,12 @@ class Loop:
     def learned(self) -> dict[str, torch.Tensor]:
         """What has been learned, whole and on the CPU. All processes call this; the first gets it."""
         return whole_weights(self.learner.module)
+
+    def settle(self) -> None:
+        """Leave the averaged weights, if they are kept, in the network for good."""
+        with torch.no_grad():
+            for name, value in (self.averaged or {}).items():
+                learning(self.bare)[name].copy_(value)
 
     def with_average(self):
         """Context in which the network has its averaged weights, if they are kept."""
@@ -194,7 +201,7 @@ class Loop:
     def _resume(self) -> int:
         if not self.config.resume:
             return 0
-        path = latest(self.output)
+        path = latest(self.output, self.config.updates)
         if path is None:
             return 0
         kept = load_checkpoint(path, self.learner.module, self.optimizer.optimizer)
@@ -224,9 +231,12 @@ class Loop:
             self.config.keep,
             first,
         )
-        if first:
-            (self.output / HISTORY_FILE).write_text(json.dumps(self.history, indent=1) + "\n")
+        self._write_history()
         self.accelerator.wait_for_everyone()
+
+    def _write_history(self) -> None:
+        if self.accelerator.is_main_process:
+            (self.output / HISTORY_FILE).write_text(json.dumps(self.history, indent=1) + "\n")
 
     def log(self, update: int, values: dict[str, float]) -> None:
         """Add numbers to the history and the trackers."""

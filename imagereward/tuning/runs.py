@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
 
 
-def check_output(output: str, config: dict[str, Any], resume: bool) -> Path:
+def check_output(output: str, config: dict[str, Any], resume: bool, free: Sequence[str] = ()) -> Path:
     """The output directory, which need not exist yet. Only the first process looks: the others may be late.
 
-    Raises InputError if it holds anything and this is not that run resumed.
+    Raises InputError if it holds anything and this is not that run resumed, apart from keys that are `free`.
     """
     path = Path(output).expanduser()
     if not is_first_process():
@@ -30,7 +31,8 @@ def check_output(output: str, config: dict[str, Any], resume: bool) -> Path:
         if not mark.is_file():
             raise InputError(f"{path} holds no run to resume: {RUN_FILE} is missing")
         before = json.loads(mark.read_text())
-        changed = [key for key in {**before, **values} if before.get(key) != values.get(key)]
+        differing = [key for key in {**before, **values} if before.get(key) != values.get(key)]
+        changed = [key for key in differing if key not in free]
         if changed:
             raise InputError(
                 f"{path} holds a run with another config: "

@@ -56,6 +56,7 @@ def cut(name, saved, output):
             "resolution=16",
             "micro_batch=2",
             "precision=float32",
+            "ema_every=1",
             "evaluation.held_out=",
             "evaluation.count=1",
             "evaluation.seeds=1",

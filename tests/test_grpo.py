@@ -12,7 +12,6 @@ from imagereward.errors import InputError, NonFiniteLossError
 from imagereward.tuning import tune
 from imagereward.tuning.adapt import LoRA, learning
 from imagereward.tuning.dynamics import Noise
-from imagereward.tuning.flow import Flow
 from imagereward.tuning.loop import Loop
 from imagereward.tuning.objectives.grpo import GRPO, KL, clipped_loss, guarded
 from imagereward.tuning.rewards import open_rewards
@@ -423,8 +422,3 @@ def test_an_advantage_that_is_no_number_stops_with_the_update_and_the_prompts(tm
 def test_more_processes_than_chunks_are_refused_by_all_of_them():
     objective = grpo_of(batch_size=2)
     assert [next(objective.minibatches(None, 0, rank, 2)) for rank in range(2)] == [[], []]
-
-
-def test_flow_and_diffusion_are_what_they_are():
-    assert isinstance(small("sd3").dynamics, Flow)
-    assert not isinstance(small("sd").dynamics, Flow)

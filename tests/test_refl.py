@@ -10,6 +10,7 @@ from pathlib import Path
 import pipelines
 import pytest
 import torch
+from conftest import small_scorer
 from safetensors.torch import load_file
 
 from imagereward.errors import CheckpointError, InputError, NonFiniteLossError
@@ -109,12 +110,14 @@ def test_recomputing_keeps_far_less_for_the_same_gradients(family):
     torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("judge", ["brightness", "ImageReward"])
 @pytest.mark.parametrize("kind", [LATE, {"steps": "last", "count": 2}, {"steps": "suffix"}])
-def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind):
+def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind, judge):
     # Only the span's steps carry gradient. A finite difference moves the weight in every step, so
     # the steps before are fed from a trajectory of their own.
     policy = policy_of(dtype=torch.float64)
-    reward = Rewards({"brightness": (1.0, brightness)})
+    judges = {"brightness": brightness, "ImageReward": small_scorer("ImageReward").double()}
+    reward = Rewards({judge: (1.0, judges[judge])})
     span = draw_span(Gradient(**kind), STEPS, generator(0))
     noise = noise_of([0, 1], policy.denoiser.latents.shape, 0).double()
     condition = policy.denoiser.encode(PROMPTS[:2])
@@ -147,6 +150,7 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind):
         ends.append(scored_from_the_span())
     flat[place] = value
     difference = (ends[0] - ends[1]) / (2 * step)
+    assert abs(difference) > 1e-9
     assert float(weight.grad.view(-1)[place]) == pytest.approx(difference, rel=2e-3)
 
 

@@ -51,8 +51,8 @@ def save_checkpoint(
         return path
     unfinished = directory / f"{UNFINISHED}{path.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     try:
+        unfinished.mkdir(parents=True)
         save_file(learned, unfinished / LEARNED)
         if averaged is not None:
             save_file(averaged, unfinished / AVERAGED)

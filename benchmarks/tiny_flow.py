@@ -29,8 +29,8 @@ TRANSFORMER = {
     "patch_size": 2,
     "num_layers": 4,
     "attention_head_dim": 32,
-    "num_attention_heads": 4,
-    "caption_projection_dim": 128,
+    "num_attention_heads": 6,
+    "caption_projection_dim": 192,
     "qk_norm": "rms_norm",
 }
 

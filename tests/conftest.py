@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests that download undo it
 
@@ -36,6 +37,7 @@ CONFIGS = {
     "PickScore": ScorerConfig("CLIP", CLIP, Preprocess(SIZE, "transformers"), max_length=77, scaled=True),
 }
 TABLE_ROWS = 23
+TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PROMPTS = ["a red bicycle", "", "two cats asleep on a green sofa, oil on canvas", "日本の桜 & café"]
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pipelines
 import pytest
 import torch
-from conftest import small_scorer
+from conftest import TWO_PROCESSES, small_scorer
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu")
-TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+LAUNCHERS = {"alone": (sys.executable,), "accelerate": ACCELERATE, "two": TWO_PROCESSES}
 
 
 def saved(pipeline, directory: Path) -> dict[str, Path]:
@@ -40,7 +40,7 @@ def launch(launcher, script, recipe, values):
     return json.loads((values["output"] / "history.json").read_text())
 
 
-@pytest.mark.parametrize("launcher", [(sys.executable,), ACCELERATE, TWO], ids=["alone", "accelerate", "two"])
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
 def test_refl_by_the_tiny_recipe_runs_three_updates_and_leaves_a_pipeline(launcher, tmp_path):
     values = {
         **saved(pipelines.sd("v_prediction"), tmp_path),
@@ -96,13 +96,13 @@ def test_two_processes_resume_grpo_with_lora_and_averaged_weights_where_they_wer
         "evaluation.count": 2,
         "evaluation.batch_size": 4,
     }
-    whole = launch(TWO, "grpo", "tiny/grpo", values)
+    whole = launch(TWO_PROCESSES, "grpo", "tiny/grpo", values)
     result = tmp_path / "out" / "pytorch_lora_weights.safetensors"
     learned = load_file(result)
     assert any(value.any() for name, value in learned.items() if "lora_B" in name)
     shutil.rmtree(tmp_path / "out" / "checkpoint-2")
     result.unlink()
-    assert launch(TWO, "grpo", "tiny/grpo", {**values, "resume": "true"}) == whole
+    assert launch(TWO_PROCESSES, "grpo", "tiny/grpo", {**values, "resume": "true"}) == whole
     again = load_file(result)
     assert learned.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in learned.items())

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import test_grpo
 import test_refl
 import torch
 from accelerate import PartialState
+from conftest import TWO_PROCESSES
 from pipelines import PROMPTS
 from test_refl import brightness, weights
 
@@ -19,7 +21,6 @@ from imagereward.errors import ImageRewardError
 from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator
 
 ROOT = Path(__file__).parents[1]
-LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SCRIPT = """
 import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
@@ -57,7 +58,7 @@ def launched(call, directory):
     script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), call=call))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     printed = []
-    for launcher, output in (([sys.executable], "one"), (LAUNCHER, "two")):
+    for launcher, output in (([sys.executable], "one"), (TWO_PROCESSES, "two")):
         command = [*launcher, str(script), str(directory / output)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
@@ -104,6 +105,11 @@ def test_grpo_with_unequally_much_to_learn(more, tmp_path):
         micro_batch=2, clip=1e6, optimizer_steps=2, window={{"size": 2}}, {more})"""
     one, two, _ = launched(call, tmp_path)
     check_equal(one, two, [1])
+
+
+def test_an_update_in_which_nothing_is_learned_is_no_error(tmp_path):
+    test_grpo.run(tmp_path / "out", reward=test_grpo.constant, updates=1, batch_size=8, micro_batch=2)
+    assert (tmp_path / "out" / "model_index.json").is_file()
 
 
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):

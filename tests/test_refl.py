@@ -406,10 +406,12 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(lora, tmp_pa
 
 def test_a_run_can_go_on_for_longer_or_back_to_a_checkpoint(tmp_path):
     run(tmp_path / "whole", updates=3, save_every=1, ema=0.5)
-    run(tmp_path / "longer", updates=2, save_every=1, ema=0.5)
-    run(tmp_path / "longer", updates=3, save_every=1, ema=0.5, resume=True)
+    run(tmp_path / "longer", updates=2, save_every=2, ema=0.5)
+    run(tmp_path / "longer", updates=3, save_every=2, ema=0.5, resume=True)
     longer = weights(tmp_path / "longer")
     assert all(torch.equal(value, longer[name]) for name, value in weights(tmp_path / "whole").items())
+    with pytest.raises(CheckpointError, match="none of at most 1 updates; the last is checkpoint-3"):
+        run(tmp_path / "longer", updates=1, save_every=2, ema=0.5, resume=True)
     back = run(tmp_path / "whole", updates=2, save_every=1, ema=0.5, resume=True)
     run(tmp_path / "short", updates=2, save_every=1, ema=0.5)
     short, saved = weights(tmp_path / "short"), weights(tmp_path / "whole")

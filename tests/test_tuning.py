@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, pictures, small_scorer
+from conftest import CONFIGS, TWO_PROCESSES, pictures, small_scorer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -1350,8 +1350,7 @@ def test_two_processes_train_one_model_and_validate_every_pair_once(data, tmp_pa
         checkpointing="fairscale",
         fix_rate=0.5,
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run([*launcher, TRAIN, path], env=environment, capture_output=True, text=True)
+    result = subprocess.run([*TWO_PROCESSES, TRAIN, path], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     files = {file.name for file in output.iterdir() if not file.name.startswith("checkpoint-")}
     expected = {"model.safetensors", "config.json", "history.json", "run.json", "skipped.json", "warmup"}

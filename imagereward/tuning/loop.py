@@ -202,6 +202,11 @@ class Loop:
         if not self.config.resume:
             return 0
         path = latest(self.output, self.config.updates)
+        if path is None and (last := latest(self.output)):
+            raise CheckpointError(
+                f"{self.output} has checkpoints, but there is none of at most {self.config.updates} updates; "
+                f"the last is {last.name}. Ask for as many updates, or train anew into another directory"
+            )
         if path is None:
             return 0
         kept = load_checkpoint(path, self.learner.module, self.optimizer.optimizer)

@@ -17,6 +17,12 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Keep a module's floats in `dtype`; diffusers warns of every cast, also of one that changes nothing."""
+    if any(value.is_floating_point() and value.dtype != dtype for value in module.state_dict().values()):
+        module.to(dtype=dtype)
+
+
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     """The dtype of that name; None is float32. InputError if it is none of `DTYPES`."""
     if dtype is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from imagereward.precision import DTYPES
+from imagereward.precision import DTYPES, cast
 from imagereward.tuning.adapt import Base, let_learn
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Denoiser, open_denoiser
@@ -90,14 +90,16 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> Denoiser
     """The denoiser on the device: what learns in float32, the frozen rest in the precision asked for."""
     dtype = torch.float32 if config.lora is None else DTYPES[config.precision]
     denoiser = open_denoiser(model if model is not None else config.model, config.resolution, dtype)
-    denoiser.network.to(dtype=dtype)
+    cast(denoiser.network, dtype)
     if config.quantise:
         in_four_bits(denoiser.network, device)
     denoiser.network.to(device)
     for frozen in denoiser.frozen:
         # With kept embeddings, text encoders come to the device when they are needed there.
-        frozen.to("cpu" if config.embeddings else device, DTYPES[config.precision])
-    denoiser.latents.vae.to(device, DTYPES[config.vae_precision])
+        cast(frozen, DTYPES[config.precision])
+        frozen.to("cpu" if config.embeddings else device)
+    cast(denoiser.latents.vae, DTYPES[config.vae_precision])
+    denoiser.latents.vae.to(device)
     let_learn(denoiser, config.lora, config.seed)
     return denoiser
 

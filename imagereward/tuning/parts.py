@@ -120,7 +120,8 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPModel:
     config = build(CLIPTextConfig, values, source)
     tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
     torch.manual_seed(config.seed)
-    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids = {"vocab_size": len(tokenizer), **ends}
     shape = config.architecture
     clip = CLIPModel(CLIPConfig(**{**shape, "text_config": {**shape.get("text_config", {}), **ids}}))
     objective = Contrast(_pairs(config), tokenizer, batch_size=config.batch_size, seed=config.seed)

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 LABEL_HEIGHT = 16
 LETTER_WIDTH = 6
 GAP = 4
+LEAST_SIDE = 128  # a heading's width
 
 
 def grid(
@@ -17,16 +18,16 @@ def grid(
     most_side: int = 256,
 ) -> Image.Image:
     """One picture: images [3, H, W] in [0, 1], each row under its label, each column under its heading."""
-    side = max(64, min(most_side, max(image.shape[-1] for row in rows for image in row)))
+    side = max(LEAST_SIDE, min(most_side, max(image.shape[-1] for row in rows for image in row)))
     width = max(len(row) for row in rows) * (side + GAP) + GAP
     height = LABEL_HEIGHT + len(rows) * (side + LABEL_HEIGHT + GAP)
     page = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(page)
     for place, heading in enumerate(columns):
-        pen.text((GAP + place * (side + GAP), 2), heading[: side // LETTER_WIDTH], "black")
+        pen.text((GAP + place * (side + GAP), 2), _cut(heading, side), "black")
     for at, (row, label) in enumerate(zip(rows, labels, strict=True)):
         top = LABEL_HEIGHT + at * (side + LABEL_HEIGHT + GAP)
-        pen.text((GAP, top), label[: width // LETTER_WIDTH], "black")
+        pen.text((GAP, top), _cut(label, width), "black")
         for place, image in enumerate(row):
             picture = as_image(image).resize((side, side), Image.Resampling.BICUBIC)
             page.paste(picture, (GAP + place * (side + GAP), top + LABEL_HEIGHT))
@@ -37,3 +38,8 @@ def as_image(image_3_H_W: torch.Tensor) -> Image.Image:
     """[3, H, W] in [0, 1] at 8 bits."""
     array = (image_3_H_W.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
+
+
+def _cut(text: str, width: int) -> str:
+    letters = width // LETTER_WIDTH
+    return text if len(text) <= letters else text[: letters - 3] + "..."

@@ -32,7 +32,9 @@ class EvaluationConfig(Config):
     seeds: int = Field(2, ge=1, description="images a prompt; from 2 on their diversity is measured")
     steps: int = Field(0, ge=0, description="sampling steps; default: as in training")
     batch_size: int = Field(8, ge=1, description="images a process draws at once")
-    held_out: str = Field("", description="a scorer that is not trained on, as in `reward`")
+    held_out: str | dict[str, float] = Field(
+        "", description="what is not trained on: one, or several with weights, as in `reward`"
+    )
     patience: int = Field(
         2, ge=0, description="evaluations for which reward may rise and held-out fall; 0: any"
     )
@@ -128,10 +130,9 @@ class Evaluation:
         loop.log(update, {f"evaluation/{name}": value for name, value in values.items()})
         if accelerator.is_main_process:
             self._show(images, update)
-        past = [entry for entry in loop.history if "evaluation/held_out" in entry]
-        rewards, held_out = (
-            [entry[f"evaluation/{name}"] for entry in past] for name in ("reward", "held_out")
-        )
+        names = ("evaluation/reward", "evaluation/held_out")
+        past = [entry for entry in loop.history if all(name in entry for name in names)]
+        rewards, held_out = ([entry[name] for entry in past] for name in names)
         if overoptimised(rewards, held_out, self.config.patience):
             return (
                 f"stopped after update {update}: in the last {self.config.patience} evaluations the reward "

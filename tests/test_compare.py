@@ -47,7 +47,7 @@ def test_figures_are_those_of_the_images():
         expected = images.mean((2, 3, 4)).numpy()
         np.testing.assert_allclose(scores["brightness"], expected, rtol=1e-5)
     (row,) = found.rows()
-    assert row["difference"] == pytest.approx(row["tuned"] - row["base"])
+    assert row["difference"] == pytest.approx(row["tuned"] - row["base"], abs=1e-6)
     assert row["low"] <= row["difference"] <= row["high"]
     for name, scores in (("base", found.before), ("tuned", found.after)):
         low, high = paired_interval(np.zeros(2), scores["brightness"].mean(1))

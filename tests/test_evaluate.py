@@ -1,12 +1,17 @@
-"""Evaluations: what judges them."""
+"""Evaluations: what judges them, and how much they hold at once."""
 
 import json
 
 import pipelines
 import pytest
-from test_refl import evaluations, run, settings
+import torch
+from conftest import small_scorer
+from test_refl import PROMPTS, evaluations, run, settings
 
 from imagereward.tuning import run_recipe
+from imagereward.tuning.denoisers import open_denoiser
+from imagereward.tuning.evaluate import diversity, draw
+from imagereward.tuning.policy import Policy
 
 RECIPE = """
 objective = "sft"
@@ -63,3 +68,42 @@ def test_several_held_out_rewards_are_logged_as_their_sum_and_one_by_one(tmp_pat
     )
     assert whole == pytest.approx([one + 0.5 * other for one, other in zip(*each, strict=True)])
     assert json.loads((tmp_path / "out/run.json").read_text())["evaluation"]["held_out"] == weights
+
+
+@pytest.mark.parametrize("family", ["sd", "flux_kontext", "flux_fill"])
+def test_the_autoencoder_is_asked_for_one_image_at_a_time(family, monkeypatch):
+    denoiser, sizes = open_denoiser(pipelines.FAMILIES[family](), 16), []
+    vae = denoiser.latents.vae
+    for name in ("encode", "decode"):
+        real = getattr(vae, name)
+        monkeypatch.setattr(vae, name, lambda x, real=real: sizes.append(len(x)) or real(x))
+    images = draw(Policy(denoiser, denoiser.dynamics(2)), pipelines.rows(family), 2, 0, 6, None)
+    assert images.shape == (3, 2, 3, 16, 16)
+    assert set(sizes) == {1}
+    assert len(sizes) == (6 if family == "sd" else 9)  # what is shown is encoded once for both seeds
+
+
+def test_images_decoded_one_by_one_are_those_of_a_batch_with_gradient():
+    latents, sizes = open_denoiser(pipelines.sd(), 16).latents, []
+    real = latents.vae.decode
+    latents.vae.decode = lambda x: sizes.append(len(x)) or real(x)
+    noise = torch.randn(3, *latents.shape, generator=torch.Generator().manual_seed(0))
+    together = latents.decode(noise.clone().requires_grad_())
+    assert together.requires_grad
+    torch.testing.assert_close(latents.decode(noise), together.detach(), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        latents.decode(noise.clone().requires_grad_())
+    assert sizes == [3, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["ImageReward", "CLIP"])
+def test_diversity_asks_the_scorer_for_a_batch_at_a_time(kind, monkeypatch):
+    scorer, sizes = small_scorer(kind), []
+    images = torch.rand(len(PROMPTS), 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole = diversity(images, scorer, 9)
+    real = scorer.encode_pixels
+    monkeypatch.setattr(
+        scorer, "encode_pixels", lambda batches: sizes.append(len(batches[0])) or real(batches)
+    )
+    assert diversity(images, scorer, 4) == pytest.approx(whole, abs=1e-5)
+    assert sizes == [4, 4, 1]

@@ -120,8 +120,11 @@ def compare(
         del policy, denoiser
     scored = [_scores(judge, images, rows, batch_size, where) for images in drawn]
     features = judge.scorers[0] if judge.scorers else None
-    spread = (diversity(drawn[0], features), diversity(drawn[1], features)) if seeds > 1 else None
-    return Comparison(texts, scored[0], scored[1], spread, (drawn[0], drawn[1]))
+    before, after = drawn
+    spread = None
+    if seeds > 1:
+        spread = diversity(before, features, batch_size), diversity(after, features, batch_size)
+    return Comparison(texts, scored[0], scored[1], spread, (before, after))
 
 
 def _own(pipeline: Any, name: str) -> Any:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from imagereward.scorer import Scorer
 from imagereward.tuning.config import Config
+from imagereward.tuning.denoisers import Condition
 from imagereward.tuning.grid import grid
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.processes import gathered
@@ -49,7 +50,7 @@ def draw(
     batch_size: int,
     accelerator: Accelerator | None,
 ) -> torch.Tensor:
-    """Images [M, seeds, 3, H, W] on the CPU, in batches across prompts.
+    """Images [M, seeds, 3, H, W] on the CPU, in batches across prompts; the autoencoder takes one at a time.
 
     The noise of a prompt's k-th image depends on `seed`, the prompt's place and k alone. Processes draw
     equally many of every round, and each gets all images.
@@ -62,16 +63,19 @@ def draw(
         numbers = range(at + rank * share, at + (rank + 1) * share)
         batch = [divmod(min(number, count - 1), seeds) for number in numbers]
         noise = torch.cat([noise_of([k], shape, seed, f"image of {place}") for place, k in batch])
-        condition = policy.denoiser.encode([rows[place] for place, _ in batch])
+        # One by one, for rows may bring pictures, which need as much memory to encode as to decode.
+        encoded = {place: policy.denoiser.encode([rows[place]]) for place in {place for place, _ in batch}}
+        condition = Condition.cat([encoded[place] for place, _ in batch])
         images = policy.sample(condition, noise.to(policy.device))
         drawn.append((accelerator.gather(images) if accelerator else images).cpu())
     return torch.cat(drawn)[:count].unflatten(0, (len(rows), seeds))
 
 
-def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None) -> float:
+def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None, batch_size: int = 8) -> float:
     """Mean distance, 1 - cosine, between the features of one prompt's images, over all pairs and prompts.
 
-    Features are the scorer's, tokens averaged; without a scorer the pixels, at 16 by 16, about their mean.
+    Features are the scorer's, tokens averaged, which takes `batch_size` images at once; without a scorer the
+    pixels, at 16 by 16, about their mean.
     """
     prompts, seeds = images_M_K_3_H_W.shape[:2]
     flat = images_M_K_3_H_W.flatten(0, 1)
@@ -80,14 +84,18 @@ def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None) -> float:
             features = torch.nn.functional.adaptive_avg_pool2d(flat, 16).flatten(1)
             features = features - features.mean(0)
         else:
-            pixels = [preprocess.resize(flat.to(scorer.device)) for preprocess in scorer.preprocesses]
-            found = scorer.encode_pixels(pixels)
-            found = found[0] if isinstance(found, list | tuple) else found
-            features = found.float().flatten(1, -2).mean(1) if found.ndim > 2 else found.float()
+            features = torch.cat([_features(images, scorer) for images in flat.split(batch_size)])
     features = torch.nn.functional.normalize(features, dim=-1).unflatten(0, (prompts, seeds))
     similar = features @ features.transpose(1, 2)
     among = similar.sum((1, 2)) - similar.diagonal(dim1=1, dim2=2).sum(1)
     return float((1 - among / (seeds * (seeds - 1))).mean())
+
+
+def _features(images_B_3_H_W: torch.Tensor, scorer: Scorer) -> torch.Tensor:
+    images = images_B_3_H_W.to(scorer.device)
+    found = scorer.encode_pixels([preprocess.resize(images) for preprocess in scorer.preprocesses])
+    found = found[0] if isinstance(found, list | tuple) else found
+    return found.float().flatten(1, -2).mean(1) if found.ndim > 2 else found.float()
 
 
 def overoptimised(reward: Sequence[float], held_out: Sequence[float], patience: int) -> bool:
@@ -158,7 +166,8 @@ class Evaluation:
                 values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}
             scorers += judge.scorers
         if seeds > 1:
-            values["diversity"] = diversity(images, scorers[-1] if scorers else None)
+            last = scorers[-1] if scorers else None
+            values["diversity"] = diversity(images, last, self.config.batch_size)
         return values
 
     def _show(self, images: torch.Tensor, update: int) -> None:

@@ -36,7 +36,15 @@ class Latents:
         return (full_precision(latents) - self.shift) * vae.config.scaling_factor
 
     def decode(self, latents_B_C_h_w: torch.Tensor) -> torch.Tensor:
-        """Latents to float32 images [B, 3, H, W] in [0, 1]; gradients reach the latents."""
+        """Latents to float32 images [B, 3, H, W] in [0, 1]; gradients reach the latents.
+
+        Without gradient one by one: at 1024 pixels a batch would hold far more than a training step.
+        """
+        if torch.is_grad_enabled() and latents_B_C_h_w.requires_grad:
+            return self._decode(latents_B_C_h_w)
+        return torch.cat([self._decode(latents) for latents in latents_B_C_h_w.split(1)])
+
+    def _decode(self, latents_B_C_h_w: torch.Tensor) -> torch.Tensor:
         vae = self.vae
         latents = latents_B_C_h_w / vae.config.scaling_factor + self.shift
         # Whatever surrounds this, the decoder runs in its own dtype: in float16, SDXL's overflows.

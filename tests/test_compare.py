@@ -13,7 +13,9 @@ import torch
 from scipy.stats import bootstrap as scipy_bootstrap
 
 from imagereward.errors import InputError
+from imagereward.tuning import compare as comparing
 from imagereward.tuning import tune
+from imagereward.tuning.adapt import LoRA, learning, let_learn
 from imagereward.tuning.compare import compare, paired_interval, win_rate
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.evaluate import diversity, draw, overoptimised
@@ -38,6 +40,103 @@ def test_a_model_against_itself_is_no_better():
     assert row["win rate"] == 0.5
     assert found.diversity[0] == found.diversity[1] > 0
     assert torch.equal(*found.images)
+
+
+def test_a_pipeline_as_both_is_refused_for_it_would_be_no_better():
+    pipeline = pipelines.sd()
+    with pytest.raises(
+        InputError, match=r"one and the same pipeline: tune\(\) changes .* directory or hub id"
+    ):
+        compared(pipeline, pipeline)
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """Weights for `pipelines.sd()` that are felt."""
+    from peft.utils import get_peft_model_state_dict
+
+    denoiser = open_denoiser(pipelines.sd(), 16)
+    let_learn(denoiser, LoRA(rank=2))
+    for value in learning(denoiser.network).values():
+        torch.nn.init.normal_(value.data, generator=torch.Generator().manual_seed(0))
+    layers = get_peft_model_state_dict(denoiser.network)
+    denoiser.pipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=layers)
+    return tmp_path / "lora"
+
+
+def test_lora_weights_are_gone_from_the_base_afterwards(lora, monkeypatch):
+    base = pipelines.sd()
+    first, second = compared(base, lora), compared(base, lora)
+    assert (first.before["brightness"] - first.after["brightness"]).any()
+    for name in ("before", "after"):
+        np.testing.assert_array_equal(getattr(first, name)["brightness"], getattr(second, name)["brightness"])
+
+    real = comparing.draw
+
+    def failing(policy, *rest):
+        if getattr(policy.denoiser.network, "peft_config", None):
+            raise OSError("no more memory")
+        return real(policy, *rest)
+
+    monkeypatch.setattr(comparing, "draw", failing)
+    with pytest.raises(OSError, match="no more memory"):
+        compared(base, lora)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(compared(base, lora).before["brightness"], first.before["brightness"])
+
+
+def test_lora_weights_are_not_loaded_beside_others(lora):
+    base = pipelines.sd()
+    base.load_lora_weights(lora)
+    with pytest.raises(InputError, match=r"adapters already, beside which .*lora would be loaded"):
+        compared(base, lora)
+    assert base.unet.peft_config
+
+
+def watched(monkeypatch):
+    """The pipelines that are drawn with, as they are when they draw, in the place of drawing."""
+    seen = []
+
+    def watch(policy, rows, seeds, *_):
+        parts = policy.denoiser.pipeline.components
+        seen.append({name: parts[name].dtype for name in ("unet", "text_encoder", "vae")})
+        seen[-1]["weights"] = {name: value.clone() for name, value in parts["vae"].state_dict().items()}
+        return torch.zeros(len(rows), seeds, 3, 16, 16)
+
+    monkeypatch.setattr(comparing, "draw", watch)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_autoencoder_is_read_in_float32_whatever_the_rest_is(dtype, tmp_path, monkeypatch):
+    stored, seen = pipelines.sd(), watched(monkeypatch)
+    stored.save_pretrained(tmp_path / "model")
+    compared(tmp_path / "model", pipelines.sd(), dtype=dtype)
+    assert (seen[0]["unet"], seen[0]["text_encoder"], seen[0]["vae"]) == (dtype, dtype, torch.float32)
+    for name, value in stored.vae.state_dict().items():
+        assert torch.equal(seen[0]["weights"][name], value)
+
+
+def test_models_in_half_precision_draw_images_near_those_in_float32(tmp_path):
+    for name, seed in (("base", 0), ("tuned", 1)):
+        pipelines.sd(seed=seed).save_pretrained(tmp_path / name)
+    whole, half = (
+        compared(tmp_path / "base", tmp_path / "tuned", dtype=dtype)
+        for dtype in (torch.float32, torch.float16)
+    )
+    for name in ("before", "after"):
+        np.testing.assert_allclose(
+            getattr(half, name)["brightness"], getattr(whole, name)["brightness"], atol=0.01
+        )
+
+
+def test_a_pipeline_given_in_half_precision_decodes_in_float32_and_stays_as_it_was(monkeypatch):
+    seen, base, tuned = watched(monkeypatch), pipelines.sd(), pipelines.sd(seed=1).to(torch.float16)
+    before = {name: value.clone() for name, value in tuned.vae.state_dict().items()}
+    compared(base, tuned)
+    assert (seen[1]["unet"], seen[1]["vae"]) == (torch.float16, torch.float32)
+    assert all(torch.equal(value, before[name]) for name, value in tuned.vae.state_dict().items())
+    assert tuned.vae.dtype == torch.float16
 
 
 def test_figures_are_those_of_the_images():

@@ -1,9 +1,10 @@
 """Two generators on the same prompts from the same noise: by rewards, by diversity, and side by side."""
 
+import contextlib
 import html
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from imagereward.errors import InputError
+from imagereward.precision import cast
 from imagereward.ranking import thumbnail
 from imagereward.tuning.denoisers import Denoiser, open_denoiser
 from imagereward.tuning.evaluate import diversity, draw
@@ -100,23 +102,32 @@ def compare(
 
     `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
     LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken.
-    Without `steps` or `guidance`, those that the base's pipeline draws with by itself.
-    Raises InputError for families that draw from noise of different shapes.
+    Without `steps` or `guidance`, those that the base's pipeline draws with by itself. What is loaded is in
+    `dtype`, but for the autoencoder, which is in float32.
+    Raises InputError for families that draw from noise of different shapes, for one pipeline as both, and for
+    a base that has adapters already where `tuned` is LoRA weights.
     """
+    if base is tuned and _is_pipeline(base):
+        raise InputError(
+            "base and tuned are one and the same pipeline: tune() changes the pipeline that it is given; "
+            "expected the base's directory or hub id, or a pipeline loaded from it again"
+        )
     texts = read_prompts(prompts)[:most]
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     judge = open_rewards(rewards, where)
     drawn, shapes = [], []
     for source, adapter in ((base, None), (base, tuned) if _is_lora(tuned) else (tuned, None)):
-        denoiser = _opened(source, adapter, resolution, where, dtype)
-        shapes.append(denoiser.latents.shape)
-        if shapes[0] != shapes[-1]:
-            raise InputError(f"base and tuned draw from noise of different shapes: {shapes[0]}, {shapes[1]}")
-        steps = steps or _own(denoiser.pipeline, "num_inference_steps")
-        guidance = _own(denoiser.pipeline, "guidance_scale") if guidance is None else guidance
-        policy = Policy(denoiser, denoiser.dynamics(steps), guidance)
-        rows = read_rows(prompts, denoiser.inputs)[:most]
-        drawn.append(draw(policy, rows, seeds, seed, batch_size, None))
+        with _opened(source, adapter, resolution, where, dtype) as denoiser:
+            shapes.append(denoiser.latents.shape)
+            if shapes[0] != shapes[-1]:
+                raise InputError(
+                    f"base and tuned draw from noise of different shapes: {shapes[0]}, {shapes[1]}"
+                )
+            steps = steps or _own(denoiser.pipeline, "num_inference_steps")
+            guidance = _own(denoiser.pipeline, "guidance_scale") if guidance is None else guidance
+            policy = Policy(denoiser, denoiser.dynamics(steps), guidance)
+            rows = read_rows(prompts, denoiser.inputs)[:most]
+            drawn.append(draw(policy, rows, seeds, seed, batch_size, None))
         del policy, denoiser
     scored = [_scores(judge, images, rows, batch_size, where) for images in drawn]
     features = judge.scorers[0] if judge.scorers else None
@@ -132,18 +143,39 @@ def _own(pipeline: Any, name: str) -> Any:
     return inspect.signature(pipeline.__call__).parameters[name].default
 
 
+def _is_pipeline(source: Any) -> bool:
+    return hasattr(source, "components")
+
+
 def _is_lora(source: Any) -> bool:
-    return not hasattr(source, "components") and Path(source).expanduser().joinpath(LORA_FILE).is_file()
+    return not _is_pipeline(source) and Path(source).expanduser().joinpath(LORA_FILE).is_file()
 
 
-def _opened(source: Any, adapter: Any, resolution: int | None, device, dtype) -> Denoiser:
-    denoiser = open_denoiser(source, resolution, dtype)
-    if adapter is not None:
-        denoiser.pipeline.load_lora_weights(adapter)
-    for part in (denoiser.network, *denoiser.frozen):
-        part.to(device)
-    denoiser.network.requires_grad_(False).eval()
-    return denoiser
+@contextlib.contextmanager
+def _opened(source: Any, adapter: Any, resolution: int | None, device, dtype) -> Iterator[Denoiser]:
+    """The denoiser on the device; afterwards a pipeline that was given has the weights that it had."""
+    # In float16 SDXL's autoencoder overflows, and what was once read in it stays rounded.
+    dtypes: Any = {"default": dtype, "vae": torch.float32}
+    denoiser = open_denoiser(source, resolution, dtypes)
+    pipeline, vae, parts = denoiser.pipeline, denoiser.latents.vae, (denoiser.network, *denoiser.frozen)
+    if adapter is not None and any(getattr(part, "peft_config", None) for part in parts):
+        raise InputError(
+            f"the base has adapters already, beside which {adapter} would be loaded: expected a base without "
+            "any, as after pipeline.unload_lora_weights()"
+        )
+    own = vae.dtype
+    try:
+        if adapter is not None:
+            pipeline.load_lora_weights(adapter)
+        for part in parts:
+            part.to(device)
+        cast(vae, torch.promote_types(own, torch.float32))
+        denoiser.network.requires_grad_(False).eval()
+        yield denoiser
+    finally:
+        cast(vae, own)
+        if adapter is not None:
+            pipeline.unload_lora_weights()
 
 
 def _scores(judge: Rewards, images, rows, batch_size: int, device) -> dict[str, np.ndarray]:

@@ -166,6 +166,16 @@ def test_verify_agrees_where_scores_and_weights_are_the_published_ones(tmp_path,
     assert "agrees with" in run("verify", "--checkpoint", tmp_path / "x.pt", "--images", tmp_path)
 
 
+def test_resume_latest_is_resume_true_wherever_it_stands(capsys, tmp_path):
+    for arguments in (
+        ("tiny/refl", f"output={tmp_path}", "--resume", "latest"),
+        ("--resume", "latest", "tiny/refl", f"output={tmp_path}", "resume=false"),
+    ):
+        assert f"{tmp_path} holds no run to resume" in error_of(capsys, "tune", *arguments)
+    error = error_of(capsys, "tune", "tiny/refl", f"output={tmp_path}", "--resume", "checkpoint-40")
+    assert error == "error: --resume checkpoint-40: expected latest\n"
+
+
 def test_help_answers_at_once_without_importing_torch():
     command = [sys.executable, "-X", "importtime", "-m", "imagereward", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -39,6 +39,9 @@ def tune(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (--list shows them) or a TOML file.")] = "",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value …")] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="The recipes in the package.")] = False,
+    resume: Annotated[
+        str | None, typer.Option(help="latest: go on from the last checkpoint; the same as resume=true.")
+    ] = None,
 ) -> None:
     """Train as a recipe says: `imagereward tune tiny/preference data=shapes output=mine epochs=2`."""
     from imagereward.errors import ImageRewardError, InputError
@@ -55,7 +58,9 @@ def tune(
         return
     if not recipe:
         raise InputError(f"which recipe? known: {', '.join(recipe_names())}")
-    tuning.run_recipe(recipe, overrides or [])
+    if resume not in (None, "latest"):
+        raise InputError(f"--resume {resume}: expected latest")
+    tuning.run_recipe(recipe, [*(overrides or []), *(["resume=true"] if resume else [])])
 
 
 @app.command()

@@ -256,3 +256,18 @@ def rows(family, count=3):
 def network_of(pipeline):
     """What learns."""
     return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+
+
+def learners(module):
+    """Names of what a training should move: all that learns, but of an adapter the half that starts at 0."""
+    return {name for name, value in module.named_parameters() if value.requires_grad and "lora_A" not in name}
+
+
+def moved(module, before):
+    """Names of what is not as in `before`, the state without adapters; lora_B is compared with 0."""
+    found = set()
+    for name, value in module.state_dict().items():
+        was = 0 if "lora_B" in name else before.get(name.replace(".base_layer", ""))
+        if "lora_A" not in name and (value != was).any():
+            found.add(name)
+    return found

@@ -1,8 +1,11 @@
 """Dynamics: against diffusers' own schedulers, torch.distributions and closed forms."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from imagereward.errors import InputError
 from imagereward.tuning.dynamics import Diffusion, log_probability
@@ -10,15 +13,15 @@ from imagereward.tuning.dynamics import Diffusion, log_probability
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-def scheduler(prediction="epsilon", **options):
-    return DDIMScheduler(
+def scheduler(prediction="epsilon", kind=DDIMScheduler, **options):
+    return kind(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
-        set_alpha_to_one=False,
         steps_offset=1,
         prediction_type=prediction,
+        **({"set_alpha_to_one": False} if kind is DDIMScheduler else {}),
         **options,
     )
 
@@ -39,6 +42,22 @@ def test_a_step_equals_diffusers(prediction, eta, i):
     ours = Diffusion.like(theirs, 20, eta).step(x, output, torch.tensor([i, i]), noise=noise)
     torch.testing.assert_close(ours.next, expected.prev_sample, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(ours.x0, expected.pred_original_sample, atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_with_an_eta_of_one_a_step_equals_ddpms(prediction, spacing):
+    x, output, _ = tensors()
+    theirs = scheduler(prediction, DDPMScheduler, variance_type="fixed_small", timestep_spacing=spacing)
+    theirs.set_timesteps(20)
+    dynamics = Diffusion.like(theirs, 20, 1.0)
+    assert dynamics.times_N.tolist() == theirs.timesteps.tolist()
+    for i in range(19):  # DDPM's last goes to alpha = 1
+        expected = theirs.step(output, theirs.timesteps[i], x, generator=torch.Generator().manual_seed(i))
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(i))
+        step = dynamics.step(x, output, torch.tensor([i, i]), noise=noise)
+        torch.testing.assert_close(step.next, expected.prev_sample, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(step.x0, expected.pred_original_sample, atol=2e-4, rtol=1e-5)
 
 
 def test_the_grid_is_the_schedulers():
@@ -86,6 +105,17 @@ def test_the_log_probability_is_the_normal_one_averaged_over_elements():
     torch.testing.assert_close(log_probability(x, mean, std), expected)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_log_probability_of_a_step_is_that_of_what_it_drew(eta, prediction):
+    x, output, noise = tensors()
+    dynamics = Diffusion.like(scheduler(prediction), 10, eta)
+    for i in range(10):
+        step = dynamics.step(x, output, torch.tensor([i, (i + 3) % 10]), noise=noise)
+        normal = torch.distributions.Normal(step.mean, step.std)
+        torch.testing.assert_close(step.logp, normal.log_prob(step.next).mean((1, 2, 3)))
+
+
 def test_a_stored_next_sample_is_scored_as_it_was_when_it_was_drawn():
     x, output, noise = tensors()
     dynamics, i = Diffusion.like(scheduler(), 10, 1.0), torch.tensor([3, 5])
@@ -111,3 +141,41 @@ def test_half_precision_is_computed_in_float32():
 def test_an_impossible_number_of_steps_is_refused(steps):
     with pytest.raises(InputError, match=f"steps={steps}"):
         Diffusion.like(scheduler(), steps)
+
+
+# Data N(mean, std^2), each element with its own: the best prediction is affine, every step's moments known.
+
+
+def best_epsilon(x, alpha, mean, std):
+    """The noise's mean given x."""
+    return math.sqrt(1 - alpha) * (x - math.sqrt(alpha) * mean) / (alpha * std**2 + 1 - alpha)
+
+
+def next_moments(moments, alpha, after, eta, mean, std):
+    """What becomes of x's (mean, variance), by hand: x - sqrt(alpha) mean is part data, part noise."""
+    spread = eta * math.sqrt((1 - after) / (1 - alpha) * (1 - alpha / after))
+    data, noise = math.sqrt(after * alpha) * std**2, math.sqrt((1 - after - spread**2) * (1 - alpha))
+    factor = (data + noise) / (alpha * std**2 + 1 - alpha)
+    away = moments[0] - math.sqrt(alpha) * mean
+    return math.sqrt(after) * mean + factor * away, factor**2 * moments[1] + spread**2
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_recursion_of_a_normal_is_exact_step_by_step(eta):
+    dynamics = Diffusion.like(scheduler(), 50, eta)
+    alphas = [*dynamics.alphas_T[dynamics.times_N].tolist(), dynamics.final_alpha]
+    draw = torch.Generator().manual_seed(0)
+    mean = torch.randn(1, 4, 3, 3, generator=draw, dtype=torch.float64)
+    std = torch.rand(1, 4, 3, 3, generator=draw, dtype=torch.float64) + 0.2
+    ours = expected = torch.zeros_like(mean), torch.ones_like(mean)
+    for i, (alpha, after) in enumerate(pairwise(alphas)):
+        steps = [
+            dynamics.step(x, best_epsilon(x, alpha, mean, std), torch.tensor([i]))
+            for x in (ours[0], ours[0] + 1)
+        ]
+        slope = steps[1].mean - steps[0].mean
+        ours = steps[0].mean, slope**2 * ours[1] + steps[0].std ** 2
+        expected = next_moments(expected, alpha, after, eta, mean, std)
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    assert (ours[0] - mean).abs().max() < 0.2  # 50 steps come near the data
+    assert ((ours[1] / std**2 - 0.85).abs() < 0.25).all()

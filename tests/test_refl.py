@@ -13,7 +13,7 @@ import torch
 from conftest import small_scorer
 from safetensors.torch import load_file
 
-from imagereward.errors import CheckpointError, InputError, NonFiniteLossError
+from imagereward.errors import CheckpointError, ImageRewardError, InputError, NonFiniteLossError
 from imagereward.tuning import tune
 from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
 from imagereward.tuning.batches import chunks
@@ -95,19 +95,30 @@ def test_recomputing_keeps_far_less_for_the_same_gradients(family):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss, _ = refl_of().loss(policy, chunks(0, 4, 2)[0])
+            loss, _ = objective.loss(policy, chunks(0, 4, 2)[0])
         loss.backward()
         gradients = [value.grad.clone() for value in learning(policy.denoiser.network).values()]
         policy.denoiser.network.zero_grad()
         return sum(kept.values()), gradients
 
-    policy = policy_of(family)
+    policy, objective = policy_of(family), refl_of(small_scorer("ImageReward"))
     plain, expected = step(policy)
-    recompute(policy.denoiser, None)
-    recompute(policy.denoiser, None)  # twice is as once
+    recompute(policy.denoiser, objective.rewards)
+    recompute(policy.denoiser, objective.rewards)  # twice is as once
     less, gradients = step(policy)
-    assert less < 0.35 * plain
+    assert less < 0.27 * plain  # 0.3 if the scorer kept all it computes
     torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-7)
+
+
+# Of layers of every kind.
+MOVED_A_LITTLE = (
+    "conv_in.weight",
+    "time_embedding.linear_1.weight",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight",
+    "up_blocks.0.resnets.0.norm1.weight",
+    "conv_out.bias",
+)
 
 
 @pytest.mark.parametrize("judge", ["brightness", "ImageReward"])
@@ -131,6 +142,7 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind, judge):
         latents, _ = denoise(policy, noise, condition, span)
         return reward(policy.denoiser.latents.decode(latents), PROMPTS[:2])[0].sum()
 
+    @torch.no_grad()
     def scored_from_the_span():
         x = before
         for i in range(span.begin, span.end):
@@ -139,19 +151,20 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind, judge):
             x = step.x0 if span.predicted else step.next
         return reward(policy.denoiser.latents.decode(x), PROMPTS[:2])[0].sum().item()
 
-    weight = policy.denoiser.network.conv_in.weight
     scored().backward()
-    place = int(weight.grad.abs().argmax())
-    flat, step = weight.data.view(-1), 1e-3
-    value = float(flat[place])
-    ends = []
-    for moved in (value + step, value - step):
-        flat[place] = moved
-        ends.append(scored_from_the_span())
-    flat[place] = value
-    difference = (ends[0] - ends[1]) / (2 * step)
-    assert abs(difference) > 1e-9
-    assert float(weight.grad.view(-1)[place]) == pytest.approx(difference, rel=2e-3)
+    step = 5e-4  # much smaller ones drown the smallest gradients, of 1e-7, in rounding
+    for name in MOVED_A_LITTLE:
+        weight = policy.denoiser.network.get_parameter(name)
+        gradient, flat = weight.grad.view(-1), weight.data.view(-1)
+        for place in gradient.abs().topk(2).indices:
+            value, ends = float(flat[place]), []
+            for moved in (value + step, value - step):
+                flat[place] = moved
+                ends.append(scored_from_the_span())
+            flat[place] = value
+            difference = (ends[0] - ends[1]) / (2 * step)
+            assert abs(difference) > 1e-9, name
+            assert float(gradient[place]) == pytest.approx(difference, rel=1e-5, abs=0), name
 
 
 class ScaledByStep(torch.nn.Module):
@@ -354,6 +367,29 @@ def test_a_run_says_what_it_did(tmp_path):
     assert {"loss", "reward", "reward/brightness", "gradient_norm", "learning_rate"} <= updates[0].keys()
 
 
+def check_same_checkpoint(one, other):
+    """Weights, averages and moments are the same, to the last bit."""
+    for name in ("learned.safetensors", "averaged.safetensors"):
+        a, b = load_file(one / name), load_file(other / name)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(value, b[key]) for key, value in a.items())
+    moments = [torch.load(each / "optimizer.pt", weights_only=True) for each in (one, other)]
+    # As JSON, to which tuples are lists.
+    assert json.dumps(moments[0]["param_groups"]) == json.dumps(moments[1]["param_groups"])
+    a, b = (dict(leaves(each["state"])) for each in moments)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+def leaves(state, *path):
+    """(path, tensor) of everything in nested dicts."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from leaves(value, *path, key)
+        else:
+            yield (*path, key), torch.as_tensor(value)
+
+
 class Stop(Exception):
     """What a test stops a run by."""
 
@@ -393,15 +429,29 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(lora, tmp_pa
     # As run.json names its output, a run that moved is another run.
     resumed = run_named(broken, resume=True)
     assert resumed is not None
-    for name in ("learned.safetensors", "averaged.safetensors"):
-        a, b = (load_file(each / "checkpoint-5" / name) for each in (whole, broken))
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    moments = [torch.load(each / "checkpoint-5/optimizer.pt", weights_only=True) for each in (whole, broken)]
-    assert moments[0].keys() == moments[1].keys()
-    for key, state in moments[0]["state"].items():
-        for part, value in state.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[1]["state"][key][part]))
+    check_same_checkpoint(whole / "checkpoint-5", broken / "checkpoint-5")
     assert (whole / "history.json").read_text() == (broken / "history.json").read_text()
+
+
+def test_a_run_with_moments_in_eight_bits_resumes_as_if_it_had_not_stopped(tmp_path):
+    pytest.importorskip("bitsandbytes", "0.50")  # those before have them on GPUs alone
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    options = {"optimizer": "adamw-8bit", "save_every": 2, "ema": 0.5, "learning_rate": 3e-3}
+    run(whole, updates=4, **options)
+    run(longer, updates=2, **options)
+    run(longer, updates=4, **options, resume=True)
+    check_same_checkpoint(whole / "checkpoint-4", longer / "checkpoint-4")
+    state = torch.load(whole / "checkpoint-4/optimizer.pt", weights_only=True)["state"]
+    assert any(path[-1] == "state1" and value.dtype == torch.uint8 for path, value in leaves(state))
+    rewards = evaluations(whole, "reward")
+    assert rewards[-1] > rewards[0]
+
+
+def test_without_bitsandbytes_it_is_said_what_is_missing(tmp_path, monkeypatch):
+    for name in ("bitsandbytes", "bitsandbytes.optim"):  # the second may have been imported before
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImageRewardError, match='optimizer="adamw-8bit" needs bitsandbytes: python -m pip'):
+        run(tmp_path / "out", optimizer="adamw-8bit")
 
 
 def test_a_run_can_go_on_for_longer_or_back_to_a_checkpoint(tmp_path):
@@ -424,16 +474,24 @@ def test_a_run_can_go_on_for_longer_or_back_to_a_checkpoint(tmp_path):
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), kill=3, resume=False))
-    killed = launch([sys.executable, script, tmp_path / "out"])
+    def launched(output, **options):
+        script = tmp_path / "run.py"
+        script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), **options))
+        return launch([sys.executable, script, output])
+
+    whole, broken = tmp_path / "whole", tmp_path / "out"
+    killed = launched(broken, kill=3, resume=False)
     assert killed.returncode == -9, killed.stderr
-    assert latest(tmp_path / "out").name == "checkpoint-2"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), kill=99, resume=True))
-    resumed = launch([sys.executable, script, tmp_path / "out"])
-    assert resumed.returncode == 0, resumed.stderr
-    entries = [e["update"] for e in json.loads((tmp_path / "out/history.json").read_text()) if "loss" in e]
+    assert latest(broken).name == "checkpoint-2"
+    for output, resume in ((broken, True), (whole, False)):
+        done = launched(output, kill=99, resume=resume)
+        assert done.returncode == 0, done.stderr
+    entries = [e["update"] for e in json.loads((broken / "history.json").read_text()) if "loss" in e]
     assert entries == [1, 2, 3, 4]
+    assert (broken / "history.json").read_text() == (whole / "history.json").read_text()
+    check_same_checkpoint(whole / "checkpoint-4", broken / "checkpoint-4")
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
 
 
 SCRIPT = """
@@ -450,7 +508,7 @@ def count(optimizer, *_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: count(optimizer))
-test_refl.run(sys.argv[1], updates=4, save_every=1, resume={resume}, clip=1e6)
+test_refl.run(sys.argv[1], updates=4, save_every=1, ema=0.9, resume={resume}, clip=1e6)
 """
 
 

@@ -17,7 +17,7 @@ from imagereward.tuning.denoisers.pictures import mask_pixels
 from imagereward.tuning.generator import train_generator
 from imagereward.tuning.objectives.sft import SFTConfig
 from imagereward.tuning.prompts import read_prompts, read_rows
-from imagereward.tuning.rows import Request, prompts_of
+from imagereward.tuning.rows import Request, digest_of, prompts_of
 
 BOTH = ("image", "mask")
 
@@ -57,7 +57,26 @@ def test_a_list_may_hold_records_or_requests():
 
 def test_a_model_of_words_alone_opens_no_picture(folder):
     write(folder, [{"prompt": "a cat", "image": "missing.png"}])
-    assert read_rows(folder / "rows.jsonl", ()) == read_prompts(folder / "rows.jsonl") == ["a cat"]
+    assert read_rows(folder / "rows.jsonl", ()) == [Request("a cat", image=folder / "missing.png")]
+    assert read_prompts(folder / "rows.jsonl") == ["a cat"]
+
+
+def test_rows_are_known_again_by_all_that_they_hold():
+    image, other = pipelines.pictures(0)["image"], pipelines.pictures(1)["image"]
+    rows = [
+        "a cat",
+        "a dog",
+        Request("a cat", image=image),
+        Request("a cat", image=other),
+        Request("a cat", image="a.png"),
+        Request("a cat", mask="a.png"),
+        Request("a cat", metadata={"count": 1}),
+        Request("a cat", metadata={"count": 2}),
+    ]
+    assert len({digest_of([row]) for row in rows}) == len(rows)
+    assert digest_of(["a cat"]) == digest_of([Request("a cat")])
+    assert digest_of([Request("a cat", image=image.copy())]) == digest_of([Request("a cat", image=image)])
+    assert digest_of(["a", "b"]) != digest_of(["b", "a"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 Nothing else in the package imports it.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,7 +11,8 @@ from typing import Any
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.tuning.config import laid_over, read_recipe, recipe_names
 from imagereward.tuning.objectives import OBJECTIVES
-from imagereward.tuning.prompts import read_prompts
+from imagereward.tuning.prompts import read_rows
+from imagereward.tuning.rows import digest_of
 
 GENERATOR = "generator:tune_generator"
 # A recipe's objective -> what runs it.
@@ -84,8 +84,7 @@ def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:
 def _described(given: Any) -> str:
     """What run.json says of an object that has no name on disk, by which a resumed run knows it again."""
     if isinstance(given, Sequence):
-        digest = hashlib.sha256("\n".join(read_prompts(given)).encode()).hexdigest()
-        return f"a list of {len(given)}, {digest[:12]}"
+        return f"a list of {len(given)}, {digest_of(read_rows(given, ()))[:12]}"
     if name := getattr(given, "name_or_path", "") or getattr(given, "name", ""):
         return str(name)
     kind = given if hasattr(given, "__qualname__") else type(given)

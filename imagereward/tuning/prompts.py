@@ -12,7 +12,7 @@ from imagereward.tuning.rows import Request, Row, open_pictures
 
 # The keys under which prompt files keep their text.
 TEXT_KEYS = ("prompt", "text", "caption")
-# What of a record is no metadata, whether or not the family takes it.
+# What of a record is no metadata.
 PICTURES = ("image", "mask")
 
 
@@ -26,16 +26,16 @@ def read_prompts(source: str | os.PathLike | Sequence[Any]) -> list[str]:
 
 
 def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) -> list[Row]:
-    """What `read_prompts` reads, with the pictures that `inputs` names ("image", "mask"), all decoded once.
+    """What `read_prompts` reads, with each record's pictures ("image", "mask") and metadata, its other keys.
 
-    A record's other keys are its row's metadata. Paths are relative to the file. Raises InputError as
-    `read_prompts` does, and for pictures that are missing or unreadable, or a mask that is not of its image's
-    size.
+    Paths are relative to the file. The pictures that `inputs` names are decoded once; others are for rewards
+    to read. Raises InputError as `read_prompts` does, and for those that are missing or unreadable, or a mask
+    that is not of its image's size.
     """
     folder = Path(source).expanduser().parent if isinstance(source, str | os.PathLike) else Path()
     items = _items(source)
     rows: list[Row] = [
-        _row(_text(item, where), {name: _picture(item, name, folder) for name in inputs}, _metadata(item))
+        _row(_text(item, where), {name: _picture(item, name, folder) for name in PICTURES}, _metadata(item))
         for item, where in items
     ]
     if not inputs:
@@ -50,7 +50,8 @@ def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) 
 
 
 def _row(prompt: str, pictures: dict[str, Any], metadata: Mapping[str, Any]) -> Row:
-    return Request(prompt, **pictures, metadata=metadata) if pictures or metadata else prompt
+    shown = any(picture is not None for picture in pictures.values())
+    return Request(prompt, **pictures, metadata=metadata) if shown or metadata else prompt
 
 
 def _metadata(item) -> Mapping[str, Any]:

@@ -1,5 +1,7 @@
 """A row of the data: a prompt, and for some families the pictures that go with it."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +65,23 @@ def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image
     if len({each.size for each in found}) > 1:
         raise InputError(f"{where}: expected pictures of one size, got {', '.join(sizes)} pixels")
     return found
+
+
+def digest_of(rows: Sequence[Row]) -> str:
+    """By which the same rows are known again: their words, metadata, and pictures' paths or pixels."""
+    digest = hashlib.sha256()
+    for row in map(as_request, rows):
+        facts = [row.prompt, dict(row.metadata), *map(_known, (row.image, row.mask))]
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _known(picture: ImageLike | None) -> str | None:
+    if picture is None:
+        return None
+    if isinstance(picture, str | os.PathLike):
+        return str(picture)
+    return hashlib.sha256(read_image(picture).tobytes()).hexdigest()
 
 
 def name_row(row: Row, index: int) -> str:

@@ -1,9 +1,12 @@
 """The worked examples of docs/extending.md, and what docs/objectives.md says, as they stand there."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pipelines
 import pytest
@@ -16,12 +19,13 @@ from imagereward.errors import InputError
 from imagereward.tuning import read_recipe, recipe_names, run_recipe, tune
 from imagereward.tuning.adapt import LoRA
 from imagereward.tuning.batches import chunks
-from imagereward.tuning.denoisers import FAMILIES, open_denoiser
+from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.objectives.grpo import KL
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import noise_of
 from imagereward.tuning.rollouts import Window
 
+FAMILY = "my_family:PixArt"
 PAGE = (ROOT / "docs/extending.md").read_text()
 
 
@@ -35,7 +39,6 @@ def examples(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("imagereward.tuning.denoisers.FAMILIES", dict(FAMILIES))
     return tmp_path
 
 
@@ -61,10 +64,8 @@ def pixart():
 
 
 def test_the_worked_family_draws_as_diffusers_does_and_learns(examples):
-    import my_family  # noqa: F401
-
     pipeline = pixart()
-    denoiser = open_denoiser(pipeline, 16)
+    denoiser = open_denoiser(pipeline, 16, family=FAMILY)
     policy = Policy(denoiser, denoiser.dynamics(4), 3.0)
     noise = noise_of([0, 1], denoiser.latents.shape, 0)
     ours = policy.sample(denoiser.encode(PROMPTS[:2]), noise)
@@ -89,6 +90,7 @@ def test_the_worked_family_draws_as_diffusers_does_and_learns(examples):
         reward=brightness,
         output=examples / "out",
         recipe="sd15/grpo",
+        family=FAMILY,
         **few,
         optimizer_steps=1,
         learning_rate=1e-3,
@@ -101,26 +103,33 @@ def test_the_worked_family_draws_as_diffusers_does_and_learns(examples):
     assert (examples / "out/model_index.json").is_file()
 
 
-def test_the_worked_objective_learns(examples):
+def test_the_command_runs_both_from_the_directory_they_lie_in(examples):
     (recipe,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-    pipelines.sd().save_pretrained(examples / "model")
+    assert tomllib.loads(recipe)["objective"] == "my_objective:RAFTConfig"
+    pixart().save_pretrained(examples / "model")
     (examples / "prompts.txt").write_text("\n".join(PROMPTS))
     (examples / "raft.toml").write_text(recipe)
-    assert tomllib.loads(recipe)["objective"] == "my_objective:RAFTConfig"
-    run_recipe(
-        examples / "raft.toml",
-        [
-            f"model={examples / 'model'}",
-            f"prompts={examples / 'prompts.txt'}",
-            f"output={examples / 'out'}",
-            "reward=test_refl:brightness",
-            *("resolution=16", "steps=4", "updates=2", "batch_size=4", "micro_batch=2", "learning_rate=1e-3"),
-            *("evaluation.count=1", "evaluation.batch_size=2", "checkpointing=false"),
-        ],
+    (examples / "my_reward.py").write_text(
+        "def bright(pixels, prompts):\n    return pixels.mean((1, 2, 3))\n"
     )
+    overrides = [
+        *("model=model", f"family={FAMILY}", "output=out", "reward=my_reward:bright", "resolution=16"),
+        *("steps=4", "updates=2", "batch_size=4", "micro_batch=2", "learning_rate=1e-3"),
+        *("evaluation.count=1", "evaluation.batch_size=2", "checkpointing=false"),
+    ]
+    command = [Path(sys.executable).with_name("imagereward"), "tune", "raft.toml", *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=examples, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     history = json.loads((examples / "out/history.json").read_text())
     assert [entry["update"] for entry in history if "loss" in entry] == [1, 2]
     assert all(entry["gradient_norm"] > 0 for entry in history if "loss" in entry)
+
+
+@pytest.mark.parametrize("family", ["my_famly:PixArt", "json:", "json:Nothing"])
+def test_a_family_that_is_not_there_is_named(family):
+    with pytest.raises(InputError, match=f"family='{family}': .*expected module:name"):
+        open_denoiser(pixart(), 16, family=family)
 
 
 @pytest.mark.parametrize("objective", ["my_objectve:RAFTConfig", "imagereward.tuning:Nothing", "json:"])

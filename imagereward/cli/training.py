@@ -81,6 +81,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = None,
     dtype: Dtype = "float32",
+    family: Annotated[str | None, typer.Option(help="module:name, for a family of your own.")] = None,
 ) -> None:
     """Draw the same prompts from the same noise with two generators, and say which is rewarded more."""
     from imagereward.errors import InputError
@@ -108,6 +109,7 @@ def compare(
         seed=seed,
         device=device,
         dtype=precision,
+        family=family,
     )
     print_rows(found.rows(), Format.table)
     if found.diversity:

@@ -97,13 +97,14 @@ def compare(
     seed: int = 0,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    family: str | None = None,
 ) -> Comparison:
     """Draw every prompt with both pipelines from the same noise, and score all images.
 
     `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
     LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken.
     Without `steps` or `guidance`, those that the base's pipeline draws with by itself. What is loaded is in
-    `dtype`, but for the autoencoder, which is in float32.
+    `dtype`, but for the autoencoder, which is in float32. `family` is "module:name" for one that is not ours.
     Raises InputError for families that draw from noise of different shapes, for one pipeline as both, and for
     a base that has adapters already where `tuned` is LoRA weights.
     """
@@ -117,7 +118,7 @@ def compare(
     judge = open_rewards(rewards, where)
     drawn, shapes = [], []
     for source, adapter in ((base, None), (base, tuned) if _is_lora(tuned) else (tuned, None)):
-        with _opened(source, adapter, resolution, where, dtype) as denoiser:
+        with _opened(source, adapter, resolution, where, dtype, family) as denoiser:
             shapes.append(denoiser.latents.shape)
             if shapes[0] != shapes[-1]:
                 raise InputError(
@@ -152,11 +153,11 @@ def _is_lora(source: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(source: Any, adapter: Any, resolution: int | None, device, dtype) -> Iterator[Denoiser]:
+def _opened(
+    source: Any, adapter: Any, resolution: int | None, device, dtype, family: str | None
+) -> Iterator[Denoiser]:
     """The denoiser on the device; afterwards a pipeline that was given has the weights that it had."""
-    # In float16 SDXL's autoencoder overflows, and what was once read in it stays rounded.
-    dtypes: Any = {"default": dtype, "vae": torch.float32}
-    denoiser = open_denoiser(source, resolution, dtypes)
+    denoiser = open_denoiser(source, resolution, dtype, family)
     pipeline, vae, parts = denoiser.pipeline, denoiser.latents.vae, (denoiser.network, *denoiser.frozen)
     if adapter is not None and any(getattr(part, "peft_config", None) for part in parts):
         raise InputError(
@@ -169,7 +170,7 @@ def _opened(source: Any, adapter: Any, resolution: int | None, device, dtype) ->
             pipeline.load_lora_weights(adapter)
         for part in parts:
             part.to(device)
-        cast(vae, torch.promote_types(own, torch.float32))
+        cast(vae, torch.promote_types(own, torch.float32))  # in float16, SDXL's overflows
         denoiser.network.requires_grad_(False).eval()
         yield denoiser
     finally:

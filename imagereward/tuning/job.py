@@ -37,6 +37,7 @@ class GeneratorConfig(LoopConfig):
     objective: str
     model: str
     output: str
+    family: str | None = Field(None, description='"module:name" of a Denoiser that is none of ours')
     resolution: int | None = Field(None, ge=1, description="of the images; default: the model's own")
     steps: int = Field(40, ge=1, description="sampling steps")
     guidance: float = Field(1.0, ge=0, description="1 is none; FLUX takes it as an input")

@@ -1,9 +1,7 @@
 """Families of image generators, each as the same few things that objectives ask for; one file a family."""
 
-import json
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +12,10 @@ from imagereward.tuning.denoisers.condition import Condition
 from imagereward.tuning.denoisers.latents import Latents
 from imagereward.tuning.denoisers.text import Text
 from imagereward.tuning.dynamics import Dynamics
+from imagereward.tuning.named import named
 from imagereward.tuning.rows import Row
 
-# The pipeline class that a directory's model_index.json names -> what makes its Denoiser; more may be added.
+# The pipeline class that a directory's model_index.json names -> what makes its Denoiser.
 FAMILIES = {
     "StableDiffusionPipeline": "imagereward.tuning.denoisers.sd:SDDenoiser",
     "StableDiffusionInpaintPipeline": "imagereward.tuning.denoisers.sd:inpainting",
@@ -75,14 +74,23 @@ class Denoiser(Protocol):
 def family_of(pipeline: str) -> str:
     """What a pipeline class is an instance of here. Raises InputError naming those that are."""
     if pipeline not in FAMILIES:
-        raise InputError(f"{pipeline} is no family that can be trained; known: {', '.join(FAMILIES)}")
+        raise InputError(
+            f"{pipeline} is no family that can be trained; known: {', '.join(FAMILIES)}; for others "
+            'family="module:name" names what makes their Denoiser'
+        )
     return FAMILIES[pipeline]
 
 
 def open_denoiser(
-    source: str | os.PathLike | Any, resolution: int | None = None, dtype: torch.dtype = torch.float32
+    source: str | os.PathLike | Any,
+    resolution: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    family: str | None = None,
 ) -> Denoiser:
     """A pipeline, or a directory or hub id of one, as its family's Denoiser.
+
+    dtype   what the files are read as; the autoencoder is float32 all the same
+    family  "module:name" of what makes the Denoiser; default: the pipeline's class decides
 
     Raises InputError for a family that is not known or a resolution that the autoencoder cannot take,
     CheckpointError for what cannot be read.
@@ -91,27 +99,22 @@ def open_denoiser(
     if isinstance(source, str | os.PathLike):
         from diffusers import DiffusionPipeline
 
-        absent = _check_directory(Path(source).expanduser())
         try:
-            pipeline = DiffusionPipeline.from_pretrained(str(source), dtype=dtype, **absent)
+            path = Path(source).expanduser()
+            source = str(path if path.is_dir() else source)
+            index = DiffusionPipeline.load_config(source)
+            family = family or family_of(str(index.get("_class_name")))
+            # Parts that it was saved without diffusers wants to be told: SD3's T5, say.
+            absent = [name for name, kind in index.items() if isinstance(kind, list | tuple) and not kind[0]]
+            dtypes = {"default": dtype, "vae": torch.float32}
+            pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtypes, **dict.fromkeys(absent))
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{source} cannot be read as a diffusers pipeline: {error}") from error
-    module, name = family_of(type(pipeline).__name__).split(":")
-    return getattr(import_module(module), name)(pipeline, resolution)
-
-
-def _check_directory(path: Path) -> dict[str, None]:
-    """Parts that the pipeline was saved without, which diffusers wants to be told: SD3's T5, say.
-
-    A family that is not known is refused before gigabytes of it are read.
-    """
-    if not path.is_dir():
-        return {}
+    family = family or family_of(type(pipeline).__name__)
     try:
-        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
-        name = index["_class_name"]
-        absent = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is None]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{path} is no diffusers pipeline: model_index.json: {error}") from error
-    family_of(name)
-    return dict.fromkeys(absent)
+        make = named(family)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"family={family!r}: {error}; expected module:name") from error
+    return make(pipeline, resolution)

@@ -1,9 +1,9 @@
 """One file an objective; here, what recipes call those that train generators."""
 
-from importlib import import_module
 from typing import Any
 
 from imagereward.errors import InputError
+from imagereward.tuning.named import named
 
 # A recipe's objective -> its config, whose `make` builds it. A recipe may also name "module:Config" itself.
 OBJECTIVES = {
@@ -15,9 +15,8 @@ OBJECTIVES = {
 
 def config_class(objective: str) -> Any:
     """The config of a recipe's objective. Raises InputError for one that is not there."""
-    module, _, name = OBJECTIVES.get(objective, objective).partition(":")
     try:
-        return getattr(import_module(module), name)
+        return named(OBJECTIVES.get(objective, objective))
     except (ModuleNotFoundError, AttributeError) as error:
         if objective in OBJECTIVES:
             raise  # a library of the extra is missing

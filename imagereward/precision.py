@@ -1,5 +1,8 @@
 """In what precision numbers are kept and computed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from imagereward.errors import InputError
@@ -17,10 +20,32 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Keep a module's floats in `dtype`; diffusers warns of every cast, also of one that changes nothing."""
-    if any(value.is_floating_point() and value.dtype != dtype for value in module.state_dict().values()):
-        module.to(dtype=dtype)
+Exact = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def cast(module: torch.nn.Module, dtype: torch.dtype) -> Exact:
+    """Put a module's floats into `dtype`; returns what `unrounded` puts back for a while.
+
+    diffusers warns of every cast, also of one that changes nothing.
+    """
+    if all(value.dtype == dtype or not value.is_floating_point() for value in module.state_dict().values()):
+        return []
+    before: Exact = [(value, value.data) for value in module.parameters()]
+    module.to(dtype=dtype)
+    return before
+
+
+@contextmanager
+def unrounded(exact: Exact) -> Iterator[None]:
+    """Within, parameters are what they were before they were cast."""
+    now = [value.data for value, _ in exact]
+    for value, before in exact:
+        value.data = before
+    try:
+        yield
+    finally:
+        for (value, _), rounded in zip(exact, now, strict=True):
+            value.data = rounded
 
 
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -11,11 +11,16 @@ import torch
 from test_refl import PROMPTS, brightness, policy_of
 
 from imagereward.errors import InputError, NonFiniteLossError
+from imagereward.preprocess import Preprocess
 from imagereward.tuning import tune
 from imagereward.tuning.adapt import LoRA, learning
+from imagereward.tuning.data import ShapesPairs
 from imagereward.tuning.dynamics import Noise
-from imagereward.tuning.loop import Loop
+from imagereward.tuning.latent_images import LatentImages
+from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator
 from imagereward.tuning.objectives.grpo import GRPO, KL, clipped_loss, guarded
+from imagereward.tuning.objectives.sft import SFT
+from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.rewards import open_rewards
 from imagereward.tuning.rollouts import Window
 from imagereward.tuning.rows import Request
@@ -343,6 +348,43 @@ def test_a_run_says_what_it_did(tmp_path):
     assert {"reward", "reward/brightness", "clipped", "kl", "gradient_norm"} <= entry.keys()
 
 
+def test_an_update_that_teaches_nothing_says_what_failed(tmp_path):
+    def one_of_four(pixels, prompts):
+        each = torch.arange(len(pixels)) % 4 == 0
+        return torch.where(each, brightness(pixels, prompts), torch.nan)
+
+    scoring = {"retries": 0, "wait": 0.0}
+    run(
+        tmp_path / "out", reward=one_of_four, updates=1, batch_size=8, micro_batch=4, group=4, scoring=scoring
+    )
+    history = json.loads((tmp_path / "out/history.json").read_text())
+    (entry,) = [entry for entry in history if "learning_rate" in entry]
+    assert (entry["failed"], entry["counted"]) == (6, 0)
+    assert {"reward", "reward/one_of_four"} <= entry.keys()
+    assert "loss" not in entry
+
+
+def test_beside_a_plain_objective_either_learns_where_it_has_steps(tmp_path):
+    """GRPO with two steps of the optimizer an update, SFT with one, and an update in which GRPO has none."""
+    policy, grpo = small(), grpo_of(optimizer_steps=2)
+    pairs = ShapesPairs(4, 0, Preprocess(16), 1)
+    sft = SFT(LatentImages(pairs, policy.denoiser.latents, None), batch_size=2, micro_batch=2)
+    both = Weighted({"grpo": (0.9, grpo), "sft": (0.1, sft)})
+    config = LoopConfig(updates=1, batch_size=4, micro_batch=2, evaluate_every=1)
+    loop = Loop(policy, both, config, tmp_path, make_accelerator(config, tmp_path))
+    metrics = loop._update(0)
+    assert metrics["sft/error"] > 0
+    assert metrics["counted"] == 1
+    alone = sft.loss(small(), next(sft.minibatches(policy, 0, 0, 1))[0])[0]
+    assert metrics["sft/error"] == pytest.approx(float(alone.detach()), rel=1e-4)  # a mean over its own step alone
+    grpo.rewards = open_rewards(constant)
+    before = policy.denoiser.network.proj_out.weight.clone()
+    metrics = loop._update(1)
+    assert metrics["counted"] == 0
+    assert metrics["sft/error"] > 0
+    assert not torch.equal(before, policy.denoiser.network.proj_out.weight)
+
+
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {"updates": 3, "save_every": 1, "window": {"size": 1}, "ema": 0.5}
@@ -405,7 +447,7 @@ def test_an_advantage_that_is_no_number_stops_with_the_update_and_the_prompts(tm
 
     real = grpo.group_advantages
     monkeypatch.setattr(grpo, "group_advantages", spoiled)
-    with pytest.raises(NonFiniteLossError, match=r"the loss of update 1 is nan, with the prompts \['.*'\]"):
+    with pytest.raises(NonFiniteLossError, match=r"update 1: its loss is nan, with the prompts \['.*'\]"):
         run(tmp_path / "out")
 
 

@@ -59,7 +59,7 @@ def test_refl_by_the_tiny_recipe_runs_three_updates_and_leaves_a_pipeline(launch
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
 
 
-def test_half_precision_learns_from_the_same_images_and_ratios_of_one(tmp_path):
+def test_half_precision_learns_from_the_same_ratios_and_leaves_the_rest_as_it_was(tmp_path):
     """accelerate takes one precision a process, so that this needs one of its own."""
     values = {
         **saved(pipelines.sd3(), tmp_path),
@@ -74,11 +74,22 @@ def test_half_precision_learns_from_the_same_images_and_ratios_of_one(tmp_path):
     found = {}
     for precision in ("float32", "bfloat16"):
         changes = {"precision": precision, "storage": precision, "output": tmp_path / precision}
+        if precision == "bfloat16":
+            changes["vae_precision"] = precision
         before, update, _ = launch((sys.executable,), "grpo", "tiny/grpo", values | changes)
         assert update["ratio"] == pytest.approx(1, abs=1e-6)
         assert update["clipped"] == 0
         found[precision] = before["evaluation/diversity"], update["reward"]
     assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.05)
+    start, tuned = (parts_of(tmp_path / name) for name in ("base", "bfloat16"))
+    for name, part in start.items():
+        same = all(torch.equal(value, tuned[name][key]) for key, value in part.items())
+        assert same == (name != "transformer"), name
+
+
+def parts_of(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of a pipeline's parts, as they were written."""
+    return {path.parent.name: load_file(path) for path in directory.glob("*/*.safetensors")}
 
 
 def test_two_processes_resume_grpo_with_lora_and_averaged_weights_where_they_were(tmp_path):

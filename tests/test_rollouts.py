@@ -118,19 +118,28 @@ def test_a_sample_is_drawn_the_same_whatever_it_is_drawn_with():
 # Who draws what.
 
 
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_every_prompt_is_drawn_as_often_as_a_group_is_large_over_all_processes(ranks):
-    size, batch, count = 4, 24, 10
-    seen = Counter()
-    for update in range(5):  # 30 groups: every row three times
+def test_every_prompt_is_drawn_as_often_as_a_group_is_large_over_all_processes(ranks, seed):
+    size, batch, count, epochs = 4, 24, 13, 40
+    seen, before = Counter(), Counter()
+    for update in range(2 * epochs):  # of 6 groups: an epoch has two, and one row is left over
         drawn = Counter()
         for rank in range(ranks):
             for chunk in chunks(update, batch, 3)[rank::ranks]:
-                drawn.update(repeated_rows(chunk.samples, size, count, 0))
+                drawn.update(repeated_rows(chunk.samples, size, batch, count, seed))
         assert set(drawn.values()) == {size}
         assert len(drawn) == batch // size
-        seen.update(drawn)
-    assert seen == dict.fromkeys(range(count), 3 * size)
+        seen.update(drawn.keys())
+        if update % 2:
+            assert len(set(drawn) | set(before)) == 12
+        before = drawn
+    assert set(seen) == set(range(count))
+
+
+def test_where_rows_are_few_an_update_draws_all_of_them_equally_often():
+    drawn = Counter(repeated_rows(range(24, 48), 4, 24, 3, 0))
+    assert drawn == dict.fromkeys(range(3), 8)
 
 
 def test_groups_are_numbered_through_the_run():

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from imagereward.precision import DTYPES, cast
+from imagereward.precision import DTYPES, Exact, cast, unrounded
 from imagereward.tuning.adapt import Base, let_learn
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Denoiser, open_denoiser
 from imagereward.tuning.embeddings import keep_embeddings
 from imagereward.tuning.evaluate import Evaluation
 from imagereward.tuning.job import GeneratorConfig, Job
-from imagereward.tuning.loop import Loop, make_accelerator
+from imagereward.tuning.loop import Loop, make_accelerator, start_trackers
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.policy import Policy
@@ -53,27 +53,29 @@ def train_generator(
     wanted = reward if reward is not None else config.reward
     rewards = open_rewards(wanted, device) if wanted else None
     held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
-    denoiser = _open(config, model, device)
+    denoiser, exact = _open(config, model, device)
     rows = read_rows(named, denoiser.inputs) if named is not None else []
     watched = read_rows(config.evaluation.prompts, denoiser.inputs) if config.evaluation.prompts else rows
     base = Base(denoiser, DTYPES[config.precision]) if config.anchored else None
     if config.checkpointing:
         recompute(denoiser, rewards)
     objective = config.make(Job(denoiser, rewards, rows, output))
-    if accelerator.is_main_process:
-        claim(output, values)  # now that everything is in order: a mistake corrected finds it free
-    accelerator.wait_for_everyone()
     watched = watched or objective.texts
     if config.embeddings:
         keep_embeddings(denoiser, [*objective.texts, *prompts_of(watched)], Path(config.embeddings))
     policy = Policy(denoiser, denoiser.dynamics(config.steps), config.guidance, base)
     loop = Loop(policy, objective, config, output, accelerator)
+    if accelerator.is_main_process:
+        claim(output, values)  # now that everything is in order: a mistake corrected finds it free
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, config)
     ended = loop.run(_watch(config, policy, watched, rewards, held_out, output))
     log.info("%s: %s", output, ended)
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
-        save_result(denoiser, learned, output, values, loop.history, ended)
+        with unrounded(exact):
+            save_result(denoiser, learned, output, values, loop.history, ended)
     accelerator.wait_for_everyone()
     return denoiser.pipeline
 
@@ -86,22 +88,28 @@ def recompute(denoiser: Denoiser, rewards: Rewards | None) -> None:
         scorer.set_grad_checkpointing()
 
 
-def _open(config: GeneratorConfig, model: Any, device: torch.device) -> Denoiser:
-    """The denoiser on the device: what learns in float32, the frozen rest in the precision asked for."""
+def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[Denoiser, Exact]:
+    """The denoiser on the device: what learns in float32, the frozen rest in the precision asked for.
+
+    With it, what that rounded of the frozen rest, which the result must have as it was.
+    """
     dtype = torch.float32 if config.lora is None else DTYPES[config.precision]
-    denoiser = open_denoiser(model if model is not None else config.model, config.resolution, dtype)
+    source = model if model is not None else config.model
+    denoiser = open_denoiser(source, config.resolution, dtype, config.family)
+    vae = denoiser.latents.vae
     cast(denoiser.network, dtype)
     if config.quantise:
         in_four_bits(denoiser.network, device)
     denoiser.network.to(device)
+    exact = cast(vae, DTYPES[config.vae_precision])
     for frozen in denoiser.frozen:
-        # With kept embeddings, text encoders come to the device when they are needed there.
-        cast(frozen, DTYPES[config.precision])
-        frozen.to("cpu" if config.embeddings else device)
-    cast(denoiser.latents.vae, DTYPES[config.vae_precision])
-    denoiser.latents.vae.to(device)
+        if frozen is not vae:
+            exact += cast(frozen, DTYPES[config.precision])
+            # With kept embeddings, text encoders come to the device when they are needed there.
+            frozen.to("cpu" if config.embeddings else device)
+    vae.to(device)
     let_learn(denoiser, config.lora, config.seed)
-    return denoiser
+    return denoiser, exact
 
 
 def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Evaluation:

@@ -3,11 +3,10 @@
 import contextlib
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from imagereward.errors import (
     CheckpointError,
+    ImageRewardError,
     InputError,
     NonFiniteLossError,
     NonFiniteScoreError,
@@ -47,6 +47,18 @@ class LoopConfig(OptimizerConfig):
     seed: int = Field(0, ge=0)
     resume: bool = Field(False, description="go on from the output directory's last checkpoint")
 
+    def check_processes(self, ranks: int, sharded: bool) -> None:
+        """Raises InputError where processes would have unequally much to do in a way that they cannot."""
+        parts = -(-self.batch_size // self.micro_batch)
+        if parts < ranks or (sharded and parts % ranks):
+            expected = f"a multiple of {ranks}, which shards ask for" if sharded else f"at least {ranks}"
+            raise InputError(
+                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: an update has {parts} parts "
+                f"for {ranks} processes; expected {expected}"
+            )
+        if sharded and self.ema:
+            raise InputError(f"ema={self.ema}: no average is kept of sharded weights; expected ema=0")
+
 
 class Learner(Protocol):
     """What is trained; the loop puts the wrapped `module` in its place."""
@@ -73,6 +85,19 @@ class Objective(Protocol):
         """The minibatch's prompts, for messages."""
 
 
+@runtime_checkable
+class Numbered(Protocol):
+    """An objective that has something to log of every update, also of one in which nothing is learned."""
+
+    def numbers(self) -> dict[str, float]:
+        """Numbers of the last update, the same in every process."""
+
+
+def numbers_of(objective: Objective) -> dict[str, float]:
+    """What the objective has to log of its last update, if anything."""
+    return objective.numbers() if isinstance(objective, Numbered) else {}
+
+
 class Loop:
     """Accumulation, clipping, averaging, logging, evaluation, checkpoints and exact resuming."""
 
@@ -84,8 +109,13 @@ class Loop:
         parameters = list(learning(self.bare).values())
         if not parameters:
             raise InputError("nothing of the network learns")
-        optimizer = make_optimizer(config, parameters)
+        optimizer, bare = make_optimizer(config, parameters), type(learner.module)
         learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
+        if accelerator.num_processes > 1 and type(learner.module) is bare:
+            raise ImageRewardError(
+                f"accelerate left the network as it was, for {accelerator.distributed_type} in "
+                f"{accelerator.num_processes} processes, and each would train alone; look at its config"
+            )
         self.averaged = None
         if config.ema:
             self.averaged = {name: value.detach().clone() for name, value in learning(self.bare).items()}
@@ -99,7 +129,8 @@ class Loop:
                 "same directory for all of them"
             )
         if evaluate and start == 0:
-            why = evaluate(self, 0) or ""
+            with self._naming(0):
+                why = evaluate(self, 0) or ""
         bar = tqdm(
             range(start, config.updates),
             initial=start,
@@ -111,12 +142,14 @@ class Loop:
         for update in bar:
             if why:
                 break
-            metrics = self._update(update)
+            with self._naming(update + 1):
+                metrics = self._update(update)
             self.log(update + 1, metrics)
             bar.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]})
             done, last = update + 1, update + 1 == config.updates
             if evaluate and (last or done % config.evaluate_every == 0):
-                why = evaluate(self, done) or ""
+                with self._naming(done):
+                    why = evaluate(self, done) or ""
             if why or last or done % config.save_every == 0:
                 self._save(done)
         bar.close()
@@ -141,6 +174,14 @@ class Loop:
         """Context in which the network has its averaged weights, if they are kept."""
         return with_weights(self.bare, self.averaged)
 
+    @contextlib.contextmanager
+    def _naming(self, update: int) -> Iterator[None]:
+        """Within, what cannot be scored is an error that names the update, and what to go on from."""
+        try:
+            yield
+        except NonFiniteScoreError as error:
+            raise self._not_finite(update, str(error), []) from error
+
     def _update(self, update: int) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
@@ -149,27 +190,29 @@ class Loop:
         torch.manual_seed(config.seed * 1_000_003 + update * 1009 + accelerator.process_index)
         self.learner.module.train()
         sums: dict[str, torch.Tensor] = {}
-        ranks, steps = accelerator.num_processes, 0
-        for step in self.objective.minibatches(self.learner, update, accelerator.process_index, ranks):
+        rank, ranks, steps = accelerator.process_index, accelerator.num_processes, 0
+        for step in self.objective.minibatches(self.learner, update, rank, ranks):
             if not step:
                 raise InputError(
-                    f"process {accelerator.process_index} of {ranks} has nothing to do in an update: "
+                    f"process {rank} of {ranks} has nothing to do in an update: "
                     "batch_size / micro_batch should be at least the number of processes"
                 )
             for place, minibatch in enumerate(step):
                 self._backward(update, minibatch, place + 1 == len(step), sums)
             norm = accelerator.clip_grad_norm_(learning(self.learner.module).values(), config.clip)
             if not torch.isfinite(norm) and not self._scale_can_fall():
-                raise self._not_finite(update, "gradient", norm.item(), self.objective.describe(step[-1]))
+                prompts = [prompt for minibatch in step for prompt in self.objective.describe(minibatch)]
+                raise self._not_finite(update + 1, f"its gradient is {norm.item()}", prompts)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            sums["gradient_norm"] = sums.get("gradient_norm", 0) + norm.detach().float() / ranks
+            _add(sums, "gradient_norm", norm, 1 / ranks)
             steps += 1
         self._average(update)
         total = summed(sums, ranks, accelerator.device)
-        return {name: value / steps for name, value in total.items()} | {
-            "learning_rate": rate_at(update, config)
-        }
+        if total:
+            total["loss"][1] = steps  # it is the sum of all that has shares of its own
+        means = {name: value / share for name, (value, share) in total.items()}
+        return means | numbers_of(self.objective) | {"learning_rate": rate_at(update, config)}
 
     def _scale_can_fall(self) -> bool:
         """Whether a gradient may be infinite for its scale alone: the update is skipped, the scale halved."""
@@ -179,17 +222,14 @@ class Loop:
     def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> None:
         accelerator, module = self.accelerator, self.learner.module
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            prompts = self.objective.describe(minibatch)
-            try:
-                loss, metrics = self.objective.loss(self.learner, minibatch)
-            except NonFiniteScoreError as error:
-                raise self._not_finite(update, f"loss ({error})", math.nan, prompts) from error
+            loss, metrics = self.objective.loss(self.learner, minibatch)
             if not torch.isfinite(loss):
-                raise self._not_finite(update, "loss", loss.item(), prompts)
+                prompts = self.objective.describe(minibatch)
+                raise self._not_finite(update + 1, f"its loss is {loss.item()}", prompts)
             # Processes' gradients are averaged, and shares add up to 1 over all of them.
             accelerator.backward(loss * (minibatch.share * accelerator.num_processes))
-        for name, value in {"loss": loss.detach(), **metrics}.items():
-            sums[name] = sums.get(name, 0) + value.float() * minibatch.share
+        for name, value in {"loss": loss, **metrics}.items():
+            _add(sums, name, value, minibatch.share)
 
     def _average(self, update: int) -> None:
         if self.averaged is None or (update + 1) % self.config.ema_every:
@@ -248,11 +288,19 @@ class Loop:
         self.history.append({"update": update, **values})
         self.accelerator.log(values, step=update)
 
-    def _not_finite(self, update: int, what: str, value: float, prompts: Sequence[str]) -> NonFiniteLossError:
+    def _not_finite(self, update: int, what: str, prompts: Sequence[str]) -> NonFiniteLossError:
+        seen = f", with the prompts {list(dict.fromkeys(prompts))}" if prompts else ""
         return NonFiniteLossError(
-            f"the {what} of update {update + 1} is {value}, with the prompts {list(prompts)}; the last good "
-            f'checkpoint is {latest(self.output) or "none"}. Try a lower learning_rate or precision="float32"'
+            f"update {update}: {what}{seen}; the last good checkpoint is "
+            f'{latest(self.output) or "none"}. Try a lower learning_rate or precision="float32"'
         )
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor, share: float) -> None:
+    """Add to a mean's sum, and to that of its shares [2]."""
+    value = value.detach().float()
+    part = torch.stack([value * share, torch.full_like(value, share)])
+    sums[name] = sums[name] + part if name in sums else part
 
 
 def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
@@ -276,24 +324,14 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     except (ValueError, ImportError) as error:
         raise InputError(f"accelerate refuses the config: {error}") from error
     check_together(accelerator.num_processes)
-    _check_shares(config, accelerator)
-    if config.trackers:
-        plain = {
-            name: value for name, value in config.model_dump().items() if isinstance(value, int | float | str)
-        }
-        accelerator.init_trackers("imagereward", config=plain)
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    config.check_processes(accelerator.num_processes, sharded)
     return accelerator
 
 
-def _check_shares(config: LoopConfig, accelerator: Accelerator) -> None:
-    """Raises InputError where processes would have unequally much to do in a way that they cannot."""
-    parts, ranks = -(-config.batch_size // config.micro_batch), accelerator.num_processes
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    if parts < ranks or (sharded and parts % ranks):
-        expected = f"a multiple of {ranks}, which shards ask for" if sharded else f"at least {ranks}"
-        raise InputError(
-            f"batch_size={config.batch_size}, micro_batch={config.micro_batch}: an update has {parts} parts "
-            f"for {ranks} processes; expected {expected}"
-        )
-    if sharded and config.ema:
-        raise InputError(f"ema={config.ema}: no average is kept of sharded weights; expected ema=0")
+def start_trackers(accelerator: Accelerator, config: LoopConfig) -> None:
+    """Open what `trackers` names; some write to the output directory at once."""
+    if config.trackers:
+        values = config.model_dump().items()
+        plain = {name: value for name, value in values if isinstance(value, int | float | str)}
+        accelerator.init_trackers("imagereward", config=plain)

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Latents
 from imagereward.tuning.latent_images import Pairs, open_pairs
-from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator
+from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator, start_trackers
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.autoencoder import Autoencoder
 from imagereward.tuning.objectives.clip import Contrast
@@ -156,4 +156,5 @@ def _train(config: PartConfig, module: torch.nn.Module, objective) -> None:
     if accelerator.is_main_process:
         claim(output, values)
     accelerator.wait_for_everyone()
+    start_trackers(accelerator, config)
     Loop(Part(module, accelerator.device), objective, config, output, accelerator).run()

@@ -59,9 +59,20 @@ def groups_of(samples: Sequence[int], size: int) -> list[int]:
     return [sample // size for sample in samples]
 
 
-def repeated_rows(samples: Sequence[int], size: int, rows: int, seed: int) -> list[int]:
-    """Which row of the data each sample takes: one a group, every epoch in an order of its own."""
-    return rows_of(groups_of(samples, size), rows, seed)
+def repeated_rows(samples: Sequence[int], size: int, batch_size: int, rows: int, seed: int) -> list[int]:
+    """Which row of the data each sample takes: one a group, and in an update none twice if there are enough.
+
+    Every epoch has an order of its own, of which what is left over after its last whole update is dropped.
+    """
+    together = batch_size // size
+    updates = max(1, rows // together)  # an epoch
+
+    def place(group: int) -> int:
+        update, at = divmod(group, together)
+        epoch, update = divmod(update, updates)
+        return epoch * rows + (update * together + at) % rows
+
+    return rows_of([place(group) for group in groups_of(samples, size)], rows, seed)
 
 
 @dataclass(frozen=True)

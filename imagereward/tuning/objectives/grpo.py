@@ -157,7 +157,7 @@ class GRPO:
         self.same_start, self.scoring = same_start, scoring or Scoring()
         self.clip_ratio, self.guard, self.kl = clip_ratio, guard, kl
         self.spread, self.most, self.normalise = spread, most, normalise
-        self._seen: dict[str, torch.Tensor] = {}
+        self._numbers: dict[str, float] = {}
 
     @property
     def texts(self) -> list[str]:
@@ -179,7 +179,7 @@ class GRPO:
         weights, spread = self.rewards.weights, self.spread
         worth = weighted_sum(found, weights, groups, spread if self.normalise else None)
         credit = group_advantages(worth, groups, spread, self.most)
-        self._seen = self._numbers(found, credit.counted)
+        self._numbers = self._count(found, credit.counted)
         if not credit.counted.any():
             log.warning("update %d: no group has two different rewards; nothing is learned", update + 1)
         yield from deal(
@@ -201,7 +201,7 @@ class GRPO:
         policy.module.eval()
         with Scorers(self.rewards, self.scoring) as scorers:
             for chunk in mine:
-                places = repeated_rows(chunk.samples, self.group, len(self.rows), self.seed)
+                places = self._places(chunk.samples)
                 distinct = list(dict.fromkeys(places))
                 condition = policy.denoiser.encode([self.rows[place] for place in distinct])
                 steps = self.window.draw(noisy.steps, self.seed, chunk.update)
@@ -251,13 +251,20 @@ class GRPO:
         def mean(values_B):
             return torch.where(batch.counted, values_B, 0.0).sum() / batch.counted.sum().clamp(min=1)
 
-        return mean(each), self._seen | {name: mean(values.detach()) for name, values in seen.items()}
+        return mean(each), {name: mean(values.detach()) for name, values in seen.items()}
+
+    def numbers(self) -> dict[str, float]:
+        """Rewards of the whole update, how many images failed to get one, and the share that counted."""
+        return self._numbers
 
     def describe(self, batch: Minibatch) -> list[str]:
         """The minibatch's prompts."""
-        samples = batch.trajectories.chunk.samples
-        places = repeated_rows(samples, self.group, len(self.rows), self.seed)
+        places = self._places(batch.trajectories.chunk.samples)
         return list(dict.fromkeys(prompts_of([self.rows[place] for place in places])))
+
+    def _places(self, samples: Sequence[int]) -> list[int]:
+        """Which row each sample is drawn for."""
+        return repeated_rows(samples, self.group, self.batch_size, len(self.rows), self.seed)
 
     def _rewards(self, rolled, update: int, ranks: int) -> dict[str, torch.Tensor]:
         """Every reward of all the update's images [N], over all processes."""
@@ -267,12 +274,11 @@ class GRPO:
         check_up(found, f"update {update + 1}")
         return found.rewards
 
-    def _numbers(self, found: dict[str, torch.Tensor], counted_N) -> dict[str, torch.Tensor]:
+    def _count(self, found: dict[str, torch.Tensor], counted_N) -> dict[str, float]:
         total = weighted_sum(found, self.rewards.weights, torch.zeros(len(counted_N), dtype=torch.long))
-        numbers = {
-            "reward": total.nanmean(),
-            **{f"reward/{name}": values.nanmean() for name, values in found.items()},
-            "failed": (~total.isfinite()).sum(),
-            "counted": counted_N.float().mean(),
+        return {
+            "reward": float(total.nanmean()) + self.rewards.offset,
+            **{f"reward/{name}": float(values.nanmean()) for name, values in found.items()},
+            "failed": int((~total.isfinite()).sum()),
+            "counted": float(counted_N.float().mean()),
         }
-        return {name: value.float() for name, value in numbers.items()}

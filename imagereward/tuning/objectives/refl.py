@@ -75,6 +75,15 @@ class ReFLConfig(GeneratorConfig):
     def anchored(self) -> bool:
         return self.stay > 0
 
+    def check_processes(self, ranks: int, sharded: bool) -> None:
+        super().check_processes(ranks, sharded)
+        drawn = self.gradient.steps != "last"
+        if sharded and drawn and self.gradient.shared_by % ranks:
+            raise InputError(
+                f"gradient.shared_by={self.gradient.shared_by}: with sharded weights all {ranks} processes "
+                f"take the same steps; expected a multiple of {ranks}"
+            )
+
     def make(self, job: Job) -> Any:
         rewards = job.rewards_for("ReFL")
         self.gradient.check(self.steps)

@@ -1,9 +1,12 @@
 """Several objectives at once: one accumulation an update, each child with data of its own."""
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
+
+from imagereward.tuning.loop import numbers_of
 
 
 class Part(NamedTuple):
@@ -27,18 +30,25 @@ class Weighted:
         return [text for _, child in self.children for text in child.texts]
 
     def minibatches(self, policy, update: int, rank: int, ranks: int) -> Iterator[list[Part]]:
-        """Step by step, what each child steps through. ValueError unless all have equally many steps."""
+        """Step by step, what each child steps through; those with fewer steps take part in the first."""
         streams = [each.minibatches(policy, update, rank, ranks) for _, each in self.children]
-        for step in zip(*streams, strict=True):
+        for step in zip_longest(*streams, fillvalue=()):
             yield [Part(child, batch, batch.share) for child, part in enumerate(step) for batch in part]
 
     def loss(self, policy, part: Part) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The part's child's loss times its weight; the metrics under the child's name."""
         weight, child = self.children[part.child]
         loss, metrics = child.loss(policy, part.batch)
-        name = self.names[part.child]
-        named = {f"{name}/{key}" if part.child else key: value for key, value in metrics.items()}
-        return weight * loss, named
+        return weight * loss, self._named(part.child, metrics)
+
+    def numbers(self) -> dict[str, float]:
+        """The children's numbers of the whole update."""
+        every = [self._named(i, numbers_of(child)) for i, (_, child) in enumerate(self.children)]
+        return {key: value for each in every for key, value in each.items()}
+
+    def _named(self, child: int, values: dict) -> dict:
+        """Under the child's name, but for the first child's."""
+        return {f"{self.names[child]}/{key}" if child else key: value for key, value in values.items()}
 
     def describe(self, part: Part) -> Sequence[str]:
         """The part's prompts."""

@@ -11,8 +11,10 @@ import pipelines
 import pytest
 import torch
 from conftest import small_scorer
+from diffusers import EDMEulerScheduler
 from safetensors.torch import load_file
 
+import imagereward as RM
 from imagereward.errors import CheckpointError, ImageRewardError, InputError, NonFiniteLossError
 from imagereward.tuning import tune
 from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
@@ -20,7 +22,8 @@ from imagereward.tuning.batches import chunks
 from imagereward.tuning.checkpoint import latest
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.generator import recompute
-from imagereward.tuning.objectives.refl import Gradient, ReFL, denoise, draw_span, hinge
+from imagereward.tuning.loop import Loop
+from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig, denoise, draw_span, hinge
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import generator, noise_of, rows_of
 from imagereward.tuning.rewards import Rewards, open_rewards
@@ -73,8 +76,9 @@ def settings(**changes):
     return {**values, **changes}
 
 
-def run(output, family="sd", reward=brightness, prompts=PROMPTS, **changes):
-    return tune(pipelines.FAMILIES[family](), prompts, reward=reward, output=output, **settings(**changes))
+def run(output, family="sd", reward=brightness, prompts=PROMPTS, model=None, **changes):
+    model = model or pipelines.FAMILIES[family]()
+    return tune(model, prompts, reward=reward, output=output, **settings(**changes))
 
 
 def weights(directory):
@@ -452,6 +456,7 @@ def test_without_bitsandbytes_it_is_said_what_is_missing(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImageRewardError, match='optimizer="adamw-8bit" needs bitsandbytes: python -m pip'):
         run(tmp_path / "out", optimizer="adamw-8bit")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_can_go_on_for_longer_or_back_to_a_checkpoint(tmp_path):
@@ -528,7 +533,7 @@ def test_a_family_that_is_not_known_is_named(tmp_path):
 
 
 def test_a_directory_that_is_no_pipeline_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"is no diffusers pipeline: model_index\.json"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as a diffusers pipeline: .*model_index\.json"):
         tune(tmp_path, PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
 
 
@@ -671,6 +676,124 @@ def test_a_loss_that_is_no_number_stops_with_the_prompts_and_the_last_checkpoint
     assert any(prompt in message for prompt in PROMPTS)
     assert "checkpoint-2" in message
     assert "learning_rate" in message
+
+
+@pytest.mark.parametrize("when", [0, 2])
+def test_a_network_that_overflows_is_said_to_and_by_a_scorer_too(when, tmp_path, monkeypatch):
+    real, updates = Loop._update, []
+
+    def spoiling(self, update):
+        updates.append(update)
+        if len(updates) == 2:
+            self.bare.conv_in.weight.data.fill_(math.nan)
+        return real(self, update)
+
+    pipeline = pipelines.sd()
+    if when == 0:  # the first evaluation sees it
+        pipeline.unet.conv_in.weight.data.fill_(math.nan)
+    monkeypatch.setattr(Loop, "_update", spoiling)
+    with pytest.raises(NonFiniteLossError) as caught:
+        run(tmp_path / "out", model=pipeline, reward=small_scorer("ImageReward"), updates=3, save_every=1)
+    message = str(caught.value)
+    assert f"update {when}: what was drawn for '" in message
+    assert any(prompt in message for prompt in PROMPTS)
+    assert ("checkpoint-1" if when else "none") in message
+
+
+def test_a_gradient_that_is_no_number_names_all_prompts_of_its_step(tmp_path):
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.inf
+
+    def steep(pixels, prompts):
+        return brightness(Steep.apply(pixels), prompts)
+
+    with pytest.raises(NonFiniteLossError, match="update 1: its gradient is nan") as caught:
+        run(tmp_path / "out", reward=steep, prompts=PROMPTS[:2], batch_size=2, micro_batch=1)
+    assert all(prompt in str(caught.value) for prompt in PROMPTS[:2])
+
+
+def test_half_precision_is_not_of_the_autoencoder(tmp_path):
+    pipeline = pipelines.sd()
+    pipeline.save_pretrained(tmp_path / "base")
+    opened = open_denoiser(tmp_path / "base", 16, torch.bfloat16)
+    assert opened.network.dtype == torch.bfloat16
+    for key, value in opened.latents.vae.state_dict().items():
+        assert torch.equal(value, pipeline.vae.state_dict()[key]), key
+
+
+def test_a_mistake_leaves_no_trace_of_a_tracker(tmp_path):
+    pytest.importorskip("tensorboard")
+    with pytest.raises(InputError, match="resolution=15"):
+        run(tmp_path / "out", trackers=["tensorboard"], resolution=15)
+    assert not (tmp_path / "out").exists()
+    run(tmp_path / "out", trackers=["tensorboard"], updates=1)
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+
+
+def test_an_ensembles_components_are_logged_and_its_score_is_what_is_trained(tmp_path):
+    parts = {small_scorer("ImageReward"): 1.0, small_scorer("HPS"): 0.5}
+    both = RM.ensemble(parts, normalise={next(iter(parts)): (0.3, 2.0)})
+    run(tmp_path / "out", reward=both, updates=1)
+    history = json.loads((tmp_path / "out/history.json").read_text())
+    first, trained = history[0], history[1]
+    for entry, name in ((first, "evaluation/reward"), (trained, "reward")):
+        parts = entry[f"{name}/ImageReward"], entry[f"{name}/HPS"]
+        assert entry[name] == pytest.approx((parts[0] - 0.3) / 2 + 0.5 * parts[1], abs=1e-5)
+    pixels = torch.rand(2, 3, 16, 16)
+    total, _ = open_rewards(both)(pixels, PROMPTS[:2])
+    torch.testing.assert_close(total, both.reward(pixels, PROMPTS[:2]))
+
+
+def test_a_model_that_has_adapters_already_is_refused(tmp_path):
+    tuned = run(tmp_path / "one", lora={"rank": 2}, updates=1)
+    with pytest.raises(InputError, match=r"has adapters already; .*unload_lora_weights"):
+        run(tmp_path / "two", model=tuned, lora={"rank": 2}, updates=1)
+
+
+def test_a_pipeline_of_another_noise_or_scale_is_refused(tmp_path):
+    pipeline = pipelines.sd()
+    pipeline.scheduler = EDMEulerScheduler()
+    with pytest.raises(InputError, match="of its EDMEulerScheduler, is not the variance-preserving one"):
+        run(tmp_path / "out", model=pipeline)
+    pipeline = pipelines.sd()
+    pipeline.vae.register_to_config(latents_mean=[0.0] * 4)
+    with pytest.raises(InputError, match="latents have a mean and a deviation"):
+        run(tmp_path / "out", model=pipeline)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "fits"),
+    [({}, False), ({"steps": "suffix"}, False), ({"steps": "last"}, True), ({"shared_by": 4}, True)],
+    ids=str,
+)
+def test_sharded_processes_take_the_same_steps(gradient, fits):
+    config = ReFLConfig(
+        model="m", output="o", prompts="p", batch_size=4, micro_batch=1, gradient=Gradient(**gradient)
+    )
+    config.check_processes(2, sharded=False)
+    if fits:
+        config.check_processes(2, sharded=True)
+    else:
+        with pytest.raises(InputError, match=r"gradient\.shared_by=1: .* expected a multiple of 2"):
+            config.check_processes(2, sharded=True)
+
+
+def test_an_unknown_family_at_the_hub_is_refused_by_its_index_alone(tmp_path, monkeypatch):
+    """As the cache would have it, had the index alone been fetched."""
+    home = tmp_path / "models--them--video"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs/main").write_text("0" * 40)
+    (home / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (home / "snapshots" / ("0" * 40) / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="WanPipeline is no family"):
+        tune("them/video", PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from test_refl import PROMPTS, brightness
 
 import imagereward as RM
 import imagereward.tuning.objectives.grpo as grpo
-from imagereward.errors import InputError, RemoteError, RewardError
+from imagereward.errors import InputError, NonFiniteScoreError, RemoteError, RewardError
 from imagereward.tuning.batches import chunks
 from imagereward.tuning.compressibility import jpeg_compressibility
 from imagereward.tuning.evaluate import Evaluation, EvaluationConfig, draw
@@ -119,6 +119,38 @@ def test_a_reward_that_is_down_is_named():
     check_up(Scored({"a": torch.tensor([1.0, float("nan")])}, {}), "an update")
 
 
+def test_a_reward_that_stays_away_is_not_asked_for_ever():
+    flaky = Flaky(10**6)
+    with Scorers(open_rewards(flaky), Scoring(workers=1, retries=2, wait=0)) as scorers:
+        for _ in range(5):
+            scorers.submit(images(), PROMPTS)
+        found = scorers.results()
+    assert len(flaky.asked) == 2 * 3
+    assert all(each.rewards["flaky"].isnan().all() for each in found)
+    assert "not asked, having failed for 2 batches in a row" in found[-1].causes["flaky"]
+
+
+def test_a_batch_that_cannot_be_scored_keeps_no_other_from_it():
+    def all_but(pixels, prompts):
+        if PROMPTS[0] in prompts:
+            raise ValueError("not this one")
+        return brightness(pixels, prompts)
+
+    with Scorers(open_rewards(all_but), Scoring(workers=1, retries=0)) as scorers:
+        for prompt in [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1]]:
+            scorers.submit(images()[:1], [prompt])
+        found = [bool(each.rewards["all_but"].isfinite().all()) for each in scorers.results()]
+    assert found == [False, True, False, True]
+
+
+def test_an_image_that_is_no_number_is_not_scored():
+    spoiled = images()
+    spoiled[1, 0, 0, 0] = torch.nan
+    said = pytest.raises(NonFiniteScoreError, match=f"what was drawn for '{PROMPTS[1]}' is not finite")
+    with Scorers(open_rewards(brightness), AT_ONCE) as scorers, said:
+        scorers.submit(spoiled, PROMPTS)
+
+
 def test_an_evaluation_leaves_out_what_failed_and_names_a_reward_that_is_down(tmp_path, monkeypatch):
     def without_the_first(pixels, prompts):
         worth = brightness(pixels, prompts)
@@ -156,9 +188,8 @@ def test_what_failed_is_counted_and_the_rest_is_learned_from():
     batches = next(objective.minibatches(policy, 0, 0, 1))
     counted = torch.cat([batch.counted for batch in batches if batch.place == 0])
     assert counted.tolist() == [False, True, True, False, True, True]
-    _, metrics = objective.loss(policy, batches[0])
-    assert metrics["failed"] == 2
-    assert metrics["reward"].isfinite()
+    assert objective.numbers()["failed"] == 2
+    assert math.isfinite(objective.numbers()["reward"])
 
 
 # Elsewhere.

@@ -31,6 +31,11 @@ def let_learn(denoiser: Denoiser, lora: LoRA | None, seed: int = 0) -> None:
     if lora is not None:
         from peft import LoraConfig
 
+        if getattr(network, "peft_config", None):
+            raise InputError(
+                "the model has adapters already; expected it without: call its unload_lora_weights(), or "
+                "fuse_lora() before that to keep what they learned"
+            )
         targets = list(lora.targets or denoiser.lora_targets)
         adapter = LoraConfig(
             r=lora.rank,

@@ -117,6 +117,11 @@ class Diffusion:
         """With the noise and the grid of a diffusers scheduler, of whatever kind, as DDIM would space it."""
         from diffusers import DDIMScheduler
 
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise InputError(
+                f"the model's noise, of its {type(scheduler).__name__}, is not the variance-preserving one "
+                "that this family is trained with"
+            )
         ddim = DDIMScheduler.from_config(scheduler.config)
         if not 1 <= steps <= ddim.config.num_train_timesteps:
             raise InputError(f"steps={steps}: expected 1 to {ddim.config.num_train_timesteps}")

@@ -161,7 +161,7 @@ class Evaluation:
                 found = joined(pool.results())
             check_up(found, f"the evaluation after update {update}")
             each = {part: weight * found.rewards[part] for part, weight in judge.weights.items()}
-            values[name] = float(torch.stack(list(each.values())).sum(0).nanmean())
+            values[name] = float(torch.stack(list(each.values())).sum(0).nanmean()) + judge.offset
             if len(judge.parts) > 1:
                 values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}
             scorers += judge.scorers

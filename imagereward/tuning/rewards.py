@@ -2,15 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 
 import torch
 
 import imagereward
+from imagereward.ensembles import Ensemble
 from imagereward.errors import InputError, NonFiniteScoreError, RemoteError
 from imagereward.remote import RemoteScorer
 from imagereward.scorer import Scorer
 from imagereward.tuning.grid import as_image
+from imagereward.tuning.named import named
 from imagereward.tuning.rows import Row, as_request, prompts_of
 
 # (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]; one with a parameter `rows` is given them as well.
@@ -23,19 +24,20 @@ class Rewards:
 
     `parts` are scorers, here or behind a server, or functions of (pixels, prompts), which get the rows, with
     their pictures and metadata, if they have a parameter `rows`. Scorers are frozen, in place: no gradient
-    and no memory gathers in them.
+    and no memory gathers in them. `offset` is added to the sum.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[float, Part]]):
+    def __init__(self, parts: Mapping[str, tuple[float, Part]], offset: float = 0.0):
         if not parts:
             raise InputError("no reward: expected at least one scorer or function")
-        self.parts = dict(parts)
+        self.parts, self.offset = dict(parts), offset
         for scorer in self.scorers:
             scorer.requires_grad_(False).eval()
 
     def __call__(self, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]):
+        check_images(pixels_B_3_H_W, rows)
         each = {}
-        total = pixels_B_3_H_W.new_zeros(len(rows))
+        total = pixels_B_3_H_W.new_full((len(rows),), self.offset)
         for name, (weight, _) in self.parts.items():
             rewards = self.part(name, pixels_B_3_H_W, rows)
             bad = (~rewards.isfinite()).nonzero().flatten().tolist()
@@ -88,6 +90,13 @@ class Rewards:
                 )
 
 
+def check_images(pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Raises NonFiniteScoreError naming the prompt of an image that is not finite."""
+    bad = (~pixels_B_3_H_W.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise NonFiniteScoreError(f"what was drawn for {prompts_of(rows)[bad[0]]!r} is not finite")
+
+
 def open_rewards(
     what: str | Mapping[str, float] | Part | Rewards, device: torch.device | str | None = None
 ) -> Rewards:
@@ -104,6 +113,8 @@ def open_rewards(
         return Rewards({name: (weight, _open(name, device)) for name, weight in what.items()})
     if isinstance(what, Scorer) and device is not None:
         what.to(device)
+    if isinstance(what, Ensemble):
+        return _parts_of(what)
     if isinstance(what, Scorer | RemoteScorer):
         return Rewards({what.name: (1.0, what)})
     if callable(what):
@@ -111,15 +122,25 @@ def open_rewards(
     raise InputError(f"reward is a {type(what).__name__}; expected a name, names, a scorer or a function")
 
 
+def _parts_of(ensemble: Ensemble) -> Rewards:
+    """Its components one by one, so that each is logged; their sum is the ensemble's score."""
+    parts, offset = {}, 0.0
+    for name, scorer, weight, (mean, std) in zip(
+        ensemble.names, ensemble.scorers, ensemble.weights, ensemble.shifts, strict=True
+    ):
+        parts[name] = (weight / std, scorer)
+        offset -= weight * mean / std
+    return Rewards(parts, offset)
+
+
 def _open(name: str, device) -> Part:
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         return imagereward.connect(url, model or None)
-    module, colon, function = name.partition(":")
-    if not colon or "/" in name or "\\" in name:
+    if ":" not in name or "/" in name or "\\" in name:
         return imagereward.load(name, device)
     try:
-        found = getattr(import_module(module), function)
+        found = named(name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"reward {name}: {error}") from error
     if not callable(found):

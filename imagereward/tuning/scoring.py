@@ -14,7 +14,7 @@ from pydantic import Field
 from imagereward.errors import InputError, RewardError
 from imagereward.scorer import Scorer
 from imagereward.tuning.config import Config
-from imagereward.tuning.rewards import Rewards
+from imagereward.tuning.rewards import Rewards, check_images
 from imagereward.tuning.rows import Row
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,17 @@ class Scored(NamedTuple):
 
 
 class Scorers:
-    """A pool in which batches are scored while the next is sampled. A context."""
+    """A pool in which batches are scored while the next is sampled. A context.
+
+    A reward that failed for some batches in a row, two and at least as many as there are workers, is not
+    asked again: each has been retried, and every further one would wait as long.
+    """
 
     def __init__(self, rewards: Rewards, config: Scoring):
         self.rewards, self.config = rewards, config
         self._models = threading.Lock()
         self._pending: list[Future[Scored]] = []
+        self._failed = dict.fromkeys(rewards.parts, 0)  # batches in a row
 
     def __enter__(self) -> "Scorers":
         self._pool = ThreadPoolExecutor(self.config.workers, "imagereward-reward")
@@ -52,7 +57,11 @@ class Scorers:
         self._pool.shutdown(cancel_futures=True)
 
     def submit(self, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> None:
-        """Score a batch some time; waits where twice as many as there are workers are not done."""
+        """Score a batch some time; waits where twice as many as there are workers are not done.
+
+        Raises NonFiniteScoreError for an image that is not finite.
+        """
+        check_images(pixels_B_3_H_W, rows)
         before = len(self._pending) - 2 * self.config.workers
         if before >= 0:
             self._pending[before].result()
@@ -76,6 +85,8 @@ class Scorers:
     def _ask(self, name: str, pixels_B_3_H_W, rows: list[Row]) -> tuple[torch.Tensor, str]:
         """One reward of a batch: what failed is asked again, alone, then left NaN."""
         found, cause = torch.full((len(rows),), torch.nan), ""
+        if self._failed[name] >= max(2, self.config.workers):
+            return found, f"not asked, having failed for {self._failed[name]} batches in a row"
         for attempt in range(self.config.retries + 1):
             if attempt:
                 time.sleep(self.config.wait * 2 ** (attempt - 1))
@@ -89,9 +100,11 @@ class Scorers:
                 continue
             found[missing] = torch.where(given.isfinite(), given, torch.nan)
             if found.isfinite().all():
+                self._failed[name] = 0
                 return found, ""
             cause = "it was not finite"
         failed = int((~found.isfinite()).sum())
+        self._failed[name] = 0 if failed < len(rows) else self._failed[name] + 1
         log.warning("reward %s failed for %d of %d images: %s", name, failed, len(rows), cause)
         return found, cause
 

@@ -17,6 +17,8 @@ class Latents:
     """
 
     def __init__(self, vae: Any, resolution: int, patch: int = 1):
+        if getattr(vae.config, "latents_mean", None) is not None:
+            raise InputError("this autoencoder's latents have a mean and a deviation for each channel")
         self.vae = vae.requires_grad_(False).eval()
         self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.shift = getattr(vae.config, "shift_factor", None) or 0.0

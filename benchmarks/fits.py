@@ -215,8 +215,9 @@ def kept(setting: Setting) -> float | None:
 
 def row(setting: Setting) -> dict:
     """One image's count, what another adds, and how many at once each card takes."""
-    # With all weights learning, it is their gradients and not activations that a few images need most for.
-    few = 1 if setting.lora else 16
+    # Of a few images, most is for something else: the gradients of all weights, or, without gradient, the one
+    # image that is being decoded.
+    few = 1 if setting.lora and setting.objective == "ReFL" else 16
     resting, peaks = count(setting, sorted({1, few, 2 * few}))
     more = (peaks[2 * few] - peaks[few]) / few
     rest = peaks[few] - few * more

@@ -6,7 +6,7 @@
 
 All but "GRPO, JPEG" push up ImageReward-tiny's score. Prompts of the test split, with fixed seeds, are judged
 by that reward, by `shapes.measure`, which nothing was trained on, and by the size of images as JPEG.
-Intervals are over prompts, whose differences are means over the runs.
+Intervals are over prompts, whose differences are means over the runs; each run's own gain stands beside.
 """
 
 import argparse
@@ -68,6 +68,7 @@ def row(method: str, before: dict, after: list[dict], minutes: float | None, ima
         first = before[name].mean(1)
         found[short] = float(per_prompt.mean())
         found[f"{short} gained"] = float((per_prompt - first).mean())
+        found[f"{short} of runs"] = [float(each[name].mean() - first.mean()) for each in after]
         found[f"{short} low"], found[f"{short} high"] = paired_interval(first, per_prompt)
     return found
 
@@ -104,30 +105,33 @@ def run_all(work: Path, model: Path) -> None:
             rows.append(row("base", before, [before], None, None))
         points = [curve(output) for output in outputs]
         after = [each.after for each in found]
-        minutes = float(np.mean([each[-1]["minutes"] for each in points]))
+        minutes = max(each[-1]["minutes"] for each in points)
         rows.append(row(method, before, after, minutes, points[0][-1]["images"]))
         curves[method] = points
-        print(table([{key: value for key, value in rows[-1].items() if value is not None}]), flush=True)
+        shown = {key: value for key, value in rows[-1].items() if isinstance(value, str | int | float)}
+        print(table([shown]), flush=True)
     rows.append(row(f"best of {CANDIDATES}", before, [best_of(CANDIDATES, held_out, model)], None, None))
     result = {"prompts": HELD_OUT, "seeds": SEEDS, "runs": len(RUNS), "rows": rows, "curves": curves}
     print(record.write("finetune-flow", {**result, "environment": record.environment(torch.device("cpu"))}))
 
 
 def draw() -> None:
-    """Reward and faithfulness against images and minutes, as docs/finetune-flow.png."""
+    """What was pushed up and faithfulness, against images and minutes, as docs/finetune-flow.png."""
     result = json.loads((record.RESULTS / "finetune-flow.json").read_text())
-    figure, axes = panels(2, 2, (9, 6.4))
-    best = result["rows"][-1]
-    for line, name in zip(axes, ("reward", "faithfulness"), strict=True):
+    figure, axes = panels(3, 2, (9, 9.6))
+    best, label = result["rows"][-1], f"best of {CANDIDATES}, that many images for one"
+    for line, name in zip(axes, NAMES.values(), strict=True):
         for axis, over in zip(line, ("images", "minutes"), strict=True):
             for colour, (method, runs) in enumerate(result["curves"].items()):
-                if name == "reward" and "JPEG" in method:
-                    continue  # another reward
+                pushed = "jpeg" if "JPEG" in method else "reward"
+                if name not in (pushed, "faithfulness"):
+                    continue
                 for number, points in enumerate(runs):
-                    label = None if number else method
-                    xs, ys = [p[over] for p in points], [p[name] for p in points]
-                    axis.plot(xs, ys, color=f"C{colour}", lw=1, marker=".", label=label)
-            axis.axhline(best[name], color="#adb5bd", lw=1, ls=":", label=best["method"])
+                    xs = [point[over] for point in points]
+                    ys = [point["faithfulness" if name == "faithfulness" else "reward"] for point in points]
+                    axis.plot(xs, ys, color=f"C{colour}", lw=1, marker=".", label=None if number else method)
+            if name in best:
+                axis.axhline(best[name], color="#adb5bd", lw=1, ls=":", label=label)
             axis.set(title=f"{name}, held-out prompts", xlabel=over)
             axis.legend(frameon=False, fontsize=8)
     save(figure, PICTURE)

@@ -91,6 +91,7 @@ def make(work: Path, parts: Path = TINY_SD, overrides: tuple[str, ...] = ()) -> 
 def adopt(pipeline: Path) -> None:
     """Half-precision copy, of the pipeline's files alone."""
     made = open_denoiser(pipeline, dtype=torch.float16).pipeline
+    made.vae.half()
     shutil.rmtree(HOME, ignore_errors=True)
     made.save_pretrained(HOME)
 

@@ -147,7 +147,9 @@ def finetune_flow(result: dict) -> str:
         if row is result["rows"][0]:
             return f"{row[name]:.3f}"
         low, high = row[f"{name} low"], row[f"{name} high"]
-        return f"{row[name]:.3f}, {row[f'{name} gained']:+.3f} ({low:+.3f} to {high:+.3f})"
+        runs = ", ".join(f"{gained:+.3f}" for gained in row[f"{name} of runs"])
+        alone = f"; {runs}" if len(row[f"{name} of runs"]) > 1 else ""
+        return f"{row[name]:.3f}, {row[f'{name} gained']:+.3f} ({low:+.3f} to {high:+.3f}){alone}"
 
     rows = [
         f"| {row['method']} | {' | '.join(judged(row, name) for name in ('reward', 'faithfulness', 'jpeg'))} "
@@ -158,7 +160,7 @@ def finetune_flow(result: dict) -> str:
         [
             f"{record.machine(result)}; {result['prompts']} held-out prompts, "
             f"{result['seeds']} images of each, {result['runs']} runs of each method; "
-            "changes with intervals of 95 % over prompts.",
+            "changes with intervals of 95 % over prompts, and each run's; minutes are the longest run's.",
             "",
             "| method | reward | faithfulness | JPEG compressibility | images drawn to learn | minutes |",
             "|---|---|---|---|---|---|",

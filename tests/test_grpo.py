@@ -376,7 +376,9 @@ def test_beside_a_plain_objective_either_learns_where_it_has_steps(tmp_path):
     assert metrics["sft/error"] > 0
     assert metrics["counted"] == 1
     alone = sft.loss(small(), next(sft.minibatches(policy, 0, 0, 1))[0])[0]
-    assert metrics["sft/error"] == pytest.approx(float(alone.detach()), rel=1e-4)  # a mean over its own step alone
+    assert metrics["sft/error"] == pytest.approx(
+        float(alone.detach()), rel=1e-4
+    )  # a mean over its own step alone
     grpo.rewards = open_rewards(constant)
     before = policy.denoiser.network.proj_out.weight.clone()
     metrics = loop._update(1)

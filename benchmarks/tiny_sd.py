@@ -1,7 +1,10 @@
 """A Stable Diffusion small enough for two cores, made from nothing on Shapes: its parts and the whole.
 
 python benchmarks/tiny_sd.py WORKDIR            trains what is missing; goes on where it stopped
+python benchmarks/tiny_sd.py WORKDIR --parts    of that, the autoencoder and the text encoder alone
 python benchmarks/tiny_sd.py WORKDIR --adopt    then puts it where tests and benchmarks look
+
+The U-Net learns on the adopted autoencoder and text encoder, if there are any.
 """
 
 import argparse
@@ -32,6 +35,7 @@ UNET = {
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
     "cross_attention_dim": 128,
+    "addition_embed_type": "text",  # what the words say as a whole reaches every layer at once
     "attention_head_dim": 4,
     "norm_num_groups": 16,
 }
@@ -95,16 +99,27 @@ def assemble(
     )
 
 
+def make_parts(work: Path) -> None:
+    """Train the autoencoder and the text encoder, and adopt them, in half precision."""
+    make_tokenizer(work / "tokenizer").save_pretrained(HOME / "tokenizer")
+    _train("tiny/autoencoder", work / "vae", "config.json")
+    _train("tiny/clip", work / "text", "config.json", f"tokenizer={work / 'tokenizer'}")
+    AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(HOME / "vae")
+    CLIPTextModel.from_pretrained(work / "text").half().save_pretrained(HOME / "text_encoder")
+
+
 def make(work: Path) -> Path:
-    """Train every part that is not there yet; the directory of the pipeline."""
-    tokenizer = make_tokenizer(work / "tokenizer")
-    vae, encoder, start, tuned = (work / name for name in ("vae", "text", "start", "tiny-sd"))
-    _train("tiny/autoencoder", vae, "config.json")
-    _train("tiny/clip", encoder, "config.json", f"tokenizer={work / 'tokenizer'}")
+    """Train the U-Net on the adopted parts, or the rest of it; the directory of the pipeline."""
+    start, tuned = work / "start", work / "tiny-sd"
     if not (start / "model_index.json").is_file():
         torch.manual_seed(1)
-        parts = AutoencoderKL.from_pretrained(vae), CLIPTextModel.from_pretrained(encoder)
-        assemble(*parts, tokenizer, UNet2DConditionModel(**UNET)).save_pretrained(start)
+        parts = (
+            AutoencoderKL.from_pretrained(HOME / "vae"),
+            CLIPTextModel.from_pretrained(HOME / "text_encoder"),
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(HOME / "tokenizer")
+        network = UNet2DConditionModel(**UNET)
+        assemble(*(part.float() for part in parts), tokenizer, network).save_pretrained(start)
     _train("tiny/sft", tuned, "model_index.json", f"model={start}")
     return tuned
 
@@ -120,7 +135,7 @@ def _train(recipe: str, output: Path, sign: str, *overrides: str) -> None:
 
 
 def adopt(pipeline: Path) -> None:
-    """Half-precision copy, of the pipeline's files alone."""
+    """Half-precision copy, of the pipeline's files alone; the parts are in it as they were adopted."""
     made = StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float16)
     shutil.rmtree(HOME, ignore_errors=True)
     made.save_pretrained(HOME)
@@ -130,8 +145,13 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=re.split(r"\n\n", __doc__)[0])
     parser.add_argument("work", type=Path)
+    parser.add_argument("--parts", action="store_true")
     parser.add_argument("--adopt", action="store_true")
     arguments = parser.parse_args()
+    if not (HOME / "vae").is_dir():
+        make_parts(arguments.work)
+    if arguments.parts:
+        return
     tuned = make(arguments.work)
     if arguments.adopt:
         adopt(tuned)

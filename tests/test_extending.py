@@ -19,10 +19,12 @@ from imagereward.errors import InputError
 from imagereward.tuning import read_recipe, recipe_names, run_recipe, tune
 from imagereward.tuning.adapt import LoRA
 from imagereward.tuning.batches import chunks
+from imagereward.tuning.compare import compare
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.objectives.grpo import KL
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import noise_of
+from imagereward.tuning.rewards import open_rewards
 from imagereward.tuning.rollouts import Window
 
 FAMILY = "my_family:PixArt"
@@ -101,6 +103,16 @@ def test_the_worked_family_draws_as_diffusers_does_and_learns(examples):
     after = pipeline.transformer.state_dict()
     assert sum(bool((value != before[name]).any()) for name, value in after.items()) > 0.5 * len(after)
     assert (examples / "out/model_index.json").is_file()
+    judged = compare(
+        pixart(),
+        examples / "out",
+        PROMPTS[:1],
+        open_rewards(brightness),
+        steps=4,
+        resolution=16,
+        family=FAMILY,
+    )
+    assert (judged.after["brightness"] != judged.before["brightness"]).all()
 
 
 def test_the_command_runs_both_from_the_directory_they_lie_in(examples):

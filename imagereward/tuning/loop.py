@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,7 @@ from imagereward.errors import (
 )
 from imagereward.tuning.adapt import learning, with_weights
 from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
+from imagereward.tuning.objective import Learner, Objective, numbers_of
 from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
 from imagereward.tuning.processes import check_together, gathered, several_on_cpus, summed
 
@@ -58,44 +59,6 @@ class LoopConfig(OptimizerConfig):
             )
         if sharded and self.ema:
             raise InputError(f"ema={self.ema}: no average is kept of sharded weights; expected ema=0")
-
-
-class Learner(Protocol):
-    """What is trained; the loop puts the wrapped `module` in its place."""
-
-    module: torch.nn.Module
-
-
-class Minibatch(Protocol):
-    """What one backward pass takes; the shares of a step's minibatches over all processes add up to 1."""
-
-    share: float
-
-
-class Objective(Protocol):
-    """What is minimised. An update may be several steps of the optimizer, each over some minibatches."""
-
-    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[Sequence[Minibatch]]:
-        """This process's part of every step of an update, in order; none if there is nothing to learn."""
-
-    def loss(self, learner, minibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The minibatch's mean loss, and numbers to log."""
-
-    def describe(self, minibatch) -> Sequence[str]:
-        """The minibatch's prompts, for messages."""
-
-
-@runtime_checkable
-class Numbered(Protocol):
-    """An objective that has something to log of every update, also of one in which nothing is learned."""
-
-    def numbers(self) -> dict[str, float]:
-        """Numbers of the last update, the same in every process."""
-
-
-def numbers_of(objective: Objective) -> dict[str, float]:
-    """What the objective has to log of its last update, if anything."""
-    return objective.numbers() if isinstance(objective, Numbered) else {}
 
 
 class Loop:
@@ -189,16 +152,16 @@ class Loop:
         # For dropout, the only randomness that is not drawn by sample.
         torch.manual_seed(config.seed * 1_000_003 + update * 1009 + accelerator.process_index)
         self.learner.module.train()
-        sums: dict[str, torch.Tensor] = {}
-        rank, ranks, steps = accelerator.process_index, accelerator.num_processes, 0
+        sums = {"loss": torch.zeros(2, device=accelerator.device)}
+        rank, ranks = accelerator.process_index, accelerator.num_processes
         for step in self.objective.minibatches(self.learner, update, rank, ranks):
             if not step:
                 raise InputError(
                     f"process {rank} of {ranks} has nothing to do in an update: "
                     "batch_size / micro_batch should be at least the number of processes"
                 )
-            for place, minibatch in enumerate(step):
-                self._backward(update, minibatch, place + 1 == len(step), sums)
+            last = len(step) - 1
+            loss = sum(self._backward(update, each, place == last, sums) for place, each in enumerate(step))
             norm = accelerator.clip_grad_norm_(learning(self.learner.module).values(), config.clip)
             if not torch.isfinite(norm) and not self._scale_can_fall():
                 prompts = [prompt for minibatch in step for prompt in self.objective.describe(minibatch)]
@@ -206,12 +169,10 @@ class Loop:
             self.optimizer.step()
             self.optimizer.zero_grad()
             _add(sums, "gradient_norm", norm, 1 / ranks)
-            steps += 1
+            _add(sums, "loss", loss * ranks, 1 / ranks)  # a sum over minibatches, where others are means
         self._average(update)
         total = summed(sums, ranks, accelerator.device)
-        if total:
-            total["loss"][1] = steps  # it is the sum of all that has shares of its own
-        means = {name: value / share for name, (value, share) in total.items()}
+        means = {name: value / share for name, (value, share) in total.items() if share}
         return means | numbers_of(self.objective) | {"learning_rate": rate_at(update, config)}
 
     def _scale_can_fall(self) -> bool:
@@ -219,7 +180,8 @@ class Loop:
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= 1
 
-    def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> None:
+    def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The minibatch's part of the step's loss."""
         accelerator, module = self.accelerator, self.learner.module
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             loss, metrics = self.objective.loss(self.learner, minibatch)
@@ -228,8 +190,9 @@ class Loop:
                 raise self._not_finite(update + 1, f"its loss is {loss.item()}", prompts)
             # Processes' gradients are averaged, and shares add up to 1 over all of them.
             accelerator.backward(loss * (minibatch.share * accelerator.num_processes))
-        for name, value in {"loss": loss, **metrics}.items():
+        for name, value in metrics.items():
             _add(sums, name, value, minibatch.share)
+        return loss.detach() * minibatch.share
 
     def _average(self, update: int) -> None:
         if self.averaged is None or (update + 1) % self.config.ema_every:

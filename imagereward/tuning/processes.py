@@ -45,8 +45,6 @@ def gathered(mine: Any, ranks: int) -> list[Any]:
 def summed(mine: Mapping[str, torch.Tensor], ranks: int, device: torch.device) -> dict[str, list[float]]:
     """Sums over processes of [2] by name, of which each may have some. All of them call this."""
     names = list(dict.fromkeys(name for each in gathered(list(mine), ranks) for name in each))
-    if not names:
-        return {}
     zero = torch.zeros(2, device=device)
     # On one device, which a group's backend can reach, and at once: names differ between processes.
     total = torch.stack([mine[name].to(device, torch.float32) if name in mine else zero for name in names])

@@ -47,6 +47,7 @@ class Scorers:
         self._models = threading.Lock()
         self._pending: list[Future[Scored]] = []
         self._failed = dict.fromkeys(rewards.parts, 0)  # batches in a row
+        self._causes = dict.fromkeys(rewards.parts, "")  # what the last of them failed by
 
     def __enter__(self) -> "Scorers":
         self._pool = ThreadPoolExecutor(self.config.workers, "imagereward-reward")
@@ -86,7 +87,7 @@ class Scorers:
         """One reward of a batch: what failed is asked again, alone, then left NaN."""
         found, cause = torch.full((len(rows),), torch.nan), ""
         if self._failed[name] >= max(2, self.config.workers):
-            return found, f"not asked, having failed for {self._failed[name]} batches in a row"
+            return found, self._causes[name]
         for attempt in range(self.config.retries + 1):
             if attempt:
                 time.sleep(self.config.wait * 2 ** (attempt - 1))
@@ -105,6 +106,7 @@ class Scorers:
             cause = "it was not finite"
         failed = int((~found.isfinite()).sum())
         self._failed[name] = 0 if failed < len(rows) else self._failed[name] + 1
+        self._causes[name] = cause
         log.warning("reward %s failed for %d of %d images: %s", name, failed, len(rows), cause)
         return found, cause
 

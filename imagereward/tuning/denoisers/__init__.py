@@ -1,7 +1,8 @@
 """Families of image generators, each as the same few things that objectives ask for; one file a family."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,24 +98,35 @@ def open_denoiser(
     """
     pipeline = source
     if isinstance(source, str | os.PathLike):
-        from diffusers import DiffusionPipeline
-
-        try:
-            path = Path(source).expanduser()
-            source = str(path if path.is_dir() else source)
-            index = DiffusionPipeline.load_config(source)
-            family = family or family_of(str(index.get("_class_name")))
-            # Parts that it was saved without diffusers wants to be told: SD3's T5, say.
-            absent = [name for name, kind in index.items() if isinstance(kind, list | tuple) and not kind[0]]
-            dtypes = {"default": dtype, "vae": torch.float32}
-            pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtypes, **dict.fromkeys(absent))
-        except InputError:
-            raise
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{source} cannot be read as a diffusers pipeline: {error}") from error
+        pipeline = _read(source, dtype, known=family is not None)
     family = family or family_of(type(pipeline).__name__)
     try:
         make = named(family)
     except (ImportError, AttributeError) as error:
         raise InputError(f"family={family!r}: {error}; expected module:name") from error
     return make(pipeline, resolution)
+
+
+def _read(source: str | os.PathLike, dtype: torch.dtype, known: bool) -> Any:
+    """A pipeline from its files; one that nobody says is `known` is refused before they are fetched."""
+    from diffusers import DiffusionPipeline
+
+    path = Path(source).expanduser()
+    source = str(path if path.is_dir() else source)
+    with _reading(source):
+        index = DiffusionPipeline.load_config(source)
+    if not known:
+        family_of(str(index.get("_class_name")))
+    # Parts that it was saved without diffusers wants to be told: SD3's T5, say.
+    absent = [name for name, kind in index.items() if isinstance(kind, list | tuple) and not kind[0]]
+    dtypes = {"default": dtype, "vae": torch.float32}
+    with _reading(source):
+        return DiffusionPipeline.from_pretrained(source, dtype=dtypes, **dict.fromkeys(absent))
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} cannot be read as a diffusers pipeline: {error}") from error

@@ -8,10 +8,8 @@ token of it.
 """
 
 import argparse
-import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,7 +19,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from transformers import CLIPTextModelWithProjection
 
 from benchmarks.tiny_sd import HOME as TINY_SD
-from imagereward.tuning import run_recipe
+from benchmarks.tiny_sd import SINGLE, train
 from imagereward.tuning.denoisers import open_denoiser
 
 HOME = Path(__file__).parent / "tiny-flow"
@@ -73,18 +71,13 @@ def with_projection(encoder) -> CLIPTextModelWithProjection:
     return made
 
 
-def make(work: Path, parts: Path = TINY_SD, overrides: tuple[str, ...] = ()) -> Path:
+def make(work: Path, parts: Path = TINY_SD) -> Path:
     """Train it, or the rest of it; the directory of the pipeline."""
-    beginning, tuned = work / "start-flow", work / "tiny-flow"
+    beginning, single, tuned = work / "start-flow", work / "single-flow", work / "tiny-flow"
     if not (beginning / "model_index.json").is_file():
         start(parts).save_pretrained(beginning)
-    if (tuned / "model_index.json").is_file():
-        return tuned
-    resume = ["resume=true"] if (tuned / "run.json").is_file() else []
-    began = time.monotonic()
-    run_recipe("tiny/flow", [f"output={tuned}", f"model={beginning}", *overrides, *resume])
-    with open(work / "times.jsonl", "a") as file:
-        file.write(json.dumps({"recipe": "tiny/flow", "seconds": round(time.monotonic() - began)}) + "\n")
+    train("tiny/flow", single, "model_index.json", f"model={beginning}", *SINGLE)
+    train("tiny/flow", tuned, "model_index.json", f"model={single}")
     return tuned
 
 

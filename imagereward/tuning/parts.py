@@ -7,9 +7,14 @@ from typing import Any, Literal
 
 import diffusers
 import torch
+import torch.nn.functional as F
+import transformers
 from pydantic import Field
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
+from imagereward.loading import load
+from imagereward.scorer import Scorer
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Latents
 from imagereward.tuning.latent_images import Pairs, open_pairs
@@ -25,6 +30,8 @@ MEASURED = 256
 # Where the logarithm of posteriors' variance starts: at a variance of 1 noise drowns what the latents say,
 # and colours are learned late or never.
 FIRST_LOGVAR = -6.0
+# How often a text encoder's partner looks at an image, each time for something else.
+QUERIES = 4
 
 
 class PartConfig(LoopConfig):
@@ -48,13 +55,14 @@ class AutoencoderConfig(PartConfig):
 
 
 class CLIPTextConfig(PartConfig):
-    """A CLIP, of which a generator takes the text half. `tokenizer` is a directory of a CLIPTokenizer."""
+    """A CLIP's text half, against a scorer's image tower. `tokenizer` is a directory of a CLIPTokenizer."""
 
     objective: Literal["clip"] = "clip"
     tokenizer: str
+    tower: str = Field(description="a scorer, as `load` takes it; what its image tower sees stays as it is")
 
 
-class CodingModule(torch.nn.Module):
+class CodingModule(nn.Module):
     """An autoencoder from images and noise to images again, as one call, which data parallelism can wrap."""
 
     def __init__(self, vae: Any):
@@ -66,22 +74,46 @@ class CodingModule(torch.nn.Module):
         return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior
 
 
-class TowersModule(torch.nn.Module):
-    """A CLIP from images and tokens to the features of both, and its temperature."""
+class TowersModule(nn.Module):
+    """A text encoder beside a scorer's image tower: from images and tokens to features and their scale.
 
-    def __init__(self, clip: CLIPModel):
+    The tower is not trained, what reads it is: Zhai et al. 2022 (arXiv:2111.07991). A tower that learns from
+    nothing beside the words finds colours alone in the time that suffices here, and so do then the words.
+    """
+
+    def __init__(self, scorer: Scorer, text: Any):
         super().__init__()
-        self.clip = clip
+        self._scorer = (scorer,)  # no submodule: it learns nothing, and checkpoints need not hold it
+        size = scorer.preprocesses[0].size
+        width = self._seen(torch.zeros(1, 3, size, size)).shape[-1]
+        self.queries = nn.Parameter(torch.randn(QUERIES, width) / width**0.5)
+        self.norm = nn.LayerNorm(width)
+        self.look = nn.MultiheadAttention(width, QUERIES, batch_first=True)
+        self.image_projection = nn.Linear(QUERIES * width, text.projection_dim)
+        self.text = CLIPTextModel(text)
+        self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def forward(self, images_B_3_H_W, tokens):
-        found = self.clip(pixel_values=images_B_3_H_W, **tokens)
-        return found.image_embeds, found.text_embeds, self.clip.logit_scale
+        seen = self.norm(self._seen(images_B_3_H_W))
+        looked, _ = self.look(self.queries.expand(len(seen), -1, -1), seen, seen, need_weights=False)
+        images = self.image_projection(looked.flatten(1))
+        texts = self.text_projection(self.text(**tokens).pooler_output)
+        return F.normalize(images, dim=-1), F.normalize(texts, dim=-1), self.log_scale
+
+    def _seen(self, images_B_3_H_W) -> torch.Tensor:
+        """What the tower makes of images in [-1, 1], [B, N, W]; of one that makes vectors, N is 1."""
+        (scorer,) = self._scorer
+        pixels = ((images_B_3_H_W + 1) / 2).to(scorer.device)
+        with torch.no_grad(), scorer.evaluating():
+            seen = scorer.encode_pixels([each.resize(pixels) for each in scorer.preprocesses])
+        return (seen if seen.ndim == 3 else seen[:, None]).float()
 
 
 class Part:
     """What the loop trains: a module, and where it is."""
 
-    def __init__(self, module: torch.nn.Module, device: torch.device):
+    def __init__(self, module: nn.Module, device: torch.device):
         self.module, self.device = module.to(device), device
 
 
@@ -91,7 +123,7 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     torch.manual_seed(config.seed)
     vae: Any = diffusers.AutoencoderKL(**config.architecture)
     last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
-    torch.nn.init.constant_(last.bias.data[vae.config.latent_channels :], FIRST_LOGVAR)
+    nn.init.constant_(last.bias.data[vae.config.latent_channels :], FIRST_LOGVAR)
     pairs = _pairs(config)
     objective = Autoencoder(
         pairs,
@@ -115,25 +147,19 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     return vae
 
 
-def tune_clip(values: dict[str, Any], source: str) -> CLIPModel:
-    """Train a CLIP as a recipe's values say; its text half is saved in `output`. Returns all of it."""
+def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
+    """Train a CLIP's text half as a recipe's values say; saved in `output`, and returned."""
     config = build(CLIPTextConfig, values, source)
     tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
     torch.manual_seed(config.seed)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    ids = {"vocab_size": len(tokenizer), **ends}
-    shape = config.architecture
-    clip = CLIPModel(CLIPConfig(**{**shape, "text_config": {**shape.get("text_config", {}), **ids}}))
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    text: Any = transformers.CLIPTextConfig(**config.architecture, **ids, eos_token_id=tokenizer.eos_token_id)
+    towers = TowersModule(load(config.tower), text)
     objective = Contrast(_pairs(config), tokenizer, batch_size=config.batch_size, seed=config.seed)
-    _train(config, TowersModule(clip), objective)
-    encoder: Any = CLIPTextModel(clip.config.text_config)  # type: ignore[arg-type]
-    learned = clip.state_dict()
-    # Before transformers 5 the text model had this prefix on its own as well.
-    keys = {name: name if name in learned else f"text_model.{name}" for name in encoder.state_dict()}
-    encoder.load_state_dict({name: learned[key] for name, key in keys.items()})
+    _train(config, towers, objective)
     if is_first_process():
-        encoder.save_pretrained(config.output)
-    return clip
+        towers.text.save_pretrained(config.output)
+    return towers.text
 
 
 def _pairs(config: PartConfig) -> Pairs:
@@ -147,7 +173,7 @@ def _pairs(config: PartConfig) -> Pairs:
     )
 
 
-def _train(config: PartConfig, module: torch.nn.Module, objective) -> None:
+def _train(config: PartConfig, module: nn.Module, objective) -> None:
     values = config.model_dump(exclude={"resume"})
     output = check_output(config.output, values, config.resume)
     accelerator = make_accelerator(config, output)

@@ -52,7 +52,7 @@ def start(parts: Path) -> StableDiffusion3Pipeline:
     room = type(tokenizer).from_pretrained(parts / "tokenizer", model_max_length=1)
     return StableDiffusion3Pipeline(
         network,
-        FlowMatchEulerDiscreteScheduler(shift=1.0),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),  # SD3's own
         vae,
         *(encoder, tokenizer),
         *(encoder, tokenizer),  # SD3 has two of them

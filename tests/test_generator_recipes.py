@@ -4,6 +4,8 @@ import json
 
 import pipelines
 import pytest
+from conftest import small_scorer
+from safetensors.torch import load_file
 
 from imagereward.tuning import read_recipe, recipe_names, run_recipe
 
@@ -103,6 +105,17 @@ def test_a_part_recipe_runs(name, saved, tmp_path):
     assert all(value.isfinite().all() for value in part.state_dict().values())
     assert (tmp_path / "out/config.json").is_file()
     assert (tmp_path / "out/model.safetensors").is_file() or list((tmp_path / "out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["ImageReward", "CLIP"])  # tokens of images, and vectors
+def test_a_text_encoder_learns_beside_any_scorers_tower(kind, saved, tmp_path):
+    small_scorer(kind).save_pretrained(tmp_path / "tower")
+    run_recipe("tiny/clip", [*cut("tiny/clip", saved, tmp_path / "out"), f"tower={tmp_path / 'tower'}"])
+    kept = load_file(tmp_path / "out/checkpoint-2/learned.safetensors")
+    assert {name.split(".")[0] for name in kept} == {
+        *("text", "text_projection", "log_scale"),
+        *("queries", "norm", "look", "image_projection"),
+    }
 
 
 def test_an_autoencoders_kl_counts_late_and_rises(saved, tmp_path):

@@ -107,7 +107,7 @@ class TowersModule(nn.Module):
         pixels = ((images_B_3_H_W + 1) / 2).to(scorer.device)
         with torch.no_grad(), scorer.evaluating():
             seen = scorer.encode_pixels([each.resize(pixels) for each in scorer.preprocesses])
-        return (seen if seen.ndim == 3 else seen[:, None]).float()
+        return (seen if seen.ndim == 3 else seen[:, None]).float().to(images_B_3_H_W.device)
 
 
 class Part:

@@ -19,7 +19,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from transformers import CLIPTextModelWithProjection
 
 from benchmarks.tiny_sd import HOME as TINY_SD
-from benchmarks.tiny_sd import SINGLE, train
+from benchmarks.tiny_sd import SINGLE, forget_origin, train
 from imagereward.tuning.denoisers import open_denoiser
 
 HOME = Path(__file__).parent / "tiny-flow"
@@ -87,6 +87,7 @@ def adopt(pipeline: Path) -> None:
     made.vae.half()
     shutil.rmtree(HOME, ignore_errors=True)
     made.save_pretrained(HOME)
+    forget_origin(HOME)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ The U-Net learns on the adopted autoencoder and text encoder, if there are any.
 import argparse
 import json
 import re
-import shutil
 import time
 from collections import Counter
 from itertools import pairwise
@@ -141,10 +140,20 @@ def train(recipe: str, output: Path, sign: str, *overrides: str) -> None:
 
 
 def adopt(pipeline: Path) -> None:
-    """Half-precision copy, of the pipeline's files alone; the parts are in it as they were adopted."""
+    """The U-Net in half precision, beside the parts that it was trained on."""
     made = StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float16)
-    shutil.rmtree(HOME, ignore_errors=True)
-    made.save_pretrained(HOME)
+    made.unet.save_pretrained(HOME / "unet")
+    made.scheduler.save_pretrained(HOME / "scheduler")
+    made.save_config(HOME)
+    forget_origin(HOME)
+
+
+def forget_origin(directory: Path) -> None:
+    """Take out of the configs where on this machine things were loaded from."""
+    for path in [directory / "model_index.json", *directory.glob("*/*config.json")]:
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None):
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:

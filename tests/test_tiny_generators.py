@@ -1,0 +1,74 @@
+"""The tiny generators in the repository: what they draw, by whom, and that they can be tuned."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from test_launch import ROOT, launch
+
+from benchmarks.finetune import STEPS, prompts_of
+from benchmarks.tiny_drawings import drawings
+from imagereward import shapes
+from imagereward.shapes.rewards import measured
+from imagereward.tuning.randomness import noise_of
+
+HOMES = {name: ROOT / "benchmarks" / name for name in ("tiny-sd", "tiny-flow")}
+PROMPTS = 64
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_it_is_small(name):
+    files = [path for path in HOMES[name].rglob("*") if path.is_file()]
+    assert 5e6 < sum(path.stat().st_size for path in files) < 15e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".jinja"}
+    assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_it_draws_what_is_asked_for(name):
+    """The benchmark's figures, from fewer prompts, and far above those for prompts of other images."""
+    prompts = prompts_of("test", PROMPTS)
+    images = drawings(HOMES[name], prompts, 1.0)
+    own, other = (measured(images, texts) for texts in (prompts, np.roll(prompts, 1).tolist()))
+    for attribute in ("colour", "shape"):
+        right, by_chance = (
+            np.mean([one.attributes[attribute] for one in found if attribute in one.attributes])
+            for found in (own, other)
+        )
+        assert right > by_chance + 0.2, attribute
+
+
+def test_plain_diffusers_draws_with_it():
+    pipeline = DiffusionPipeline.from_pretrained(HOMES["tiny-sd"])
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = prompts_of("test", 8)
+    noise = noise_of(range(8), (4, 16, 16), 0)
+    images = pipeline(
+        prompts, latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="pil"
+    ).images
+    found = [shapes.measure(image, prompt).attributes["colour"] for image, prompt in zip(images, prompts)]
+    assert np.mean(found) > 0.5
+
+
+def test_refl_by_its_recipe_tunes_it(tmp_path):
+    """The recipe as it is but for its length."""
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts_of("train", 32)))
+    values = {
+        "model": HOMES["tiny-sd"],
+        "prompts": tmp_path / "prompts.txt",
+        "output": tmp_path / "out",
+        "updates": 3,
+        "batch_size": 8,
+        "micro_batch": 8,
+        "evaluate_every": 3,
+        "evaluation.count": 4,
+    }
+    history = launch((sys.executable,), "refl", "tiny/refl", values)
+    assert [entry["update"] for entry in history if "loss" in entry] == [1, 2, 3]
+    before, after = (
+        DiffusionPipeline.from_pretrained(path).unet.state_dict()
+        for path in (HOMES["tiny-sd"], tmp_path / "out")
+    )
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())

@@ -1,0 +1,58 @@
+"""What the fine-tuning benchmarks found, held to what they should show; their runs take minutes each."""
+
+import json
+
+import pytest
+from test_launch import ROOT
+
+RESULTS = ROOT / "benchmarks/results"
+
+
+def result(name):
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not there yet")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    return {row["method"]: row for row in result("finetune")["rows"]}
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return {row["method"]: row for row in result("finetune-flow")["rows"]}
+
+
+def test_refl_earns_half_a_deviation_and_draws_more_of_what_was_asked(tuned):
+    refl = tuned["ReFL"]
+    assert refl["reward in base deviations"] >= 0.5
+    assert refl["reward low"] > 0
+    assert refl["faithfulness low"] > 0
+    assert refl["minutes"] <= 20
+
+
+def test_a_scrambled_reward_teaches_no_faithfulness(tuned):
+    assert tuned["ReFL, scrambled"]["faithfulness gained"] <= 0
+
+
+def test_all_methods_are_on_one_table(tuned, flow):
+    assert list(tuned) == ["base", "ReFL", "DRaFT-1", "AlignProp", "ReFL, scrambled", "best of 8"]
+    assert list(flow) == ["base", "ReFL", "GRPO", "GRPO-Fast", "GRPO, JPEG", "best of 8"]
+
+
+@pytest.mark.parametrize(
+    ("method", "reward"), [("GRPO", "reward"), ("GRPO-Fast", "reward"), ("GRPO, JPEG", "jpeg")]
+)
+def test_a_policy_gradient_earns_reward(flow, method, reward):
+    found = flow[method]
+    assert found[f"{reward} low"] > 0
+    assert len(found[f"{reward} of runs"]) == 3
+    assert all(gained > 0 for gained in found[f"{reward} of runs"])
+    assert found["minutes"] <= 10
+
+
+@pytest.mark.parametrize("method", ["GRPO", "GRPO-Fast"])
+def test_a_policy_gradient_keeps_to_the_prompts(flow, method):
+    assert flow[method]["faithfulness gained"] >= -0.02

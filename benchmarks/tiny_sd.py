@@ -23,7 +23,7 @@ from imagereward import shapes
 from imagereward.tuning import run_recipe
 
 HOME = Path(__file__).parent / "tiny-sd"
-# What generators learn first: words are learned in a fraction of the time from pictures of single things.
+# What generators learn first: of a single thing there is no doubt whose colour and shape the words are.
 SINGLE = ("pairs.things=1", "pairs.pairs=12000", "schedule=constant", "updates=2000")
 MAX_LENGTH = 24
 WORD_END = "</w>"

@@ -106,13 +106,18 @@ def test_a_saved_scorer_loads_with_equal_scores_and_definition(tmp_path, kind):
     scorer.save_pretrained(tmp_path / "saved")
     again = RM.load(tmp_path / "saved", "cpu")
     assert again.config == scorer.config
-    assert again.score(PROMPTS[0], pictures(3)) == scorer.score(PROMPTS[0], pictures(3))
+    before, after = scorer.state_dict(), again.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    # Some processors sum in another order where memory is not aligned to 64 bytes, as a mapped file's is not.
+    expected = pytest.approx(scorer.score(PROMPTS[0], pictures(3)), abs=1e-6)
+    assert again.score(PROMPTS[0], pictures(3)) == expected
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
         "config.json",
         "model.safetensors",
     ]
     again.save_pretrained(tmp_path / "saved")  # over the very file its weights are mapped from
-    assert RM.load(tmp_path / "saved").score(PROMPTS[0], pictures(1)) == scorer.score(PROMPTS[0], pictures(1))
+    assert RM.load(tmp_path / "saved", "cpu").score(PROMPTS[0], pictures(3)) == expected
 
 
 def test_state_dict_names_are_those_of_the_original(tmp_path):

@@ -23,7 +23,7 @@ from imagereward.errors import (
 )
 from imagereward.tuning.adapt import learning, with_weights
 from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
-from imagereward.tuning.objective import Learner, Objective, numbers_of
+from imagereward.tuning.objectives import Learner, Objective, numbers_of
 from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
 from imagereward.tuning.processes import check_together, gathered, several_on_cpus, summed
 

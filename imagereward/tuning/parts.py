@@ -77,8 +77,9 @@ class CodingModule(nn.Module):
 class TowersModule(nn.Module):
     """A text encoder beside a scorer's image tower: from images and tokens to features and their scale.
 
-    The tower is not trained, what reads it is: Zhai et al. 2022 (arXiv:2111.07991). A tower that learns from
-    nothing beside the words finds colours alone in the time that suffices here, and so do then the words.
+    The tower is not trained, what reads it is: Zhai et al. 2022 (arXiv:2111.07991). Words that learn beside a
+    tower know what it knows, and one from nothing knows colours long before shapes. `text` is a transformers
+    CLIPTextConfig.
     """
 
     def __init__(self, scorer: Scorer, text: Any):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from imagereward.tuning.objective import numbers_of
+from imagereward.tuning.objectives import numbers_of
 
 
 class Part(NamedTuple):

@@ -51,6 +51,7 @@ TEST = [
     *EXTRAS["train"],
     *EXTRAS["serve"],
     "hypothesis>=6.100",
+    "matplotlib>=3.9",
     "playwright>=1.45",
     *EXTRAS["scale"],
     *EXTRAS["loops"],

@@ -180,6 +180,13 @@ def curve(output: Path) -> list[dict]:
     ]
 
 
+def gains(axis, points: list[dict], over: str, name: str, **style) -> None:
+    """One run's line: what was gained on held-out prompts since its first evaluation."""
+    kept = [point for point in points if point[name] is not None]
+    ys = [point[name] - kept[0][name] for point in kept]
+    axis.plot([point[over] for point in kept], ys, marker=".", **style)
+
+
 def draw() -> None:
     """Reward and faithfulness against updates, as docs/finetune.png."""
     result = json.loads((record.RESULTS / "finetune.json").read_text())
@@ -187,11 +194,9 @@ def draw() -> None:
     best = result["rows"][-1]
     for axis, name in zip(axes, ("reward", "faithfulness"), strict=True):
         for method, points in result["curves"].items():
-            kept = [point for point in points if point[name] is not None]
-            style = "--" if "scrambled" in method else "-"
-            axis.plot([p["update"] for p in kept], [p[name] for p in kept], style, marker=".", label=method)
-        axis.axhline(best[name], color="#adb5bd", lw=1, ls=":", label=best["method"])
-        axis.set(title=f"{name}, held-out prompts", xlabel="updates")
+            gains(axis, points, "update", name, ls="--" if "scrambled" in method else "-", label=method)
+        axis.axhline(best[f"{name} gained"], color="#adb5bd", lw=1, ls=":", label=best["method"])
+        axis.set(title=f"{name} gained, held-out prompts", xlabel="updates")
         axis.legend(frameon=False, fontsize=8)
     save(figure, PICTURE)
 

@@ -27,6 +27,7 @@ from benchmarks.finetune import (
     REWARD,
     SEEDS,
     best_of,
+    gains,
     judged,
     prompts_of,
     seconds_of,
@@ -119,21 +120,22 @@ def draw() -> None:
     """What was pushed up and faithfulness, against images and minutes, as docs/finetune-flow.png."""
     result = json.loads((record.RESULTS / "finetune-flow.json").read_text())
     figure, axes = panels(3, 2, (9, 9.6))
-    best, label = result["rows"][-1], f"best of {CANDIDATES}, that many images for one"
+    best, note = result["rows"][-1], f"best of {CANDIDATES}, that many images for one"
     for line, name in zip(axes, NAMES.values(), strict=True):
         for axis, over in zip(line, ("images", "minutes"), strict=True):
             for colour, (method, runs) in enumerate(result["curves"].items()):
                 pushed = "jpeg" if "JPEG" in method else "reward"
                 if name not in (pushed, "faithfulness"):
                     continue
+                logged = "faithfulness" if name == "faithfulness" else "reward"
                 for number, points in enumerate(runs):
-                    xs = [point[over] for point in points]
-                    ys = [point["faithfulness" if name == "faithfulness" else "reward"] for point in points]
-                    axis.plot(xs, ys, color=f"C{colour}", lw=1, marker=".", label=None if number else method)
+                    label = None if number else method
+                    gains(axis, points, over, logged, color=f"C{colour}", lw=1, label=label)
             if name in best:
-                axis.axhline(best[name], color="#adb5bd", lw=1, ls=":", label=label)
-            axis.set(title=f"{name}, held-out prompts", xlabel=over)
-            axis.legend(frameon=False, fontsize=8)
+                axis.axhline(best[f"{name} gained"], color="#adb5bd", lw=1, ls=":", label=note)
+            axis.set(title=f"{name} gained, held-out prompts", xlabel=over)
+    # The line that has all of the labels speaks for the others.
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     save(figure, PICTURE)
 
 

@@ -3,16 +3,17 @@
 import json
 
 import pytest
+from PIL import Image
 from test_launch import ROOT
 
+from benchmarks import finetune, finetune_flow
+
 RESULTS = ROOT / "benchmarks/results"
+PICTURES = {finetune: "finetune.png", finetune_flow: "finetune-flow.png"}
 
 
 def result(name):
-    path = RESULTS / f"{name}.json"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not there yet")
-    return json.loads(path.read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,10 @@ def test_a_policy_gradient_earns_reward(flow, method, reward):
 @pytest.mark.parametrize("method", ["GRPO", "GRPO-Fast"])
 def test_a_policy_gradient_keeps_to_the_prompts(flow, method):
     assert flow[method]["faithfulness gained"] >= -0.02
+
+
+@pytest.mark.parametrize("benchmark", [finetune, finetune_flow])
+def test_pictures_are_drawn_from_the_results(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "PICTURE", tmp_path / "picture.png")
+    benchmark.draw()
+    assert Image.open(tmp_path / "picture.png").size == Image.open(ROOT / "docs" / PICTURES[benchmark]).size

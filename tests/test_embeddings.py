@@ -85,6 +85,15 @@ def test_embeddings_of_other_weights_are_refused(tmp_path):
         keep_embeddings(opened(seed=1), PROMPTS, tmp_path)
 
 
+def test_embeddings_by_another_denoiser_are_refused(tmp_path):
+    denoiser = opened()
+    keep_embeddings(denoiser, PROMPTS, tmp_path)
+    other = opened()
+    other.__class__ = type("Lowercased", (type(other),), {})
+    with pytest.raises(InputError, match="holds embeddings of another model: family differ"):
+        keep_embeddings(other, PROMPTS, tmp_path)
+
+
 def test_a_damaged_file_is_named(tmp_path):
     denoiser = opened()
     keep_embeddings(denoiser, PROMPTS[:1], tmp_path)

@@ -413,3 +413,12 @@ def test_a_table_of_another_length_is_refused():
 def test_impossible_noise_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Noise(**values)
+
+
+@pytest.mark.parametrize("shift", [1.82, 2.36, 2.59, 3.0])
+def test_noise_is_bounded_where_shifting_rounds_the_first_sigma(shift):
+    """Its sigma_t is that of the second step's denominator, whether it is 1 or rounded to beside it."""
+    dynamics = flow(steps=4, shift=shift).with_noise(Noise(kind="flow_grpo", level=0.7))
+    sigmas = dynamics.sigmas_N1
+    expected = 0.7 * (sigmas[0] / (1 - sigmas[1])).sqrt()
+    torch.testing.assert_close(dynamics.transition.spreads_N[0], expected)

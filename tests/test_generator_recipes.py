@@ -62,7 +62,6 @@ def cut(name, saved, output):
             "micro_batch=2",
             "precision=float32",
             "weight_decay=0.0",  # what moves has been learned
-            "ema_every=1",
             "evaluation.held_out=",
             "evaluation.count=1",
             "evaluation.seeds=1",

@@ -151,22 +151,24 @@ def test_an_image_that_is_no_number_is_not_scored():
         scorers.submit(spoiled, PROMPTS)
 
 
-def test_an_evaluation_leaves_out_what_failed_and_names_a_reward_that_is_down(tmp_path, monkeypatch):
+def test_an_evaluation_leaves_out_what_failed_and_names_a_reward_that_is_down(tmp_path):
     def without_the_first(pixels, prompts):
         worth = brightness(pixels, prompts)
         return torch.where(torch.tensor([prompt == PROMPTS[0] for prompt in prompts]), torch.nan, worth)
 
-    monkeypatch.setattr("imagereward.tuning.evaluate.Scoring", lambda: AT_ONCE)
     policy, rows = small(), list(PROMPTS)
     config = EvaluationConfig(seeds=1, batch_size=2)
     images = draw(policy, rows, 1, 0, 2, None)
 
     def judged(reward):
-        watch = Evaluation(policy, rows, open_rewards(reward), None, config, tmp_path, 0)
+        watch = Evaluation(policy, rows, open_rewards(reward), None, config, tmp_path, 0, AT_ONCE)
         return watch._judge(images, 7)
 
     expected = float(brightness(images[1:, 0], rows).mean())
-    assert judged(without_the_first)["reward"] == pytest.approx(expected)
+    found = judged(without_the_first)
+    assert found["reward"] == pytest.approx(expected)
+    assert found["reward/failed"] == 1
+    assert "reward/failed" not in judged(brightness)
     with pytest.raises(RewardError, match=r"reward never is down: .* of the evaluation after update 7"):
         judged(never)
 

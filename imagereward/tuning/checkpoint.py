@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -17,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from imagereward.errors import CheckpointError
+from imagereward.tuning.runs import checkpoints, updates_of
 
 LEARNED, AVERAGED, OPTIMIZER, STATE = (
     "learned.safetensors",
@@ -58,7 +61,7 @@ def save_checkpoint(
             save_file(averaged, unfinished / AVERAGED)
         torch.save(moments, unfinished / OPTIMIZER)
         (unfinished / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as the latter
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as the second
         shutil.rmtree(unfinished, ignore_errors=True)
         before = latest(directory)
         raise CheckpointError(
@@ -66,7 +69,7 @@ def save_checkpoint(
         ) from error
     shutil.rmtree(path, ignore_errors=True)
     os.replace(unfinished, path)
-    for old in _all(directory)[:-keep]:
+    for old in checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
     return path
 
@@ -83,7 +86,7 @@ def load_checkpoint(path: Path, module, optimizer) -> Kept:
         moments = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         averaged = load_file(path / AVERAGED) if (path / AVERAGED).is_file() else None
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     # Not whole, which only the first process would get.
     expected = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)).keys()
@@ -98,13 +101,5 @@ def load_checkpoint(path: Path, module, optimizer) -> Kept:
 
 def latest(directory: Path, most: int | None = None) -> Path | None:
     """The last checkpoint, of at most so many updates; None if there is none."""
-    found = [path for path in _all(directory) if most is None or _updates_of(path) <= most]
+    found = [path for path in checkpoints(directory) if most is None or updates_of(path) <= most]
     return found[-1] if found else None
-
-
-def _all(directory: Path) -> list[Path]:
-    return sorted(directory.glob("checkpoint-*"), key=_updates_of)
-
-
-def _updates_of(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])

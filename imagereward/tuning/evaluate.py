@@ -118,10 +118,12 @@ class Evaluation:
         config: EvaluationConfig,
         output: Path,
         seed: int,
+        scoring: Scoring | None = None,
     ):
         self.policy, self.rows, self.config = policy, list(rows), config
         self.prompts = prompts_of(rows)
         self.rewards, self.held_out, self.output, self.seed = rewards, held_out, output, seed
+        self.scoring = scoring or Scoring()
         self.before: torch.Tensor | None = None
 
     def __call__(self, loop: Any, update: int) -> str | None:
@@ -155,7 +157,7 @@ class Evaluation:
         for name, judge in (("reward", self.rewards), ("held_out", self.held_out)):
             if judge is None:
                 continue
-            with Scorers(judge, Scoring()) as pool:
+            with Scorers(judge, self.scoring) as pool:
                 for start, stop in _blocks(len(asked), self.config.batch_size):
                     pool.submit(images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop])
                 found = joined(pool.results())
@@ -164,6 +166,8 @@ class Evaluation:
             values[name] = float(torch.stack(list(each.values())).sum(0).nanmean()) + judge.offset
             if len(judge.parts) > 1:
                 values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}
+            if failed := sum(int(found.rewards[part].isnan().sum()) for part in each):
+                values[f"{name}/failed"] = float(failed)
             scorers += judge.scorers
         if seeds > 1:
             last = scorers[-1] if scorers else None

@@ -116,8 +116,9 @@ class Flow:
             return replace(self, transition=CPS(noise.level), storage=storage)
         sigmas = self.sigmas_N1[:-1]
         if noise.kind == "flow_grpo":
-            # At sigma = 1 the denominator would be 0: that of the second step stands in, as published.
-            below = torch.where(sigmas == 1, self.sigmas_N1[1], sigmas)
+            # At sigma = 1, which shifting rounds, the denominator would be 0: that of the second step stands
+            # in, as published.
+            below = torch.where(sigmas > 1 - 1e-5, self.sigmas_N1[1], sigmas)
             spreads = noise.level * (sigmas / (1 - below)).sqrt()
         else:
             spreads = torch.tensor(noise.table or [noise.level] * self.steps)

@@ -118,7 +118,8 @@ def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Eva
     watched = policy
     if steps and steps != policy.dynamics.steps:
         watched = Policy(policy.denoiser, policy.denoiser.dynamics(steps), policy.guidance)
-    return Evaluation(watched, rows[: chosen.count], rewards, held_out, chosen, output, config.seed)
+    rows = rows[: chosen.count]
+    return Evaluation(watched, rows, rewards, held_out, chosen, output, config.seed, config.scoring)
 
 
 def tune_generator(values: dict[str, Any], source: str, **objects: Any) -> Any:

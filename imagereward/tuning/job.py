@@ -12,6 +12,7 @@ from imagereward.tuning.evaluate import EvaluationConfig
 from imagereward.tuning.loop import LoopConfig
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rows import Row
+from imagereward.tuning.scoring import Scoring
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -49,6 +50,7 @@ class GeneratorConfig(LoopConfig):
     )
     vae_precision: Literal["float32", "bfloat16"] = "float32"
     reward: str | dict[str, float] = Field("", description="what to load, or several with weights")
+    scoring: Scoring = Scoring()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoi
 from imagereward.tuning.objectives import Learner, Objective, numbers_of
 from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
 from imagereward.tuning.processes import check_together, gathered, several_on_cpus, summed
+from imagereward.tuning.runs import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +80,11 @@ class Loop:
                 f"accelerate left the network as it was, for {accelerator.distributed_type} in "
                 f"{accelerator.num_processes} processes, and each would train alone; look at its config"
             )
-        self.averaged = None
-        if config.ema:
-            self.averaged = {name: value.detach().clone() for name, value in learning(self.bare).items()}
+        self.averaged: dict[str, torch.Tensor] | None = None  # until it first moves
 
     def run(self, evaluate: Callable[["Loop", int], str | None] | None = None) -> str:
         """Train to the end, or to where `evaluate` says why to stop; returns why it ended."""
-        config, start, why = self.config, self._resume(), ""
+        config, (start, why) = self.config, self._resume()
         if len(starts := set(gathered(start, self.accelerator.num_processes))) > 1:
             raise CheckpointError(
                 f"processes would go on from different updates, {sorted(starts)}: {self.output} is not the "
@@ -114,7 +113,7 @@ class Loop:
                 with self._naming(done):
                     why = evaluate(self, done) or ""
             if why or last or done % config.save_every == 0:
-                self._save(done)
+                self._save(done, why)
         bar.close()
         self._write_history()
         self.accelerator.wait_for_everyone()
@@ -168,7 +167,8 @@ class Loop:
                 raise self._not_finite(update + 1, f"its gradient is {norm.item()}", prompts)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            _add(sums, "gradient_norm", norm, 1 / ranks)
+            if torch.isfinite(norm):
+                _add(sums, "gradient_norm", norm, 1 / ranks)
             _add(sums, "loss", loss * ranks, 1 / ranks)  # a sum over minibatches, where others are means
         self._average(update)
         total = summed(sums, ranks, accelerator.device)
@@ -184,7 +184,11 @@ class Loop:
         """The minibatch's part of the step's loss."""
         accelerator, module = self.accelerator, self.learner.module
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            loss, metrics = self.objective.loss(self.learner, minibatch)
+            try:
+                loss, metrics = self.objective.loss(self.learner, minibatch)
+            except NonFiniteScoreError as error:
+                prompts = self.objective.describe(minibatch)
+                raise self._not_finite(update + 1, str(error), prompts) from error
             if not torch.isfinite(loss):
                 prompts = self.objective.describe(minibatch)
                 raise self._not_finite(update + 1, f"its loss is {loss.item()}", prompts)
@@ -195,15 +199,24 @@ class Loop:
         return loss.detach() * minibatch.share
 
     def _average(self, update: int) -> None:
-        if self.averaged is None or (update + 1) % self.config.ema_every:
-            return
-        with torch.no_grad():
-            for name, value in learning(self.bare).items():
-                self.averaged[name].lerp_(value.detach(), 1 - self.config.ema)
+        """Move the average; its decay grows to the config's as in diffusers' EMAModel, from 0.
 
-    def _resume(self) -> int:
+        Otherwise a short run's average would be of what it began with.
+        """
+        moves, rest = divmod(update + 1, self.config.ema_every)
+        if not self.config.ema or rest:
+            return
+        decay, now = min(self.config.ema, moves / (moves + 9)), learning(self.bare)
+        if self.averaged is None:
+            self.averaged = {name: value.detach().clone() for name, value in now.items()}
+        with torch.no_grad():
+            for name, value in now.items():
+                self.averaged[name].lerp_(value.detach(), 1 - decay)
+
+    def _resume(self) -> tuple[int, str]:
+        """Where to go on, and why not to: a run that was stopped stays so unless it is given more updates."""
         if not self.config.resume:
-            return 0
+            return 0, ""
         path = latest(self.output, self.config.updates)
         if path is None and (last := latest(self.output)):
             raise CheckpointError(
@@ -211,20 +224,23 @@ class Loop:
                 f"the last is {last.name}. Ask for as many updates, or train anew into another directory"
             )
         if path is None:
-            return 0
+            return 0, ""
         kept = load_checkpoint(path, self.learner.module, self.optimizer.optimizer)
-        if self.averaged is not None and kept.averaged is not None:
-            for name, value in kept.averaged.items():
-                self.averaged[name].copy_(value)
+        if kept.averaged is not None:
+            now = learning(self.bare)
+            self.averaged = {name: value.to(now[name].device) for name, value in kept.averaged.items()}
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(kept.state["scaler"])
         self.history = kept.state["history"]
-        return kept.state["update"]
+        stopped = kept.state["ended"] if kept.state["updates"] == self.config.updates else ""
+        return kept.state["update"], stopped
 
-    def _save(self, update: int) -> None:
+    def _save(self, update: int, ended: str) -> None:
         scaler = self.accelerator.scaler
         state = {
             "update": update,
+            "updates": self.config.updates,
+            "ended": ended,
             "history": self.history,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
@@ -244,7 +260,7 @@ class Loop:
 
     def _write_history(self) -> None:
         if self.accelerator.is_main_process:
-            (self.output / HISTORY_FILE).write_text(json.dumps(self.history, indent=1) + "\n")
+            write_whole(self.output / HISTORY_FILE, json.dumps(self.history, indent=1) + "\n")
 
     def log(self, update: int, values: dict[str, float]) -> None:
         """Add numbers to the history and the trackers."""
@@ -286,6 +302,9 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         )
     except (ValueError, ImportError) as error:
         raise InputError(f"accelerate refuses the config: {error}") from error
+    found = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+    if absent := sorted({*config.trackers} - {*found, "all"}):
+        raise InputError(f"trackers={list(config.trackers)}: {', '.join(absent)} not installed")
     check_together(accelerator.num_processes)
     sharded = accelerator.distributed_type == DistributedType.FSDP
     config.check_processes(accelerator.num_processes, sharded)

@@ -11,7 +11,9 @@ def named(name: str) -> Any:
 
     Raises ImportError or AttributeError for what is not there.
     """
+    module, _, thing = name.partition(":")
+    if not (module and thing):
+        raise ImportError("expected module:name")
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # last, so that nothing installed is hidden
-    module, _, thing = name.partition(":")
     return getattr(import_module(module), thing)

@@ -1,6 +1,8 @@
 """Output directories: one run each, recognised by its config."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +32,7 @@ def check_output(output: str, config: dict[str, Any], resume: bool, free: Sequen
     if resume:
         if not mark.is_file():
             raise InputError(f"{path} holds no run to resume: {RUN_FILE} is missing")
-        before = json.loads(mark.read_text())
+        before = _read(mark)
         differing = [key for key in {**before, **values} if before.get(key) != values.get(key)]
         changed = [key for key in differing if key not in free]
         if changed:
@@ -44,7 +46,17 @@ def check_output(output: str, config: dict[str, Any], resume: bool, free: Sequen
 def claim(output: Path, config: dict[str, Any]) -> None:
     """Make the directory, and mark it with the config of the run that it now holds."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / RUN_FILE).write_text(json.dumps(_plain(config), indent=1) + "\n")
+    write_whole(output / RUN_FILE, json.dumps(_plain(config), indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a full disk or a kill leaves the one before as it was."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def latest_checkpoint(output: Path) -> str | None:
@@ -52,12 +64,23 @@ def latest_checkpoint(output: Path) -> str | None:
 
     One that was being written when the run was stopped is not whole, and is removed.
     """
-    found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = checkpoints(output)
     while found and not _is_whole(found[-1]):
         torn = found.pop()
         if is_first_process():
             shutil.rmtree(torn)
     return str(found[-1]) if found else None
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """A run's checkpoint-N, the last at the end; checkpoint-best is somebody's own."""
+    found = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=updates_of)
+
+
+def updates_of(checkpoint: Path) -> int:
+    """The N of checkpoint-N."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -66,6 +89,13 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _read(mark: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(mark.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{mark} cannot be read as the config of a run: {error}") from error
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,9 @@ def open_denoiser(
     try:
         make = named(family)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"family={family!r}: {error}; expected module:name") from error
+        raise InputError(
+            f'family={family!r}: {error}; expected "module:name", or none for {", ".join(FAMILIES)}'
+        ) from error
     return make(pipeline, resolution)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from imagereward.errors import InputError
+from imagereward.tuning.config import Config
 from imagereward.tuning.named import named
 
 # A recipe's objective -> its config, whose `make` builds it. A recipe may also name "module:Config" itself.
@@ -56,9 +57,13 @@ def numbers_of(objective: Objective) -> dict[str, float]:
 
 def config_class(objective: str) -> Any:
     """The config of a recipe's objective. Raises InputError for one that is not there."""
+    known = f"known: {', '.join(OBJECTIVES)}"
     try:
-        return named(OBJECTIVES.get(objective, objective))
-    except (ModuleNotFoundError, AttributeError) as error:
+        found = named(OBJECTIVES.get(objective, objective))
+    except (ImportError, AttributeError) as error:
         if objective in OBJECTIVES:
             raise  # a library of the extra is missing
-        raise InputError(f"objective={objective!r}: {error}; known: {', '.join(OBJECTIVES)}") from error
+        raise InputError(f"objective={objective!r}: {error}; {known}") from error
+    if not (isinstance(found, type) and issubclass(found, Config)):
+        raise InputError(f"objective={objective!r} is no config of an objective; {known}")
+    return found

@@ -65,7 +65,6 @@ class GRPOConfig(GeneratorConfig):
     normalise: bool = Field(False, description="standardise each reward before they are added up")
     optimizer_steps: int = Field(1, ge=1, description="parts of an update's images, each a step")
     storage: Precision = Field("float32", description="of the latents that are kept")
-    scoring: Scoring = Scoring()
 
     @model_validator(mode="after")
     def _whole(self):

@@ -4,8 +4,8 @@ Every tensor that a step makes is counted from when its memory is taken to when 
 the step on torch's fake tensors, which have shapes and no values: the step of ReFL that carries gradient; of
 GRPO the most that drawing and scoring, or learning from one step, need. In bfloat16, with ImageReward at
 full size. Not counted: a driver's context, kernels' scratch space and fragmentation, for which a tenth of
-a card is left, and what GRPO keeps of an update's images, which is said apart. The same count in float32
-stands beside the peak that refl_step.py measured, to show what it is worth. Writes results/fits.json.
+a card is left, and what GRPO keeps of an update's images, which is said apart. Activations are counted in
+float32 as well, where refl_step.py can measure them. Writes results/fits.json.
 """
 
 import math
@@ -151,8 +151,16 @@ def laid_out(setting: Setting) -> Denoiser:
     return denoiser
 
 
-def count(setting: Setting, numbers: Iterable[int]) -> tuple[float, dict[int, float]]:
-    """Gigabytes that stay between steps, and the peak of a step by number of images, with AdamW's moments."""
+class Needs(NamedTuple):
+    """Gigabytes that stay between steps, AdamW's moments among them, and a step's peak by images."""
+
+    resting: float
+    moments: float
+    peaks: dict[int, float]
+
+
+def count(setting: Setting, numbers: Iterable[int]) -> Needs:
+    """What training needs, for each of these numbers of images at once."""
     denoiser, scorer = laid_out(setting), random_scorer(REGISTRY["ImageReward-v1.0"].config, "meta")
     times = denoiser.dynamics(4).model_time(torch.zeros(1, dtype=torch.long))
     network, vae = denoiser.network, denoiser.latents.vae
@@ -178,7 +186,7 @@ def count(setting: Setting, numbers: Iterable[int]) -> tuple[float, dict[int, fl
             step(setting, denoiser, scorer, times.repeat(images))
             peaks[images] = (counted.peak + moments) / GB
             network.zero_grad()
-    return (resting + moments) / GB, peaks
+    return Needs((resting + moments) / GB, moments / GB, peaks)
 
 
 def step(setting: Setting, denoiser: Denoiser, scorer, times) -> None:
@@ -218,7 +226,7 @@ def row(setting: Setting) -> dict:
     # Of a few images, most is for something else: the gradients of all weights, or, without gradient, the one
     # image that is being decoded.
     few = 1 if setting.lora and setting.objective == "ReFL" else 16
-    resting, peaks = count(setting, sorted({1, few, 2 * few}))
+    resting, moments, peaks = count(setting, sorted({1, few, 2 * few}))
     more = (peaks[2 * few] - peaks[few]) / few
     rest = peaks[few] - few * more
     return {
@@ -229,6 +237,7 @@ def row(setting: Setting) -> dict:
         "encoders": setting.encoders,
         "decoder": str(setting.vae).removeprefix("torch."),
         "resting_gb": resting,
+        "moments_gb": moments,
         "peak_gb": peaks[1],
         "another_gb": more,
         "kept_mb": kept(setting),
@@ -247,7 +256,7 @@ def main() -> None:
         rows.append(row(setting))
         print(table([{key: value for key, value in rows[-1].items() if key != "images"}]), flush=True)
     for setting in MEASURED:
-        resting, peaks = count(setting, [1])
+        resting, _, peaks = count(setting, [1])
         name = (
             f"{'LoRA' if setting.lora else 'full'}, {'checkpointing' if setting.checkpointing else 'plain'}"
         )

@@ -34,6 +34,18 @@ def test_refl_earns_half_a_deviation_and_draws_more_of_what_was_asked(tuned):
     assert refl["minutes"] <= 20
 
 
+def test_checkpointing_keeps_a_third_of_activations_and_lora_hardly_any_moments():
+    found = result("fits")
+    plain, recomputed = (row["activations_gb"] for row in found["float32"])
+    assert recomputed <= 0.35 * plain
+    moments = {
+        row["learns"]: row["moments_gb"]
+        for row in found["rows"]
+        if row["objective"] == "ReFL" and row["model"].startswith("SD 1.5")
+    }
+    assert moments["LoRA"] < 0.01 * moments["all"]
+
+
 def test_a_scrambled_reward_teaches_no_faithfulness(tuned):
     assert tuned["ReFL, scrambled"]["faithfulness gained"] <= 0
 

@@ -47,22 +47,24 @@ def fits(result: dict) -> str:
         ]
         kept = "" if row["kept_mb"] is None else f"{row['kept_mb']:.1f}"
         images = " | ".join(str(row["images"][card] or "none") for card in cards)
+        gigabytes = f"{row['peak_gb']:.1f} | {row['moments_gb']:.2f} | {row['another_gb']:.1f}"
         rows.append(
             f"| {row['objective']} | {row['model']} | {row['learns']} | {', '.join(filter(None, apart))} "
-            f"| {row['peak_gb']:.1f} | {row['moments_gb']:.2f} | {row['another_gb']:.1f} | {kept} | {images} |"
+            f"| {gigabytes} | {kept} | {images} |"
         )
     plain, recomputed = (row["activations_gb"] for row in result["float32"])
     return "\n".join(
         [
-            "| objective | model | what learns | with | GB for one image | AdamW's moments of it | for another "
-            "| MB kept of each image of an update "
+            "| objective | model | what learns | with | GB for one image | of them AdamW's moments "
+            "| for another | MB kept of each image of an update "
             + "".join(f"| images at once in {card} GB " for card in cards)
             + "|",
             f"|---|---|---|---|---|---|---|---{'|---' * len(cards)}|",
             *rows,
             "",
-            f"Counted the same way, activations at SD 1.5's size in float32, with LoRA, are {1024 * plain:.0f} MB, "
-            f"and with checkpointing {1024 * recomputed:.0f}, {100 * recomputed / plain:.0f} % of it.",
+            f"Counted the same way, activations at SD 1.5's size in float32, with LoRA, are "
+            f"{1024 * plain:.0f} MB, and with checkpointing {1024 * recomputed:.0f}, "
+            f"{100 * recomputed / plain:.0f} % of it.",
         ]
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from pipelines import network_of
 from test_launch import ROOT, launch
 
 from benchmarks.finetune import STEPS, prompts_of
@@ -45,23 +46,41 @@ def mean(found, attribute):
     return np.mean([one.attributes[attribute] for one in found if attribute in one.attributes])
 
 
-def test_plain_diffusers_draws_with_it():
-    pipeline = DiffusionPipeline.from_pretrained(HOMES["tiny-sd"], dtype=torch.float32)
+# What diffusers must be told besides: prompts have no T5 tokens but one.
+TOLD = {"tiny-sd": {"guidance_scale": 3.0}, "tiny-flow": {"guidance_scale": 1.0, "max_sequence_length": 1}}
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_plain_diffusers_draws_with_it(name):
+    pipeline = DiffusionPipeline.from_pretrained(HOMES[name], dtype=torch.float32, **absent(name))
     pipeline.set_progress_bar_config(disable=True)
-    prompts = prompts_of("test", 8)
-    noise = noise_of(range(8), (4, 16, 16), 0)
+    prompts = prompts_of("test", 16)
+    noise = noise_of(range(16), (4, 16, 16), 0)
     images = pipeline(
-        prompts, latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="pil"
+        prompts, latents=noise, num_inference_steps=STEPS, output_type="pil", **TOLD[name]
     ).images
     found = [shapes.measure(image, prompt).attributes["colour"] for image, prompt in zip(images, prompts)]
-    assert np.mean(found) > 0.5
+    assert np.mean(found) > 0.4
 
 
-def test_refl_by_its_recipe_tunes_it(tmp_path):
+def absent(name):
+    """What diffusers wants to be told of parts that a pipeline was saved without."""
+    return {"text_encoder_3": None} if name == "tiny-flow" else {}
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "recipe"),
+    [
+        ("tiny-sd", "refl", "tiny/refl"),
+        ("tiny-flow", "refl", "tiny/refl_flow"),
+        ("tiny-flow", "grpo", "tiny/grpo_fast"),
+    ],
+)
+def test_its_recipes_tune_it(name, script, recipe, tmp_path):
     """The recipe as it is but for its length."""
     (tmp_path / "prompts.txt").write_text("\n".join(prompts_of("train", 32)))
     values = {
-        "model": HOMES["tiny-sd"],
+        "model": HOMES[name],
         "prompts": tmp_path / "prompts.txt",
         "output": tmp_path / "out",
         "updates": 3,
@@ -70,10 +89,10 @@ def test_refl_by_its_recipe_tunes_it(tmp_path):
         "evaluate_every": 3,
         "evaluation.count": 4,
     }
-    history = launch((sys.executable,), "refl", "tiny/refl", values)
+    history = launch((sys.executable,), script, recipe, values)
     assert [entry["update"] for entry in history if "loss" in entry] == [1, 2, 3]
     before, after = (
-        DiffusionPipeline.from_pretrained(path).unet.state_dict()
-        for path in (HOMES["tiny-sd"], tmp_path / "out")
+        network_of(DiffusionPipeline.from_pretrained(path, **absent(name))).state_dict()
+        for path in (HOMES[name], tmp_path / "out")
     )
-    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+    assert any(not torch.equal(value, after[key]) for key, value in before.items())

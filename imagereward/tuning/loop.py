@@ -1,4 +1,4 @@
-"""The training loop: the only code that knows accelerate, and blind to what is trained, and by what."""
+"""The training loop: the only code that sets accelerate up, and blind to what is trained, and by what."""
 
 import contextlib
 import json

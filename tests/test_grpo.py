@@ -401,7 +401,7 @@ def test_beside_a_plain_objective_either_learns_where_it_has_steps(tmp_path):
 
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = {"updates": 3, "save_every": 1, "window": {"size": 1}, "ema": 0.5}
+    options = {"updates": 3, "save_every": 1, "window": {"size": 1}, "ema": 0.5, "ema_every": 1}
     run(whole, **options)
     real, calls = Loop._update, []
 

@@ -123,7 +123,7 @@ def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch
 def test_more_processes_than_parts_of_an_update_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "imagereward.tuning.loop.Accelerator",
-        lambda **_: SimpleNamespace(num_processes=3, distributed_type="NO"),
+        lambda **_: SimpleNamespace(num_processes=3, distributed_type="NO", log_with=[]),
     )
     with pytest.raises(ImageRewardError, match=r"an update has 2 parts for 3 processes; expected at least 3"):
         make_accelerator(LoopConfig(batch_size=4, micro_batch=2), tmp_path)

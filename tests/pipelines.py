@@ -259,9 +259,9 @@ def network_of(pipeline):
     return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
 
 
-def learners(module):
-    """Names of what a training should move: all that learns, but of an adapter the half that starts at 0."""
-    return {name for name, value in module.named_parameters() if value.requires_grad and "lora_A" not in name}
+def learners(network, lora):
+    """Names of what a training should move: all of it, or of its adapter the half that starts at 0."""
+    return {name for name, _ in network.named_parameters() if not lora or "lora_B" in name}
 
 
 def moved(module, before):

@@ -90,7 +90,7 @@ def test_a_generator_recipe_runs_and_moves_what_it_should(name, saved, tmp_path)
     lora = read_recipe(name).get("lora") is not None
     network = pipelines.network_of(tuned)
     moved = pipelines.moved(network, pipelines.network_of(before).state_dict())
-    learners = pipelines.learners(network)
+    learners = pipelines.learners(network, lora)
     assert all(value.isfinite().all() for value in network.state_dict().values())
     assert len(moved) > 0
     assert moved <= learners

@@ -18,7 +18,8 @@ from pipelines import PROMPTS
 from test_refl import brightness, weights
 
 from imagereward.errors import ImageRewardError
-from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator
+from imagereward.tuning.accelerator import make_accelerator
+from imagereward.tuning.loop import Loop, LoopConfig
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -122,7 +123,7 @@ def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch
 
 def test_more_processes_than_parts_of_an_update_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "imagereward.tuning.loop.Accelerator",
+        "imagereward.tuning.accelerator.Accelerator",
         lambda **_: SimpleNamespace(num_processes=3, distributed_type="NO", log_with=[]),
     )
     with pytest.raises(ImageRewardError, match=r"an update has 2 parts for 3 processes; expected at least 3"):

@@ -853,6 +853,14 @@ def test_a_damaged_checkpoint_is_named(name, left, tmp_path):
         run(tmp_path / "out", updates=1, resume=True)
 
 
+@pytest.mark.parametrize("state", [[1], {"update": 1, "history": []}])
+def test_a_checkpoint_of_another_version_is_named(state, tmp_path):
+    run(tmp_path / "out", updates=1)
+    (tmp_path / "out/checkpoint-1/state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="checkpoint-1 was not written by this version"):
+        run(tmp_path / "out", updates=1, resume=True)
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
 def test_a_damaged_run_is_named(text, tmp_path):
     run(tmp_path / "out", updates=1)

@@ -104,8 +104,8 @@ class CachedText:
 def facts_of(denoiser: Denoiser) -> dict[str, str]:
     """What embeddings depend on: encoders with weights, tokenizers, and the network's sizes, as digests."""
     pipeline = denoiser.pipeline
-    family = type(denoiser)
-    facts = {"format": FORMAT, "pipeline": type(pipeline).__name__, "family": family.__qualname__}
+    family = f"{type(denoiser).__module__}:{type(denoiser).__qualname__}"
+    facts = {"format": FORMAT, "pipeline": type(pipeline).__name__, "family": family}
     facts["network"] = _digest(denoiser.network.config)
     for name, part in pipeline.components.items():
         if any(part is encoder for encoder in _encoders(denoiser)):

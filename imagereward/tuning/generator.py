@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from imagereward.precision import DTYPES, Exact, cast, unrounded
+from imagereward.tuning.accelerator import make_accelerator, start_trackers
 from imagereward.tuning.adapt import Base, let_learn
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Denoiser, open_denoiser
 from imagereward.tuning.embeddings import keep_embeddings
 from imagereward.tuning.evaluate import Evaluation
 from imagereward.tuning.job import GeneratorConfig, Job
-from imagereward.tuning.loop import Loop, make_accelerator, start_trackers
+from imagereward.tuning.loop import Loop
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.policy import Policy

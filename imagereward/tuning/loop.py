@@ -1,16 +1,14 @@
-"""The training loop: the only code that sets accelerate up, and blind to what is trained, and by what."""
+"""The training loop: blind to what is trained, and by what."""
 
 import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from pydantic import Field
 from tqdm import tqdm
 
@@ -25,12 +23,15 @@ from imagereward.tuning.adapt import learning, with_weights
 from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
 from imagereward.tuning.objectives import Learner, Objective, numbers_of
 from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
-from imagereward.tuning.processes import check_together, gathered, several_on_cpus, summed
+from imagereward.tuning.processes import gathered, summed
 from imagereward.tuning.runs import write_whole
 
 log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
+# What a checkpoint knows of the loop: how far it was, of how many, why it ended if early, what was logged, and
+# the scale of float16.
+STATE = ("update", "updates", "ended", "history", "scaler")
 
 
 class LoopConfig(OptimizerConfig):
@@ -229,21 +230,19 @@ class Loop:
         if kept.averaged is not None:
             now = learning(self.bare)
             self.averaged = {name: value.to(now[name].device) for name, value in kept.averaged.items()}
+        try:
+            update, updates, ended, self.history, scaler = (kept.state[name] for name in STATE)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} was not written by this version: {error!r}") from error
         if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(kept.state["scaler"])
-        self.history = kept.state["history"]
-        stopped = kept.state["ended"] if kept.state["updates"] == self.config.updates else ""
-        return kept.state["update"], stopped
+            self.accelerator.scaler.load_state_dict(scaler)
+        return update, ended if updates == self.config.updates else ""
 
     def _save(self, update: int, ended: str) -> None:
         scaler = self.accelerator.scaler
-        state = {
-            "update": update,
-            "updates": self.config.updates,
-            "ended": ended,
-            "history": self.history,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+        scaled = scaler.state_dict() if scaler is not None else None
+        values = (update, self.config.updates, ended, self.history, scaled)
+        state = dict(zip(STATE, values, strict=True))
         first = self.accelerator.is_main_process
         save_checkpoint(
             self.output,
@@ -280,40 +279,3 @@ def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor, share: f
     value = value.detach().float()
     part = torch.stack([value * share, torch.full_like(value, share)])
     sums[name] = sums[name] + part if name in sums else part
-
-
-def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
-    """accelerate's, as the launcher and the config say.
-
-    Raises InputError for a tracker that is not there, ImageRewardError if processes do not find each other.
-    """
-    try:
-        accelerator = Accelerator(
-            cpu=several_on_cpus(),
-            kwargs_handlers=[
-                # No buffer learns; and processes that take unequally many steps would wait for them.
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-                # The others wait while the first writes a checkpoint.
-                InitProcessGroupKwargs(timeout=timedelta(hours=2)),
-            ],
-            mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision],
-            log_with=list(config.trackers) or None,
-            project_dir=str(output),
-        )
-    except (ValueError, ImportError) as error:
-        raise InputError(f"accelerate refuses the config: {error}") from error
-    found = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
-    if absent := sorted({*config.trackers} - {*found, "all"}):
-        raise InputError(f"trackers={list(config.trackers)}: {', '.join(absent)} not installed")
-    check_together(accelerator.num_processes)
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    config.check_processes(accelerator.num_processes, sharded)
-    return accelerator
-
-
-def start_trackers(accelerator: Accelerator, config: LoopConfig) -> None:
-    """Open what `trackers` names; some write to the output directory at once."""
-    if config.trackers:
-        values = config.model_dump().items()
-        plain = {name: value for name, value in values if isinstance(value, int | float | str)}
-        accelerator.init_trackers("imagereward", config=plain)

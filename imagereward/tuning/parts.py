@@ -15,10 +15,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from imagereward.loading import load
 from imagereward.scorer import Scorer
+from imagereward.tuning.accelerator import make_accelerator, start_trackers
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Latents
 from imagereward.tuning.latent_images import Pairs, open_pairs
-from imagereward.tuning.loop import Loop, LoopConfig, make_accelerator, start_trackers
+from imagereward.tuning.loop import Loop, LoopConfig
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.autoencoder import Autoencoder
 from imagereward.tuning.objectives.clip import Contrast

@@ -29,8 +29,8 @@ from imagereward.tuning.runs import write_whole
 log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
-# What a checkpoint knows of the loop: how far it was, of how many, why it ended if early, what was logged, and
-# the scale of float16.
+# What a checkpoint knows of the loop: how far it was, of how many updates, why it ended if early, what was
+# logged, and float16's scale.
 STATE = ("update", "updates", "ended", "history", "scaler")
 
 

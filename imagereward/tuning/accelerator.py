@@ -33,9 +33,7 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         raise InputError(f"accelerate refuses the config: {error}") from error
     found = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     if absent := sorted({*config.trackers} - {*found, "all"}):
-        raise InputError(
-            f"trackers={list(config.trackers)}: {', '.join(absent)} not installed; expected those, or other trackers"
-        )
+        raise InputError(f"trackers={list(config.trackers)}: {', '.join(absent)} not installed")
     check_together(accelerator.num_processes)
     sharded = accelerator.distributed_type == DistributedType.FSDP
     config.check_processes(accelerator.num_processes, sharded)

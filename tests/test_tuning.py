@@ -474,8 +474,13 @@ def test_training_leaves_frozen_weights_bit_for_bit_and_moves_all_others(data, t
     frozen = {f"blip.{name}" for name in frozen_names(after.blip, 0.5)}
     assert 0 < len(frozen) < len(before)
     changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before[name])}
-    # The rule leaves room: word embeddings of words that never occur would not move, but they are frozen.
-    assert changed == set(before) - frozen
+    # Softmax ignores a shift of all keys, and a loss of differences a shift of both rewards: the gradient of
+    # these biases is zero up to rounding, and whether rounding moves them depends on the processor.
+    shifts = (".key.bias", "mlp.layers.6.bias", "mlp.layers.7.bias")
+    trained = set(before) - frozen
+    must_move = {name for name in trained if not name.endswith(shifts)}
+    assert len(trained - must_move) == 4
+    assert must_move <= changed <= trained
 
 
 # Where a training starts.

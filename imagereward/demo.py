@@ -9,6 +9,7 @@ import numpy as np
 from imagereward import shapes
 from imagereward.loading import load
 from imagereward.ranking import Ranking, thumbnail
+from imagereward.writing import check_free, write_text
 
 MODEL = "ImageReward-tiny"
 _STYLE = """
@@ -89,12 +90,9 @@ when it was drawn. Of the {len(right)} pairs in which one picture is clearly bet
 """
 
 
-def write_page(judged: list[Judged], out: Path) -> Path:
-    """`page` in a file."""
-    out = out.expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(judged), encoding="utf-8")
-    return out
+def write_page(judged: list[Judged], out: Path, overwrite: bool = False) -> Path:
+    """`page` in a file. OutputError if it exists and `overwrite` is false, or if it cannot be written."""
+    return write_text(check_free(out, overwrite), page(judged))
 
 
 def _section(judged: Judged) -> str:

@@ -11,12 +11,12 @@ from torch import nn
 
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
-from imagereward.images import ImageLike, as_list
+from imagereward.images import as_list
 from imagereward.loading import load
 from imagereward.preprocess import Preprocess
 from imagereward.ranking import Ranking
 from imagereward.scorer import Scorer
-from imagereward.verbs import Scored, Verbs, one_prompt
+from imagereward.verbs import Images, Scored, Verbs, one_prompt
 
 
 def ensemble(
@@ -122,13 +122,13 @@ class Ensemble(Scorer):
         )
 
     def score_components(
-        self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None
+        self, prompt: str, images: Images, *, batch_size: int | None = None
     ) -> dict[str, list[float]]:
         """Each component's own scores, before weights and normalisation, in list order."""
         rows = one_prompt(prompt, as_list(images))
         return self._scored(rows, batch_size, self._by_name, head=self.heads)
 
-    def rank(self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None) -> Ranking:
+    def rank(self, prompt: str, images: Images, *, batch_size: int | None = None) -> Ranking:
         rows = one_prompt(prompt, as_list(images))
 
         def finish(scored: Scored) -> Ranking:
@@ -146,6 +146,16 @@ class Ensemble(Scorer):
     def reading(self, prompts: list[str]) -> tuple[list[int], list[bool]]:
         tokens, truncated = zip(*(scorer.reading(prompts) for scorer in self.scorers))
         return [max(counts) for counts in zip(*tokens)], [any(flags) for flags in zip(*truncated)]
+
+    def token_limits(self) -> dict[str, int]:
+        limits: dict[str, int] = {}
+        for name, scorer in zip(self.names, self.scorers):
+            inner = scorer.token_limits()
+            limits |= {name: inner[scorer.name]} if list(inner) == [scorer.name] else inner
+        return limits
+
+    def _input_size(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(f"{each.size} x {each.size} pixels" for each in self.preprocesses))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for scorer in self.scorers:

@@ -45,6 +45,10 @@ class OutputError(ImageRewardError, OSError):
     """A result cannot be written: it is there already, another run's, or the disk is full."""
 
 
+class MissingExtraError(ImageRewardError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it (`missing_extra`)."""
+
+
 class NonFiniteScoreError(ImageRewardError, ArithmeticError):
     """A score came out NaN or infinite; it is never turned into a ranking."""
 
@@ -77,6 +81,20 @@ class NonFiniteLossError(ImageRewardError, ArithmeticError):
 
 class PromptTruncatedWarning(UserWarning):
     """Some prompts are longer than the model's limit; only their beginning was scored."""
+
+
+def missing_extra(what: str, extra: str, cause: ImportError | None = None) -> MissingExtraError:
+    """The error for `what` ("a report") where the libraries of `extra` ("report") are not installed."""
+    reason = f" ({cause})" if cause else ""
+    return MissingExtraError(f"{what} needs the extra {extra!r}{reason}: {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra. The package is on no index: it comes from a clone or a wheel."""
+    return (
+        f"run python -m pip install '.[{extra}]' in your clone of imagereward "
+        f"(from a wheel: python -m pip install 'FILE.whl[{extra}]')"
+    )
 
 
 def listing(names, most: int = 8) -> str:

@@ -8,18 +8,19 @@ clips pixel noise between its two passes; `tests/test_images.py` measures the di
 of 255 at most on smooth pictures.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import PIL.Image
-import torch
-import torch.nn.functional as F
-from torchvision.transforms import v2
 
 from imagereward.errors import ImageReadError, InputError
-from imagereward.precision import full_precision
+
+if TYPE_CHECKING:  # imported where it is used: the registry of scorers, all facts, is listed without it
+    import torch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -69,6 +70,8 @@ class Preprocess:
                 f"{self.size} it would have {height * width} pixels "
                 "(raise PIL.Image.MAX_IMAGE_PIXELS if you trust it)"
             )
+        from torchvision.transforms import v2
+
         image = v2.functional.resize(image, [height, width], v2.InterpolationMode.BICUBIC)
         top, left = self._offset(height), self._offset(width)
         return _to_tensor(image.crop((left, top, left + self.size, top + self.size)).convert("RGB"))
@@ -78,6 +81,8 @@ class Preprocess:
 
         In [0, 1] again, except for "pad", which keeps bicubic overshoot as HPS does.
         """
+        import torch.nn.functional as F
+
         height, width = pixels_B_3_H_W.shape[-2:]
         if self.recipe == "pad":
             scale = self.size / max(height, width)
@@ -96,6 +101,10 @@ class Preprocess:
 
     def normalize(self, pixels_B_3_S_S: torch.Tensor) -> torch.Tensor:
         """uint8 in [0, 255] or float in [0, 1] to the model's input, float32 (float64 stays)."""
+        import torch
+
+        from imagereward.precision import full_precision
+
         x = pixels_B_3_S_S
         x = x.float() / 255 if x.dtype == torch.uint8 else full_precision(x)
         mean, std = (x.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
@@ -132,4 +141,6 @@ def eight_bits(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
 
 
 def _to_tensor(image: PIL.Image.Image) -> torch.Tensor:
+    import torch
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
+from imagereward.errors import ImageReadError
 from imagereward.images import read_image
 from imagereward.table import table
 
@@ -60,15 +61,26 @@ class Ranking:
         return f"{self.model}: {self.prompt!r}{self._note()}\n{table(self.rows())}"
 
     def _repr_html_(self) -> str:
-        figures = "".join(
-            f'<figure style="display:inline-block;margin:4px;text-align:center">'
-            f'<img src="{thumbnail(self.images[index])}" alt="{html.escape(self.names[index])}"/>'
-            f"<figcaption><b>{self.ranks[index]}</b> &nbsp; {self.rewards[index]:.3f}<br/>"
-            f"<small>{html.escape(self.names[index].rsplit('/', 1)[-1])}</small></figcaption></figure>"
-            for index in self.order
-        )
+        figures = "".join(self._figure(index) for index in self.order)
         title = f"{html.escape(self.model)}: {html.escape(self.prompt)}{html.escape(self._note())}"
         return f'<div><p style="margin:4px">{title}</p>{figures}</div>'
+
+    def _figure(self, index: int) -> str:
+        """Thumbnail, rank, reward, each component's score and the name of one image."""
+        name = html.escape(self.names[index].rsplit("/", 1)[-1])
+        try:
+            picture = f'<img src="{thumbnail(self.images[index])}" alt="{html.escape(self.names[index])}"/>'
+        except ImageReadError:  # the file has gone since it was ranked
+            picture = "<i>image not found</i>"
+        components = "".join(
+            f"{html.escape(component)} {values[index]:.3f}<br/>"
+            for component, values in self.components.items()
+        )
+        return (
+            f'<figure style="display:inline-block;vertical-align:top;margin:4px;text-align:center">{picture}'
+            f"<figcaption><b>{self.ranks[index]}</b> &nbsp; {self.rewards[index]:.3f}<br/>"
+            f"<small>{components}{name}</small></figcaption></figure>"
+        )
 
     def _note(self) -> str:
         return f" (prompt cut: {self.tokens} tokens)" if self.truncated else ""

@@ -100,6 +100,15 @@ class Scorer(Verbs, nn.Module):
         tokens = self.count_tokens(prompts)
         return tokens, [count > self.config.max_length for count in tokens]
 
+    def __repr__(self) -> str:
+        """Name, kind, device, dtype and input size; `torch.nn.Module.__repr__(scorer)` lists the layers."""
+        parameter = next(self.parameters(), None)
+        where = () if parameter is None else (str(parameter.device), str(parameter.dtype)[len("torch.") :])
+        return f"<{self.name}: {', '.join((self.config.kind, *where, *self._input_size()))}>"
+
+    def _input_size(self) -> tuple[str, ...]:
+        return f"{self.preprocess.size} x {self.preprocess.size} pixels", f"{self.config.max_length} tokens"
+
     @property
     def preprocesses(self) -> tuple[Preprocess, ...]:
         """One per batch of pixels that `encode_images` takes."""
@@ -147,7 +156,7 @@ class Scorer(Verbs, nn.Module):
         low, high = pixels.detach().aminmax()
         if not (low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK):  # NaN fails both
             raise InputError(f"pixels are in [{low:.3g}, {high:.3g}]; expected [0, 1]")
-        self._warn_truncated(self.truncated(list(dict.fromkeys(prompts))))
+        self._warn_truncated(*self.reading(list(dict.fromkeys(prompts))))
         size = self._batch_size(batch_size)
         parts = []
         with self.evaluating():
@@ -186,7 +195,7 @@ class Scorer(Verbs, nn.Module):
         head: Callable | None = None,
     ) -> Result:
         tokens, truncated = self.reading(rows.prompts)
-        self._warn_truncated(truncated)
+        self._warn_truncated(tokens, truncated)
         scores = score_rows(self, *rows, self._batch_size(batch_size), head or self.head)
         return finish(Scored(scores, tokens, truncated))
 
@@ -204,9 +213,19 @@ class Scorer(Verbs, nn.Module):
             return DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH_ACCELERATOR)
         return whole_number("batch_size", batch_size, 1, MOST_AT_ONCE)
 
-    def _warn_truncated(self, truncated: list[bool]) -> None:
-        remedy = "`max_length=` in load() raises the limit where the model has room"
-        warn_truncated(self.name, truncated, remedy)
+    def _warn_truncated(self, tokens: list[int], truncated: list[bool]) -> None:
+        longest = max((count for count, cut in zip(tokens, truncated) if cut), default=0)
+        remedy = (
+            f"the longest has {longest} tokens; max_length= in load() raises the limit, up to 512 for BLIP "
+            "kinds and 77 for CLIP kinds"
+        )
+        limits = self.token_limits()
+        read = " and ".join(f"the {limit} tokens that {name} reads" for name, limit in limits.items())
+        warn_truncated(self.name, truncated, remedy, read)
+
+    def token_limits(self) -> dict[str, int]:
+        """How many tokens of a prompt are read, by the scorer's name (of an ensemble: by its components')."""
+        return {self.name: self.config.max_length}
 
     @contextlib.contextmanager
     def evaluating(self):

@@ -6,11 +6,13 @@ Shapes: M prompts, N images, P (prompt, image) pairs.
 """
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
+import PIL.Image
 import torch
 
 from imagereward.config import whole_number
@@ -19,6 +21,8 @@ from imagereward.images import ImageLike, as_list, is_many, name_of
 from imagereward.ranking import Ranking, ranks_of
 
 Result = TypeVar("Result")
+# What every verb but `score` takes as its images; a single image is a list of one.
+Images = ImageLike | Sequence[ImageLike]
 
 
 class Rows(NamedTuple):
@@ -49,12 +53,37 @@ class Verbs:
         """`finish` of what scoring the rows gives."""
         raise NotImplementedError
 
+    @overload
+    def score(  # type: ignore[overload-overlap]  # a str is a sequence of str, but as an image it is a path
+        self,
+        prompt: str,
+        image: str | os.PathLike | bytes | PIL.Image.Image,
+        *,
+        batch_size: int | None = None,
+    ) -> float: ...
+
+    @overload
+    def score(
+        self, prompt: str, image: Sequence[ImageLike], *, batch_size: int | None = None
+    ) -> list[float]: ...
+
+    @overload
+    def score(
+        self, prompt: str, image: np.ndarray | torch.Tensor, *, batch_size: int | None = None
+    ) -> float | list[float]: ...
+
+    @overload
+    def score(
+        self, prompt: str, image: ImageLike | Sequence[ImageLike], *, batch_size: int | None = None
+    ) -> float | list[float]: ...
+
     def score(
         self, prompt: str, image: ImageLike | Sequence[ImageLike], *, batch_size: int | None = None
     ) -> float | list[float]:
         """How well each image answers the prompt; higher is better.
 
-        One image gives a float, a list gives a list of the same length. Ranges: see the registry.
+        One image gives a float. Several give a list of the same length: a list, a tuple, or an array or
+        tensor of four dimensions. The registry has the range of each scorer.
         """
         many = is_many(image)
 
@@ -67,7 +96,7 @@ class Verbs:
     def inference_rank(
         self,
         prompt: str,
-        generations_list: Sequence[ImageLike],
+        generations_list: Images,
         *,
         batch_size: int | None = None,
     ) -> tuple[list[int] | int, list[float] | float]:
@@ -85,7 +114,7 @@ class Verbs:
 
         return self._scored(one_prompt(prompt, as_list(generations_list)), batch_size, finish)
 
-    def rank(self, prompt: str, images: Sequence[ImageLike], *, batch_size: int | None = None) -> Ranking:
+    def rank(self, prompt: str, images: Images, *, batch_size: int | None = None) -> Ranking:
         """The images in order, with rewards and ranks: prints as a table, shows itself in a notebook."""
         rows = one_prompt(prompt, as_list(images))
         return self._scored(rows, batch_size, lambda scored: self._ranking(rows, scored))
@@ -93,7 +122,7 @@ class Verbs:
     def best_of(
         self,
         prompt: str,
-        images: Sequence[ImageLike],
+        images: Images,
         k: int = 1,
         *,
         batch_size: int | None = None,
@@ -110,7 +139,7 @@ class Verbs:
     def score_pairs(
         self,
         prompts: Sequence[str],
-        images: Sequence[ImageLike],
+        images: Images,
         *,
         batch_size: int | None = None,
     ) -> list[float]:
@@ -127,7 +156,7 @@ class Verbs:
     def score_matrix(
         self,
         prompts: Sequence[str],
-        images: Sequence[ImageLike],
+        images: Images,
         *,
         batch_size: int | None = None,
     ) -> np.ndarray:
@@ -186,12 +215,16 @@ def diagonal(count: int) -> torch.Tensor:
     return torch.arange(count)[:, None].expand(-1, 2)
 
 
-def warn_truncated(name: str, truncated: list[bool], remedy: str) -> None:
-    """A PromptTruncatedWarning at the caller's line, if any prompt was cut."""
+def warn_truncated(name: str, truncated: list[bool], remedy: str, limit: str | None = None) -> None:
+    """A PromptTruncatedWarning at the caller's line, if any prompt was cut.
+
+    `limit` says how much is read ("the 35 tokens that CLIP reads"), where that is known.
+    """
     if count := sum(truncated):
+        verb = "is" if len(truncated) == 1 else "are"
         warnings.warn(
-            f"{count} of {len(truncated)} prompts are longer than {name} reads; only the beginning "
-            f"was scored ({remedy})",
+            f"{count} of {len(truncated)} prompts {verb} longer than {limit or f'{name} reads'}; only the "
+            f"beginning was scored ({remedy})",
             PromptTruncatedWarning,
             stacklevel=_level_of_caller(),
         )

@@ -292,7 +292,7 @@ def test_the_commands_exit_code_and_last_line_say_how_many_rows_failed(table, mo
 
 def test_the_command_turns_errors_into_one_line(table, models, capsys):
     arguments = ("score-table", table / "table.jsonl", "--out", table / "a.csv", "-m", models["CLIP"])
-    assert error_of(capsys, *arguments, "--image-column", "x").startswith("error: ")
+    assert error_of(capsys, *arguments, "--image-column", "x").startswith("imagereward: ")
 
 
 def test_progress_shows_rate_and_time_left_on_stderr(table, models):

@@ -106,7 +106,7 @@ def test_bench_reports_images_per_second_by_dtype_and_batch(monkeypatch):
 def test_an_error_is_one_message_on_stderr_and_exit_code_1(capsys, saved, image_paths, arguments, message):
     filled = [argument.format(saved=saved, image=image_paths[0]) for argument in arguments]
     error = error_of(capsys, *filled)
-    assert error.startswith("error: ")
+    assert error.startswith("imagereward: ")
     assert message in error
     assert "Traceback" not in error
 
@@ -173,7 +173,7 @@ def test_resume_latest_is_resume_true_wherever_it_stands(capsys, tmp_path):
     ):
         assert f"{tmp_path} holds no run to resume" in error_of(capsys, "tune", *arguments)
     error = error_of(capsys, "tune", "tiny/refl", f"output={tmp_path}", "--resume", "checkpoint-40")
-    assert error == "error: --resume checkpoint-40: expected latest\n"
+    assert error == "imagereward: --resume checkpoint-40: expected latest\n"
 
 
 def test_help_answers_at_once_without_importing_torch():

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from benchmarks import shapes_measure
 from imagereward import shapes
-from imagereward.errors import ImageNotFound, ImageReadError, ImageTypeError, InputError
+from imagereward.errors import ImageNotFound, ImageReadError, ImageTypeError, InputError, OutputError
 from imagereward.shapes import (
     Annotator,
     Group,
@@ -510,12 +510,28 @@ def test_equal_arguments_write_equal_bytes_and_another_seed_others(written, tmp_
 def test_a_directory_that_is_not_empty_is_left_alone(written, tmp_path):
     out, _ = written
     before = (out / "train.json").read_bytes()
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(OutputError, match="exists; pass --overwrite"):
         shapes.write(out, prompts=12)
     assert (out / "train.json").read_bytes() == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file"):
+    with pytest.raises(OutputError, match="file"):
         shapes.write(tmp_path / "file", prompts=12)
+
+
+def test_overwrite_replaces_a_data_set_and_nothing_else(tmp_path):
+    out = tmp_path / "shapes"
+    for seed in (0, 1):
+        shapes.write(out, prompts=4, seed=seed, images=2, progress=False, overwrite=True)
+    shapes.write(tmp_path / "fresh", prompts=4, seed=1, images=2, progress=False)
+    names = {path.relative_to(out) for path in out.rglob("*")}
+    assert names == {path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh").rglob("*")}
+    assert (out / "train.json").read_bytes() == (tmp_path / "fresh/train.json").read_bytes()
+    for stranger in (out / "notes.txt", out / "images/mine.png"):
+        stranger.write_text("mine")
+        with pytest.raises(OutputError, match=stranger.name):
+            shapes.write(out, prompts=4, images=2, progress=False, overwrite=True)
+        assert stranger.read_text() == "mine"
+        stranger.unlink()
 
 
 @pytest.mark.parametrize(

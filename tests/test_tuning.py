@@ -1394,13 +1394,13 @@ def test_tune_list_prints_the_recipes_in_the_package():
 
 def test_tune_without_a_recipe_asks_which(capsys, monkeypatch):
     error = error_of(capsys, monkeypatch, "tune")
-    assert error == f"error: which recipe? known: {', '.join(recipe_names())}\n"
+    assert error == f"imagereward: which recipe? known: {', '.join(recipe_names())}\n"
 
 
 def test_tune_with_an_unknown_recipe_is_one_line(capsys, monkeypatch):
     error = error_of(capsys, monkeypatch, "tune", "tiny/preferense", "epochs=1")
     assert error.startswith(
-        "error: 'tiny/preferense' is no recipe and no file; did you mean 'tiny/preference'?"
+        "imagereward: 'tiny/preferense' is no recipe and no file; did you mean 'tiny/preference'?"
     )
     assert error.count("\n") == 1
 
@@ -1439,5 +1439,7 @@ def test_a_missing_library_is_one_line_that_names_the_extra(tmp_path, environmen
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: training needs more: python -m pip install 'imagereward[train]'")
+    assert result.stderr.startswith(
+        "imagereward: training needs more: python -m pip install 'imagereward[train]'"
+    )
     assert result.stderr.count("\n") == 1

@@ -1,11 +1,16 @@
-"""What several commands do: load a scorer, say what it is not good for, print rows."""
+"""What several commands do before they work: find images, check the prompt, load a scorer, say its note."""
 
-import csv
-import json
+import glob
+import os
 import sys
-from typing import Any
+import warnings
 
-from imagereward.cli.options import Format
+from imagereward.cli.output import print_rows
+
+__all__ = ["check_prompt", "image_paths", "load_scorer", "print_rows", "say_note"]
+
+DEFAULT_MODEL = "ImageReward-v1.0"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic")
 
 
 def load_scorer(model, checkpoint, device, dtype, download_root, offline):
@@ -20,7 +25,7 @@ def load_scorer(model, checkpoint, device, dtype, download_root, offline):
         return imagereward.load(
             checkpoint, device, download_root, kind=model, dtype=dtype, local_files_only=offline
         )
-    name = model or "ImageReward-v1.0"
+    name = model or DEFAULT_MODEL
     say_note(name)
     return imagereward.load(name, device, download_root, dtype=dtype, local_files_only=offline)
 
@@ -30,18 +35,47 @@ def say_note(name: str) -> None:
     from imagereward.registry import REGISTRY
 
     if name in REGISTRY and REGISTRY[name].note:
-        print(f"note: {REGISTRY[name].note}", file=sys.stderr)
+        print(f"imagereward: note: {REGISTRY[name].note}", file=sys.stderr)
 
 
-def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
-    """Rows to stdout, as one of the formats every command has."""
-    if format == Format.json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-    elif format == Format.csv:
-        writer = csv.DictWriter(sys.stdout, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        from imagereward.table import table
+def image_paths(patterns: list[str]) -> list[str]:
+    """Globs that the shell did not expand, sorted; every other argument as it is; all of them images.
 
-        print(table(rows))
+    Checked here, so that a wrong path costs no loading (and no download) of a model.
+    """
+    from imagereward.errors import ImageNotFound
+    from imagereward.images import check_image
+
+    paths: list[str] = []
+    for pattern in patterns:
+        found = _matching(pattern)
+        if not found:
+            raise ImageNotFound(f"no file matches {pattern!r}")
+        paths += found
+    for index, path in enumerate(paths):
+        check_image(path, index)
+    return paths
+
+
+def check_prompt(prompt: str, command: str) -> None:
+    """InputError if the prompt is an image file (it was left out); a warning if it looks like a file."""
+    from imagereward.errors import InputError
+
+    is_image = prompt.lower().endswith(IMAGE_SUFFIXES)
+    is_file = any(map(os.path.isfile, _matching(prompt) if is_image else [prompt]))
+    order = (
+        f"the order is `imagereward {command} PROMPT IMAGES`, "
+        f"for example `imagereward {command} 'a red bicycle' a.png b.png`"
+    )
+    if is_file and is_image:
+        raise InputError(f"the first argument is the prompt, but {prompt!r} is an image file: {order}")
+    if is_file or is_image:
+        kind = "is a file" if is_file else "ends like the name of an image file"
+        warnings.warn(f"{prompt!r} is scored as the prompt, though it {kind}: {order}", stacklevel=2)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files of a glob, sorted; or the pattern itself, if it is none or exists under that very name."""
+    if not glob.has_magic(pattern) or os.path.exists(pattern):
+        return [pattern]
+    return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))

@@ -9,6 +9,7 @@ import typer
 from imagereward.cli.app import app
 from imagereward.cli.common import load_scorer
 from imagereward.cli.options import (
+    NAMES,
     BatchSize,
     Device,
     Dtype,
@@ -24,12 +25,20 @@ class Engine(StrEnum):
     ray = "ray"
 
 
-@app.command()
+@app.command(
+    examples="""
+    imagereward serve --model ImageReward-v1.0 --port 8000
+    imagereward serve -m ImageReward-v1.0 -m Aesthetic --host 0.0.0.0 --token-file token.txt
+    """
+)
 def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", help="Repeatable; a name, file, directory or hub id. The first is default."
+            "--model",
+            "-m",
+            help=f"{NAMES}; repeatable. Requests that name no model get the first.  "
+            "[default: ImageReward-v1.0]",
         ),
     ] = None,
     host: Annotated[
@@ -38,7 +47,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="Clients must send the token in this file; or set IMAGEREWARD_TOKEN."),
+        typer.Option(
+            help="A file with the token that clients must send.  "
+            "[default: the variable IMAGEREWARD_TOKEN, if set]"
+        ),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -53,16 +65,17 @@ def serve(
     download_root: Root = None,
     offline: Offline = False,
 ) -> None:
-    """Answer HTTP requests for scores, until SIGTERM: then finish what was asked, and stop."""
-    from imagereward.errors import ImageRewardError
+    """Answer HTTP requests for scores.
+
+    Until SIGTERM or Ctrl-C: then it finishes the requests it has, and stops.
+    """
+    from imagereward.errors import missing_extra
 
     try:
         from imagereward.serve import Limits
         from imagereward.serve.run import read_token, run
     except ImportError as error:
-        raise ImageRewardError(
-            f"serving needs more: python -m pip install 'imagereward[serve]' ({error})"
-        ) from error
+        raise missing_extra("imagereward serve", "serve", error) from error
     limits = Limits(body=max_body * 2**20, images=max_images, image_pixels=max_pixels * 10**6, queue=queue)
     options: dict[str, Any] = {
         "limits": limits,

@@ -1,5 +1,6 @@
 """Tables of scores: score-table, report."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,45 +10,85 @@ from imagereward.cli.app import app
 from imagereward.cli.common import say_note
 from imagereward.cli.options import (
     BatchSize,
+    Models,
     Offline,
+    Overwrite,
     Root,
 )
 
 SOME_ROWS_FAILED = 3  # 2 is a wrong command line
 
 
-@app.command("score-table")
+@app.command(
+    "score-table",
+    examples="""
+    imagereward score-table images.jsonl --out scores.parquet
+    imagereward score-table pictures/ --out scores.csv -m ImageReward-v1.0 -m Aesthetic
+    imagereward score-table 'shards/*.tar' --out scores.parquet --device cuda:0 --device cuda:1
+    """,
+)
 def score_table(
     input: Annotated[
         str,
         typer.Argument(help="A .jsonl, .csv, .parquet, .json or .tar file, a quoted glob, or a directory."),
     ],
-    out: Annotated[Path, typer.Option(help="A .parquet, .jsonl or .csv file.")],
-    model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="As elsewhere; repeatable.")
+    out: Annotated[Path, typer.Option(help="The table to write: a .parquet, .jsonl or .csv file.")],
+    model: Models = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="One prompt for all rows.  [default: each row's own]")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="One prompt for all rows.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Default: prompt, text, caption …")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Default: image, image_path, path …")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Default: id, key …")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="A column to copy; repeatable.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Where relative paths of images begin.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Repeatable: a process for each.")] = None,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help="The column of prompts.  [default: the first of prompt, text, caption …]"),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="The column of images.  [default: the first of image, image_path, path …]"),
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The column of identifiers.  [default: id or key, if there is one]")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="A column to copy to the output; repeatable.  [default: none]")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Where relative paths of images begin.  [default: the table's directory]"),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cpu, cuda, cuda:1 …; repeatable: a process for each.  "
+            "[default: the first GPU if there is one, else cpu]"
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: BatchSize = None,
     part_rows: Annotated[int, typer.Option(help="Rows that are scored and written together.")] = 256,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes per device.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="A directory to keep image features in.")] = None,
-    cache_budget: Annotated[float | None, typer.Option(help="How many GB of them.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Decoding processes per device; 0 decodes in a thread.  [default: by the number of CPUs]"
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="A directory to keep image features in.  [default: none are kept]")
+    ] = None,
+    cache_budget: Annotated[
+        float | None,
+        typer.Option(help="How many GB the cache may take.  [default: none, needed with --cache]"),
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: on many machines.")] = "local",
     actors: Annotated[
-        int | None, typer.Option(help="Scorers on Ray; default: one per GPU, or per CPU.")
+        int | None, typer.Option(help="Scorers on Ray.  [default: one per GPU, or per CPU]")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    overwrite: Overwrite = False,
     download_root: Root = None,
     offline: Offline = False,
 ) -> None:
-    """Score a table, a folder or shards of images, row by row; goes on where a killed run stopped.
+    """Score a table, a folder or shards of images, row by row.
+
+    A run that was stopped goes on with the finished parts when the same command is given again.
 
     Exit code 0: every row has scores. 3: finished, but some rows have an error instead. 1: not finished.
     """
@@ -56,49 +97,71 @@ def score_table(
     names = model or ["ImageReward-v1.0"]
     for name in names:
         say_note(name)
-    summary = bulk.score_table(
-        input,
-        out,
-        names,
-        prompt=prompt,
-        prompt_column=prompt_column,
-        image_column=image_column,
-        id_column=id_column,
-        keep=keep or (),
-        images=images,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        part_rows=part_rows,
-        workers=workers,
-        cache=cache,
-        cache_budget=cache_budget,
-        engine=engine,
-        actors=actors,
-        overwrite=overwrite,
-        download_root=download_root,
-        local_files_only=offline,
-    )
+    try:
+        summary = bulk.score_table(
+            input,
+            out,
+            names,
+            prompt=prompt,
+            prompt_column=prompt_column,
+            image_column=image_column,
+            id_column=id_column,
+            keep=keep or (),
+            images=images,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            part_rows=part_rows,
+            workers=workers,
+            cache=cache,
+            cache_budget=cache_budget,
+            engine=engine,
+            actors=actors,
+            overwrite=overwrite,
+            download_root=download_root,
+            local_files_only=offline,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"imagereward: finished parts are kept in {out}.parts; the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise
     print(summary)
     raise typer.Exit(SOME_ROWS_FAILED if summary.failed else 0)
 
 
-@app.command()
+@app.command(
+    examples="""
+    imagereward report scores.parquet
+    imagereward report scores.csv --out page.html --generator model --by Aesthetic
+    """
+)
 def report(
     scores: Annotated[Path, typer.Argument(help="What score-table wrote: .parquet, .jsonl or .csv.")],
-    out: Annotated[Path, typer.Option(help="The page, a .html file.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The page to write, a .html file.")] = Path("report.html"),
     generator: Annotated[
         str | None,
-        typer.Option(help="The column that tells generators apart; default: generator, or folders."),
+        typer.Option(
+            help="The column that tells generators apart.  "
+            "[default: the column generator if there is one, else the images' folders]"
+        ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="The scorer that best and worst are by; default: the first.")
+        str | None,
+        typer.Option(help="The scorer that best and worst images are chosen by.  [default: the first]"),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Where relative paths of images begin.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Where relative paths of images begin.  [default: the current directory]"),
+    ] = None,
     prompts: Annotated[int, typer.Option(min=0, max=40, help="Prompts to show the images of.")] = 6,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Make one HTML file of a table of scores: distributions, win rates, agreement, best and worst images."""
+    """Make one HTML page of a table of scores.
+
+    Distributions, win rates, agreement of scorers, best and worst images, errors.
+    """
     from imagereward.report import write_report
 
     print(

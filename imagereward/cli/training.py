@@ -11,6 +11,7 @@ from imagereward.cli.options import (
     Device,
     Dtype,
     Format,
+    Overwrite,
 )
 
 
@@ -24,13 +25,16 @@ def shapes(
     noise: Annotated[float, typer.Option(min=0, help="The annotator's, in units of utility.")] = 0.25,
     faithfulness: Annotated[float, typer.Option(help="The annotator's weight of a wrong attribute.")] = 1.0,
     quality: Annotated[float, typer.Option(help="The annotator's weight of a level of damage.")] = 0.75,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Draw a data set of prompts, images and rankings with known truth, in ImageRewardDB's layout."""
+    """Draw a data set of rankings whose truth is known.
+
+    Prompts, images and rankings in ImageRewardDB's layout, as `imagereward tune` reads them.
+    """
     from imagereward.shapes import Annotator, write
 
-    counts = write(
-        out, prompts, seed, images=images, size=size, annotator=Annotator(noise, (faithfulness, quality))
-    )
+    annotator = Annotator(noise, (faithfulness, quality))
+    counts = write(out, prompts, seed, images=images, size=size, annotator=annotator, overwrite=overwrite)
     print(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()) + " prompts")
 
 
@@ -82,16 +86,19 @@ def compare(
     device: Device = None,
     dtype: Dtype = "float32",
     family: Annotated[str | None, typer.Option(help="module:name, for a family of your own.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Draw the same prompts from the same noise with two generators, and say which is rewarded more."""
-    from imagereward.errors import InputError
+    """Compare two generators by their rewards.
+
+    Both draw the same prompts from the same noise; prints which is rewarded more, and writes a page of pairs.
+    """
     from imagereward.precision import resolve_dtype
     from imagereward.tuning.compare import compare as run
     from imagereward.tuning.compare import page
+    from imagereward.writing import check_free, write_text
 
     precision = resolve_dtype(dtype)
-    if out.exists():
-        raise InputError(f"{out} exists; choose another --out, or remove it")
+    out = check_free(out, overwrite)
     names = model or ["ImageReward-v1.0"]
     for name in names:
         say_note(name)
@@ -114,6 +121,5 @@ def compare(
     print_rows(found.rows(), Format.table)
     if found.diversity:
         print(f"diversity: {found.diversity[0]:.4f} base, {found.diversity[1]:.4f} tuned")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(found, (base, tuned)), encoding="utf-8")
+    write_text(out, page(found, (base, tuned)))
     print(f"the pictures, side by side: {out}")

@@ -25,6 +25,9 @@ class AestheticScore(CLIPBase):
     def count_tokens(self, prompts: list[str]) -> list[int]:
         return [0] * len(prompts)
 
+    def token_limits(self) -> dict[str, int]:
+        return {}
+
     def head(self, image_features, prompt_features, pairs_P_2):
         raw = self.mlp(F.normalize(full_precision(image_features), dim=-1)).squeeze(1)
         return raw[pairs_P_2[:, 0].to(raw.device)]

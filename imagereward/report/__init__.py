@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagereward.config import whole_number
-from imagereward.errors import InputError, OutputError
+from imagereward.errors import InputError
 from imagereward.report.figures import agreements, judged_by
 from imagereward.report.page import Findings, page
 from imagereward.report.pictures import Pictures
 from imagereward.report.scores import Scores, read_scores
 from imagereward.report.selection import disagreements, overall, prompts_to_show
+from imagereward.writing import check_free, write_text
 
 __all__ = ["Summary", "write_report"]
 
@@ -54,16 +55,15 @@ def write_report(
     rows or scores and for columns and scorers that are not there, naming those that are; OutputError for an
     output that exists or cannot be written.
     """
-    target = Path(out).expanduser()
+    target = Path(out)
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{target}: expected a name that ends in .html")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target} exists; pass --overwrite (overwrite=True) to replace it")
+    target = check_free(target, overwrite)
     prompts = whole_number("prompts", prompts, 0, MOST_PROMPTS)
     table = read_scores(scores, generator)
     found = _findings(table, _scorer(table, by), prompts)
     pictures = Pictures(images)
-    _write(target, page(found, pictures))
+    write_text(target, page(found, pictures))
     return Summary(target, len(table), len(table.errors), pictures.missing)
 
 
@@ -88,17 +88,3 @@ def _scorer(scores: Scores, by: str | None) -> int:
             f"{scores.name} has no scores by {by!r}; it has those by {', '.join(scores.scorers)}"
         )
     return scores.scorers.index(by)
-
-
-def _write(out: Path, content: str) -> None:
-    """The page appears under its name only when it is whole."""
-    temporary = out.with_name(f".{out.name}-{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, out)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error}") from error

@@ -15,7 +15,7 @@ from imagereward.bulk.output import FINGERPRINT, NAME_IN_PARQUET
 from imagereward.bulk.rows import as_text
 from imagereward.bulk.scoring import SCORE
 from imagereward.bulk.sources import Source, open_source
-from imagereward.errors import InputError, listing
+from imagereward.errors import InputError, listing, missing_extra
 
 GENERATOR = "generator"  # the column that tells generators apart, where the caller names none
 NONE = "(none)"  # what a row without a generator is counted under
@@ -80,6 +80,8 @@ def read_scores(path: str | os.PathLike, generator: str | None = None) -> Scores
     else the folder of the image. Raises InputError for a column that is not there, naming those that are,
     for a table without rows or scores, and for a cell that is no number.
     """
+    if Path(path).suffix.lower() == ".parquet":
+        _check_arrow()
     source, _ = open_source(path)
     present = source.columns()
     scorers = [name for name in present if name.startswith(SCORE)]
@@ -188,6 +190,13 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     except ValueError:
         return {"fingerprint": "cannot be read"}
     return found if isinstance(found, dict) else {"fingerprint": "cannot be read"}
+
+
+def _check_arrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("a report of a Parquet table", "report", error) from error
 
 
 def _folder(image: Any) -> str | None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagereward.config import whole_number
-from imagereward.errors import InputError
+from imagereward.errors import OutputError, listing
 from imagereward.shapes.corrupt import (
     DAMAGES,
     LEVELS,
@@ -25,6 +26,7 @@ from imagereward.shapes.language import read, say
 from imagereward.shapes.render import draw, to_image
 from imagereward.shapes.scene import MOST_THINGS, Request, arrange, ask
 from imagereward.shapes.truth import Annotator, Truth
+from imagereward.writing import write_text
 
 # What prompts get wrong, where it is possible: the oftener, the harder it is to see in 64 pixels.
 WRONG_ODDS = {"colour": 0.7, "shape": 3.0, "count": 1.5, "relation": 4.0, "missing": 0.5, "extra": 0.5}
@@ -109,19 +111,20 @@ def write(
     size: int = 64,
     annotator: Annotator | None = None,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> dict[str, int]:
     """Write `out`/train.json, valid.json and test.json, and the images beside them.
 
     Of `prompts`, 80 % train, 10 % valid, 10 % test, at least one of each; what one split's prompts ask
     for, no other's do. Each record is `{id, prompt, generations, ranking}` as ImageRewardDB has it, with
     the `truth` of every image added. The same arguments write the same bytes. Returns prompts a split.
-    Raises InputError for numbers out of range, and if `out` exists and is not empty.
+    Raises InputError for numbers out of range; OutputError if `out` exists and is not empty. `overwrite`
+    replaces a data set that was written there, and is refused if `out` holds anything else.
     """
     prompts, images = whole_number("prompts", prompts, 3), whole_number("images", images, 2)
     size, seed = whole_number("size", size, 16), whole_number("seed", seed, 0)
     out = Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty; choose another directory, or remove it")
+    _make_room(out, overwrite)
     held_out = max(1, prompts // 10)
     counts = dict(zip(SPLITS, (prompts - 2 * held_out, held_out, held_out)))
     annotator = annotator or Annotator()
@@ -134,9 +137,25 @@ def write(
                 _record(out, split, index, _generator(seed, split, index), images, size, annotator)
             )
             bar.update()
-        (out / f"{split}.json").write_text(json.dumps(records, indent=1) + "\n")
+        write_text(out / f"{split}.json", json.dumps(records, indent=1) + "\n")
     bar.close()
     return counts
+
+
+def _make_room(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; expected the name of a directory")
+    found = set(out.iterdir()) if out.exists() else set()
+    if found and not overwrite:
+        raise OutputError(f"{out} exists; pass --overwrite (overwrite=True) to replace it")
+    images = out / "images"
+    found = found - {images} | (set(images.iterdir()) if images.is_dir() else set())
+    written = {path for split in SPLITS for path in (out / f"{split}.json", images / split)}
+    if strangers := found - written:
+        names = listing(sorted(str(path.relative_to(out)) for path in strangers), 3)
+        raise OutputError(f"{out} holds more than a data set of Shapes ({names}); choose another directory")
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _record(out: Path, split: str, index: int, rng, images: int, size: int, annotator: Annotator) -> dict:

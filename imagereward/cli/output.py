@@ -1,0 +1,82 @@
+"""What commands print: rows on stdout, and errors of stdout itself."""
+
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from imagereward.cli.options import Format
+
+
+def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
+    """Rows to stdout, as one of the formats every command has."""
+    if format == Format.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif format == Format.csv:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        from imagereward.table import table
+
+        print(table(rows))
+
+
+@contextlib.contextmanager
+def guarded_stdout() -> Iterator[None]:
+    """Within, what stdout cannot take (a full disk, a closed pipe) is an OutputError, also of the last line.
+
+    Characters that the terminal's encoding lacks are written as escapes, instead of ending the command.
+    """
+    stream = sys.stdout
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    guarded: Any = _Guarded(stream)
+    try:
+        with contextlib.redirect_stdout(guarded):
+            try:
+                yield
+            finally:
+                guarded.flush()
+    finally:
+        if guarded.failed:
+            _discard(stream)
+
+
+class _Guarded:
+    """A text stream whose OSErrors become OutputErrors."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.failed = False
+
+    def write(self, text: str) -> int:
+        """Like the stream's."""
+        return self._call(self.stream.write, text)
+
+    def flush(self) -> None:
+        """Like the stream's; nothing once it has failed."""
+        if not self.failed:
+            self._call(self.stream.flush)
+
+    def _call(self, method, *arguments):
+        from imagereward.errors import OutputError
+
+        try:
+            return method(*arguments)
+        except OSError as error:
+            self.failed = True
+            reason = "its reader has closed it" if isinstance(error, BrokenPipeError) else error.strerror
+            raise OutputError(f"standard output cannot be written: {reason}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is still in the stream's buffer go nowhere, or the interpreter would report it at its end."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

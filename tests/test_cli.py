@@ -1,20 +1,25 @@
-"""The command line: output in every format, errors in one line, and help without waiting."""
+"""The command line: output in every format, errors in one line, and help without imports."""
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
-import time
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+import typer
 from conftest import CONFIGS, pictures, small_scorer
 from typer.testing import CliRunner
 
 from imagereward.cli import app, main
+from imagereward.errors import PromptTruncatedWarning
 from imagereward.registry import REGISTRY
 
 
@@ -29,7 +34,7 @@ def saved(tmp_path):
     return str(small_scorer("ImageReward").save_pretrained(tmp_path / "saved"))
 
 
-def error_of(capsys, *arguments: str) -> str:
+def error_of(capsys, *arguments: str, code: int = 1) -> str:
     """What the console entry point prints to stderr when it fails."""
     before, sys.argv = sys.argv, ["imagereward", *map(str, arguments)]
     try:
@@ -37,8 +42,13 @@ def error_of(capsys, *arguments: str) -> str:
             main()
     finally:
         sys.argv = before
-    assert stop.value.code == 1
+    assert stop.value.code == code
     return capsys.readouterr().err
+
+
+def commands() -> dict:
+    """Every command by its name."""
+    return typer.main.get_command(app).commands
 
 
 def test_rank_prints_the_images_best_first(saved, image_paths):
@@ -137,6 +147,63 @@ def test_verify_prints_published_beside_measured_and_names_a_checkpoint_that_is_
     assert "DOES NOT agree" in result.stdout
 
 
+def test_several_models_are_a_column_each_in_the_order_given(models, image_paths):
+    arguments = ("score", "-m", models["CLIP"], "--model", models["ImageReward"], "a", *image_paths)
+    rows = json.loads(run(*arguments, "--format", "json"))
+    assert list(rows[0]) == ["score:CLIP", "score:ImageReward", "image"]
+    for kind in ("CLIP", "ImageReward"):
+        expected = small_scorer(kind, seed=3).score("a", image_paths)
+        assert [row[f"score:{kind}"] for row in rows] == pytest.approx(expected, abs=2e-5)
+    header, *lines = run(*arguments).splitlines()
+    assert header.split() == list(rows[0])
+    assert [line.split()[-1] for line in lines] == image_paths
+
+
+def test_several_models_that_cannot_be_columns_are_refused(capsys, models, saved, image_paths, tmp_path):
+    clip = models["CLIP"]
+    assert "names one scorer twice" in error_of(capsys, "score", "-m", clip, "-m", clip, "a", *image_paths)
+    checkpoint = ("--checkpoint", tmp_path / "x.pt")
+    error = error_of(capsys, "score", "-m", clip, "-m", saved, *checkpoint, "a", *image_paths)
+    assert "--checkpoint goes with one --model" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rank", "-m", "CLIP", "--model", "BLIP", "a", "x.png"],
+        ["score", "--device", "cpu", "--device", "cuda", "a", "x.png"],
+        ["score", "--format", "csv", "--format=json", "a", "x.png"],
+        ["report", "s.csv", "--by", "A", "--by", "B"],
+        ["score-table", "t.csv", "--out", "a.csv", "--out", "b.csv"],
+    ],
+)
+def test_an_option_of_one_value_is_refused_if_given_twice(capsys, arguments):
+    assert "given 2 times" in error_of(capsys, *arguments, code=2)
+
+
+def test_an_image_file_in_place_of_the_prompt_is_refused(capsys, image_paths, tmp_path, monkeypatch):
+    monkeypatch.setattr("imagereward.cli.scoring.load_scorer", lambda *_: pytest.fail("loaded the model"))
+    upper = tmp_path / "photo of a cat.JPG"
+    pictures(1)[0].save(upper)
+    for command, prompt in (("rank", image_paths[0]), ("score", upper), ("rank", tmp_path / "*.png")):
+        error = error_of(capsys, command, prompt, image_paths[1])
+        assert f"`imagereward {command} PROMPT IMAGES`" in error
+
+
+def test_a_prompt_that_looks_like_a_file_is_scored_with_a_warning(saved, image_paths, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a cat")
+    (tmp_path / "cat").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for prompt in ("gone.png", "prompts.txt"):
+        with pytest.warns(UserWarning, match="PROMPT IMAGES"):
+            run("score", "-m", saved, prompt, image_paths[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for prompt in ("cat", "a cat, *.png style", "what? [a] cat", "x" * 300):
+            with contextlib.suppress(PromptTruncatedWarning):
+                run("score", "-m", saved, prompt, image_paths[0])
+
+
 def test_a_wrong_path_is_reported_before_the_model_is_loaded(capsys, monkeypatch, image_paths):
     monkeypatch.setattr("imagereward.cli.scoring.load_scorer", lambda *_: pytest.fail("loaded the model"))
     assert "images[1] (/nowhere.png)" in error_of(capsys, "rank", "a", image_paths[0], "/nowhere.png")
@@ -181,14 +248,197 @@ def test_help_answers_at_once_without_importing_torch():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "score" in result.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
-    assert not imported & {"torch", "numpy", "PIL"}
+    assert not imported & {"torch", "numpy", "PIL", "rich", "tqdm"}
 
-    times = []
-    for _ in range(5):  # the least of five: other work on the machine only ever adds
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "imagereward", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+
+def test_models_are_listed_without_importing_torch():
+    code = "import sys; from imagereward.cli import main; sys.argv = ['imagereward', 'models']\n"
+    heavy = "('torch', 'torchvision', 'transformers')"
+    code += f"try: main()\nfinally: print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "ImageReward-v1.0" in result.stdout
+
+
+def test_the_list_of_commands_says_what_each_does_in_full():
+    lines = run("--help").splitlines()
+    assert len(commands()) >= 12
+    for name, command in commands().items():
+        if name != "tune":
+            (line,) = [line for line in lines if line.split()[:1] == [name]]
+            assert line.endswith("."), line
+            assert not line.endswith("..."), line
+            assert command.help
+
+
+@pytest.mark.parametrize("name", ["models", "score", "rank", "verify", "bench", "demo", "score-table",
+                                  "report", "serve"])  # fmt: skip
+def test_help_has_examples_that_parse_and_the_default_of_every_option(name):
+    page = run(name, "--help")
+    examples = [line.strip() for line in page.partition("Examples:")[2].splitlines() if line.strip()]
+    assert examples
+    for example in examples:
+        program, command, *arguments = shlex.split(example)
+        assert (program, command) == ("imagereward", name)
+        commands()[name].make_context(command, arguments)
+    for option in commands()[name].params:
+        if option.name == "help" or option.required or getattr(option, "is_flag", False):
+            continue
+        assert option.help
+        assert option.default is not None or "[default: " in option.help, option.name
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert "score-table" in error_of(capsys, code=2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("scor", "score"), ("score_table", "score-table"), ("mdoels", "models")]
+)
+def test_an_unknown_command_suggests_the_nearest(capsys, typed, meant):
+    error = error_of(capsys, typed, code=2)
+    assert f"'{typed}'" in error
+    assert f"'{meant}'" in error
+
+
+class Failing(io.StringIO):
+    """A stdout that takes `room` characters, and no more."""
+
+    def __init__(self, error: OSError, room: int = 0):
+        super().__init__()
+        self.error, self.room = error, room
+
+    def write(self, text: str) -> int:
+        if self.tell() + len(text) > self.room:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("room", [0, 100])
+@pytest.mark.parametrize("arguments", [("models",), ("models", "--format", "json"), ("--help",)])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "its reader has closed it"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_a_stdout_that_fails_is_one_line(capsys, monkeypatch, error, words, arguments, room):
+    monkeypatch.setattr(sys, "stdout", Failing(error, room))
+    assert error_of(capsys, *arguments) == f"imagereward: standard output cannot be written: {words}\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_leaves_no_traceback_at_the_end_of_the_process():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "imagereward", "models"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "imagereward: standard output cannot be written: No space left on device\n"
+
+
+def test_a_pipe_that_closes_early_leaves_no_traceback():
+    command = [sys.executable, "-m", "imagereward", "models", "--format", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert said == "imagereward: standard output cannot be written: its reader has closed it\n"
+
+
+def test_an_encoding_without_the_characters_gets_escapes(saved, tmp_path, monkeypatch, capsys):
+    pictures(1)[0].save(tmp_path / "猫.png")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    arguments = ["imagereward", "rank", "-m", saved, "a 猫", str(tmp_path / "猫.png")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    sys.stdout.flush()
+    assert not stop.value.code
+    assert raw.getvalue().count(rb"\u732b") == 2
+
+
+def test_ctrl_c_ends_with_one_line_and_code_130(capsys, saved, image_paths, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("imagereward.cli.scoring.load_scorer", interrupted)
+    monkeypatch.setattr("imagereward.bulk.score_table", interrupted)
+    assert error_of(capsys, "rank", "a", *image_paths, code=130) == "imagereward: interrupted\n"
+    error = error_of(capsys, "score-table", "t.csv", "--out", "o.csv", "-m", saved, code=130)
+    assert "the same command goes on from there" in error
+    assert error.endswith("imagereward: interrupted\n")
+
+
+def test_every_command_keeps_an_existing_output_unless_told_to_overwrite(
+    capsys, tmp_path, saved, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("image,prompt\n")
+    (tmp_path / "p.txt").write_text("a cat\n")
+    outputs = {
+        "mine.csv": ("score-table", "t.csv", "-m", saved),
+        "page.html": ("report", "t.csv"),
+        "demo.html": ("demo",),
+        "both.html": ("compare", "base", "tuned", "--prompts", "p.txt"),
+        "shapes": ("shapes",),
+    }
+    (tmp_path / "shapes").mkdir()
+    for name, arguments in outputs.items():
+        out = tmp_path / name if name != "shapes" else tmp_path / "shapes/train.json"
+        out.write_text("mine")
+        error = error_of(capsys, *arguments, "--out", name)
+        assert error == f"imagereward: {name} exists; pass --overwrite (overwrite=True) to replace it\n"
+        assert out.read_text() == "mine"
+        assert "--overwrite" in run(arguments[0], "--help")
+    writers = {name for name, command in commands().items() if any(p.name == "out" for p in command.params)}
+    assert writers == {arguments[0] for arguments in outputs.values()}
+
+
+def test_demo_replaces_its_page_when_told_to(tmp_path):
+    page = tmp_path / "demo.html"
+    page.write_text("old")
+    run("demo", "--out", page, "--overwrite", "--prompts", "1", "--images", "2")
+    assert page.read_text().startswith("<!doctype html>")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.html"]
+
+
+def test_a_file_that_cannot_be_written_keeps_what_was_there(tmp_path):
+    from imagereward.errors import OutputError
+    from imagereward.writing import replacing
+
+    page = tmp_path / "page.html"
+    page.write_text("old")
+
+    def fail(error: Exception) -> None:
+        with replacing(page) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(OutputError, match=r"page.html cannot be written: .*No space left"):
+        fail(OSError(errno.ENOSPC, "No space left"))
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError())
+    assert page.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("pyarrow", ("report", "s.parquet"), "report"),
+        ("fastapi", ("serve",), "serve"),
+    ],
+)
+def test_a_missing_library_is_said_by_the_extra_of_the_command(capsys, monkeypatch, module, arguments, extra):
+    for name in [name for name in sys.modules if name.startswith(("imagereward.serve", module))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    error = error_of(capsys, *arguments)
+    assert f"needs the extra '{extra}'" in error
+    assert f"python -m pip install '.[{extra}]'" in error
 
 
 def test_version_is_printed():

@@ -70,6 +70,11 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    # This package has no page of its own yet; these are the work that it gives the scores of.
+    project_urls={
+        "Original implementation": "https://github.com/THUDM/ImageReward",
+        "Paper": "https://arxiv.org/abs/2304.05977",
+    },
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(include=["imagereward", "imagereward.*"]),

@@ -3,9 +3,11 @@
 import contextlib
 import csv
 import errno
+import functools
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 import torch
 import typer
 from conftest import CONFIGS, pictures, small_scorer
+from tqdm import tqdm
 from typer.testing import CliRunner
 
 from imagereward.cli import app, main
@@ -447,14 +450,11 @@ def test_version_is_printed():
     assert run("--version").strip() == __version__
 
 
-def test_progress_of_long_work_goes_to_stderr(saved, image_paths):
-    code = (
-        "import imagereward.engine as s, imagereward as RM, functools, sys;"
-        "s.tqdm = functools.partial(s.tqdm, mininterval=0);"
-        "f = s.tqdm; s.tqdm = lambda **k: f(**{**k, 'delay': 0});"
-        f"RM.load({saved!r}).score('a', {image_paths!r}, batch_size=1)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert "image/s" in result.stderr
-    assert not result.stdout
+@pytest.mark.parametrize("command", ["score", "rank"])
+def test_progress_of_long_work_goes_to_stderr(saved, image_paths, monkeypatch, capsys, command):
+    at_once = functools.partial(tqdm, delay=0, mininterval=0)  # as if the work had taken long already
+    monkeypatch.setattr("imagereward.engine.tqdm", lambda **options: at_once(**{**options, "delay": 0}))
+    arguments = [command, "-m", saved, "--batch-size", "1", "--format", "csv", "a", *image_paths]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert re.search(r"[1-4]/5 .*image/s", result.stderr)
+    assert len(result.stdout.splitlines()) == 1 + len(image_paths)

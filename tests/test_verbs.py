@@ -1,7 +1,9 @@
 """Every verb on every scorer: what it returns, that all verbs agree, and what bad input gets."""
 
 import copy
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -218,6 +220,49 @@ def test_a_notebook_shows_thumbnails_in_rank_order_with_text_escaped(scorers, im
     assert sorted(names, key=page.index) == names
 
 
+def test_a_notebook_shows_the_components_of_an_ensemble(scorers, image_paths):
+    both = RM.ensemble({small_scorer("ImageReward"): 1.0, small_scorer("HPS"): 0.5})
+    ranking = both.rank("a red bicycle", image_paths)
+    figures = re.findall(r"<figure.*?</figure>", ranking._repr_html_())
+    assert len(figures) == len(image_paths)
+    for index, figure in zip(ranking.order, figures):
+        for name, values in ranking.components.items():
+            assert f"{name} {values[index]:.3f}" in figure
+    assert "HPS" not in scorers["ImageReward"].rank("a red bicycle", image_paths)._repr_html_()
+
+
+def test_a_notebook_shows_a_ranking_whose_file_has_gone(scorers, image_paths):
+    ranking = scorers["CLIP"].rank("a", image_paths)
+    Path(image_paths[0]).unlink()
+    page = ranking._repr_html_()
+    assert page.count("<img ") == len(image_paths) - 1
+    assert page.count("not found") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "shown"),
+    [
+        ("ImageReward", None, "<ImageReward: ImageReward, cpu, float32, 32 x 32 pixels, 35 tokens>"),
+        ("HPS", "bfloat16", "<HPS: CLIP, cpu, bfloat16, 32 x 32 pixels, 77 tokens>"),
+        ("BLIP", "float64", "<BLIP: BLIP, cpu, float64, 32 x 32 pixels, 35 tokens>"),
+    ],
+)
+def test_a_scorer_shows_itself_in_one_line(kind, dtype, shown):
+    assert repr(small_scorer(kind, dtype=dtype)) == shown
+
+
+def test_an_ensemble_shows_itself_in_one_line(scorers):
+    shown = repr(scorers["Ensemble"])
+    assert shown == "<1 ImageReward + 0.5 HPS: Ensemble, cpu, float32, 32 x 32 pixels>"
+
+
+def test_a_scorer_without_weights_shows_itself(scorers):
+    class Plain(RM.Scorer):
+        pass
+
+    assert repr(Plain(scorers["BLIP"].config)) == "<BLIP: BLIP, 32 x 32 pixels, 35 tokens>"
+
+
 def test_a_truncated_prompt_is_said_once_with_the_count_and_as_data(scorers, image_paths):
     long = "very " * 50 + "long"
     with pytest.warns(errors.PromptTruncatedWarning, match="1 of 2 prompts"):
@@ -239,6 +284,32 @@ def test_truncation_is_said_by_every_scorer_that_reads_prompts(scorers, kind):
     with pytest.warns(errors.PromptTruncatedWarning) as caught:
         scorers[kind].reward(torch.rand(1, 3, 32, 32), long)
     assert caught[0].filename == __file__
+
+
+def test_a_truncation_says_how_much_is_read_how_long_the_prompt_is_and_what_to_do(scorers):
+    long = "very " * 80 + "long"  # 81 words, and a token at either end
+    for call in (
+        lambda scorer: scorer.score(long, pictures(1)),
+        lambda scorer: scorer.reward(torch.rand(1, 3, 32, 32), long),
+        lambda scorer: scorer.score_matrix(["short", long], pictures(1)),
+    ):
+        for kind, read in {
+            "ImageReward": "the 35 tokens that ImageReward reads;",
+            "CLIP": "the 77 tokens that CLIP reads;",
+            "Ensemble": "the 35 tokens that ImageReward reads and the 77 tokens that HPS reads;",
+        }.items():
+            with pytest.warns(errors.PromptTruncatedWarning) as caught:
+                call(scorers[kind])
+            (message,) = (str(each.message) for each in caught)
+            assert f"longer than {read}" in message
+            assert "the longest has 83 tokens" in message
+            assert "max_length=" in message
+
+
+def test_the_limits_of_nested_ensembles_are_those_of_their_parts():
+    inner = RM.ensemble({small_scorer("BLIP"): 1.0, small_scorer("Aesthetic"): 1.0})
+    outer = RM.ensemble({inner: 1.0, small_scorer("CLIP"): 1.0})
+    assert outer.token_limits() == {"BLIP": 35, "CLIP": 77}
 
 
 def test_a_scorer_that_ignores_prompts_never_truncates(scorers):
@@ -266,6 +337,57 @@ def test_what_lies_beyond_the_limit_changes_no_score(scorers, image_paths):
         warnings.simplefilter("ignore")
         scores = [scorers["ImageReward"].score(words + tail, image_paths) for tail in ("", " more", " else")]
     assert scores[0] == scores[1] == scores[2]
+
+
+# One image or several.
+
+SQUARE = pictures(1)[0].resize((40, 40))
+ONE = {
+    "PIL image": SQUARE,
+    "tensor of three dimensions": to_tensor(SQUARE),
+    "array of three dimensions": np.asarray(SQUARE),
+    "grey array of two dimensions": np.asarray(SQUARE.convert("L")),
+}
+SEVERAL = {
+    "list": [SQUARE] * 3,
+    "tuple": (SQUARE, SQUARE, SQUARE),
+    "tensor of four dimensions": torch.stack([to_tensor(SQUARE)] * 3),
+    "array of four dimensions": np.stack([np.asarray(SQUARE)] * 3),
+}
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_a_single_image_is_one_to_every_verb(scorers, name):
+    scorer, image = scorers["CLIP"], ONE[name]
+    score = scorer.score("a", image)
+    assert isinstance(score, float)
+    assert scorer.rank("a", image).rewards == [score]
+    assert scorer.best_of("a", image) == [0]
+    assert scorer.inference_rank("a", image) == (1, score)
+    assert scorer.score_pairs(["a"], image) == [score]
+    assert scorer.score_matrix(["a", "b"], image).shape == (2, 1)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_images_are_three_to_every_verb(scorers, name):
+    scorer, images = scorers["CLIP"], SEVERAL[name]
+    scores = scorer.score("a", images)
+    assert scores == pytest.approx([scorer.score("a", SQUARE)] * 3, abs=2e-5)
+    assert len(scorer.rank("a", images)) == 3
+    assert len(scorer.best_of("a", images, k=3)) == 3
+    assert len(scorer.inference_rank("a", images)[1]) == 3
+    assert len(scorer.score_pairs(["a", "b", "c"], images)) == 3
+    assert scorer.score_matrix(["a", "b"], images).shape == (2, 3)
+
+
+def test_a_batch_of_one_is_several(scorers):
+    for images in ([SQUARE], to_tensor(SQUARE)[None], np.asarray(SQUARE)[None]):
+        assert isinstance(scorers["CLIP"].score("a", images), list)
+
+
+def test_a_batch_inside_a_list_is_refused_by_its_place(scorers):
+    with pytest.raises(errors.InputError, match=r"images\[1\] has shape \(1, 3, 40, 40\)"):
+        scorers["CLIP"].score("a", [SQUARE, to_tensor(SQUARE)[None]])
 
 
 # Bad input.

@@ -331,5 +331,5 @@ def test_the_commands_and_the_python_of_the_pages_run_as_written(tmp_path, model
         assert set(pq.read_schema("scores.parquet").names) >= {"score:ImageReward-v1.0", "score:Aesthetic"}
         Path("scores.parquet").unlink()
     (block,) = re.findall(r"```python\n(.*?)```", pages[1].read_text(), re.DOTALL)
-    exec(block, {})
+    exec(block, {"__name__": "__main__"})
     assert re.search(r"print\(summary\)  # (.*)", block).group(1) in capsys.readouterr().out

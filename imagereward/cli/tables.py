@@ -32,6 +32,9 @@ def score_table(
     id_column: Annotated[str | None, typer.Option(help="Default: id, key …")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to copy; repeatable.")] = None,
     images: Annotated[Path | None, typer.Option(help="Where relative paths of images begin.")] = None,
+    markup: Annotated[
+        str, typer.Option(help="Weights and LoRA tags in prompts that web UIs wrote: strip or keep.")
+    ] = "strip",
     device: Annotated[list[str] | None, typer.Option(help="Repeatable: a process for each.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: BatchSize = None,
@@ -66,6 +69,7 @@ def score_table(
         id_column=id_column,
         keep=keep or (),
         images=images,
+        markup=markup,  # type: ignore[arg-type]
         device=device,
         dtype=dtype,
         batch_size=batch_size,

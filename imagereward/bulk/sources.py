@@ -22,7 +22,7 @@ class Source(Protocol):
 
     @property
     def prompts_beside_images(self) -> bool:
-        """Whether prompts are what a generator wrote beside the image, or, where None, beside or inside it."""
+        """Whether generators wrote the prompts; one that is None is then beside or inside the image."""
 
     def columns(self) -> list[str]:
         """Names of the columns there are."""

@@ -12,7 +12,8 @@ from imagereward.generation_metadata.comfyui_nodes import LOCAL_PASSES, NEVER_LA
 from imagereward.generation_metadata.comfyui_text import Follower, is_link
 from imagereward.generation_metadata.entries import Claim, UnclearPrompt
 
-MOST_NODES = 20_000
+MOST_NODES = 5000
+MOST_SAMPLERS = 32
 FED_TO_SAMPLERS = ("latent_image", "latent", "latents", "samples", "pipe", "basic_pipe", "sdxl_tuple")
 
 
@@ -32,7 +33,10 @@ def prompt_of_graph(data: Mapping[str, Any]) -> Claim:
     if len(data) > MOST_NODES:
         raise UnclearPrompt(f"ComfyUI's graph has {len(data)} nodes, more than {MOST_NODES}")
     follower = Follower(data)
-    samplers = _run(follower, [key for key in follower.inputs if _is_sampler(follower, key)])
+    samplers = [key for key in follower.inputs if _is_sampler(follower, key)]
+    if len(samplers) > MOST_SAMPLERS:
+        raise UnclearPrompt(f"ComfyUI's graph has {len(samplers)} samplers, more than {MOST_SAMPLERS}")
+    samplers = _run(follower, samplers)
     if not samplers:
         local = [key for key in follower.inputs if _is_local_pass(follower, key)]
         what = f"only {follower.name(local[0])}, which changes parts of a picture" if local else "no sampler"

@@ -141,5 +141,14 @@ SWITCHES: dict[str, tuple[str, str]] = {
 # Passes over a part of the finished picture, with a text of their own.
 LOCAL_PASSES = ("detailer", "ultimatesdupscale")
 # Nodes that are not run for their own sake: with nothing after them that saves or shows, neither are they.
-NEVER_LAST = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced", "VAEDecode")
-NEVER_LAST += ("VAEDecodeTiled", "LatentUpscale", "LatentUpscaleBy", "VAEEncode")
+NEVER_LAST = {
+    "KSampler",
+    "KSamplerAdvanced",
+    "SamplerCustom",
+    "SamplerCustomAdvanced",
+    "VAEDecode",
+    "VAEDecodeTiled",
+    "VAEEncode",
+    "LatentUpscale",
+    "LatentUpscaleBy",
+}

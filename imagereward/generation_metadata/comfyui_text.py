@@ -1,4 +1,4 @@
-"""Following links of a ComfyUI graph backwards: a sampler's conditioning -> texts; a text input -> its text."""
+"""Following links of a ComfyUI graph backwards: from a sampler to its conditioning, and to texts."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -63,7 +63,7 @@ class Follower:
         texts = list(dict.fromkeys(piece.text for piece in pieces if piece.text))
         if len(texts) > 1 and len({piece.part for piece in pieces if piece.text}) > 1:
             raise UnclearPrompt(
-                f"ComfyUI's {self.name(key)} was given different texts for parts of the picture or of the steps"
+                f"ComfyUI's {self.name(key)} was given different texts for parts of the picture or the steps"
             )
         return join(texts)
 

@@ -6,7 +6,7 @@ A hostile block can list tens of thousands of entries; only the ones below are l
 import unicodedata
 from collections.abc import Callable
 
-from imagereward.generation_metadata.entries import MOST_TEXT, Entry, decode
+from imagereward.generation_metadata.entries import MOST_TEXT, Entry, UnclearPrompt, decode
 
 Read = Callable[[int, int], bytes]  # (offset, size) -> that many bytes of the TIFF block, or fewer
 
@@ -42,6 +42,7 @@ def _directory(read: Read, offset: int, order) -> tuple[list[Entry], int | None]
     count = min(int.from_bytes(read(offset, 2), order), MOST_ENTRIES)
     table = read(offset + 2, 12 * count)
     entries: list[Entry] = []
+    seen: set[int] = set()  # a field that is listed again is not read again
     below = None
     for at in range(0, len(table) - 11, 12):
         tag, kind = (int.from_bytes(table[at + i : at + i + 2], order) for i in (0, 2))
@@ -50,7 +51,10 @@ def _directory(read: Read, offset: int, order) -> tuple[list[Entry], int | None]
             below = value
         elif tag in CAMERA:
             entries.append(Entry(CAMERA_KEY, "", "EXIF"))
-        elif tag in FIELDS and kind in (1, 2, 7):  # bytes, ASCII, undefined: one byte each
+        elif (
+            tag in FIELDS and kind in (1, 2, 7) and tag not in seen
+        ):  # bytes, ASCII, undefined: one byte each
+            seen.add(tag)
             if size > MOST_TEXT:
                 problem = f"the text has {size} bytes, more than {MOST_TEXT}"
                 entries.append(Entry(FIELDS[tag], "", "EXIF", problem))
@@ -66,7 +70,7 @@ def _field(tag: int, data: bytes) -> Entry:
             text = _user_comment(data)
         else:
             text = data.decode("utf-16-le") if FIELDS[tag].startswith("XP") else decode(data)
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, UnclearPrompt) as error:
         return Entry(FIELDS[tag], "", "EXIF", f"the text cannot be decoded: {error}")
     return Entry(FIELDS[tag], text.strip("\0 \t\r\n"), "EXIF")
 
@@ -82,17 +86,27 @@ def _user_comment(data: bytes) -> str:
 
 
 def _utf16(data: bytes) -> str:
-    """UTF-16 with a byte order mark or without; without, the order that gives more usual characters."""
+    """UTF-16 with a byte order mark or without. UnclearPrompt if both orders give usual text."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
-    data = data[: len(data) // 2 * 2]
-    # Text in ASCII or UTF-8 under the wrong name has no zero bytes and would be read as rare characters.
-    if data and b"\0" not in data and data.isascii():
+    if b"\0" not in data and data.isascii():  # ASCII under the wrong name
         return data.decode("ascii")
+    data = data[: len(data) // 2 * 2]
+    found = {}
+    for codec in ("utf-16-be", "utf-16-le"):
+        text = data.decode(codec, "replace")
+        if not any(_never_written(each) for each in text):
+            found[codec] = sum(map(str.isascii, text))
+    if not found:
+        raise UnclearPrompt("the text is not UTF-16")
+    best = max(found, key=found.__getitem__)
+    if len(found) == 2 and abs(found["utf-16-be"] - found["utf-16-le"]) < 2:
+        raise UnclearPrompt("the text is UTF-16 without a byte order mark and can be read in both orders")
+    return data.decode(best)
 
-    def usual(codec: str) -> int:
-        text = data[:4096].decode(codec, "replace")
-        return sum(2 * each.isascii() + (unicodedata.category(each) in ("Ll", "Lu", "Lo")) for each in text)
 
-    little = usual("utf-16-le") > usual("utf-16-be")  # on a tie big-endian, as the web UI writes
-    return data.decode("utf-16-le" if little else "utf-16-be")
+def _never_written(character: str) -> bool:
+    """Whether a character is a control, unassigned, private or U+FFFD: the byte order is the wrong one."""
+    if character in "\0\t\n\r":
+        return False
+    return character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs")

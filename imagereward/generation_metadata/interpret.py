@@ -25,6 +25,7 @@ INVOKEAI_FIELDS = {"invokeai_metadata", "sd-metadata", "dream"}
 # ComfyUI writes EXIF values as `prompt:{graph}` and `workflow:{...}`.
 PREFIX = re.compile(r"(prompt|parameters|workflow):\s*(?=\{)", re.IGNORECASE)
 MEANT_AS_JSON = re.compile(r"\s*(?:\{\s*\"|\[\s*[\"{])")
+LIKE_A_NEGATIVE = re.compile(r"\n-[^\n]*$")
 # What telephones and computers write as user comment of pictures of their screen.
 NO_PROMPT = {"screenshot"}
 
@@ -77,7 +78,10 @@ def _read(entry: Entry, keys: set[str]) -> Claim | None:
             raise UnclearPrompt("JSON that is damaged, too deeply nested or a list")
         return None
     if looks_like_infotext(text):
-        return read_infotext(text)
+        claim = read_infotext(text)
+        if key in OPEN_FIELDS and LIKE_A_NEGATIVE.search(claim.prompt):
+            raise UnclearPrompt("its last line begins with '-', as Draw Things writes negative prompts")
+        return claim
     if key == "parameters":
         return read_infotext(text)  # of a web UI that adds no settings
     if key in PROMPT_FIELDS or (key == "usercomment" and _by_a_script(text, keys)):

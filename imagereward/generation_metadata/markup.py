@@ -23,6 +23,7 @@ NOVELAI_EMPHASIS = re.compile(rf"(?<![\d.])(-?{POSITIVE})::(.*?)(?:::|$)", re.DO
 INVOKEAI_CALL = re.compile(r"\)\s*\.\s*(?:blend|and)\s*\(|\.swap\s*\(")
 INVOKEAI_WEIGHT = re.compile(rf"\)(?:[+-]+|{POSITIVE})|(?<=\w)(?:\++|-+)(?=[\s,.;)]|$)")
 INVOKEAI_TAG = re.compile(r"<[\w .-]+>")
+MOST_BRACKETS = 100
 # SwarmUI: parts with a text of their own. Local passes after the picture, and regions of it.
 SWARMUI_LOCAL = re.compile(r"<(?:segment|refiner|base|clear|extend|video|videoswap|edit)\b[^<>]*>", re.I)
 SWARMUI_REGION = re.compile(r"<(?:region|object)\b[^<>]*>", re.I)
@@ -141,6 +142,8 @@ def _brackets(text: str, steps: int | None, square: bool = True) -> str:
             current.parts[-1].append(text[at])
         elif char in "([" and char in special:
             groups.append(_Group(char))
+            if len(groups) > MOST_BRACKETS:
+                raise UnclearPrompt(f"the prompt has more than {MOST_BRACKETS} open brackets")
         elif char in ")]" and char in special and current.bracket == {")": "(", "]": "["}[char]:
             groups.pop()
             groups[-1].parts[-1].append(_closed(current, steps))

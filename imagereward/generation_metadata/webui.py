@@ -11,7 +11,7 @@ from imagereward.generation_metadata.entries import Claim, UnclearPrompt
 NEGATIVE = re.compile(r"^[ \t]*Negative prompt:", re.IGNORECASE | re.MULTILINE)
 # A line of settings begins with the steps, or with a setting that has a line of its own.
 SETTINGS = re.compile(
-    r"^[ \t]*(?:Steps: ?\d+[ \t]*(?:,|$)|(?:Seed|Width|Height): ?\d+[ \t]*(?:,|$))", re.MULTILINE
+    r"^[ \t]*(?:Steps: ?\d+[ \t]*(?:[,|]|$)|(?:Seed|Width|Height): ?\d+[ \t]*(?:,|$))", re.MULTILINE
 )
 # The same on one line with the prompt, for texts whose line breaks were lost.
 NEGATIVE_INSIDE = re.compile(r"(?<=\s)Negative prompt:(?=\s|$)")
@@ -54,7 +54,7 @@ def _end(text: str) -> int | None:
     body = text.rstrip()
     last = body.rfind("\n") + 1
     line = body[last:].strip()
-    if len(USUAL.findall(line)) >= 3 and LINE_OF_SETTINGS.match(line):
+    if USUAL.match(line) and len(USUAL.findall(line)) >= 3 and LINE_OF_SETTINGS.match(line):
         ends.append(last)
     return min(ends, default=None)
 

@@ -63,7 +63,13 @@ def read_json(data: Mapping[str, Any], web_ui: bool = False) -> Claim | None:
 
 
 def read_invokeai(data: Mapping[str, Any]) -> Claim:
-    """InvokeAI since version 3."""
+    """InvokeAI since version 3. A style prompt, which goes to SDXL's second encoder, is left out."""
+    regions = data.get("regions")
+    if isinstance(regions, list) and any(
+        isinstance(each, dict) and (each.get("positivePrompt") or each.get("positive_prompt"))
+        for each in regions
+    ):
+        raise UnclearPrompt("InvokeAI was given other texts for regions of the picture")
     return _claim(data.get("positive_prompt"), "invokeai", "InvokeAI")
 
 
@@ -99,10 +105,10 @@ def _novelai(data: Mapping[str, Any]) -> Claim:
     texts = [caption.get("base_caption") or data.get("prompt")]
     if isinstance(characters, list):
         texts += [each.get("char_caption") for each in characters if isinstance(each, dict)]
-    texts = [text for text in texts if text != ""]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    prompts = [text.strip(" ,") for text in texts if isinstance(text, str)]
+    if len(prompts) < len(texts):
         raise UnclearPrompt("a prompt of NovelAI's characters is not a text")
-    return _claim(", ".join(text.strip(" ,") for text in texts), "novelai", "NovelAI")
+    return _claim(", ".join(filter(None, prompts)), "novelai", "NovelAI")
 
 
 def _claim(prompt: Any, dialect: Dialect, writer: str) -> Claim:

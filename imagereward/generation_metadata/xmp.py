@@ -1,18 +1,18 @@
-"""Text fields of XMP that generators use: Draw Things writes JSON into the user comment."""
+"""The text field of XMP that generators use: Draw Things writes JSON into the user comment.
+
+Its description holds the negative prompt in the same form as the positive one, and is not read.
+"""
 
 from xml.etree import ElementTree
 
 from imagereward.generation_metadata.entries import MOST_TEXT, Entry
 
-FIELDS = {
-    "{http://ns.adobe.com/exif/1.0/}UserComment": "UserComment",
-    "{http://purl.org/dc/elements/1.1/}description": "description",
-}
+FIELDS = {"{http://ns.adobe.com/exif/1.0/}UserComment": "UserComment"}
 ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 
 
 def read_xmp(data: bytes | str) -> list[Entry]:
-    """The user comment and the description; none if the packet is not XML that is safe to parse."""
+    """The user comment; none if the packet is not XML that is safe to parse."""
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
     text = text.strip("\0 \t\r\n\ufeff")
     if len(text) > MOST_TEXT:

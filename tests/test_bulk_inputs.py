@@ -6,7 +6,6 @@ import json
 import tarfile
 from pathlib import Path
 
-import PIL.Image
 import PIL.PngImagePlugin
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,6 @@ import pytest
 from conftest import pictures, small_scorer
 from test_bulk import read_lines, score
 
-from imagereward.bulk.prompts import prompt_in
 from imagereward.errors import InputError
 
 
@@ -159,53 +157,6 @@ def test_a_damaged_member_costs_its_row_and_a_damaged_shard_the_run(pairs, model
     (directory / "b.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(InputError, match=r"b\.tar cannot be read as an uncompressed tar file"):
         score(directory, models, source="b.tar", out="b.parquet")
-
-
-GRAPH = {
-    "3": {"class_type": "KSampler", "inputs": {"seed": 1, "positive": ["9", 0], "negative": ["7", 0]}},
-    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "ugly", "clip": ["4", 1]}},
-    "9": {"class_type": "FluxGuidance", "inputs": {"guidance": 3.5, "conditioning": ["6", 0]}},
-    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": ["8", 0], "clip": ["4", 1]}},
-    "8": {"class_type": "PrimitiveString", "inputs": {"value": "a cat\non a mat"}},
-}
-
-
-@pytest.mark.parametrize(
-    ("chunks", "prompt"),
-    [
-        (
-            {"parameters": "a cat, (red:1.2)\nNegative prompt: dog\nSteps: 20, Sampler: Euler"},
-            "a cat, (red:1.2)",
-        ),
-        ({"parameters": "two\nlines\nSteps: 20, Sampler: Euler"}, "two\nlines"),
-        ({"parameters": "Negative prompt: dog\nSteps: 20, Sampler: Euler"}, ""),
-        ({"prompt": json.dumps(GRAPH), "workflow": "{}"}, "a cat\non a mat"),
-        ({"prompt": "a cat as text, 日本"}, "a cat as text, 日本"),
-        ({"prompt": json.dumps({"1": {"inputs": {"positive": ["1", 0]}}})}, None),
-        ({"Software": "x"}, None),
-    ],
-)
-def test_prompts_are_found_in_png_metadata(chunks, prompt):
-    info = PIL.PngImagePlugin.PngInfo()
-    for key, text in chunks.items():
-        info.add_itxt(key, text)
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (9, 9)).save(buffer, "PNG", pnginfo=info)
-    with PIL.Image.open(buffer) as image:
-        assert prompt_in(image) == prompt
-
-
-@pytest.mark.parametrize(
-    "encoded", [b"UNICODE\0" + "a cat\nSteps: 2,".encode("utf-16-be"), b"ASCII\0\0\0a cat"]
-)
-@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
-def test_prompts_are_found_in_exif_of_jpeg_and_webp(encoded, format):
-    exif = PIL.Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = encoded
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (9, 9)).save(buffer, format, exif=exif)
-    with PIL.Image.open(buffer) as image:
-        assert prompt_in(image) == "a cat"
 
 
 def test_a_folder_takes_prompts_from_text_files_then_from_images(tmp_path, models):

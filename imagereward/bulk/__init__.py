@@ -15,6 +15,7 @@ from imagereward.bulk.scoring import SCORE, schema
 from imagereward.bulk.sources import open_source
 from imagereward.config import whole_number
 from imagereward.errors import InputError
+from imagereward.generation_metadata import Markup, check_markup
 from imagereward.loading import resolve_device
 from imagereward.precision import resolve_dtype
 from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, MOST_AT_ONCE
@@ -35,6 +36,7 @@ def score_table(
     id_column: str | None = None,
     keep: Sequence[str] = (),
     images: str | os.PathLike | None = None,
+    markup: Markup = "strip",
     device: str | Sequence[str] | None = None,
     dtype: str = "float32",
     batch_size: int | None = None,
@@ -60,6 +62,9 @@ def score_table(
     *_column       where the usual names do not tell
     keep           columns of the input to copy, as text
     images         what relative paths of images are relative to; default: where the table is
+    markup         "strip" takes weights, LoRA tags, BREAK and schedules out of prompts that a web UI or
+                   ComfyUI wrote into images or beside them; "keep" leaves them. Columns of tables and
+                   captions in plain words stay as they are
     engine         "local", or "ray" for Ray Data, on this machine or on a cluster
     device         one or several; several get a process each, and need `if __name__ == "__main__":`
     batch_size     images in one pass of the model
@@ -81,7 +86,7 @@ def score_table(
     resolve_dtype(dtype)
     devices, kind = _devices(device, engine)
     source, root = open_source(input, images)
-    columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt)
+    columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt, check_markup(markup))
     if batch_size is None:
         batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
     job = Job(

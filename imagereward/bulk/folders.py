@@ -7,6 +7,7 @@ from pathlib import Path
 
 from imagereward.bulk.sources import Record, Wanted
 from imagereward.errors import InputError
+from imagereward.generation_metadata import SIDECARS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
@@ -28,7 +29,7 @@ class Folder:
         return sum(1 for _ in self._images())
 
     def files(self) -> Iterator[Path]:
-        return self._walk((*SUFFIXES, ".txt"))
+        return self._walk((*SUFFIXES, *SIDECARS))
 
     def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
         for number, path in enumerate(self._images()):

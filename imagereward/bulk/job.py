@@ -97,10 +97,10 @@ class Job:
         scorer = self._ensemble(device=device, dtype=self.dtype)
         settings = (self.batch_size, self.columns.keep)
         if self.cache is None:
-            return PartScorer(scorer, Loader(scorer.preprocesses), *settings)
+            return PartScorer(scorer, Loader(scorer.preprocesses, markup=self.columns.markup), *settings)
         cache = FeatureCache(self.cache.directory, self.cache.budget)
         towers = tuple(tower_of(encoder) for encoder in scorer.encoders)
-        loader = Loader(scorer.preprocesses, True, cache.reader(towers))
+        loader = Loader(scorer.preprocesses, True, cache.reader(towers), self.columns.markup)
         return PartScorer(scorer, loader, *settings, cache, towers)
 
     def scored(self, wanted: Container[int], device: str) -> Generator[tuple[int, Any], None, None]:

@@ -14,10 +14,10 @@ import PIL.Image
 from torch.utils.data import DataLoader, Dataset
 
 from imagereward.bulk.cache import FeatureReader
-from imagereward.bulk.prompts import prompt_of
 from imagereward.bulk.rows import Image, Part
 from imagereward.bulk.stored import Stored
 from imagereward.errors import ImageRewardError
+from imagereward.generation_metadata import Markup, prompt_of
 from imagereward.images import check_image, read_image
 from imagereward.preprocess import Preprocess
 
@@ -59,6 +59,7 @@ class Loader(Dataset):
     preprocesses: tuple[Preprocess, ...]
     digests: bool = False
     features: FeatureReader | None = None  # images whose features are there need no pixels
+    markup: Markup = "strip"  # what becomes of weights and LoRA tags in generators' prompts
 
     def __getitem__(self, wishes: Sequence[Wish]) -> list[Loaded]:
         return [self.load(wish) for wish in wishes]
@@ -78,7 +79,7 @@ class Loader(Dataset):
                 loaded.width, loaded.height = image.size
                 loaded.pixels = tuple(each.pixels(image).numpy() for each in self.preprocesses)
             if wish.with_prompt:
-                loaded.prompt = prompt_of(str(source))
+                loaded.prompt = prompt_of(source, self.markup, str(wish.image))
         except ImageRewardError as error:
             loaded.error = str(error)
         except Exception as error:  # whatever one image does to a decoder, the others go on

@@ -41,7 +41,7 @@ def score_parts(job: Job, output: Output, pending: list[int], actors: int | None
             ray.data.from_items([{"parts": share} for share in shares(pending, actors)])
             .flat_map(_Read(job), num_cpus=CPU_READING)
             .map(
-                _Decode(Loader(job.preprocesses(), digests=job.cache is not None)),
+                _Decode(Loader(job.preprocesses(), job.cache is not None, markup=job.columns.markup)),
                 num_cpus=1 if gpu else CPU_DECODING,
             )
             .map(

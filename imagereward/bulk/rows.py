@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from imagereward.bulk.sources import Source
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError, listing
+from imagereward.generation_metadata import Markup, prompt_of_text
 
 Image = str | bytes | Stored  # a path, an encoded image, or where in an archive one is
 
@@ -47,13 +48,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of the input are which. A constant `prompt` stands in for the column."""
+    """Which columns of the input are which. A constant `prompt` stands in for the column.
+
+    `markup` says whether weights and LoRA tags of prompts that generators wrote are stripped or kept.
+    """
 
     image: str
     prompt: str | None
     id: str | None
     keep: tuple[str, ...] = ()
     constant_prompt: str | None = None
+    markup: Markup = "strip"
 
     @property
     def names(self) -> list[str]:
@@ -69,6 +74,7 @@ def find_columns(
     id: str | None,
     keep: Iterable[str],
     constant_prompt: str | None,
+    markup: Markup = "strip",
 ) -> Columns:
     """The given columns, or else the usual ones that are there; InputError listing those present."""
     if constant_prompt is not None and prompt is not None:
@@ -84,10 +90,11 @@ def find_columns(
 
     image = image or usual("image")
     prompt = None if constant_prompt is not None else prompt or usual("prompt")
-    if image is None or (prompt is None and constant_prompt is None):
+    elsewhere = constant_prompt is not None or source.prompts_beside_images
+    if image is None or (prompt is None and not elsewhere):
         what = "images" if image is None else "prompts"
         raise InputError(f"which column of {source.name} holds {what}? It has {listing(present, 40)}")
-    return Columns(image, prompt, id or usual("id"), keep, constant_prompt)
+    return Columns(image, prompt, id or usual("id"), keep, constant_prompt, markup)
 
 
 def rows_of(source: Source, columns: Columns, images: Path, wanted) -> Iterator[Row]:
@@ -98,8 +105,9 @@ def rows_of(source: Source, columns: Columns, images: Path, wanted) -> Iterator[
             continue
         image, image_name, image_error = _image(record.get(columns.image), images)
         prompt, prompt_error = columns.constant_prompt, None
-        if columns.prompt is not None:
-            prompt, prompt_error = _prompt(record.get(columns.prompt), source.prompts_beside_images)
+        if prompt is None:
+            name = columns.prompt or next((each for each in USUAL["prompt"] if each in record), "")
+            prompt, prompt_error = _prompt(record.get(name), source.prompts_beside_images, columns.markup)
         yield Row(
             number,
             None if columns.id is None else as_text(record.get(columns.id)),
@@ -139,9 +147,15 @@ def _image(value: Any, images: Path) -> tuple[Image | None, str | None, str | No
     return None, None, f"the row has no image: expected a path or bytes, found {type(value).__name__}"
 
 
-def _prompt(value: Any, may_be_elsewhere: bool) -> tuple[str | None, str | None]:
-    if value is None and may_be_elsewhere:
+def _prompt(value: Any, beside_images: bool, markup: Markup) -> tuple[str | None, str | None]:
+    """(prompt, error). A text beside an image may be a web UI's, and one that is None inside the image."""
+    if value is None and beside_images:
         return None, None
+    if isinstance(value, str) and beside_images:
+        try:
+            value = prompt_of_text(value, markup)
+        except InputError as error:
+            return None, str(error)
     if not isinstance(value, str):
         return None, f"the row has no prompt: expected text, found {type(value).__name__}"
     return value, text_error(value)

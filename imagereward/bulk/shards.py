@@ -27,7 +27,7 @@ class Shards:
 
     name: str
     paths: tuple[Path, ...]
-    prompts_beside_images = False
+    prompts_beside_images = True  # `txt`, or the metadata of the image
 
     def columns(self) -> list[str]:
         for _, record in self.records(lambda number: number == 0, ()):
@@ -77,12 +77,12 @@ def _record(key: str, members: list[Stored]) -> Record:
         if f".{extension}".endswith(SUFFIXES):
             record[extension] = member
             record.setdefault("image", member)
-        elif extension in ("txt", "json"):
+        elif extension in ("txt", "caption", "json"):
             if member.size > MOST_TEXT:
                 return f"{member} has {member.size} bytes, too many for text"
             try:
                 text = member.read().decode()
-                record |= {"txt": text} if extension == "txt" else dict(json.loads(text))
+                record |= dict(json.loads(text)) if extension == "json" else {extension: text}
             except (ValueError, TypeError, RecursionError) as error:
                 return f"{member} cannot be read: {error}"
     return record

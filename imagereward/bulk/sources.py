@@ -22,7 +22,7 @@ class Source(Protocol):
 
     @property
     def prompts_beside_images(self) -> bool:
-        """Whether a prompt that is None is in a file beside the image, or in the image."""
+        """Whether generators wrote the prompts; one that is None is then beside or inside the image."""
 
     def columns(self) -> list[str]:
         """Names of the columns there are."""

@@ -62,6 +62,9 @@ def score_table(
             "[default: the first GPU if there is one, else cpu]"
         ),
     ] = None,
+    markup: Annotated[
+        str, typer.Option(help="Weights and LoRA tags in prompts that web UIs wrote: strip or keep.")
+    ] = "strip",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: BatchSize = None,
     part_rows: Annotated[int, typer.Option(help="Rows that are scored and written together.")] = 256,
@@ -108,6 +111,7 @@ def score_table(
             id_column=id_column,
             keep=keep or (),
             images=images,
+            markup=markup,  # type: ignore[arg-type]
             device=device,
             dtype=dtype,
             batch_size=batch_size,

@@ -1,0 +1,35 @@
+"""The text field of XMP that generators use: Draw Things writes JSON into the user comment.
+
+Its description holds the negative prompt in the same form as the positive one, and is not read.
+"""
+
+from xml.etree import ElementTree
+
+from imagereward.generation_metadata.entries import MOST_TEXT, Entry
+
+FIELDS = {"{http://ns.adobe.com/exif/1.0/}UserComment": "UserComment"}
+ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+
+
+def read_xmp(data: bytes | str) -> list[Entry]:
+    """The user comment; none if the packet is not XML that is safe to parse."""
+    text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+    text = text.strip("\0 \t\r\n\ufeff")
+    if len(text) > MOST_TEXT:
+        return [Entry("", "", "XMP", f"the packet has more than {MOST_TEXT} characters")]
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can expand without bound; XMP has none
+        return []
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError):
+        return []
+    found = []
+    for element in root.iter():
+        if element.tag in FIELDS:
+            item = next(element.iter(ITEM), element)
+            if value := (item.text or "").strip():
+                found.append(Entry(FIELDS[element.tag], value, "XMP"))
+        for name, value in element.attrib.items():
+            if name in FIELDS and value.strip():
+                found.append(Entry(FIELDS[name], value.strip(), "XMP"))
+    return found

@@ -79,6 +79,10 @@ class PromptTruncatedWarning(UserWarning):
     """Some prompts are longer than the model's limit; only their beginning was scored."""
 
 
+class IgnoredOptionWarning(UserWarning):
+    """An option in a scheduler's config has no part in training; the pipeline itself goes by it."""
+
+
 def listing(names, most: int = 8) -> str:
     """`a, b, c (+5 more)`: the beginning of a long list, for messages."""
     names = [str(name) for name in names]

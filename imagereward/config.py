@@ -9,7 +9,6 @@ from typing import Any
 from imagereward.errors import InputError
 from imagereward.preprocess import Preprocess
 
-
 TOKENIZATIONS = ("open_clip", "transformers")
 
 
@@ -22,8 +21,8 @@ class ScorerConfig:
     max_length    tokens of the prompt that are read; longer ones are truncated
     mean, std     score = (raw - mean) / std
     scaled        multiply a cosine by the learned logit scale
-    tokenization  how CLIP kinds read a prompt: "open_clip" repairs broken Unicode and unescapes HTML first, as
-                  CLIP's and HPS's code does; "transformers" does neither, as PickScore's processor
+    tokenization  how CLIP kinds read a prompt: "open_clip" repairs broken Unicode and unescapes HTML first,
+                  as CLIP's and HPS's code does; "transformers" does neither, as PickScore's processor
     """
 
     kind: str

@@ -91,8 +91,8 @@ class TransformersBPE:
     """open_clip's vocabulary, with prompts read as transformers' CLIPTokenizer reads them.
 
     Text is composed (NFC), runs of white space become a space, letters lower case; nothing is repaired or
-    unescaped. `<|startoftext|>` and `<|endoftext|>` within a prompt are those tokens. The interface is that of
-    open_clip's SimpleTokenizer, of which `base` is one: ids [M, T], padded with 0.
+    unescaped. `<|startoftext|>` and `<|endoftext|>` within a prompt are those tokens. The interface is
+    that of open_clip's SimpleTokenizer, of which `base` is one: ids [M, T], padded with 0.
     """
 
     def __init__(self, base: open_clip.SimpleTokenizer):

@@ -108,7 +108,8 @@ def compare(
     `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
     LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken.
     Without `steps`, as many as the base's pipeline takes by itself; without `guidance`, what each pipeline
-    draws with by itself. `guidance` of 1 and below is none. What is loaded is in `dtype`, but for the autoencoder, which is in float32. `family` is "module:name" for one that is not ours.
+    draws with by itself. A guidance of 1 and below is none. What is loaded is in `dtype`, but for the
+    autoencoder, which is in float32. `family` is "module:name" for one that is not ours.
     Raises InputError for families that draw from noise of different shapes, for one pipeline as both, and for
     a base that has adapters already where `tuned` is LoRA weights.
     """

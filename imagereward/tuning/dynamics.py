@@ -120,8 +120,8 @@ class Diffusion:
         A step leads to the next time of the grid. diffusers' DDIM steps by T // steps from each time, which
         is another place where the spacing is "trailing" or "linspace" and `steps` does not divide T: ours
         then agrees with its DDPM and differs from its DDIM.
-        Raises InputError for a prediction or a number of steps that there is not; warns (IgnoredOptionWarning)
-        of options that clip the predicted clean sample, which is not done here.
+        Raises InputError for a prediction or a number of steps that there is not. Warns, with an
+        IgnoredOptionWarning, of options that clip the predicted clean sample, which is not done here.
         """
         from diffusers import DDIMScheduler
 

@@ -114,7 +114,7 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[De
 
 
 def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Evaluation:
-    """The evaluation: the policy's network and guidance, on the pipeline's own grid of its number of steps."""
+    """The evaluation: the policy's network and guidance, on the pipeline's own grid."""
     chosen, denoiser = config.evaluation, policy.denoiser
     dynamics = denoiser.dynamics(chosen.steps or config.steps)
     watched = Policy(denoiser, dynamics, policy.guidance)

@@ -208,9 +208,10 @@ class Loop:
         return loss.detach() * minibatch.share
 
     def _average(self, number: int) -> None:
-        """Move the average after an update or a step, numbered from 0; its decay grows to the config's as in diffusers' EMAModel, from 0.
+        """Move the average after an update or a step, numbered from 0.
 
-        Otherwise a short run's average would be of what it began with.
+        Its decay grows to the config's as in diffusers' EMAModel, from 0: otherwise a short run's average
+        would be of what it began with.
         """
         moves, rest = divmod(number + 1, self.config.ema_every)
         if not self.config.ema or rest:

@@ -71,8 +71,8 @@ class GRPOConfig(GeneratorConfig):
     shift: float | None = Field(
         None,
         gt=0,
-        description="flow models: the sampling grid is shift t / (1 + (shift - 1) t) for even t; default: the "
-        "pipeline's own grid, by which evaluation always draws",
+        description="flow models: the sampling grid is shift t / (1 + (shift - 1) t) for even t; default: "
+        "the pipeline's own grid, by which evaluation always draws",
     )
     whole_times: bool = Field(
         False, description="flow models: the network's times, of 0..1000, are rounded down, as in DanceGRPO"

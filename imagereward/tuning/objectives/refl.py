@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from imagereward.errors import InputError
 from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
-from imagereward.tuning.dynamics import Noise
+from imagereward.tuning.dynamics import Diffusion, Noise
 from imagereward.tuning.job import GeneratorConfig, Job
 from imagereward.tuning.objectives.sft import PairsConfig, sft_on
 from imagereward.tuning.objectives.weighted import Weighted
@@ -30,9 +30,9 @@ class Gradient(Config):
 
     one     one step m, drawn from first..last; scored is the clean image that it predicts (ReFL)
     last    the last `count` steps; scored is the final sample (DRaFT-K)
-    suffix  the last K steps; scored is the final sample (AlignProp). K is drawn from 1..all, or, with
-            `draw` = "normal", the index of the first of them is: from normal(mean, std), cut to a whole number,
-            again until it is 1 or more and below the number of steps. As published, 42 and 5 of 50 steps
+    suffix  the last K steps; scored is the final sample (AlignProp). K is drawn from 1..all; with
+            `draw` = "normal" the first of them is drawn instead: its index is normal(mean, std), cut to a
+            whole number, drawn again until it is in 1..all - 1. As published: 42 and 5, of 50 steps
     """
 
     steps: Literal["one", "last", "suffix"] = "one"
@@ -86,8 +86,8 @@ class ReFLConfig(GeneratorConfig):
     eta: float = Field(
         0.0,
         ge=0,
-        description="noise of the sampling steps, diffusion models only: 0 is DDIM, deterministic; 1 has DDPM's "
-        "variance, as the public scripts of ReFL and AlignProp",
+        description="noise of the sampling steps, diffusion models only: 0 is DDIM, deterministic; 1 has "
+        "DDPM's variance, as the public scripts of ReFL and AlignProp",
     )
     gradient: Gradient = Gradient()
     target: float | None = Field(2.0, description="rewards above it are not pushed")
@@ -111,8 +111,11 @@ class ReFLConfig(GeneratorConfig):
     def make(self, job: Job) -> Any:
         rewards = job.rewards_for("ReFL")
         self.gradient.check(self.steps)
-        if self.eta:
-            job.denoiser.dynamics(self.steps).with_noise(Noise(kind="ddim", level=self.eta))  # flow: refused
+        if self.eta and not isinstance(job.denoiser.dynamics(self.steps), Diffusion):
+            raise InputError(
+                f"eta={self.eta}: this is a flow model, whose steps have no such noise; expected eta=0, or a "
+                "recipe of its own family, such as sd3/refl"
+            )
         rewards.check_differentiable(job.denoiser.resolution, job.rows[0])
         refl = ReFL(
             job.rows,

@@ -99,7 +99,6 @@ def evaluate(name: str, prompts: Sequence[RankedPrompt], arguments) -> dict:
         [each.ranking for each in prompts],
         ids=[each.id for each in prompts],
         ks=KS,
-        samples=arguments.samples,
     )
     row = {
         "model": name,
@@ -150,7 +149,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--download-root", type=Path)
-    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap; 0: no interval")
     parser.add_argument("--allow-missing", action="store_true", help="leave missing images out")
     parser.add_argument("--out", type=Path, help="write results to this JSON file as well")
     try:

@@ -9,6 +9,8 @@ from typing import Any
 from imagereward.errors import InputError
 from imagereward.preprocess import Preprocess
 
+TOKENIZATIONS = ("open_clip", "transformers")
+
 
 @dataclass(frozen=True)
 class ScorerConfig:
@@ -19,6 +21,8 @@ class ScorerConfig:
     max_length    tokens of the prompt that are read; longer ones are truncated
     mean, std     score = (raw - mean) / std
     scaled        multiply a cosine by the learned logit scale
+    tokenization  how CLIP kinds read a prompt: "open_clip" repairs broken Unicode and unescapes HTML first,
+                  as CLIP's and HPS's code does; "transformers" does neither, as PickScore's processor
     """
 
     kind: str
@@ -28,6 +32,7 @@ class ScorerConfig:
     mean: float = 0.0
     std: float = 1.0
     scaled: bool = False
+    tokenization: str = "open_clip"
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str):
@@ -39,6 +44,8 @@ class ScorerConfig:
             raise InputError(f"mean={self.mean!r}, std={self.std!r}: expected finite numbers")
         if self.std <= 0 or not isinstance(self.scaled, bool):
             raise InputError(f"std={self.std!r}, scaled={self.scaled!r}: expected above 0, and a boolean")
+        if self.tokenization not in TOKENIZATIONS:
+            raise InputError(f"tokenization={self.tokenization!r}: expected {' or '.join(TOKENIZATIONS)}")
 
     def to_dict(self) -> dict:
         """Plain values, as `config.json` holds them."""

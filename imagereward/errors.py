@@ -83,6 +83,10 @@ class PromptTruncatedWarning(UserWarning):
     """Some prompts are longer than the model's limit; only their beginning was scored."""
 
 
+class IgnoredOptionWarning(UserWarning):
+    """An option in a scheduler's config has no part in training; the pipeline itself goes by it."""
+
+
 def missing_extra(what: str, extra: str, cause: ImportError | None = None) -> MissingExtraError:
     """The error for `what` ("a report") where the libraries of `extra` ("report") are not installed."""
     reason = f" ({cause})" if cause else ""

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from imagereward.errors import InputError
+from imagereward.intervals import ratio_interval, t_interval
 
 Rows = Sequence[Sequence[float]]
 Statistic = Callable[[Rows, Rows], float]
@@ -117,32 +118,25 @@ def kendall(scores: Rows, rankings: Rows) -> float:
     return _mean_correlation(kendalltau, scores, rankings)
 
 
-def bootstrap(
-    statistic: Statistic,
-    scores: Rows,
-    rankings: Rows,
-    samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """(low, high): percentile interval of `statistic(scores, rankings)` over resampled prompts.
+def interval(statistic: Statistic, scores: Rows, rankings: Rows, level: float = 0.95) -> tuple[float, float]:
+    """(low, high) of `statistic(scores, rankings)`, for other prompts like these.
 
-    Whole prompts are drawn with replacement, because the pairs of one prompt depend on each other; the
-    interval is for other prompts like these, not for other annotators. Prompts with only ties are
-    dropped first, so every resample can be evaluated; one NaN among the values makes the interval NaN.
-    Raises InputError also for `samples` < 1 or `level` outside (0, 1).
+    Student's t with the jackknife's standard error (`imagereward.intervals`). The jackknife leaves out whole
+    prompts, because the pairs of one prompt depend on each other; it evaluates the statistic once a prompt.
+    The interval says nothing about other annotators. Prompts with only ties are dropped first. (nan, nan) for
+    one prompt, and where the statistic is NaN without one of them. The interval of a share may reach beyond
+    0 or 1. Raises InputError also for `level` outside (0, 1).
     """
-    _check_at_least_one("samples", samples)
-    if not 0 < level < 1:
-        raise InputError(f"level={level!r}: expected a number between 0 and 1")
+    _check_level(level)
     prompts = _with_preference(scores, rankings)
-    draws = np.random.default_rng(seed).integers(len(prompts), size=(samples, len(prompts)))
-    values = []
-    for draw in draws.tolist():
-        resampled_scores, resampled_rankings = zip(*(prompts[index] for index in draw))
-        values.append(statistic(resampled_scores, resampled_rankings))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return low, high
+    if len(prompts) == 1:
+        return math.nan, math.nan
+
+    def evaluated(kept: Sequence[tuple[list[float], list[float]]]) -> float:
+        return statistic([row for row, _ in kept], [ranking for _, ranking in kept])
+
+    left_out = [evaluated(prompts[:place] + prompts[place + 1 :]) for place in range(len(prompts))]
+    return t_interval(evaluated(prompts), left_out, level)
 
 
 @dataclass(frozen=True)
@@ -154,7 +148,7 @@ class Agreement:
     pairs              pairs of unequal human rank: what accuracy is over
     ties               pairs that people tied, skipped
     model_ties         of `pairs`, those to which the model gave equal scores, counted as wrong
-    accuracy_interval  of `pair_accuracy`, by `bootstrap`; None if no samples were asked for
+    accuracy_interval  of `pair_accuracy`, as `interval` has it, within [0, 1]; None if no level was asked for
     recall, filter     {k: value}
     """
 
@@ -178,14 +172,12 @@ def summarise(
     *,
     ids: Sequence[Any] | None = None,
     ks: Sequence[int] = (1, 2, 4),
-    samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    level: float | None = 0.95,
 ) -> Agreement:
     """Every figure of this module at once, with the counts they rest on.
 
-    `ids`, one a prompt, are used in messages. `ks` are the k of recall and filter. `samples`, `seed` and
-    `level` go to `bootstrap`; `samples=0` leaves the interval out.
+    `ids`, one a prompt, are used in messages. `ks` are the k of recall and filter. `level` is
+    the interval's; None leaves the interval out.
     """
     prompts = _checked(scores, rankings, ids)
     pairs = [pairs_of(ranking) for _, ranking in prompts]
@@ -197,15 +189,21 @@ def summarise(
         ties=sum(math.comb(len(ranking), 2) for _, ranking in prompts) - count,
         model_ties=sum(row[i] == row[j] for (row, _), unequal in zip(prompts, pairs) for i, j in unequal),
         pair_accuracy=pair_accuracy(scores, rankings),
-        accuracy_interval=(
-            bootstrap(pair_accuracy, scores, rankings, samples, seed, level) if samples else None
-        ),
+        accuracy_interval=None if level is None else _accuracy_interval(scores, rankings, level),
         prompt_accuracy=prompt_accuracy(scores, rankings),
         recall={k: recall_at(scores, rankings, k) for k in ks},
         filter={k: filter_at(scores, rankings, k) for k in ks},
         spearman=spearman(scores, rankings),
         kendall=kendall(scores, rankings),
     )
+
+
+def _accuracy_interval(scores: Rows, rankings: Rows, level: float) -> tuple[float, float]:
+    """`interval(pair_accuracy, ...)` at the cost of one evaluation, within [0, 1]."""
+    _check_level(level)
+    right, pairs = zip(*(_right_pairs(*prompt) for prompt in _with_preference(scores, rankings)))
+    _, low, high = ratio_interval(right, pairs, level, bounds=(0.0, 1.0))
+    return low, high
 
 
 def _right_pairs(scores: list[float], ranking: list[float]) -> tuple[int, int]:
@@ -295,3 +293,8 @@ def _finite(where: str, values: Sequence[float]) -> list[float]:
 def _check_at_least_one(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name}={value!r}: expected a whole number of at least 1")
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise InputError(f"level={level!r}: expected a number between 0 and 1")

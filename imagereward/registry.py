@@ -146,7 +146,14 @@ REGISTRY: dict[str, Checkpoint] = {
     "HPSv2.0": _hps("v2.0", "HPS_v2_compressed.pt"),
     "HPSv2.1": _hps("v2.1", "HPS_v2.1_compressed.pt"),
     "PickScore-v1": Checkpoint(
-        ScorerConfig("CLIP", "ViT-H-14", Preprocess(recipe="transformers"), max_length=77, scaled=True),
+        ScorerConfig(
+            "CLIP",
+            "ViT-H-14",
+            Preprocess(recipe="transformers"),
+            max_length=77,
+            scaled=True,
+            tokenization="transformers",
+        ),
         (
             File(
                 "model.safetensors",

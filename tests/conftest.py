@@ -34,7 +34,14 @@ CONFIGS = {
     "CLIP": ScorerConfig("CLIP", CLIP, Preprocess(SIZE), max_length=77),
     "Aesthetic": ScorerConfig("Aesthetic", CLIP, Preprocess(SIZE), max_length=77),
     "HPS": ScorerConfig("CLIP", CLIP, Preprocess(SIZE, "pad"), max_length=77),
-    "PickScore": ScorerConfig("CLIP", CLIP, Preprocess(SIZE, "transformers"), max_length=77, scaled=True),
+    "PickScore": ScorerConfig(
+        "CLIP",
+        CLIP,
+        Preprocess(SIZE, "transformers"),
+        max_length=77,
+        scaled=True,
+        tokenization="transformers",
+    ),
 }
 TABLE_ROWS = 23
 TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

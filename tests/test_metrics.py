@@ -28,7 +28,7 @@ STATISTICS = {
     "filter_at": lambda scores, rankings: metrics.filter_at(scores, rankings, 1),
     "spearman": metrics.spearman,
     "kendall": metrics.kendall,
-    "bootstrap": lambda scores, rankings: metrics.bootstrap(metrics.pair_accuracy, scores, rankings, 10),
+    "interval": lambda scores, rankings: metrics.interval(metrics.pair_accuracy, scores, rankings),
     "summarise": metrics.summarise,
 }
 
@@ -77,7 +77,7 @@ def test_prompt_accuracy_is_kendalls_tau_moved_to_0_1_when_nothing_is_tied():
 
 def test_prompts_that_people_tied_throughout_change_no_figure():
     more = [*SCORES, [5.0, 1.0], [2.0]], [*RANKINGS, [4, 4], [1]]
-    for name in STATISTICS.keys() - {"bootstrap", "summarise"}:
+    for name in STATISTICS.keys() - {"interval", "summarise"}:
         assert STATISTICS[name](*more) == STATISTICS[name](SCORES, RANKINGS)
 
 
@@ -148,7 +148,7 @@ def test_correlations_average_over_prompts_whose_scores_differ(correlation):
 
 @pytest.mark.filterwarnings("error")
 def test_a_collapsed_model_gets_accuracy_zero_and_no_correlation():
-    result = metrics.summarise([[0.5] * 4, [0.5] * 3], RANKINGS, samples=10)
+    result = metrics.summarise([[0.5] * 4, [0.5] * 3], RANKINGS)
     assert (result.pair_accuracy, result.prompt_accuracy, result.recall[1], result.filter[1]) == (0, 0, 0, 0)
     assert math.isnan(result.spearman)
     assert math.isnan(result.kendall)
@@ -169,7 +169,7 @@ def test_perfect_scores_get_everything_right_and_reversed_ones_nothing(sign, acc
 def test_random_scores_are_right_as_often_as_chance_says():
     _, rankings = drawn(2000)
     rng = np.random.default_rng(2)
-    result = metrics.summarise([rng.normal(size=len(row)).tolist() for row in rankings], rankings, samples=0)
+    result = metrics.summarise([rng.normal(size=len(row)).tolist() for row in rankings], rankings, level=None)
     assert result.pair_accuracy == pytest.approx(0.5, abs=0.02)
     assert result.spearman == pytest.approx(0, abs=0.05)
     for k in (1, 2, 4):
@@ -183,44 +183,36 @@ def test_no_figure_depends_on_the_scale_of_scores():
     assert metrics.summarise(scaled, rankings) == metrics.summarise(scores, rankings)
 
 
-def test_the_bootstrap_interval_of_two_prompts_is_what_it_is_by_hand():
-    # One prompt right, one wrong: a resample's accuracy is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
-    arguments = (metrics.pair_accuracy, [[2, 1], [1, 2]], [[1, 2], [1, 2]])
-    assert metrics.bootstrap(*arguments, level=0.95) == (0, 1)
-    assert metrics.bootstrap(*arguments, level=0.4) == (0.5, 0.5)
+def test_the_interval_of_two_prompts_is_what_it_is_by_hand():
+    # Accuracies 1 and 0: mean 1/2, standard error 1/2, and the 97.5 % quantile of t with 1 degree is 12.706.
+    low, high = metrics.interval(metrics.pair_accuracy, [[2, 1], [1, 2]], [[1, 2], [1, 2]])
+    assert (low, high) == pytest.approx((0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2), abs=1e-4)
 
 
-def test_the_bootstrap_interval_agrees_with_scipys():
+def test_the_interval_leaves_out_prompts_and_not_pairs():
+    # All 10 pairs of a prompt are right or all are wrong: 20 prompts, not 200 pairs, make the width.
+    scores, rankings = [[5, 4, 3, 2, 1], [1, 2, 3, 4, 5]] * 10, [[1, 2, 3, 4, 5]] * 20
+    low, high = metrics.interval(metrics.pair_accuracy, scores, rankings)
+    assert high - low == pytest.approx(2 * 2.093 * math.sqrt(0.25 / 19), abs=1e-3)
+
+
+def test_the_interval_is_near_that_of_scipys_bootstrap_where_prompts_are_many():
     scores, rankings = drawn(200)
     shares = [metrics.prompt_accuracy([row], [ranking]) for row, ranking in zip(scores, rankings)]
     theirs = stats.bootstrap((shares,), np.mean, method="percentile", n_resamples=2000, confidence_level=0.9)
-    ours = metrics.bootstrap(metrics.prompt_accuracy, scores, rankings, samples=2000, level=0.9)
+    ours = metrics.interval(metrics.prompt_accuracy, scores, rankings, level=0.9)
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
-    assert ours[1] - ours[0] > 0.03
 
 
-def test_the_bootstrap_resamples_prompts_and_not_pairs():
-    # All 10 pairs of a prompt are right or all are wrong: 20 prompts, not 200 pairs, make the width.
-    scores, rankings = [[5, 4, 3, 2, 1], [1, 2, 3, 4, 5]] * 10, [[1, 2, 3, 4, 5]] * 20
-    low, high = metrics.bootstrap(metrics.pair_accuracy, scores, rankings)
-    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 20), abs=0.1)
-
-
-def test_the_bootstrap_repeats_with_its_seed_and_varies_without():
-    scores, rankings = drawn(50)
-    first, again, other = (
-        metrics.bootstrap(metrics.pair_accuracy, scores, rankings, 100, seed) for seed in (1, 1, 2)
-    )
-    assert first == again != other
-
-
-def test_tied_prompts_leave_every_resample_with_pairs():
-    tied = [[1, 1]] * 9
-    assert metrics.bootstrap(metrics.pair_accuracy, [[2, 1], *tied], [[1, 2], *tied]) == (1, 1)
+@pytest.mark.parametrize("count", [1, 2])
+def test_tied_prompts_are_no_prompts(count):
+    tied, right = [[1, 1]] * 9, [[2, 1]] * count
+    found = metrics.interval(metrics.pair_accuracy, [*right, *tied], [*[[1, 2]] * count, *tied])
+    assert all(map(math.isnan, found)) if count == 1 else found == (1, 1)
 
 
 def test_the_summary_counts_what_its_figures_rest_on():
-    result = metrics.summarise([*SCORES, [1.0, 2.0]], [*RANKINGS, [3, 3]], ks=(1, 3), samples=0)
+    result = metrics.summarise([*SCORES, [1.0, 2.0]], [*RANKINGS, [3, 3]], ks=(1, 3), level=None)
     assert (result.prompts, result.tied_prompts) == (3, 1)
     assert (result.pairs, result.ties, result.model_ties) == (7, 3, 1)
     assert result.recall.keys() == result.filter.keys() == {1, 3}
@@ -228,15 +220,15 @@ def test_the_summary_counts_what_its_figures_rest_on():
 
 
 def test_the_summary_repeats_the_single_figures():
-    result = metrics.summarise(SCORES, RANKINGS, samples=50, seed=3, level=0.8)
+    result = metrics.summarise(SCORES, RANKINGS, level=0.8)
     assert result.pair_accuracy == metrics.pair_accuracy(SCORES, RANKINGS)
     assert result.prompt_accuracy == metrics.prompt_accuracy(SCORES, RANKINGS)
     assert result.spearman == metrics.spearman(SCORES, RANKINGS)
     assert result.kendall == metrics.kendall(SCORES, RANKINGS)
     assert result.recall == {k: metrics.recall_at(SCORES, RANKINGS, k) for k in (1, 2, 4)}
     assert result.filter == {k: metrics.filter_at(SCORES, RANKINGS, k) for k in (1, 2, 4)}
-    interval = metrics.bootstrap(metrics.pair_accuracy, SCORES, RANKINGS, samples=50, seed=3, level=0.8)
-    assert result.accuracy_interval == interval
+    low, high = metrics.interval(metrics.pair_accuracy, SCORES, RANKINGS, level=0.8)
+    assert result.accuracy_interval == pytest.approx((max(low, 0), min(high, 1)))
 
 
 def test_arrays_and_tensors_are_taken_as_they_come():
@@ -291,12 +283,14 @@ def test_a_k_below_one_is_refused(k):
             call()
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("samples", 0), ("samples", 1.5), ("level", 0), ("level", 1), ("level", math.nan)]
-)
-def test_a_bootstrap_without_samples_or_level_is_refused(option, value):
-    with pytest.raises(InputError, match=f"{option}={value}"):
-        metrics.bootstrap(metrics.pair_accuracy, SCORES, RANKINGS, **{option: value})
+@pytest.mark.parametrize("level", [0, 1, math.nan])
+def test_an_interval_of_an_impossible_level_is_refused(level):
+    for call in (
+        lambda: metrics.interval(metrics.pair_accuracy, SCORES, RANKINGS, level),
+        lambda: metrics.summarise(SCORES, RANKINGS, level=level),
+    ):
+        with pytest.raises(InputError, match=f"level={level}"):
+            call()
 
 
 def test_importing_the_module_loads_neither_torch_nor_scipy():

@@ -71,6 +71,8 @@ def refl_of(reward=brightness, gradient=None, **options):
 def settings(**changes):
     values = {
         "recipe": "sd15/refl",
+        "eta": 0.0,
+        "ema": 0.0,
         "resolution": 16,
         "steps": STEPS,
         "gradient": LATE,

@@ -111,11 +111,37 @@ def test_means_and_intervals_are_those_of_scipy_over_whole_prompts(tmp_path):
         assert sum(spread.histogram) == len(values)
         # Every prompt has two images here, so that whole prompts can be drawn as their means.
         prompt_means = values.reshape(-1, 2).mean(1)
-        settings = {"method": "percentile", "random_state": 1, "n_resamples": 4000}
-        oracle = stats.bootstrap((prompt_means,), np.mean, **settings)
-        width = oracle.confidence_interval.high - oracle.confidence_interval.low
-        assert spread.mean.low == pytest.approx(oracle.confidence_interval.low, abs=0.1 * width)
-        assert spread.mean.high == pytest.approx(oracle.confidence_interval.high, abs=0.1 * width)
+        oracle = stats.ttest_1samp(prompt_means, 0).confidence_interval(0.95)
+        assert (spread.mean.low, spread.mean.high) == pytest.approx((oracle.low, oracle.high))
+
+
+def test_images_of_one_prompt_are_no_evidence_of_their_own(tmp_path):
+    """Eight equal scores of each of ten prompts are ten values, not eighty."""
+    values = np.random.default_rng(0).normal(size=10).round(3)
+    rows = [
+        {
+            "row": at,
+            "prompt": f"p{at // 8}",
+            "image": f"{at}.png",
+            "generator": "one",
+            "score:A": float(value),
+        }
+        for at, value in enumerate(np.repeat(values, 8))
+    ]
+    (spread,) = figures.judged_by(read_scores(write(tmp_path / "s.parquet", rows)), 0).spreads
+    oracle = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (spread.mean.low, spread.mean.high) == pytest.approx((oracle.low, oracle.high), abs=1e-6)
+
+
+def test_what_one_prompt_says_has_no_interval_and_may_be_chance(tmp_path):
+    rows = [
+        {"row": at, "prompt": f"p{at // 2}", "image": f"{at}.png", "generator": generator, "score:A": score}
+        for at, (generator, score) in enumerate([("a", 1.0), ("b", 0.6), ("c", 0.1), ("c", 0.2)])
+    ]
+    page = report(write(tmp_path / "s.parquet", rows))
+    assert "one prompt: no interval" in page
+    assert "which may be chance" in page
+    assert "nan" not in page.lower()
 
 
 def test_agreement_is_that_of_scipy_and_disagreements_are_the_largest_differences(tmp_path):

@@ -190,7 +190,7 @@ def test_a_resolution_that_is_no_whole_number_of_patches_is_refused(family):
 
 def sft(family, tmp_path, **pairs):
     values = settings()
-    for key in ("recipe", "gradient", "steps", "evaluation"):
+    for key in ("recipe", "gradient", "steps", "evaluation", "eta"):
         values.pop(key)
     config = SFTConfig(
         model="", output=str(tmp_path / "out"), **values, pairs={"data": "shapes", "pairs": 4, **pairs}

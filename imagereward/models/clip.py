@@ -6,8 +6,11 @@ al., "Pick-a-Pic", 2023 (arXiv:2305.01569).
 """
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import open_clip
+import tokenizers
 import torch
 
 from imagereward.config import ScorerConfig
@@ -34,7 +37,9 @@ class CLIPBase(Scorer):
             raise InputError(
                 f"max_length={config.max_length}: this CLIP reads {self.clip_model.context_length} tokens"
             )
-        self.bpe = open_clip.SimpleTokenizer(context_length=config.max_length)
+        self.bpe: Any = open_clip.SimpleTokenizer(context_length=config.max_length)
+        if config.tokenization == "transformers":
+            self.bpe = TransformersBPE(self.bpe)
 
     def _causal_mask(self) -> None:
         # The only buffer that no checkpoint holds: made here so that it is real even when the
@@ -80,6 +85,59 @@ class CLIPScore(CLIPBase):
         x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
         x = clip.ln_final(x[torch.arange(len(x), device=x.device), end])
         return x @ clip.text_projection
+
+
+class TransformersBPE:
+    """open_clip's vocabulary, with prompts read as transformers' CLIPTokenizer reads them.
+
+    Text is composed (NFC), runs of white space become a space, letters lower case; nothing is repaired or
+    unescaped. `<|startoftext|>` and `<|endoftext|>` within a prompt are those tokens. The interface is
+    that of open_clip's SimpleTokenizer, of which `base` is one: ids [M, T], padded with 0.
+    """
+
+    def __init__(self, base: open_clip.SimpleTokenizer):
+        self.context_length = base.context_length
+        start, end = "<|startoftext|>", "<|endoftext|>"
+        vocabulary = dict(base.encoder)
+        for name, ours in (("<start_of_text>", start), ("<end_of_text>", end)):
+            vocabulary[ours] = vocabulary.pop(name)
+        self.start_id, self.end_id = vocabulary[start], vocabulary[end]
+        model = tokenizers.models.BPE(
+            vocab=vocabulary,
+            merges=list(base.bpe_ranks),
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+            unk_token=end,
+        )
+        self._tokenizer = tokenizers.Tokenizer(model)
+        self._tokenizer.normalizer = tokenizers.normalizers.Sequence(
+            [
+                tokenizers.normalizers.NFC(),
+                tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+                tokenizers.normalizers.Lowercase(),
+            ]
+        )
+        words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                tokenizers.pre_tokenizers.Split(tokenizers.Regex(words), "removed", invert=True),
+                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        self._tokenizer.add_special_tokens([start, end])
+
+    def encode(self, prompt: str) -> list[int]:
+        """Tokens of a prompt, without those of start and end, however many there are."""
+        return self._tokenizer.encode(prompt, add_special_tokens=False).ids
+
+    def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Ids [M, context_length]; a longer prompt keeps its beginning, and the token of the end."""
+        ids = torch.zeros(len(prompts), self.context_length, dtype=torch.long)
+        for row, prompt in zip(ids, prompts, strict=True):
+            tokens = [self.start_id, *self.encode(prompt)[: self.context_length - 2], self.end_id]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
 
 
 def _refuse_references(architecture: dict) -> None:

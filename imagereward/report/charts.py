@@ -31,12 +31,14 @@ def histogram(counts: list[int], low: float, high: float, mean: Interval, words:
         points.append(f"L{index * width:.2f} {y:.2f}H{(index + 1) * width:.2f}")
     points.append(f"V{HEIGHT}Z")
     grid = "".join(f"M{place(tick, low, high):.2f} 0V{HEIGHT}" for tick in nice_ticks(low, high))
-    left, right, middle = (place(value, low, high) for value in (mean.low, mean.high, mean.mean))
+    middle, band = place(mean.mean, low, high), ""
+    if math.isfinite(mean.low):  # an interval of few prompts may be wider than the axis
+        left, right = (min(100.0, max(0.0, place(value, low, high))) for value in (mean.low, mean.high))
+        band = f'<rect class="band" x="{left:.2f}" y="0" width="{right - left:.2f}" height="{HEIGHT:g}"/>'
     return (
         f'<svg class="plot" viewBox="0 0 100 {HEIGHT:g}" preserveAspectRatio="none" role="img" '
         f'aria-label="{words}"><path class="grid" d="{grid}"/><path class="area" d="{"".join(points)}"/>'
-        f'<rect class="band" x="{left:.2f}" y="0" width="{right - left:.2f}" height="{HEIGHT:g}"/>'
-        f'<path class="mean" d="M{middle:.2f} 0V{HEIGHT}"/></svg>'
+        f'{band}<path class="mean" d="M{middle:.2f} 0V{HEIGHT}"/></svg>'
     )
 
 

@@ -1,31 +1,31 @@
 """The figures of a report: distributions, means, win rates and agreement, with their uncertainty.
 
-N rows, S scorers, G generators, P prompts, K quantities that are resampled together.
+N rows, S scorers, G generators, P prompts, K quantities with an interval each.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from imagereward import metrics
+from imagereward.intervals import ratio_interval
 from imagereward.ranking import ranks_of
 from imagereward.report.scores import Scores
 
-SAMPLES = 1000
 LEVEL = 0.95
 # Generators beyond these, by their number of rows, are left out of charts: nobody reads a matrix of 100.
 MOST_GENERATORS = 8
 MOST_BINS, FEWEST_BINS = 48, 10
 # Prompts whose rankings by two scorers are compared, evenly spread over all.
 MOST_COMPARED = 500
-# Numbers in memory at once while resampling.
-CHUNK = 4_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of `count` values, and the interval of it."""
+    """A mean of `count` values, and its interval; low and high are NaN where there is one prompt."""
 
     mean: float
     low: float
@@ -96,7 +96,8 @@ def judged_by(scores: Scores, scorer: int) -> Scored:
         both = np.isfinite(shares)
         sums[: len(shares), place][both] = shares[both]
         counts[: len(shares), place] = both
-    intervals = mean_intervals(sums, counts)
+    bounds = [(-math.inf, math.inf)] * len(shown) + [(0.0, 1.0)] * len(pairs)
+    intervals = mean_intervals(sums, counts, bounds)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if low == high:
@@ -120,27 +121,18 @@ def _histogram(values: np.ndarray, low: float, high: float, bins: int) -> list[i
     return np.histogram(values[np.isfinite(values)], bins, (low, high))[0].tolist()
 
 
-def mean_intervals(sums_P_K: np.ndarray, counts_P_K: np.ndarray, seed: int = 0) -> list[Interval]:
-    """Means of K quantities with percentile bootstrap intervals, whole clusters drawn with replacement.
+def mean_intervals(
+    sums_P_K: np.ndarray, counts_P_K: np.ndarray, bounds_K: Sequence[tuple[float, float]]
+) -> list[Interval]:
+    """Means of K quantities with t intervals over clusters, such as prompts (`imagereward.intervals`).
 
-    Cluster p has counts[p, k] values of quantity k, which add up to sums[p, k].
+    Cluster p has counts[p, k] values of quantity k, which add up to sums[p, k]. `bounds` are the smallest and
+    the largest mean that there can be.
     """
-    clusters, rng = len(sums_P_K), np.random.default_rng(seed)
-    means = []
-    step = max(1, CHUNK // clusters)
-    for start in range(0, SAMPLES, step):
-        draws = rng.integers(clusters, size=(min(step, SAMPLES - start), clusters))
-        weights = np.stack([np.bincount(draw, minlength=clusters) for draw in draws]).astype(float)
-        with np.errstate(invalid="ignore"):  # a sample without any value of a quantity has no mean of it
-            means.append((weights @ sums_P_K) / (weights @ counts_P_K))
-    edges = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    sampled, found = np.concatenate(means), []
-    for k, (total, count) in enumerate(zip(sums_P_K.sum(0), counts_P_K.sum(0))):
-        if not count:
-            found.append(Interval(np.nan, np.nan, np.nan, 0))
-            continue
-        low, high = np.nanquantile(sampled[:, k], edges).tolist()
-        found.append(Interval(float(total / count), low, high, int(count)))
+    found = []
+    for sums, counts, bounds in zip(sums_P_K.T, counts_P_K.T, bounds_K, strict=True):
+        mean, low, high = ratio_interval(sums, counts, LEVEL, bounds)
+        found.append(Interval(mean, low, high, int(counts.sum())))
     return found
 
 

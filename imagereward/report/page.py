@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from imagereward.report.figures import LEVEL, MOST_GENERATORS, SAMPLES, Agreement, Scored
+from imagereward.report.figures import LEVEL, MOST_GENERATORS, Agreement, Scored
 from imagereward.report.pictures import Pictures
 from imagereward.report.scores import Scores, as_number
 from imagereward.report.sections import (
@@ -104,7 +104,7 @@ def _lead(found: Findings) -> str:
         )
         win = judged.wins.get((first.generator, second.generator))
         if win:
-            doubt = ", which may be chance" if win.low <= 0.5 <= win.high else ""
+            doubt = "" if win.low > 0.5 or win.high < 0.5 else ", which may be chance"
             line += (
                 f", and beats {name(found.scores.generators[second.generator])}, the next, {win.mean:.0%}"
                 f" of the time on the same prompts{doubt}"
@@ -119,7 +119,7 @@ def _distributions(found: Findings) -> str:
     words = (
         "<p>Every generator’s scores on one axis, best mean first. The line is the mean, the band its "
         f"{LEVEL:.0%} interval: how far it could move for other {'prompts' if several else 'images'} like "
-        f"these ({SAMPLES:,} bootstrap samples). What tells generators apart: {text(scores.grouped_by)}."
+        f"these (Student’s t). What tells generators apart: {text(scores.grouped_by)}."
     )
     left_out = len(scores.generators) - MOST_GENERATORS
     words += f" The {MOST_GENERATORS} with most rows are shown, {left_out:,} are not." if left_out > 0 else ""

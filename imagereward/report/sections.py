@@ -1,6 +1,7 @@
 """The parts of the page, as HTML. Whatever comes from the table goes through `text`."""
 
 import html
+import math
 
 from imagereward.report.charts import axis, histogram
 from imagereward.report.figures import MOST_COMPARED, Agreement, Interval, Scored
@@ -53,6 +54,8 @@ def _plot(scores: Scores, judged: Scored, spread, digits: int) -> str:
 
 def between(interval: Interval, digits: int) -> str:
     """An interval in words."""
+    if math.isnan(interval.low):
+        return "one prompt: no interval"
     return f"{as_number(interval.low, digits)} to {as_number(interval.high, digits)}"
 
 
@@ -76,10 +79,8 @@ def win_matrix(scores: Scores, judged: Scored) -> str:
 def _win(win: Interval | None) -> str:
     if win is None:
         return '<td class="none"><small>no shared prompt</small></td>'
-    return (
-        f'<td style="{_tint(2 * win.mean - 1)}"><b>{win.mean:.0%}</b>'
-        f"<small>{100 * win.low:.0f}–{100 * win.high:.0f}</small></td>"
-    )
+    between = "one prompt" if math.isnan(win.low) else f"{100 * win.low:.0f}–{100 * win.high:.0f}"
+    return f'<td style="{_tint(2 * win.mean - 1)}"><b>{win.mean:.0%}</b><small>{between}</small></td>'
 
 
 def _tint(strength: float) -> str:

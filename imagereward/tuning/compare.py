@@ -3,6 +3,8 @@
 import contextlib
 import html
 import inspect
+import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +15,11 @@ import numpy as np
 import torch
 
 from imagereward.errors import InputError
+from imagereward.intervals import FEW, mean_interval
 from imagereward.precision import cast
 from imagereward.ranking import thumbnail
 from imagereward.tuning.denoisers import Denoiser, open_denoiser
+from imagereward.tuning.denoisers.guidance import default_guidance
 from imagereward.tuning.evaluate import diversity, draw
 from imagereward.tuning.grid import as_image
 from imagereward.tuning.policy import Policy
@@ -24,7 +28,7 @@ from imagereward.tuning.result import LORA_FILE
 from imagereward.tuning.rewards import Rewards, open_rewards
 from imagereward.tuning.rows import Row
 
-RESAMPLES = 2000
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,17 @@ class Comparison:
         return rows
 
 
-def paired_interval(before_M: np.ndarray, after_M: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """A 95 % interval of the mean difference, by resampling prompts (percentile bootstrap)."""
-    differences = np.asarray(after_M, float) - np.asarray(before_M, float)
-    rng = np.random.default_rng(seed)
-    means = rng.choice(differences, (RESAMPLES, len(differences))).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def paired_interval(before_M: np.ndarray, after_M: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of the mean difference over M prompts: Student's t of the differences.
+
+    (nan, nan) for one prompt. Exact for normal differences, however few; see `imagereward.intervals`.
+    """
+    _, low, high = mean_interval(np.asarray(after_M, float) - np.asarray(before_M, float))
+    return low, high
 
 
 def _half_interval(rewards_M_K: np.ndarray) -> float:
-    low, high = paired_interval(np.zeros(len(rewards_M_K)), rewards_M_K.mean(1))
+    _, low, high = mean_interval(rewards_M_K.mean(1))
     return (high - low) / 2
 
 
@@ -103,8 +107,9 @@ def compare(
 
     `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
     LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken.
-    Without `steps` or `guidance`, those that the base's pipeline draws with by itself. What is loaded is in
-    `dtype`, but for the autoencoder, which is in float32. `family` is "module:name" for one that is not ours.
+    Without `steps`, as many as the base's pipeline takes by itself; without `guidance`, what each pipeline
+    draws with by itself. A guidance of 1 and below is none. What is loaded is in `dtype`, but for the
+    autoencoder, which is in float32. `family` is "module:name" for one that is not ours.
     Raises InputError for families that draw from noise of different shapes, for one pipeline as both, and for
     a base that has adapters already where `tuned` is LoRA weights.
     """
@@ -113,7 +118,15 @@ def compare(
             "base and tuned are one and the same pipeline: tune() changes the pipeline that it is given; "
             "expected the base's directory or hub id, or a pipeline loaded from it again"
         )
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
+        raise InputError(f"guidance={guidance}: expected a finite number of at least 0")
     texts = read_prompts(prompts)[:most]
+    if len(texts) < FEW:
+        log.warning(
+            "%d prompts: intervals are right only if the differences are about normal; expected %d or more",
+            len(texts),
+            FEW,
+        )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     judge = open_rewards(rewards, where)
     drawn, shapes = [], []
@@ -125,8 +138,8 @@ def compare(
                     f"base and tuned draw from noise of different shapes: {shapes[0]}, {shapes[1]}"
                 )
             steps = steps or _own(denoiser.pipeline, "num_inference_steps")
-            guidance = _own(denoiser.pipeline, "guidance_scale") if guidance is None else guidance
-            policy = Policy(denoiser, denoiser.dynamics(steps), guidance)
+            own = default_guidance(denoiser.pipeline, denoiser.network)
+            policy = Policy(denoiser, denoiser.dynamics(steps), own if guidance is None else guidance)
             rows = read_rows(prompts, denoiser.inputs)[:most]
             drawn.append(draw(policy, rows, seeds, seed, batch_size, None))
         del policy, denoiser
@@ -223,7 +236,7 @@ def page(comparison: Comparison, names: tuple[str, str] = ("base", "tuned")) -> 
 <title>{html.escape(names[0])} and {html.escape(names[1])}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(names[0])} and {html.escape(names[1])}</h1>
 <p>{len(comparison.prompts)} prompts, the same noise for both. Low and high bound the difference's mean with
-95 % confidence, over prompts; ± is half of such an interval of a mean.</p>
+95 % confidence, over prompts (Student's t); ± is half of such an interval of a mean.</p>
 <table><tr>{heads}</tr>{lines}</table>
 {words if spread else ""}{sections}</body></html>
 """

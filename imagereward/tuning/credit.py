@@ -8,10 +8,21 @@ from typing import Literal, NamedTuple
 
 import torch
 
-# Added to deviations, as published, so that groups that hardly differ are not blown up.
-LEAST = 1e-4
-
 Spread = Literal["batch", "group"]
+
+
+class Deviation(NamedTuple):
+    """How rewards' deviation is measured, by which advantages are divided.
+
+    spread   over all rewards of the update, each about their mean, or over the group's own
+    divisor  population: the sum of squares is divided by their number N (Flow-GRPO); sample: by N - 1
+             (DanceGRPO, DDPO)
+    epsilon  is added, so that groups that hardly differ are not blown up
+    """
+
+    spread: Spread = "batch"
+    divisor: Literal["population", "sample"] = "population"
+    epsilon: float = 1e-4
 
 
 class Credit(NamedTuple):
@@ -21,12 +32,14 @@ class Credit(NamedTuple):
     counted: torch.Tensor
 
 
-def group_advantages(rewards_N, groups_N, spread: Spread = "batch", most: float = 5.0) -> Credit:
-    """(reward - mean of its group) / (deviation + 1e-4), in -most..most (Shao et al. 2024, arXiv:2402.03300).
+def group_advantages(
+    rewards_N, groups_N, deviation: Deviation | Spread = "batch", most: float = 5.0
+) -> Credit:
+    """(reward - mean of its group) / (deviation + epsilon), in -most..most.
 
-    spread  the deviation is that of all rewards about their mean, or of the group's own
+    Shao et al. 2024, arXiv:2402.03300. `deviation` may be its `spread` alone.
     """
-    worth, counted = _standardised(rewards_N, groups_N, spread)
+    worth, counted = _standardised(rewards_N, groups_N, deviation)
     return Credit(torch.where(counted, worth.clamp(-most, most), 0.0).float(), counted)
 
 
@@ -34,7 +47,7 @@ def weighted_sum(
     parts: Mapping[str, torch.Tensor],
     weights: Mapping[str, float],
     groups_N: torch.Tensor,
-    normalise: Spread | None = None,
+    normalise: Deviation | Spread | None = None,
 ) -> torch.Tensor:
     """The weighted sum of rewards [N] by name; NaN where any of them is.
 
@@ -73,28 +86,30 @@ def top_mask(rewards_N, groups_N, count: int) -> torch.Tensor:
     return mask
 
 
-def _standardised(rewards_N, groups_N, spread: Spread) -> tuple[torch.Tensor, torch.Tensor]:
+def _standardised(rewards_N, groups_N, by: Deviation | Spread) -> tuple[torch.Tensor, torch.Tensor]:
     """(standardised rewards in float64, which of them count)."""
+    by = Deviation(by) if isinstance(by, str) else by
+    correction = int(by.divisor == "sample")
     rewards, there = rewards_N.double(), rewards_N.isfinite()
     _, place = groups_N.unique(return_inverse=True)
     count = int(place.max()) + 1 if len(place) else 0
     known = torch.where(there, rewards, 0.0)
 
-    def mean_in_groups(values):
+    def mean_in_groups(values, correction: int = 0):
         zeros = values.new_zeros(count)
         sums = zeros.index_add(0, place, values)
-        return (sums / zeros.index_add(0, place, there.double()).clamp(min=1))[place]
+        return (sums / (zeros.index_add(0, place, there.double()) - correction).clamp(min=1))[place]
 
     def extreme(kind: str, empty: float):
         start = rewards.new_full((count,), empty)
         return start.scatter_reduce(0, place, torch.where(there, rewards, empty), kind)[place]
 
     away = torch.where(there, rewards - mean_in_groups(known), 0.0)
-    if spread == "group":
-        deviation = mean_in_groups(away**2).sqrt()
+    if by.spread == "group":
+        deviation = mean_in_groups(away**2, correction).sqrt()
     else:
         present = rewards[there]
-        deviation = present.std(correction=0) if len(present) else rewards.new_zeros(())
+        deviation = present.std(correction=correction) if len(present) > 1 else rewards.new_zeros(())
     # Extremes and not the deviation decide, for that is seldom exactly 0.
     counted = there & (extreme("amax", -torch.inf) > extreme("amin", torch.inf))
-    return away / (deviation + LEAST), counted
+    return away / (deviation + by.epsilon), counted

@@ -5,13 +5,14 @@ float32 throughout, or float64. `i` is a step's index on the sampling grid, 0 th
 """
 
 import math
+import warnings
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from pydantic import Field, model_validator
 
-from imagereward.errors import InputError
+from imagereward.errors import IgnoredOptionWarning, InputError
 from imagereward.precision import full_precision
 from imagereward.tuning.config import Config
 
@@ -114,7 +115,14 @@ class Diffusion:
 
     @classmethod
     def like(cls, scheduler, steps: int, eta: float = 0.0) -> "Diffusion":
-        """With the noise and the grid of a diffusers scheduler, of whatever kind, as DDIM would space it."""
+        """With the noise and the grid of a diffusers scheduler, of whatever kind, as DDIM spaces its times.
+
+        A step leads to the next time of the grid. diffusers' DDIM steps by T // steps from each time, which
+        is another place where the spacing is "trailing" or "linspace" and `steps` does not divide T: ours
+        then agrees with its DDPM and differs from its DDIM.
+        Raises InputError for a prediction or a number of steps that there is not. Warns, with an
+        IgnoredOptionWarning, of options that clip the predicted clean sample, which is not done here.
+        """
         from diffusers import DDIMScheduler
 
         if not hasattr(scheduler, "alphas_cumprod"):
@@ -125,7 +133,20 @@ class Diffusion:
         ddim = DDIMScheduler.from_config(scheduler.config)
         if not 1 <= steps <= ddim.config.num_train_timesteps:
             raise InputError(f"steps={steps}: expected 1 to {ddim.config.num_train_timesteps}")
+        if ddim.config.prediction_type not in get_args(Prediction):
+            raise InputError(
+                f"the scheduler's prediction_type={ddim.config.prediction_type!r}: this family takes "
+                f"{', '.join(get_args(Prediction))}"
+            )
+        for option in ("clip_sample", "thresholding"):
+            warn_of_ignored(scheduler, option)
         ddim.set_timesteps(steps)
+        if int(ddim.timesteps.max()) >= len(ddim.alphas_cumprod):
+            raise InputError(
+                f"steps={steps} with the scheduler's steps_offset={ddim.config.steps_offset}: the first time "
+                f"would be {int(ddim.timesteps.max())}, the last there is {len(ddim.alphas_cumprod) - 1}; "
+                "expected fewer steps"
+            )
         return cls(
             ddim.alphas_cumprod.float(),
             ddim.timesteps.long(),
@@ -232,3 +253,15 @@ def kl_divergence(mean, reference, std) -> torch.Tensor:
 def a_row_each(values_B: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Values [B] in the precision and with the dimensions of x [B, ...]."""
     return values_B.to(full_precision(x).dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def warn_of_ignored(scheduler: Any, option: str) -> None:
+    """An IgnoredOptionWarning if the scheduler's config turns on an option that steps here do not have."""
+    if scheduler.config.get(option):
+        warnings.warn(
+            f"the {type(scheduler).__name__}'s {option}=true is ignored: steps of training, evaluation and "
+            "compare do without it, so that the pipeline itself draws other images; "
+            f"pipeline.scheduler.register_to_config({option}=False) makes both the same",
+            IgnoredOptionWarning,
+            stacklevel=3,
+        )

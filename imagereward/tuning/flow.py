@@ -13,7 +13,7 @@ import torch
 
 from imagereward.errors import InputError
 from imagereward.precision import full_precision
-from imagereward.tuning.dynamics import Noise, Step, a_row_each, finish
+from imagereward.tuning.dynamics import Noise, Step, a_row_each, finish, warn_of_ignored
 
 # (x, velocity, i_B, sigma, after) -> the next sample's mean and standard deviation, and the step's `dt`.
 Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -66,6 +66,7 @@ class Flow:
     shift       training times t, logit-normal, become shift t / (1 + (shift - 1) t), as the grid's do
     transition  euler, an SDE or CPS
     storage     what new samples are rounded to
+    whole_times the network's times on the grid are rounded down to whole numbers
     """
 
     sigmas_N1: torch.Tensor
@@ -73,6 +74,7 @@ class Flow:
     shift: float = 1.0
     transition: Transition = euler
     storage: torch.dtype | None = None
+    whole_times: bool = False
 
     @classmethod
     def like(cls, scheduler, steps: int, tokens: int, even: bool = False) -> "Flow":
@@ -89,6 +91,7 @@ class Flow:
             raise InputError(f"steps={steps}: expected 1 to {config.num_train_timesteps}")
         if config.invert_sigmas:
             raise InputError("the scheduler inverts its sigmas: expected them to fall from noise to data")
+        warn_of_ignored(scheduler, "stochastic_sampling")
         slope = (config.max_shift - config.base_shift) / (
             config.max_image_seq_len - config.base_image_seq_len
         )
@@ -104,6 +107,20 @@ class Flow:
     def steps(self) -> int:
         """How many steps the sampling grid has."""
         return len(self.sigmas_N1) - 1
+
+    def on_grid(self, shift: float | None, whole_times: bool) -> "Flow":
+        """As many steps on another grid: sigma = shift t / (1 + (shift - 1) t), t even from 1 to 0.
+
+        shift        None: the grid as it is
+        whole_times  whether the network's times are rounded down to whole numbers, as in DanceGRPO
+
+        Training times, which are drawn, stay as they are.
+        """
+        sigmas = self.sigmas_N1
+        if shift is not None:
+            even = torch.linspace(1, 0, self.steps + 1)
+            sigmas = shift * even / (1 + (shift - 1) * even)
+        return replace(self, sigmas_N1=sigmas, whole_times=whole_times)
 
     def with_noise(self, noise: Noise, storage: torch.dtype | None = None) -> "Flow":
         if noise.kind == "ddim":
@@ -128,7 +145,8 @@ class Flow:
         return replace(self, transition=euler)
 
     def model_time(self, i_B: torch.Tensor) -> torch.Tensor:
-        return self.sigmas_N1.to(i_B.device)[i_B] * self.time_scale
+        times = self.sigmas_N1.to(i_B.device)[i_B] * self.time_scale
+        return times.floor() if self.whole_times else times
 
     def step(self, x, prediction, i_B, noise=None, next=None) -> Step:
         x, velocity = full_precision(x), full_precision(prediction)

@@ -64,7 +64,7 @@ def train_generator(
     watched = watched or objective.texts
     if config.embeddings:
         keep_embeddings(denoiser, [*objective.texts, *prompts_of(watched)], Path(config.embeddings))
-    policy = Policy(denoiser, denoiser.dynamics(config.steps), config.guidance, base)
+    policy = Policy(denoiser, config.dynamics(denoiser), config.guidance, base)
     loop = Loop(policy, objective, config, output, accelerator)
     if accelerator.is_main_process:
         claim(output, values)  # now that everything is in order: a mistake corrected finds it free
@@ -114,11 +114,10 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[De
 
 
 def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Evaluation:
-    """The evaluation, with its own number of steps and the policy's network."""
-    chosen, steps = config.evaluation, config.evaluation.steps
-    watched = policy
-    if steps and steps != policy.dynamics.steps:
-        watched = Policy(policy.denoiser, policy.denoiser.dynamics(steps), policy.guidance)
+    """The evaluation: the policy's network and guidance, on the pipeline's own grid."""
+    chosen, denoiser = config.evaluation, policy.denoiser
+    dynamics = denoiser.dynamics(chosen.steps or config.steps)
+    watched = Policy(denoiser, dynamics, policy.guidance)
     rows = rows[: chosen.count]
     return Evaluation(watched, rows, rewards, held_out, chosen, output, config.seed, config.scoring)
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from imagereward.errors import InputError
 from imagereward.tuning.adapt import LoRA
 from imagereward.tuning.denoisers import Denoiser
+from imagereward.tuning.dynamics import Dynamics
 from imagereward.tuning.evaluate import EvaluationConfig
 from imagereward.tuning.loop import LoopConfig
 from imagereward.tuning.rewards import Rewards
@@ -41,7 +42,12 @@ class GeneratorConfig(LoopConfig):
     family: str | None = Field(None, description='"module:name" of a Denoiser that is none of ours')
     resolution: int | None = Field(None, ge=1, description="of the images; default: the model's own")
     steps: int = Field(40, ge=1, description="sampling steps")
-    guidance: float = Field(1.0, ge=0, description="1 is none; FLUX takes it as an input")
+    guidance: float = Field(
+        1.0,
+        ge=0,
+        description="classifier-free guidance scale; 1 and below is none, as in diffusers. A FLUX that was "
+        "distilled for guidance (guidance_embeds) takes the number itself as an input",
+    )
     lora: LoRA | None = None
     quantise: bool = Field(False, description="the network's frozen weights in 4 bits, under LoRA")
     checkpointing: bool = Field(True, description="recompute activations of network, decoder and scorers")
@@ -58,6 +64,10 @@ class GeneratorConfig(LoopConfig):
         if self.quantise and self.lora is None:
             raise ValueError("quantise=true without lora: weights in 4 bits cannot learn; add lora.rank=...")
         return self
+
+    def dynamics(self, denoiser: Denoiser) -> Dynamics:
+        """The noise and the sampling grid of training, deterministic."""
+        return denoiser.dynamics(self.steps)
 
     @property
     def anchored(self) -> bool:

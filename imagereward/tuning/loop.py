@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
 # What a checkpoint knows of the loop: how far it was, of how many updates, why it ended if early, what was
-# logged, and float16's scale.
-STATE = ("update", "updates", "ended", "history", "scaler")
+# logged, float16's scale, and the optimizer's steps so far.
+STATE = ("update", "updates", "ended", "history", "scaler", "steps")
 
 
 class LoopConfig(OptimizerConfig):
@@ -41,7 +41,10 @@ class LoopConfig(OptimizerConfig):
     micro_batch: int = Field(4, ge=1, description="samples a process takes at once")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights; 0: none")
-    ema_every: int = Field(1, ge=1)
+    ema_every: int = Field(1, ge=1, description="the average moves after so many of `ema_unit`")
+    ema_unit: Literal["updates", "steps"] = Field(
+        "updates", description="steps: the optimizer's, of which an update of GRPO may have several"
+    )
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     evaluate_every: int = Field(20, ge=1)
     save_every: int = Field(20, ge=1)
@@ -82,6 +85,7 @@ class Loop:
                 f"{accelerator.num_processes} processes, and each would train alone; look at its config"
             )
         self.averaged: dict[str, torch.Tensor] | None = None  # until it first moves
+        self.steps = 0  # of the optimizer
 
     def run(self, evaluate: Callable[["Loop", int], str | None] | None = None) -> str:
         """Train to the end, or to where `evaluate` says why to stop; returns why it ended."""
@@ -168,10 +172,14 @@ class Loop:
                 raise self._not_finite(update + 1, f"its gradient is {norm.item()}", prompts)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if config.ema_unit == "steps":
+                self._average(self.steps)
+            self.steps += 1
             if torch.isfinite(norm):
                 _add(sums, "gradient_norm", norm, 1 / ranks)
             _add(sums, "loss", loss * ranks, 1 / ranks)  # a sum over minibatches, where others are means
-        self._average(update)
+        if config.ema_unit == "updates":
+            self._average(update)
         total = summed(sums, ranks, accelerator.device)
         means = {name: value / share for name, (value, share) in total.items() if share}
         return means | numbers_of(self.objective) | {"learning_rate": rate_at(update, config)}
@@ -199,12 +207,13 @@ class Loop:
             _add(sums, name, value, minibatch.share)
         return loss.detach() * minibatch.share
 
-    def _average(self, update: int) -> None:
-        """Move the average; its decay grows to the config's as in diffusers' EMAModel, from 0.
+    def _average(self, number: int) -> None:
+        """Move the average after an update or a step, numbered from 0.
 
-        Otherwise a short run's average would be of what it began with.
+        Its decay grows to the config's as in diffusers' EMAModel, from 0: otherwise a short run's average
+        would be of what it began with.
         """
-        moves, rest = divmod(update + 1, self.config.ema_every)
+        moves, rest = divmod(number + 1, self.config.ema_every)
         if not self.config.ema or rest:
             return
         decay, now = min(self.config.ema, moves / (moves + 9)), learning(self.bare)
@@ -231,7 +240,7 @@ class Loop:
             now = learning(self.bare)
             self.averaged = {name: value.to(now[name].device) for name, value in kept.averaged.items()}
         try:
-            update, updates, ended, self.history, scaler = (kept.state[name] for name in STATE)
+            update, updates, ended, self.history, scaler, self.steps = (kept.state[name] for name in STATE)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} was not written by this version: {error!r}") from error
         if self.accelerator.scaler is not None:
@@ -241,7 +250,7 @@ class Loop:
     def _save(self, update: int, ended: str) -> None:
         scaler = self.accelerator.scaler
         scaled = scaler.state_dict() if scaler is not None else None
-        values = (update, self.config.updates, ended, self.history, scaled)
+        values = (update, self.config.updates, ended, self.history, scaled, self.steps)
         state = dict(zip(STATE, values, strict=True))
         first = self.accelerator.is_main_process
         save_checkpoint(

@@ -8,7 +8,7 @@ import torch
 from imagereward.errors import InputError
 from imagereward.precision import full_precision
 from imagereward.tuning.denoisers.condition import Condition
-from imagereward.tuning.denoisers.guidance import guided
+from imagereward.tuning.denoisers.guidance import guided, refuse_embedded_guidance
 from imagereward.tuning.denoisers.latents import Latents
 from imagereward.tuning.denoisers.pictures import COARSE_MASK, WORDS_ALONE, Pictures
 from imagereward.tuning.denoisers.text import Text, tokenize
@@ -26,6 +26,7 @@ class SDDenoiser:
 
     def __init__(self, pipeline, resolution: int | None = None, pictures: Pictures = WORDS_ALONE):
         self.pipeline, self.network, self.pictures = pipeline, pipeline.unet, pictures
+        refuse_embedded_guidance(self.network)
         self.module = self.network
         downscale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         self.resolution = resolution or self.network.config.sample_size * downscale

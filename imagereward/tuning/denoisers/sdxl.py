@@ -7,7 +7,7 @@ import torch
 
 from imagereward.precision import full_precision
 from imagereward.tuning.denoisers.condition import Condition
-from imagereward.tuning.denoisers.guidance import guided
+from imagereward.tuning.denoisers.guidance import guided, refuse_embedded_guidance
 from imagereward.tuning.denoisers.latents import Latents
 from imagereward.tuning.denoisers.text import Text, tokenize
 from imagereward.tuning.dynamics import Diffusion
@@ -21,6 +21,7 @@ class SDXLDenoiser:
 
     def __init__(self, pipeline, resolution: int | None = None):
         self.pipeline, self.network = pipeline, pipeline.unet
+        refuse_embedded_guidance(self.network)
         self.module = self.network
         downscale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         self.resolution = resolution or self.network.config.sample_size * downscale

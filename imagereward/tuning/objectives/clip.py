@@ -11,7 +11,7 @@ from imagereward.tuning.randomness import rows_of
 
 
 class Contrast:
-    """The contrastive loss within a batch; a pair's `wrong` prompt is one more, and nobody's."""
+    """The contrastive loss within a batch; each of a pair's `wrong` prompts is one more, and no image's."""
 
     def __init__(self, pairs: Pairs, tokenizer, *, batch_size: int, seed: int):
         self.pairs, self.tokenizer, self.batch_size, self.seed = pairs, tokenizer, batch_size, seed
@@ -23,7 +23,7 @@ class Contrast:
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The chunk's loss, and how many images choose their own prompt."""
         items = [self.pairs[row] for row in rows_of(chunk.samples, len(self.pairs), self.seed)]
-        texts = [item["prompt"] for item in items] + [item["wrong"] for item in items if item["wrong"]]
+        texts = [item["prompt"] for item in items] + [text for item in items for text in item["wrong"]]
         images = torch.stack([item["pixels"] for item in items]).to(learner.device).float() / 127.5 - 1
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         images_B, texts_T, log_scale = learner.module(images, tokens.to(learner.device))

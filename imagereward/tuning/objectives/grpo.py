@@ -12,11 +12,14 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
+from imagereward.errors import InputError
 from imagereward.precision import DTYPES
 from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
-from imagereward.tuning.credit import Spread, group_advantages, weighted_sum
+from imagereward.tuning.credit import Deviation, Spread, group_advantages, weighted_sum
+from imagereward.tuning.denoisers import Denoiser
 from imagereward.tuning.dynamics import Dynamics, Noise, Step, kl_divergence
+from imagereward.tuning.flow import Flow
 from imagereward.tuning.job import GeneratorConfig, Job, Precision
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.processes import gathered
@@ -61,6 +64,19 @@ class GRPOConfig(GeneratorConfig):
     guard: bool = Field(False, description="ratios centred and of one scale at all steps (GRPO-Guard)")
     kl: KL | None = None
     spread: Spread = Field("batch", description="whose deviation advantages are divided by")
+    deviation: Literal["population", "sample"] = Field(
+        "population", description="its sum of squares is divided by the number of rewards, or by one less"
+    )
+    epsilon: float = Field(1e-4, gt=0, description="added to the deviation")
+    shift: float | None = Field(
+        None,
+        gt=0,
+        description="flow models: the sampling grid is shift t / (1 + (shift - 1) t) for even t; default: "
+        "the pipeline's own grid, by which evaluation always draws",
+    )
+    whole_times: bool = Field(
+        False, description="flow models: the network's times, of 0..1000, are rounded down, as in DanceGRPO"
+    )
     most: float = Field(5.0, gt=0, description="largest advantage")
     normalise: bool = Field(False, description="standardise each reward before they are added up")
     optimizer_steps: int = Field(1, ge=1, description="parts of an update's images, each a step")
@@ -81,9 +97,19 @@ class GRPOConfig(GeneratorConfig):
     def anchored(self) -> bool:
         return self.kl is not None
 
+    def dynamics(self, denoiser: Denoiser) -> Dynamics:
+        dynamics = super().dynamics(denoiser)
+        if self.shift is None and not self.whole_times:
+            return dynamics
+        if not isinstance(dynamics, Flow):
+            raise InputError(
+                f"shift={self.shift}, whole_times={self.whole_times}: only flow models have such a grid"
+            )
+        return dynamics.on_grid(self.shift, self.whole_times)
+
     def make(self, job: Job) -> "GRPO":
         rewards = job.rewards_for("GRPO")
-        dynamics = job.denoiser.dynamics(self.steps)
+        dynamics = self.dynamics(job.denoiser)
         storage = None if self.storage == "float32" else DTYPES[self.storage]
         check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
         return GRPO(
@@ -98,7 +124,7 @@ class GRPOConfig(GeneratorConfig):
             clip_ratio=self.clip_ratio,
             guard=self.guard,
             kl=self.kl,
-            spread=self.spread,
+            deviation=Deviation(self.spread, self.deviation, self.epsilon),
             most=self.most,
             normalise=self.normalise,
             optimizer_steps=self.optimizer_steps,
@@ -142,7 +168,7 @@ class GRPO:
         clip_ratio: float = 1e-4,
         guard: bool = False,
         kl: KL | None = None,
-        spread: Spread = "batch",
+        deviation: Deviation | None = None,
         most: float = 5.0,
         normalise: bool = False,
         optimizer_steps: int = 1,
@@ -155,7 +181,7 @@ class GRPO:
         self.noise, self.storage, self.window = noise, storage, window or Window()
         self.same_start, self.scoring = same_start, scoring or Scoring()
         self.clip_ratio, self.guard, self.kl = clip_ratio, guard, kl
-        self.spread, self.most, self.normalise = spread, most, normalise
+        self.deviation, self.most, self.normalise = deviation or Deviation(), most, normalise
         self._numbers: dict[str, float] = {}
 
     @property
@@ -175,9 +201,9 @@ class GRPO:
         rolled = self.rollout(policy, every[rank::ranks])
         found = self._rewards(rolled, update, ranks)
         groups = torch.arange(self.batch_size) // self.group
-        weights, spread = self.rewards.weights, self.spread
-        worth = weighted_sum(found, weights, groups, spread if self.normalise else None)
-        credit = group_advantages(worth, groups, spread, self.most)
+        weights, deviation = self.rewards.weights, self.deviation
+        worth = weighted_sum(found, weights, groups, deviation if self.normalise else None)
+        credit = group_advantages(worth, groups, deviation, self.most)
         self._numbers = self._count(found, credit.counted)
         if not credit.counted.any():
             log.warning("update %d: no group has two different rewards; nothing is learned", update + 1)

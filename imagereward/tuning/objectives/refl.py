@@ -4,7 +4,8 @@ ReFL: Xu et al. 2023, arXiv:2304.05977, algorithm 1. DRaFT-K: Clark et al. 2023,
 Prabhudesai et al. 2023, arXiv:2310.03739.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from imagereward.errors import InputError
 from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
+from imagereward.tuning.dynamics import Diffusion, Noise
 from imagereward.tuning.job import GeneratorConfig, Job
 from imagereward.tuning.objectives.sft import PairsConfig, sft_on
 from imagereward.tuning.objectives.weighted import Weighted
@@ -28,13 +30,18 @@ class Gradient(Config):
 
     one     one step m, drawn from first..last; scored is the clean image that it predicts (ReFL)
     last    the last `count` steps; scored is the final sample (DRaFT-K)
-    suffix  the last K steps, K drawn from 1..all; scored is the final sample (AlignProp)
+    suffix  the last K steps; scored is the final sample (AlignProp). K is drawn from 1..all; with
+            `draw` = "normal" the first of them is drawn instead: its index is normal(mean, std), cut to a
+            whole number, drawn again until it is in 1..all - 1. As published: 42 and 5, of 50 steps
     """
 
     steps: Literal["one", "last", "suffix"] = "one"
     first: int = Field(30, ge=0)
     last: int = Field(39, ge=0)
     count: int = Field(1, ge=1)
+    draw: Literal["uniform", "normal"] = Field("uniform", description="how a suffix begins")
+    mean: float = Field(42.0, description="of the index of the first step with gradient")
+    std: float = Field(5.0, gt=0, description="of the same")
     shared_by: int = Field(
         1, ge=1, description="chunks that draw the same steps; when weights are sharded, all processes must"
     )
@@ -43,6 +50,8 @@ class Gradient(Config):
     def _in_order(self):
         if self.first > self.last:
             raise ValueError(f"first={self.first} is after last={self.last}")
+        if self.draw == "normal" and self.steps != "suffix":
+            raise ValueError(f"draw='normal' with steps={self.steps!r}: it is for steps='suffix'")
         return self
 
     def check(self, steps: int) -> None:
@@ -51,6 +60,15 @@ class Gradient(Config):
             raise InputError(f"gradient.last={self.last}: the last of {steps} sampling steps is {steps - 1}")
         if self.steps == "last" and self.count > steps:
             raise InputError(f"gradient.count={self.count}: there are {steps} sampling steps")
+        if self.draw == "normal" and not 1 - 3 * self.std < self.mean < steps + 3 * self.std:
+            raise InputError(
+                f"gradient.mean={self.mean}, std={self.std}: expected a mean within three deviations of the "
+                f"{steps} sampling steps"
+            )
+        if self.draw == "normal" and steps < 2:
+            raise InputError(
+                "gradient.draw='normal' leaves the first step without gradient: steps of 2 or more"
+            )
 
 
 class Pretraining(PairsConfig):
@@ -61,10 +79,16 @@ class Pretraining(PairsConfig):
 
 
 class ReFLConfig(GeneratorConfig):
-    """Fine-tuning by the gradient of a reward; the defaults are the published ones for SD 1.x."""
+    """Fine-tuning by the gradient of a reward."""
 
     objective: Literal["refl"] = "refl"
     prompts: str
+    eta: float = Field(
+        0.0,
+        ge=0,
+        description="noise of the sampling steps, diffusion models only: 0 is DDIM, deterministic; 1 has "
+        "DDPM's variance, as the public scripts of ReFL and AlignProp",
+    )
     gradient: Gradient = Gradient()
     target: float | None = Field(2.0, description="rewards above it are not pushed")
     scale: float = Field(1e-3, gt=0, description="of the reward's loss")
@@ -87,6 +111,11 @@ class ReFLConfig(GeneratorConfig):
     def make(self, job: Job) -> Any:
         rewards = job.rewards_for("ReFL")
         self.gradient.check(self.steps)
+        if self.eta and not isinstance(job.denoiser.dynamics(self.steps), Diffusion):
+            raise InputError(
+                f"eta={self.eta}: this is a flow model, whose steps have no such noise; expected eta=0, or a "
+                "recipe of its own family, such as sd3/refl"
+            )
         rewards.check_differentiable(job.denoiser.resolution, job.rows[0])
         refl = ReFL(
             job.rows,
@@ -97,6 +126,7 @@ class ReFLConfig(GeneratorConfig):
             target=self.target,
             scale=self.scale,
             stay=self.stay,
+            eta=self.eta,
             seed=self.seed,
         )
         part = self.pretraining
@@ -123,8 +153,18 @@ def draw_span(gradient: Gradient, steps: int, source: torch.Generator) -> Span:
     if gradient.steps == "one":
         at = between(gradient.first, gradient.last)
         return Span(at, at + 1, True)
+    if gradient.draw == "normal":
+        return Span(_drawn_begin(gradient, steps, source), steps, False)
     count = gradient.count if gradient.steps == "last" else between(1, steps)
     return Span(steps - count, steps, False)
+
+
+def _drawn_begin(gradient: Gradient, steps: int, source: torch.Generator) -> int:
+    """The first step of a suffix: 1..steps - 1, from a normal distribution cut to whole numbers."""
+    while True:
+        begin = int(gradient.mean + gradient.std * float(torch.randn((), generator=source)))
+        if 1 <= begin < steps:
+            return begin
 
 
 def hinge(rewards_B: torch.Tensor, target: float | None) -> torch.Tensor:
@@ -132,32 +172,50 @@ def hinge(rewards_B: torch.Tensor, target: float | None) -> torch.Tensor:
     return -rewards_B if target is None else torch.relu(target - rewards_B)
 
 
-def denoise(policy: Policy, noise, condition, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
+def denoise(
+    policy: Policy,
+    noise,
+    condition,
+    span: Span,
+    *,
+    eta: float = 0.0,
+    fresh: Callable[[int], torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(latents to be scored, distance to the base [B]); gradient flows through the span's steps alone.
+
+    eta    noise of the steps, of diffusion models; 0 is deterministic
+    fresh  standard normal noise of a step by its index [B, C, h, w], where eta is above 0
 
     The distance is the squared difference of the learner's and the base's predictions, averaged over elements
     and the span's steps: of the KL between their steps, the part that learns. 0 for a policy without a base.
     """
     dynamics, x = policy.dynamics, noise
+    if eta:
+        dynamics = dynamics.with_noise(Noise(kind="ddim", level=eta))
+
+    def noise_at(i: int) -> torch.Tensor | None:
+        return fresh(i) if eta and fresh is not None else None
+
     rows = torch.zeros(len(x), dtype=torch.long, device=x.device)
     with torch.no_grad():
         for i in range(span.begin):
-            x = dynamics.step(x, policy.predict(x, rows + i, condition), rows + i).next
+            x = dynamics.step(x, policy.predict(x, rows + i, condition), rows + i, noise_at(i)).next
 
-    def one_step(x, i):
+    def one_step(x, i, drawn):
         prediction = policy.predict(x, rows + i, condition)
         away = x.new_zeros(len(x))
         if policy.base is not None:
             with policy.reference():
                 base = policy.predict(x, rows + i, condition)
             away = (prediction - base).square().flatten(1).mean(1)
-        step = dynamics.step(x, prediction, rows + i)
+        step = dynamics.step(x, prediction, rows + i, drawn)
         return (step.x0 if span.predicted and i == span.end - 1 else step.next), away
 
     count, away = span.end - span.begin, x.new_zeros(len(x))
     for i in range(span.begin, span.end):
         # Of many steps, one at a time is kept and the others recomputed: memory does not grow with them.
-        x, more = one_step(x, i) if count == 1 else checkpoint(one_step, x, i, use_reentrant=False)
+        once = one_step if count == 1 else partial(checkpoint, one_step, use_reentrant=False)
+        x, more = once(x, i, noise_at(i))
         away = away + more / count
     return x, away
 
@@ -176,11 +234,13 @@ class ReFL:
         target: float | None = 2.0,
         scale: float = 1e-3,
         stay: float = 0.0,
+        eta: float = 0.0,
         seed: int = 0,
     ):
         self.rows, self.rewards, self.gradient = rows, rewards, gradient
         self.batch_size, self.micro_batch = batch_size, micro_batch
-        self.target, self.scale, self.stay, self.seed = target, scale, stay, seed
+        self.target, self.scale, self.stay = target, scale, stay
+        self.eta, self.seed = eta, seed
 
     @property
     def texts(self) -> list[str]:
@@ -197,8 +257,13 @@ class ReFL:
         denoiser = policy.denoiser
         shared = generator(self.seed, "span", chunk.update, chunk.index // self.gradient.shared_by)
         span = draw_span(self.gradient, policy.dynamics.steps, shared)
-        noise = noise_of(chunk.samples, denoiser.latents.shape, self.seed).to(policy.device)
-        latents, away = denoise(policy, noise, denoiser.encode(rows), span)
+        shape, device = denoiser.latents.shape, policy.device
+        noise = noise_of(chunk.samples, shape, self.seed).to(device)
+
+        def fresh(i: int) -> torch.Tensor:
+            return noise_of(chunk.samples, shape, self.seed, f"step {i}").to(device)
+
+        latents, away = denoise(policy, noise, denoiser.encode(rows), span, eta=self.eta, fresh=fresh)
         rewards, parts = self.rewards(denoiser.latents.decode(latents), rows)
         loss = self.scale * hinge(rewards, self.target).mean() + self.stay * away.mean()
         metrics = {"reward": rewards, **{f"reward/{name}": values for name, values in parts.items()}}

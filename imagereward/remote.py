@@ -1,15 +1,22 @@
-"""RemoteScorer: every verb of a scorer that runs behind a reward server, but for gradients."""
+"""RemoteScorer: every verb of a scorer that runs behind a reward server, but for gradients.
+
+Both clients may be used from several threads and in forked processes, and can be pickled. Connections are
+opened on first use, by each process (and, of the async client, by each event loop) for itself.
+"""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from multiprocessing.context import get_spawning_popen
+from typing import Any, NamedTuple, NoReturn, Self
 
 from imagereward import wire
 from imagereward.config import whole_number
 from imagereward.errors import ImageRewardError, InputError, RemoteError
+from imagereward.forking import process_key
 from imagereward.verbs import Result, Rows, Scored, Verbs, warn_truncated
 from imagereward.wire import Failed, Gathered, Part
 
@@ -20,6 +27,7 @@ except ImportError:  # an extra: said when it is needed, so that this module can
 
 DEFAULT_BATCH = 16  # images a request
 TOKEN_VARIABLE = "IMAGEREWARD_TOKEN"
+CLOSED = "is closed: connect again"
 
 
 def connect(url: str, model: str | None = None, **options) -> "RemoteScorer":
@@ -30,6 +38,9 @@ def connect(url: str, model: str | None = None, **options) -> "RemoteScorer":
     timeout      seconds to wait for one answer, default 120
     retries      how often a request is tried again that found the server full, restarting or gone, default 5
     connections  requests at a time, default 8
+
+    A pickle of the scorer holds its settings. A `token` given here is pickled only for worker processes that
+    multiprocessing starts; a scorer loaded from any other pickle reads IMAGEREWARD_TOKEN.
 
     Raises RemoteError, which names the server and the cause, if it cannot be reached or refuses;
     InputError for a model that it does not have, or a `url` that is none.
@@ -47,7 +58,7 @@ async def connect_async(url: str, model: str | None = None, **options) -> "Async
 
 
 class _Remote(Verbs):
-    """What both clients are: a server, a model, and how to insist."""
+    """What both clients share: address, model, retry policy, and how they are copied and pickled."""
 
     def __init__(
         self,
@@ -60,24 +71,69 @@ class _Remote(Verbs):
     ):
         if httpx2 is None:
             raise ImageRewardError("a remote scorer needs more: python -m pip install 'imagereward[serve]'")
-        try:
-            valid = httpx2.URL(url).scheme in ("http", "https") and bool(httpx2.URL(url).host)
-        except (httpx2.InvalidURL, TypeError):
-            valid = False
-        if not valid:
-            raise InputError(f"{url!r} is no server's address; expected one like 'http://127.0.0.1:8000'")
-        self.url = url.rstrip("/")
+        address = _address(url)
+        # For messages and logs too, httpx2's own among them: so without what is secret in it.
+        self.url = str(address.copy_with(username=None, password=None)).rstrip("/")
         self.name = self.url
         self.limits: dict[str, int] = {}
         self._retries = whole_number("retries", retries, 0)
         self._connections = whole_number("connections", connections, 1)
-        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        self._settings: dict[str, Any] = {
+            "url": url,
+            "token": token,
+            "timeout": timeout,
+            "retries": retries,
+            "connections": connections,
+        }
+        self._withheld = False  # whether a token was left out of the pickle that this comes from
+        self._unusable: str | None = None  # why no request can be sent
+        given = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        given = wire.checked_token(given, "the token") if given else None
+        if given and address.username:
+            raise InputError(f"{self.url}: give a token, or a user name in the address, not both")
         self._options: dict[str, Any] = {
             "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {token}"} if token else {},
+            "auth": (address.username, address.password) if address.username else None,
+            "headers": {"Authorization": f"Bearer {given}"} if given else {},
             "timeout": httpx2.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
             "limits": httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
         }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, model={self.name!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        settings = dict(self._settings)
+        # As multiprocessing does with its own keys: a secret goes to worker processes, not into files.
+        if settings["token"] and get_spawning_popen() is None:
+            settings["token"] = None
+            withheld = True
+        else:
+            withheld = self._withheld
+        return {"settings": settings, "withheld": withheld, "name": self.name, "limits": self.limits}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["settings"])  # type: ignore[misc]
+        self.name, self.limits = state["name"], dict(state["limits"])
+        self._withheld = state["withheld"]
+        if self._withheld and not self._options["headers"]:
+            self._unusable = (
+                "was pickled, and a pickle leaves the token out: set the environment variable "
+                f"{TOKEN_VARIABLE} in the process that loads it, or connect there"
+            )
+
+    def __copy__(self) -> Self:
+        state = {**self.__getstate__(), "settings": self._settings, "withheld": self._withheld}
+        copied = type(self).__new__(type(self))
+        copied.__setstate__(state)
+        return copied
+
+    def __deepcopy__(self, _: dict) -> Self:
+        return self.__copy__()
+
+    def _check_usable(self) -> None:
+        if self._unusable:
+            raise InputError(f"the remote scorer of {self.url} {self._unusable}")
 
     def choose(self, model: str | None, offered: Any) -> None:
         """Take `model`, or the first, of what `ask_models` gave."""
@@ -124,6 +180,15 @@ class _Remote(Verbs):
         return None
 
 
+def _address(url: str) -> "httpx2.URL":
+    """`url`, parsed; InputError if it is no server's address."""
+    with contextlib.suppress(httpx2.InvalidURL, TypeError):
+        parsed = httpx2.URL(url)
+        if parsed.scheme in ("http", "https") and parsed.host:
+            return parsed
+    raise InputError(f"{url!r} is no server's address; expected one like 'http://127.0.0.1:8000'")
+
+
 class RemoteScorer(_Remote):
     """See `connect`. Every verb of `Scorer` that returns scores; `batch_size` is images a request.
 
@@ -133,7 +198,7 @@ class RemoteScorer(_Remote):
 
     def __init__(self, url: str, **options):
         super().__init__(url, **options)
-        self._client = httpx2.Client(**self._options)
+        self._clients: dict[tuple[int, int], httpx2.Client] = {}
 
     def __enter__(self) -> "RemoteScorer":
         return self
@@ -142,8 +207,22 @@ class RemoteScorer(_Remote):
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """Close this process's connections; the scorer cannot be used afterwards."""
+        self._unusable = CLOSED
+        if client := self._clients.pop(process_key(), None):
+            client.close()
+
+    def _client(self) -> "httpx2.Client":
+        """This process's client, made on first use. Used from any thread."""
+        self._check_usable()
+        key = process_key()
+        if (client := self._clients.get(key)) is None:
+            # Of two threads that come here at once, both get the one that was stored first.
+            client = self._clients.setdefault(key, httpx2.Client(**self._options))
+            # Dropped, not closed: closing would talk over connections that are the parent's.
+            for other in [each for each in self._clients if each != key]:
+                self._clients.pop(other, None)
+        return client
 
     def ask_models(self) -> Any:
         """What /v1/models answers; RemoteError if it does not."""
@@ -181,7 +260,7 @@ class RemoteScorer(_Remote):
         while True:
             outcome: Any
             try:
-                outcome = self._client.request(method, path, **content)
+                outcome = self._client().request(method, path, **content)
             except httpx2.RequestError as error:
                 outcome = error
             delay = self._again(attempt, outcome)
@@ -189,6 +268,14 @@ class RemoteScorer(_Remote):
                 return wire.answer_of(outcome)
             attempt += 1
             time.sleep(delay)
+
+
+class _LoopClient(NamedTuple):
+    """One event loop's connections, and its turns: at most so many requests at a time."""
+
+    process: tuple[int, int]
+    http: "httpx2.AsyncClient"
+    turn: asyncio.Semaphore
 
 
 class AsyncRemoteScorer(_Remote):
@@ -203,8 +290,8 @@ class AsyncRemoteScorer(_Remote):
 
     def __init__(self, url: str, **options):
         super().__init__(url, **options)
-        self._client = httpx2.AsyncClient(**self._options)
-        self._turn = asyncio.Semaphore(self._connections)
+        # A connection belongs to the event loop that opened it, as well as to its process.
+        self._clients: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
 
     async def __aenter__(self) -> "AsyncRemoteScorer":
         return self
@@ -213,8 +300,24 @@ class AsyncRemoteScorer(_Remote):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
+        """Close this event loop's connections; the scorer cannot be used afterwards."""
+        self._unusable = CLOSED
+        held = self._clients.pop(asyncio.get_running_loop(), None)
+        if held is not None and held.process == process_key():
+            await held.http.aclose()
+
+    def _client(self) -> "_LoopClient":
+        """The running event loop's client, made on first use."""
+        self._check_usable()
+        loop, process = asyncio.get_running_loop(), process_key()
+        held = self._clients.get(loop)
+        if held is None or held.process != process:
+            # A parent's clients stay untouched: its event loop watches their sockets.
+            for each in [each for each in self._clients if each.is_closed()]:
+                self._clients.pop(each, None)
+            turn = asyncio.Semaphore(self._connections)
+            held = self._clients[loop] = _LoopClient(process, httpx2.AsyncClient(**self._options), turn)
+        return held
 
     async def ask_models(self) -> Any:
         """What /v1/models answers; RemoteError if it does not."""
@@ -237,7 +340,9 @@ class AsyncRemoteScorer(_Remote):
 
     async def _send(self, rows: Rows, part: Part, gathered: Gathered) -> None:
         pending = [part]
-        async with self._turn:  # not the connection pool's, whose queue counts as waiting for an answer
+        async with (
+            self._client().turn
+        ):  # not the connection pool's, whose queue counts as waiting for an answer
             while pending and gathered.lost is None:
                 part = pending.pop()
                 try:
@@ -251,7 +356,7 @@ class AsyncRemoteScorer(_Remote):
         while True:
             outcome: Any
             try:
-                outcome = await self._client.request(method, path, **content)
+                outcome = await self._client().http.request(method, path, **content)
             except httpx2.RequestError as error:
                 outcome = error
             delay = self._again(attempt, outcome)

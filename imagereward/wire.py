@@ -245,6 +245,14 @@ def wait(attempt: int, retry_after: str | None) -> float:
     return drawn + min(LONGEST_ASKED_WAIT, _seconds(retry_after))
 
 
+def checked_token(token: str, what: str) -> str:
+    """`token` without white space around it; InputError, without the token, if no header can carry it."""
+    token = token.strip()
+    if not token or not all("!" <= letter <= "~" for letter in token):
+        raise InputError(f"{what} is empty, or has white space or letters outside ASCII in it")
+    return token
+
+
 def explain(error: Exception) -> str:
     """An exception in one line, by kind where it has no words of its own."""
     words = str(error) or type(error).__name__

@@ -35,6 +35,7 @@ def score_table(
     id_column: str | None = None,
     keep: Sequence[str] = (),
     images: str | os.PathLike | None = None,
+    encoding: str | None = None,
     device: str | Sequence[str] | None = None,
     dtype: str = "float32",
     batch_size: int | None = None,
@@ -51,7 +52,7 @@ def score_table(
 ) -> Summary:
     """Score every row of `input` with every one of `models` into the table `out`, in the same order.
 
-    input          .jsonl, .csv, .parquet (paths or encoded images), .json in ImageRewardDB's layout, .tar
+    input          .jsonl, .csv, .tsv, .parquet (paths or encoded images), .json (a list of records), .tar
                    (WebDataset), a glob of several, or a directory of .tar, .parquet or image files
     out            .parquet, .jsonl or .csv, with the columns row, id, prompt, image, width, height, tokens,
                    truncated (by any of the models), those of `keep`, score:NAME for each model, and error
@@ -59,7 +60,8 @@ def score_table(
     prompt         one prompt for all rows, instead of a column
     *_column       where the usual names do not tell
     keep           columns of the input to copy, as text
-    images         what relative paths of images are relative to; default: where the table is
+    images         what relative paths of images are relative to; default: where their table is
+    encoding       of tables of text; default: what a byte order mark says, or else UTF-8
     engine         "local", or "ray" for Ray Data, on this machine or on a cluster
     device         one or several; several get a process each, and need `if __name__ == "__main__":`
     batch_size     images in one pass of the model
@@ -80,13 +82,14 @@ def score_table(
         raise InputError(f"engine={engine!r}: expected 'local' or 'ray'")
     resolve_dtype(dtype)
     devices, kind = _devices(device, engine)
-    source, root = open_source(input, images)
+    source = open_source(input, encoding)
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt)
     if batch_size is None:
         batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
     job = Job(
         source=source,
-        images=root,
+        images=None if images is None else Path(images).expanduser(),
+        out=output.out.parent,
         columns=columns,
         models=models,
         device_kind=kind,

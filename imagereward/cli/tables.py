@@ -20,7 +20,9 @@ SOME_ROWS_FAILED = 3  # 2 is a wrong command line
 def score_table(
     input: Annotated[
         str,
-        typer.Argument(help="A .jsonl, .csv, .parquet, .json or .tar file, a quoted glob, or a directory."),
+        typer.Argument(
+            help="A .jsonl, .csv, .tsv, .parquet, .json or .tar file, a quoted glob, or a directory."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="A .parquet, .jsonl or .csv file.")],
     model: Annotated[
@@ -32,6 +34,9 @@ def score_table(
     id_column: Annotated[str | None, typer.Option(help="Default: id, key …")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to copy; repeatable.")] = None,
     images: Annotated[Path | None, typer.Option(help="Where relative paths of images begin.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of tables of text; default: UTF-8, or as marked.")
+    ] = None,
     device: Annotated[list[str] | None, typer.Option(help="Repeatable: a process for each.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: BatchSize = None,
@@ -66,6 +71,7 @@ def score_table(
         id_column=id_column,
         keep=keep or (),
         images=images,
+        encoding=encoding,
         device=device,
         dtype=dtype,
         batch_size=batch_size,

@@ -98,11 +98,14 @@ def compare(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     family: str | None = None,
+    prompt_column: str | None = None,
+    encoding: str | None = None,
 ) -> Comparison:
     """Draw every prompt with both pipelines from the same noise, and score all images.
 
     `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
-    LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken.
+    LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken;
+    `prompt_column` and `encoding` are as in `read_prompts`.
     Without `steps` or `guidance`, those that the base's pipeline draws with by itself. What is loaded is in
     `dtype`, but for the autoencoder, which is in float32. `family` is "module:name" for one that is not ours.
     Raises InputError for families that draw from noise of different shapes, for one pipeline as both, and for
@@ -113,7 +116,7 @@ def compare(
             "base and tuned are one and the same pipeline: tune() changes the pipeline that it is given; "
             "expected the base's directory or hub id, or a pipeline loaded from it again"
         )
-    texts = read_prompts(prompts)[:most]
+    texts = read_prompts(prompts, prompt_column, encoding)[:most]
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     judge = open_rewards(rewards, where)
     drawn, shapes = [], []
@@ -127,7 +130,7 @@ def compare(
             steps = steps or _own(denoiser.pipeline, "num_inference_steps")
             guidance = _own(denoiser.pipeline, "guidance_scale") if guidance is None else guidance
             policy = Policy(denoiser, denoiser.dynamics(steps), guidance)
-            rows = read_rows(prompts, denoiser.inputs)[:most]
+            rows = read_rows(prompts, denoiser.inputs, prompt_column, encoding)[:most]
             drawn.append(draw(policy, rows, seeds, seed, batch_size, None))
         del policy, denoiser
     scored = [_scores(judge, images, rows, batch_size, where) for images in drawn]

@@ -74,6 +74,11 @@ CONDITIONINGS = [
     Case("sdxl two", comfy(n6=node("CLIPTextEncodeSDXL", text_g=RED, text_l="oil")), error="another text"),
     Case("sd3", comfy(n6=node("CLIPTextEncodeSD3", clip_l=RED, clip_g=RED, t5xxl=RED)), RED),
     Case("lumina", comfy(n6=node("CLIPTextEncodeLumina2", system_prompt="superior", user_prompt=RED)), RED),
+    Case(
+        "instruction",
+        comfy(n6=encode(f"You are an assistant that draws superior images. <Prompt Start> {RED}")),
+        RED,
+    ),
     Case("qwen edit", comfy(n6=node("TextEncodeQwenImageEdit", prompt=RED, image=["21", 0])), RED),
     Case(
         "combine",

@@ -225,6 +225,11 @@ WEB_UIS = [
         error="no prompt",
     ),
     Case("screenshot", exif("JPEG", {USER_COMMENT: b"ASCII\0\0\0Screenshot"}), error="no prompt"),
+    Case(
+        "editor",
+        exif("JPEG", {0x0131: "GIMP 2.10.36", USER_COMMENT: b"ASCII\0\0\0a comment"}),
+        error="no prompt",
+    ),
     Case("description", exif("JPEG", {DESCRIPTION: "OLYMPUS DIGITAL CAMERA"}), error="no prompt"),
     Case("gimp", lambda path: picture().save(path, "JPEG", comment=b"Created with GIMP"), error="no prompt"),
     Case("nothing", png({"Software": "x"}), error="no prompt"),

@@ -66,10 +66,15 @@ def prompt_of(source: str | os.PathLike | bytes, markup: Markup = "strip", name:
 
 
 def prompt_of_text(text: str, markup: Markup = "strip") -> str:
-    """The prompt in a caption's text: a generator's infotext or JSON is read as such. Raises InputError."""
+    """The prompt in a caption's text: a generator's infotext or JSON is read as such, words stay as they are.
+
+    Raises InputError.
+    """
     try:
         caption, claim = read_text(text)
-        return caption if claim is None else _agreed([claim._replace(place="caption")], [], markup)  # type: ignore[return-value]
+        if claim is not None:
+            return _agreed([claim._replace(place="caption")], [], markup)
+        return caption if caption and caption != text.strip() else text
     except UnclearPrompt as error:
         raise InputError(f"the caption holds no prompt that is certain: {error}") from error
 

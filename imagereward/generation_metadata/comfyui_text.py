@@ -12,6 +12,9 @@ MOST_CHARACTERS = 50_000
 MOST_PIECES = 64
 DYNAMIC = re.compile(r"\{[^{}]*\|[^{}]*\}|__[\w/*.-]+__")
 
+# What Lumina's users write before the prompt, for the language model that encodes it.
+INSTRUCTION = re.compile(r"\AYou are an? .*?<Prompt Start>\s*", re.DOTALL)
+
 Result = TypeVar("Result")
 
 
@@ -118,7 +121,7 @@ class Follower:
         different = {" ".join(text.split()): text for text in texts if text.strip()}
         if len(different) > 1:
             raise UnclearPrompt(f"ComfyUI's {self.name(key)} gave each text encoder another text")
-        return next(iter(different.values()), "").strip()
+        return INSTRUCTION.sub("", next(iter(different.values()), "").strip(), count=1)
 
     def _average(self, key: str) -> list[Piece]:
         """A mixture of two embeddings; it has words of its own only if it is wholly one of them."""

@@ -19,9 +19,10 @@ FIELDS = {
     0x9C9C: "XPComment",
     USER_COMMENT: "UserComment",
 }
-# Exposure time, aperture, sensitivity, time of exposure, focal length, lens: a camera took the picture.
-CAMERA = {0x829A, 0x829D, 0x8827, 0x9003, 0x920A, 0xA434}
-CAMERA_KEY = "camera"  # the key of the entry that says so
+# Software, date, exposure time, aperture, sensitivity, time of exposure, focal length, lens: a camera or an
+# editor wrote the block, not a script that had only a prompt to store.
+CAMERA = {0x0131, 0x0132, 0x829A, 0x829D, 0x8827, 0x9003, 0x920A, 0xA434}
+CAMERA_KEY = "camera or editor"  # the key of the entry that says so
 
 
 def read_exif(read: Read) -> list[Entry]:

@@ -26,8 +26,8 @@ INVOKEAI_FIELDS = {"invokeai_metadata", "sd-metadata", "dream"}
 PREFIX = re.compile(r"(prompt|parameters|workflow):\s*(?=\{)", re.IGNORECASE)
 MEANT_AS_JSON = re.compile(r"\s*(?:\{\s*\"|\[\s*[\"{])")
 LIKE_A_NEGATIVE = re.compile(r"\n-[^\n]*$")
-# What telephones and computers write as user comment of pictures of their screen.
-NO_PROMPT = {"screenshot"}
+# User comments that telephones and image editors write.
+NO_PROMPT = ("screenshot", "created with")
 
 
 def read_claims(entries: Sequence[Entry]) -> tuple[list[Claim], list[str]]:
@@ -92,9 +92,9 @@ def _read(entry: Entry, keys: set[str]) -> Claim | None:
 
 
 def _by_a_script(text: str, keys: set[str]) -> bool:
-    """Whether a user comment in plain words can be a prompt: no camera or telephone wrote the file."""
+    """Whether a user comment in plain words can be a prompt: no camera or editor wrote the file."""
     devices = {"make", "model", CAMERA_KEY}
-    return bool(text.strip()) and text.strip().lower() not in NO_PROMPT and keys.isdisjoint(devices)
+    return bool(text.strip()) and not text.lower().startswith(NO_PROMPT) and keys.isdisjoint(devices)
 
 
 def _novelai_description(entries: Sequence[Entry]) -> list[Claim]:

@@ -138,8 +138,7 @@ def test_webdataset_shards(pairs, models):
                 else:
                     add(archive, f"a/{row:03}.txt", prompts[row].encode())
     _, rows = score(directory, models, source="shards", workers=1)
-    # The text of a shard is read like a caption file beside a picture: without the white space around it.
-    assert right(rows, [prompt.strip() for prompt in prompts], paths)
+    assert right(rows, prompts, paths)
     assert rows[3]["id"] == "a/003"
     assert rows[20]["image"] == f"{directory}/shards/1.tar/a/020.png"
 

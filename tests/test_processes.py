@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +43,8 @@ def reward(pixels, prompts):
 
 register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
 {call}
-print("scored", scored)
+with open(out + ".scored-" + os.environ.get("RANK", "0"), "w") as file:
+    file.write(str(scored))
 """
 
 
@@ -54,17 +54,20 @@ def only_odd_ones(pixels, prompts):
 
 
 def launched(call, directory):
-    """Outputs of one process and of two, and what they printed."""
+    """The output directories of one process and of two."""
     script = directory / "run.py"
     script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), call=call))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    printed = []
     for launcher, output in (([sys.executable], "one"), (TWO_PROCESSES, "two")):
         command = [*launcher, str(script), str(directory / output)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
-        printed.append(result.stdout)
-    return directory / "one", directory / "two", printed
+    return directory / "one", directory / "two"
+
+
+def scored(output):
+    """The images that each process scored with a gradient, by rank (a file each: printed lines interleave)."""
+    return [int(path.read_text()) for path in sorted(output.parent.glob(f"{output.name}.scored-*"))]
 
 
 def check_equal(one, two, steps):
@@ -83,10 +86,10 @@ def check_equal(one, two, steps):
 
 def test_refl_does_half_of_the_work_in_each(tmp_path):
     call = "test_refl.run(out, reward=reward, updates=4, save_every=1, clip=1e6)"
-    one, two, printed = launched(call, tmp_path)
+    one, two = launched(call, tmp_path)
     # After one image to see whether the reward has a gradient.
-    scored = [[int(count) for count in re.findall(r"scored (\d+)", text)] for text in printed]
-    assert scored == [[1 + 4 * 4], [1 + 4 * 2, 1 + 4 * 2]]
+    assert scored(one) == [1 + 4 * 4]
+    assert scored(two) == [1 + 4 * 2, 1 + 4 * 2]
     check_equal(one, two, [1])
     assert (two / "model_index.json").is_file()
     for name, value in weights(two).items():
@@ -96,7 +99,7 @@ def test_refl_does_half_of_the_work_in_each(tmp_path):
 def test_alignprop_takes_unequal_steps_beside_pairs_that_one_alone_has(tmp_path):
     call = """test_refl.run(out, updates=2, clip=1e6, gradient={"steps": "suffix"}, lora={"rank": 2},
         pretraining={"data": "shapes", "pairs": 4, "weight": 0.5, "batch_size": 2})"""
-    one, two, _ = launched(call, tmp_path)
+    one, two = launched(call, tmp_path)
     check_equal(one, two, [1])
 
 
@@ -104,7 +107,7 @@ def test_alignprop_takes_unequal_steps_beside_pairs_that_one_alone_has(tmp_path)
 def test_grpo_with_unequally_much_to_learn(more, tmp_path):
     call = f"""test_grpo.run(out, reward=test_processes.only_odd_ones, updates=1, batch_size=10,
         micro_batch=2, clip=1e6, optimizer_steps=2, window={{"size": 2}}, {more})"""
-    one, two, _ = launched(call, tmp_path)
+    one, two = launched(call, tmp_path)
     check_equal(one, two, [1])
 
 

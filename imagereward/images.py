@@ -1,25 +1,51 @@
 """From whatever a caller calls an image to a decoded one, and many of them to pixels, ahead of the model."""
 
-import contextlib
-import io
 import os
+import re
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import PIL.Image
 import torch
 
+from imagereward.encoded import Encoded, max_pixels, open_encoded, read_file, set_max_pixels
 from imagereward.errors import ImageNotFound, ImageReadError, ImageTypeError, InputError
 from imagereward.preprocess import Preprocess, eight_bits
+
+__all__ = [
+    "ImageLike",
+    "as_list",
+    "check_image",
+    "identity",
+    "is_many",
+    "load_pixels",
+    "max_pixels",
+    "name_of",
+    "read_encoded",
+    "read_image",
+    "set_max_pixels",
+    "size_of",
+]
 
 ImageLike = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray | torch.Tensor
 
 # Up to this many images are decoded in full before the model starts, so that a damaged file costs
 # no model time. At 8 bits and 224 pixels they take 77 MB (four times that for HPS, which pads as float).
 DECODE_AHEAD = 512
+# Characters of a path in messages.
+NAME_LENGTH = 300
+# What an address is, where a path is expected.
+FETCH = "is a URL; this library fetches none: download it first"
+ADDRESSES = {
+    "http": FETCH,
+    "https": FETCH,
+    "file": "is a file: URL; expected a path: take off file:// and undo its %-escapes",
+    "data": "is a data: URL; expected bytes: base64.b64decode(text.partition(',')[2])",
+}
+ELSEWHERE = "is an address ({scheme}:); expected a path on this machine, or bytes: download or mount it first"
 
 
 def is_many(images) -> bool:
@@ -46,38 +72,56 @@ def read_image(image: ImageLike, index: int = 0) -> PIL.Image.Image:
     """Decode one image fully, in its own mode; 16-bit modes are scaled to 8 bits.
 
     Takes a path, encoded bytes, a PIL image, an array [H, W], [H, W, 1|3|4] of uint8, or a tensor
-    [1|3|4, H, W], float in [0, 1] or uint8. Of an animation the first frame counts. Orientation
-    tags are not applied, as in the original.
+    [1|3|4, H, W], float in [0, 1] or uint8. Of an animation the first frame counts. Orientation tags are
+    not applied, as in the original; `orientation.upright` does that.
 
-    Raises ImageNotFound, ImageReadError (empty, damaged, or too large to decode safely: Pillow's
-    `MAX_IMAGE_PIXELS` decides) or ImageTypeError, each naming `index` and the file.
+    Paths and bytes are decoded within the bounds of `imagereward.encoded`; a PIL image that you opened is
+    decoded as it is, whatever its format. Raises ImageNotFound, ImageReadError (empty, damaged, of a format
+    that is not read, over a bound) or ImageTypeError, each naming `index` and the file.
     """
-    where = f"images[{index}]" + (f" ({image})" if isinstance(image, (str, os.PathLike)) else "")
+    where = _where(image, index)
     if isinstance(image, np.ndarray):
         return _from_array(image, where)
     if isinstance(image, torch.Tensor):
         return _from_tensor(image, where)
-    # An image that the caller opened stays open: they may want its next frame.
-    given = contextlib.nullcontext(image) if isinstance(image, PIL.Image.Image) else None
-    with given or _opened(image, where) as opened:
+    if isinstance(image, PIL.Image.Image):  # it stays open: the caller may want its next frame
+        _check_picture(image, where)
         try:
-            opened.load()
+            image.load()
         except Exception as error:  # decoders raise whatever they like on damaged data
             raise ImageReadError(f"{where} is damaged and cannot be decoded: {error}") from error
-        return eight_bits(opened, where)
+        return eight_bits(image, where)
+    with _encoded(image, where) as opened:
+        return eight_bits(opened.decoded(), where)
 
 
 def check_image(image: ImageLike, index: int = 0) -> None:
     """The cheap half of `read_image`: does it exist, is its header an image, is its type known."""
-    where = f"images[{index}]" + (f" ({image})" if isinstance(image, (str, os.PathLike)) else "")
+    where = _where(image, index)
     if isinstance(image, np.ndarray):
         _check_array(image, where)
     elif isinstance(image, torch.Tensor):
         _check_tensor(image, where)
+    elif isinstance(image, PIL.Image.Image):
+        _check_picture(image, where)
     else:
-        opened = _opened(image, where)
-        if opened is not image:
-            opened.close()
+        with _encoded(image, where, header_only=True):
+            pass
+
+
+def size_of(image: str | os.PathLike | bytes, index: int = 0) -> tuple[int, int]:
+    """(width, height) in pixels of a path or encoded bytes, by its header. Raises as `check_image` does."""
+    with _encoded(image, _where(image, index), header_only=True) as opened:
+        return opened.image.size
+
+
+def read_encoded(path: str | os.PathLike, index: int = 0) -> bytes:
+    """The bytes of an image's file, not decoded. Raises ImageNotFound or ImageReadError if it is none."""
+    where = _where(path, index)
+    try:
+        return read_file(path, where)
+    except ImageReadError as error:
+        raise _advised(path, where, error) from error
 
 
 def load_pixels(
@@ -113,50 +157,52 @@ def load_pixels(
             pool.shutdown(cancel_futures=True)
 
 
-def _opened(image, where: str) -> PIL.Image.Image:
-    if isinstance(image, PIL.Image.Image):
-        if 0 in image.size:
-            raise ImageReadError(f"{where} has no pixels: its size is {image.size}")
-        return image
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        if not len(image):
-            raise ImageReadError(f"{where} is empty: 0 bytes")
-        source: io.BytesIO | Path = io.BytesIO(image)
-    elif isinstance(image, (str, os.PathLike)):
-        if str(image).startswith(("http://", "https://")):
-            raise ImageReadError(f"{where} is a URL; this library fetches none: download it first")
-        source = _existing(image, where)
-    else:
+def _where(image, index: int) -> str:
+    """How messages call an image; of a long text, such as a data: URL, only its beginning."""
+    if not isinstance(image, (str, os.PathLike)):
+        return f"images[{index}]"
+    name = os.fspath(image)
+    return f"images[{index}] ({name[:NAME_LENGTH] + '…' if len(name) > NAME_LENGTH else name})"
+
+
+@contextmanager
+def _encoded(image, where: str, header_only: bool = False) -> Iterator[Encoded]:
+    if not isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
         raise ImageTypeError(
             f"{where} is a {type(image).__name__}; expected a path, bytes, a PIL image, "
             "a numpy array [H, W, 3] of uint8 or a torch tensor [3, H, W] in [0, 1]"
         )
-    try:
-        return PIL.Image.open(source)
-    except PIL.Image.DecompressionBombError as error:
-        raise ImageReadError(
-            f"{where} would decode to too many pixels: {error} "
-            "(raise PIL.Image.MAX_IMAGE_PIXELS if you trust it)"
-        ) from error
-    except PIL.UnidentifiedImageError as error:
-        raise ImageReadError(f"{where} is not an image that Pillow can read") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageReadError(f"{where} cannot be read: {error}") from error
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(open_encoded(image, where, header_only))
+        except ImageReadError as error:
+            raise _advised(image, where, error) from error
+        yield opened
 
 
-def _existing(path: str | os.PathLike, where: str) -> Path:
-    try:
-        source = Path(path).expanduser()
-        size = source.stat().st_size
-    except FileNotFoundError as error:
-        raise ImageNotFound(f"{where} does not exist") from error
-    except (OSError, RuntimeError, ValueError) as error:  # too long, no such home, a null byte
-        raise ImageReadError(f"{where} is not a usable path: {error}") from error
-    if source.is_dir():
-        raise ImageReadError(f"{where} is a directory; pass the files in it")
-    if size == 0:
-        raise ImageReadError(f"{where} is empty: 0 bytes")
-    return source
+def _advised(image, where: str, error: ImageReadError) -> ImageReadError:
+    """The error, or a better one for a text that is no path of this machine."""
+    if not isinstance(image, (str, os.PathLike)) or os.path.exists(image):
+        return error
+    text = os.fspath(image)
+    if scheme := address_scheme(text):
+        return ImageReadError(f"{where} {ADDRESSES.get(scheme, ELSEWHERE).format(scheme=scheme)}")
+    if "\\" in text and os.sep == "/":
+        return ImageNotFound(
+            f"{where} does not exist; paths on this system have no backslashes: write a/b.png"
+        )
+    return error
+
+
+def address_scheme(text: str) -> str | None:
+    """`https` of `https://…`, `data` of `data:…`; None for what may be a path."""
+    found = re.match(r"(?:(data):|([A-Za-z][A-Za-z0-9+.-]+):/)", text)
+    return (found[1] or found[2]).lower() if found else None
+
+
+def _check_picture(image: PIL.Image.Image, where: str) -> None:
+    if 0 in image.size:
+        raise ImageReadError(f"{where} has no pixels: its size is {image.size}")
 
 
 def _check_array(array: np.ndarray, where: str) -> None:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import PIL.Image
 
+from imagereward.encoded import max_pixels
 from imagereward.errors import ImageReadError, InputError
+from imagereward.orientation import upright
 
 if TYPE_CHECKING:  # imported where it is used: the registry of scorers, all facts, is listed without it
     import torch
@@ -37,6 +39,9 @@ class Preprocess:
     - `"transformers"`: convert to RGB first; crop offsets rounded down. PickScore.
     - `"pad"`: convert to RGB, resize the *long* side as float, pad with black to a square. HPS.
 
+    `apply_exif_rotation` turns a picture as its EXIF orientation says before anything else; the originals do
+    not, so a photo taken upright may be scored lying on its side.
+
     Calling it on a PIL image gives the normalised float32 tensor [3, size, size].
     """
 
@@ -44,6 +49,7 @@ class Preprocess:
     recipe: Literal["clip", "transformers", "pad"] = "clip"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    apply_exif_rotation: bool = False
 
     def __post_init__(self) -> None:
         if self.recipe not in ("clip", "transformers", "pad"):
@@ -53,22 +59,26 @@ class Preprocess:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(isinstance(value, (int, float)) for value in values):
                 raise InputError(f"{name}={values!r}: expected three numbers")
+        if not isinstance(self.apply_exif_rotation, bool):
+            raise InputError(f"apply_exif_rotation={self.apply_exif_rotation!r}: expected true or false")
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
         return self.normalize(self.pixels(eight_bits(image, "image"))[None])[0]
 
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
         """The exact path: a PIL image to [3, size, size], uint8 where the recipe rounds."""
+        if self.apply_exif_rotation:
+            image = upright(image)
         if self.recipe == "pad":
             return self.resize(_to_tensor(image.convert("RGB"))[None].float() / 255)[0]
         if self.recipe == "transformers":
             image = image.convert("RGB")
         height, width = self._short_side(image.height, image.width)
-        if height * width > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+        if height * width > max_pixels():
             raise ImageReadError(
                 f"an image of {image.width} x {image.height} is too narrow: with its short side at "
                 f"{self.size} it would have {height * width} pixels "
-                "(raise PIL.Image.MAX_IMAGE_PIXELS if you trust it)"
+                "(if you trust it, raise the limit with --max-pixels or imagereward.images.set_max_pixels())"
             )
         from torchvision.transforms import v2
 
@@ -129,15 +139,22 @@ def eight_bits(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageReadError(f"{where} has grey values {values.min()}..{values.max()}; expected 0..65535")
-        return PIL.Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        return _grey((values * 255 + 32767) // 65535, image)
     if image.mode in ("La", "RGBa"):  # premultiplied alpha, which Pillow cannot convert to RGB
         return image.convert(image.mode.upper())
     if image.mode == "F":
         values = np.asarray(image)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise ImageReadError(f"{where} has float values outside [0, 1]")
-        return PIL.Image.fromarray(np.rint(values * 255).astype(np.uint8))
+        return _grey(np.rint(values * 255), image)
     return image
+
+
+def _grey(values_H_W: np.ndarray, image: PIL.Image.Image) -> PIL.Image.Image:
+    """A grey picture of these values in 0..255, with the EXIF block of `image`: its orientation is there."""
+    grey = PIL.Image.fromarray(values_H_W.astype(np.uint8))
+    grey.info = {name: value for name, value in image.info.items() if name == "exif"}
+    return grey
 
 
 def _to_tensor(image: PIL.Image.Image) -> torch.Tensor:

@@ -569,7 +569,7 @@ def test_a_url_is_refused_with_advice(read, url):
 def test_a_decompression_bomb_is_refused_with_advice(read, tmp_path, monkeypatch):
     path = write(tmp_path, noisy(40, 40), "bomb.png")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageReadError, match=r"images\[3\] .*bomb\.png.*MAX_IMAGE_PIXELS"):
+    with pytest.raises(ImageReadError, match=r"images\[3\] .*bomb\.png.*set_max_pixels"):
         read(path, 3)
 
 

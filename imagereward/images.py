@@ -3,7 +3,7 @@
 import os
 import re
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
@@ -17,10 +17,12 @@ from imagereward.preprocess import Preprocess, eight_bits
 
 __all__ = [
     "ImageLike",
+    "address_scheme",
     "as_list",
     "check_image",
     "identity",
     "is_many",
+    "listed",
     "load_pixels",
     "max_pixels",
     "name_of",
@@ -56,6 +58,13 @@ def is_many(images) -> bool:
 def as_list(images) -> list:
     """One image or many to a list."""
     return list(images) if is_many(images) else [images]
+
+
+def listed(images) -> list:
+    """One image or many, or any iterable of them, to a list: [H, W, 3] is one image and not H of them."""
+    single = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, PIL.Image.Image))
+    array = hasattr(images, "ndim")
+    return as_list(images) if single or array or not isinstance(images, Iterable) else list(images)
 
 
 def name_of(image: ImageLike, index: int) -> str:
@@ -185,6 +194,8 @@ def _advised(image, where: str, error: ImageReadError) -> ImageReadError:
     if not isinstance(image, (str, os.PathLike)) or os.path.exists(image):
         return error
     text = os.fspath(image)
+    if isinstance(image, os.PathLike):  # pathlib makes one slash of two
+        text = re.sub(":/(?!/)", "://", text, count=1)
     if scheme := address_scheme(text):
         return ImageReadError(f"{where} {ADDRESSES.get(scheme, ELSEWHERE).format(scheme=scheme)}")
     if "\\" in text and os.sep == "/":
@@ -195,8 +206,8 @@ def _advised(image, where: str, error: ImageReadError) -> ImageReadError:
 
 
 def address_scheme(text: str) -> str | None:
-    """`https` of `https://…`, `data` of `data:…`; None for what may be a path."""
-    found = re.match(r"(?:(data):|([A-Za-z][A-Za-z0-9+.-]+):/)", text)
+    """`https` of `https://…`, `data` of `data:…,…`; None for what may be a path."""
+    found = re.match(r"(?:(data):[^,]*,|([A-Za-z][A-Za-z0-9+.-]+)://)", text, re.IGNORECASE)
     return (found[1] or found[2]).lower() if found else None
 
 

@@ -33,6 +33,7 @@ def load(
     max_length: int | None = None,
     compile: bool = False,
     local_files_only: bool = False,
+    apply_exif_rotation: bool | None = None,
 ) -> Scorer:
     """Load a scorer, in evaluation mode and with frozen weights.
 
@@ -49,6 +50,8 @@ def load(
     max_length        prompt tokens to read: up to 512 for BLIP kinds (released: 35), 77 for CLIP kinds
     compile           put the towers through torch.compile: slow first call, faster ones after
     local_files_only  never touch the network
+    apply_exif_rotation   turn photos as their EXIF orientation says before they are scored; default: as the
+                      scorer was saved, which for released ones is no, as in the originals
 
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
@@ -62,6 +65,9 @@ def load(
         config = _with_med_config(config, med)
     if max_length is not None:
         config = replace(config, max_length=max_length)
+    if apply_exif_rotation is not None:
+        preprocess = replace(config.preprocess, apply_exif_rotation=apply_exif_rotation)
+        config = replace(config, preprocess=preprocess)
     scorer = assemble(config, _merged(sources), device, dtype, " + ".join(str(p) for _, p in sources))
     scorer.name = label
     scorer.files = {file.prefix: path.resolve() for file, path in sources}

@@ -13,6 +13,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
+SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp64": "float64"}
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:
@@ -49,10 +50,10 @@ def unrounded(exact: Exact) -> Iterator[None]:
 
 
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    """The dtype of that name; None is float32. InputError if it is none of `DTYPES`."""
+    """The dtype of that name, of `DTYPES` or `SHORT`; None is float32. InputError if there is none."""
     if dtype is None:
         return torch.float32
-    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    wanted = DTYPES.get(SHORT.get(name := dtype.lower(), name)) if isinstance(dtype, str) else dtype
     if wanted is None or wanted not in DTYPES.values():
-        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype={dtype!r}: expected one of {', '.join([*DTYPES, *SHORT])}")
     return wanted

@@ -12,14 +12,13 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from imagereward.errors import ImageRewardError, InputError, RemoteError, listing
-from imagereward.images import ImageLike, check_image, identity, name_of, read_image
+from imagereward.images import ImageLike, check_image, identity, name_of, read_encoded, read_image
 from imagereward.verbs import Rows, Scored
 
 # Modes that the formats hold as they are; what Pillow has besides is rare and not worth a format
@@ -134,7 +133,7 @@ def form(rows: Rows, part: Part, model: str, most_bytes: int) -> dict[str, Any]:
 def encode(image: ImageLike, index: int) -> bytes:
     """The image without loss: a file as it is, anything else as PNG (print colours as TIFF)."""
     if isinstance(image, (str, os.PathLike)):
-        return Path(image).expanduser().read_bytes()
+        return read_encoded(image, index)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     picture = read_image(image, index)

@@ -90,7 +90,7 @@ def saved_as(format: str) -> bytes:
         (b'{"prompt": "a", "images": [1]}', 422, "images[0]: is a int"),
         (b'{"prompt": "a", "images": ["/etc/passwd"]}', 422, "images[0]: is not base64"),
         (b'{"prompt": "a", "images": ["http://127.0.0.1/a.png"]}', 422, "images[0]: is not base64"),
-        (b'{"prompt": "a", "images": [""]}', 422, "images[0] is no image"),
+        (b'{"prompt": "a", "images": [""]}', 422, "images[0] is empty"),
         (b'{"prompt": "a", "images": ["AAAA"], "promt": "a"}', 422, "promt: Extra inputs"),
         (json.dumps({"prompt": "a", "images": [IMAGE], "model": "Clip"}).encode(), 404, "there are: CLIP"),
         (json.dumps({"prompt": "a", "images": [IMAGE], "model": ["CLIP"]}).encode(), 422, "model"),

@@ -1,16 +1,13 @@
 """Images of parts, read, decoded and resized in worker processes ahead of the model."""
 
 import hashlib
-import io
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
-import PIL.Image
 from torch.utils.data import DataLoader, Dataset
 
 from imagereward.bulk.cache import FeatureReader
@@ -18,7 +15,7 @@ from imagereward.bulk.rows import Image, Part
 from imagereward.bulk.stored import Stored
 from imagereward.errors import ImageRewardError
 from imagereward.generation_metadata import Markup, prompt_of
-from imagereward.images import check_image, read_image
+from imagereward.images import check_image, read_encoded, read_image, size_of
 from imagereward.preprocess import Preprocess
 
 # Images in one message from a worker: few enough to keep all workers busy at the end of a part.
@@ -71,9 +68,9 @@ class Loader(Dataset):
             source = wish.image.read() if isinstance(wish.image, Stored) else wish.image
             if self.digests:
                 check_image(source, wish.number)
-                loaded.digest = _digest(source)
+                loaded.digest = _digest(source, wish.number)
                 if use_cache and self.features and loaded.digest in self.features:
-                    loaded.width, loaded.height = _size(source)
+                    loaded.width, loaded.height = size_of(source, wish.number)
             if loaded.width is None:
                 image = read_image(source, wish.number)
                 loaded.width, loaded.height = image.size
@@ -142,14 +139,5 @@ def _as_it_is(loaded: list[Loaded]) -> list[Loaded]:
     return loaded
 
 
-def _digest(source: str | bytes) -> bytes:
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).digest()
-    with open(Path(source).expanduser(), "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
-
-
-def _size(source: str | bytes) -> tuple[int, int]:
-    place = io.BytesIO(source) if isinstance(source, bytes) else Path(source).expanduser()
-    with PIL.Image.open(place) as image:
-        return image.size
+def _digest(source: str | bytes, number: int) -> bytes:
+    return hashlib.sha256(source if isinstance(source, bytes) else read_encoded(source, number)).digest()

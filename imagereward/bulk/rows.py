@@ -11,6 +11,7 @@ from imagereward.bulk.sources import Source
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError, listing
 from imagereward.generation_metadata import Markup, prompt_of_text
+from imagereward.images import address_scheme
 
 Image = str | bytes | Stored  # a path, an encoded image, or where in an archive one is
 
@@ -142,7 +143,7 @@ def _image(value: Any, images: Path) -> tuple[Image | None, str | None, str | No
     if isinstance(value, Stored):
         return value, as_text(value), None
     if isinstance(value, str) and value:
-        path = value if value.startswith(("http://", "https://")) else os.path.join(images, value)
+        path = value if address_scheme(value) else os.path.join(images, value)
         return path, as_text(path), None
     return None, None, f"the row has no image: expected a path or bytes, found {type(value).__name__}"
 

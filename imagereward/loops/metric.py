@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from imagereward.errors import ImageRewardError, InputError
+from imagereward.images import listed
 from imagereward.verbs import Verbs
 
 try:
@@ -35,8 +36,11 @@ class RewardMetric(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, images: Any, prompts: str | Sequence[str]) -> None:
-        """Score B images, a list or a tensor [B, 3, H, W] in [0, 1], with B prompts or one for all."""
-        images = list(images)
+        """Score B images, a list or a tensor [B, 3, H, W] in [0, 1], with B prompts or one for all.
+
+        One image alone, of any kind that `score` takes, is a batch of one.
+        """
+        images = listed(images)
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if not images:
             raise InputError("no images: expected at least one")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from imagereward.errors import InputError
+from imagereward.images import listed
 from imagereward.verbs import Verbs
 
 
@@ -15,7 +16,7 @@ def ddpo_reward(scorer: Verbs) -> Callable[..., tuple[list[float], dict]]:
     """
 
     def reward(images: Any, prompts: Sequence[str], metadata: Any = None) -> tuple[list[float], dict]:
-        return scorer.score_pairs(list(prompts), list(images)), {}
+        return scorer.score_pairs(list(prompts), listed(images)), {}
 
     return _named(reward, scorer)
 

@@ -1,21 +1,16 @@
 """From what a request holds of images to pixels, within limits. Runs in threads beside the event loop."""
 
-import functools
 import io
 from collections.abc import Sequence
 
 import numpy as np
-import PIL.Image
 import torch
 
 from imagereward.errors import ImageRewardError
-from imagereward.images import read_image
+from imagereward.images import read_image, size_of
 from imagereward.preprocess import Preprocess
 from imagereward.serve.limits import Limits, Refused
 
-# Of all that Pillow reads, what generators and cameras write. Others run programs (EPS) or are rarely
-# tested with hostile input.
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER = 1024  # bytes; numpy writes 128
 
@@ -30,10 +25,10 @@ def decode(
     decoded, faults, pixels = [], {}, 0
     for index, image in enumerate(images):
         try:
-            picture = _opened(image)
-            pixels += picture.width * picture.height
-            _check_pixels(index, picture, pixels, limits)
-            picture = read_image(picture, index)
+            height, width = image.shape[:2] if isinstance(image, np.ndarray) else size_of(image, index)[::-1]
+            pixels += width * height
+            _check_pixels(index, width, height, pixels, limits)
+            picture = read_image(image, index)
             decoded.append(tuple(preprocess.pixels(picture) for preprocess in preprocesses))
         except (ImageRewardError, ValueError) as error:
             faults[index] = str(error).removeprefix(f"images[{index}] ")
@@ -64,30 +59,9 @@ def array_of(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def _opened(image: bytes | np.ndarray) -> PIL.Image.Image:
-    """The image with its header read; ValueError, without the place in the request, if it is none."""
-    if isinstance(image, np.ndarray):
-        return read_image(image)
-    try:
-        return PIL.Image.open(io.BytesIO(image), formats=_formats())
-    except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"would decode to too many pixels: {error}") from error
-    except PIL.UnidentifiedImageError as error:
-        raise ValueError(f"is no image in a format that is read here ({', '.join(_formats())})") from error
-    except Exception as error:  # decoders raise whatever they like on damaged data
-        raise ValueError(f"cannot be read: {error}") from error
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    """Those that this Pillow was built with."""
-    PIL.Image.init()
-    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
-
-
-def _check_pixels(index: int, picture: PIL.Image.Image, total: int, limits: Limits) -> None:
-    size = f"{picture.width} x {picture.height}"
-    if picture.width * picture.height > limits.image_pixels:
+def _check_pixels(index: int, width: int, height: int, total: int, limits: Limits) -> None:
+    size = f"{width} x {height}"
+    if width * height > limits.image_pixels:
         reason = f"has {size} pixels; at most {limits.image_pixels} are read here"
         raise Refused(413, f"images[{index}] {reason}", images={index: reason})
     if total > limits.request_pixels:

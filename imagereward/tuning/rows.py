@@ -11,6 +11,7 @@ import PIL.Image
 
 from imagereward.errors import ImageReadError, ImageTypeError, InputError
 from imagereward.images import ImageLike, read_image
+from imagereward.orientation import upright
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def prompts_of(rows: Sequence[Row]) -> list[str]:
 
 
 def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image.Image]:
-    """The pictures that `inputs` names ("image", "mask"), decoded.
+    """The pictures that `inputs` names ("image", "mask"), decoded and turned as their EXIF orientation says.
 
+    diffusers.utils.load_image turns them too. Sizes are compared after that.
     Raises InputError, naming the row by `where`, for one that is missing or unreadable, and for a mask that
     is not of the image's size.
     """
@@ -57,7 +59,7 @@ def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image
         if picture is None:
             raise InputError(f"{where} has no {name}: this model takes {', '.join(('prompt', *inputs))}")
         try:
-            found.append(read_image(picture))
+            found.append(upright(read_image(picture)))
         except (ImageReadError, ImageTypeError) as error:
             of = f" {os.fspath(picture)}" if isinstance(picture, str | os.PathLike) else ""
             raise InputError(f"{where}: its {name}{of} cannot be read: {error}") from error

@@ -1,15 +1,21 @@
 """What defines a scorer's numbers, apart from its weights."""
 
 import difflib
+import json
 import math
 import operator
+import re
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from imagereward.errors import InputError
 from imagereward.preprocess import Preprocess
 
 TOKENIZATIONS = ("open_clip", "transformers")
+JSON_BYTES, JSON_LEVELS = 2**20, 32
+# Numbers in an architecture that cost time or memory while its network is laid out.
+LARGEST = {"layers": 1000, "depth": 1000, "context_length": 4096}
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class ScorerConfig:
             raise InputError(f"std={self.std!r}, scaled={self.scaled!r}: expected above 0, and a boolean")
         if self.tokenization not in TOKENIZATIONS:
             raise InputError(f"tokenization={self.tokenization!r}: expected {' or '.join(TOKENIZATIONS)}")
+        check_sizes(self.architecture)
 
     def to_dict(self) -> dict:
         """Plain values, as `config.json` holds them."""
@@ -59,6 +66,35 @@ class ScorerConfig:
         for key in {"mean", "std"} & preprocess.keys():
             preprocess[key] = tuple(preprocess[key])
         return strict(cls, {**values, "preprocess": strict(Preprocess, preprocess)})
+
+
+def read_json(path: Path) -> Any:
+    """The values in a JSON file of at most 1 MiB and 32 levels; ValueError for others, OSError."""
+    with open(path, "rb") as stream:
+        data = stream.read(JSON_BYTES + 1)
+    if len(data) > JSON_BYTES:
+        raise InputError(f"{path} has more than {JSON_BYTES} bytes; a scorer's config has about 1000")
+    text = data.decode("utf-8")
+    level = 0
+    for bracket in re.findall(r"[\[{\]}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
+        level += 1 if bracket in "[{" else -1
+        if level > JSON_LEVELS:
+            raise InputError(f"{path} is nested more than {JSON_LEVELS} levels deep")
+    return json.loads(text)
+
+
+def check_sizes(architecture: Any) -> None:
+    """InputError for a network whose size, as a config from elsewhere says it, nobody has trained.
+
+    Building one takes time and memory before any weight is looked at.
+    """
+    if not isinstance(architecture, dict):
+        return
+    for name, value in architecture.items():
+        check_sizes(value)
+        numbers = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, int)]
+        if numbers and max(numbers) > (most := LARGEST.get(name, 2**24)):
+            raise InputError(f"architecture: {name}={value!r}; expected at most {most}")
 
 
 def whole_number(name: str, value, least: int, most: int | None = None) -> int:

@@ -239,7 +239,7 @@ def _opened(stream: BinaryIO, where: str, header_only: bool) -> Encoded:
 def _explained(error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):
         read = ", ".join(formats())
-        return f"is not an image in a format that is read here ({read}), or its header is damaged"
+        return f"is no image in a format that is read here ({read}), or its header is damaged"
     return str(error) if isinstance(error, ImageReadError) else f"cannot be read: {error}"
 
 

@@ -1,22 +1,18 @@
-"""From a file's name to a verified local file, and from a local file to a state dict."""
+"""From a file's name to a verified local file."""
 
 import contextlib
 import hashlib
 import os
 import tempfile
 import urllib.request
-import zipfile
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
-import safetensors.torch
-import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from tqdm import tqdm
 
-from imagereward.errors import CheckpointError, DownloadError, listing
+from imagereward.errors import CheckpointError, DownloadError
 from imagereward.registry import ASSETS, File
 
 # The original's cache: files that it downloaded are found and used.
@@ -27,15 +23,16 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
     """The local path of a registry file, downloaded if it is nowhere on this machine.
 
     Looked for in `download_root` (default `~/.cache/ImageReward`), then in the hub cache, then
-    downloaded: into `download_root` if given. What arrives is checked against the registry's sha256
-    where it has one, and a wrong file is removed; a file that you put into `download_root` yourself is
-    taken as it is. Raises DownloadError, which says what was tried.
+    downloaded: into `download_root` if given. Where the registry has the sha256, every file is checked
+    against it: a wrong download is removed (DownloadError, which says what was tried), and a wrong file that
+    you put there yourself is a CheckpointError. A verdict is remembered until the file changes, so that the
+    second load of 1.8 GB does not spend the 1 to 5 seconds again.
     """
     if file.packaged:
         return ASSETS / file.name
     root = Path(download_root or CACHE).expanduser()
-    if (root / file.name).is_file():
-        return root / file.name
+    if _is_file(root / file.name):
+        return _as_released(root / file.name, file)
     tried = []
     for repo in file.hub:
         cached = try_to_load_from_cache(repo, file.name)
@@ -67,7 +64,7 @@ def _download(repo: str, file: File, root: str | os.PathLike | None, local_files
     with _temporary_in(root) as directory:  # under its final name only once it is verified
         path = fetch_from_hub(repo, file.name, directory)
         _check_hash(path, file)
-        return path.replace(root / file.name)
+        return _put(path, root / file.name, file)
 
 
 def fetch_from_hub(
@@ -118,8 +115,7 @@ def fetch_from_url(url: str, target: Path, file: File | None = None) -> Path:
             raise DownloadError(f"{url}: broke off after {partial.stat().st_size} of {size} bytes")
         if file:
             _check_hash(partial, file)
-        os.replace(partial, target)
-    return target
+        return _put(partial, target, file)
 
 
 def sha256_of(path: Path) -> str:
@@ -136,18 +132,71 @@ def _temporary_in(root: Path) -> tempfile.TemporaryDirectory:
         raise DownloadError(f"downloads cannot be put into {root}: {error}") from error
 
 
+def _put(path: Path, target: Path, file: File | None) -> Path:
+    """Give a download, which was checked, its final name."""
+    try:
+        os.replace(path, target)
+    except OSError as error:
+        raise DownloadError(f"the download cannot be put at {target}: {error}") from error
+    if file:
+        _remember(target, file)
+    return target
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a directory that may not be searched
+        raise DownloadError(f"{path} cannot be looked for: {error}; pass another download_root=") from error
+
+
 def _verified(path: Path, file: File) -> Path:
     """`path`, a file of the hub cache, hashed unless it was found right before and has not changed."""
-    if file.sha256:
-        note = CACHE.expanduser() / ".verified" / file.sha256
-        status = path.stat()
-        state = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
-        if not (note.is_file() and note.read_text() == state):
-            _check_hash(path, file)
-            with contextlib.suppress(OSError):  # a home that cannot be written costs a hash a load
-                note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(state)
+    if file.sha256 and not _is_remembered(path, file):
+        _check_hash(path, file)
+        _remember(path, file)
     return path
+
+
+def _as_released(path: Path, file: File) -> Path:
+    """`path`, a file that was there already under a released file's name. Raises CheckpointError."""
+    if not file.sha256 or _is_remembered(path, file):
+        return path
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    if found != file.sha256:
+        raise CheckpointError(
+            f"{path} is not the released {file.name}: its sha256 is {found}, that of the released file "
+            f"{file.sha256}. Load it as what it is, by its path: imagereward.load({str(path)!r}). For the "
+            "released file, remove this one or pass another download_root="
+        )
+    _remember(path, file)
+    return path
+
+
+def _note(path: Path, file: File) -> tuple[Path, str]:
+    """Where it is noted that this file has the right hash, and the state of the file for which it holds."""
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+    now = path.stat()
+    state = f"{path.resolve()} {now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino}"
+    return CACHE.expanduser() / ".verified" / f"{file.sha256}-{place}", state
+
+
+def _is_remembered(path: Path, file: File) -> bool:
+    note, state = _note(path, file)
+    with contextlib.suppress(OSError, ValueError):
+        return note.read_text(encoding="utf-8", errors="surrogateescape") == state
+    return False
+
+
+def _remember(path: Path, file: File) -> None:
+    if file.sha256:
+        note, state = _note(path, file)
+        with contextlib.suppress(OSError):  # a home that cannot be written costs a hash a load
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(state, encoding="utf-8", errors="surrogateescape")
 
 
 def _check_hash(path: Path, file: File) -> None:
@@ -163,52 +212,3 @@ def _check_hash(path: Path, file: File) -> None:
 
 def _offline(local_files_only: bool) -> bool:
     return local_files_only or constants.HF_HUB_OFFLINE
-
-
-def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors`, `.pt` or `.pth` file by name, mapped from disk where possible.
-
-    Takes a state dict as it is, or under `model`, `state_dict` or `module`; a `module.` that
-    data-parallel training left before every name is taken off. Never runs code from the file.
-    Raises CheckpointError for anything else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
-    try:
-        read = safetensors.torch.load_file if path.suffix == ".safetensors" else _read_torch
-        state: Any = read(path)
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged file can make the readers raise anything
-        raise CheckpointError(
-            f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is damaged, "
-            f"half-downloaded, or holds more than tensors ({type(error).__name__}: {str(error)[:200]})"
-        ) from error
-    for container in ("model", "state_dict", "module"):
-        if isinstance(state, dict) and isinstance(state.get(container), dict):
-            state = state[container]
-    if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"checkpoint {path} holds no state dict")
-    others = [
-        name
-        for name, value in state.items()
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
-    ]
-    if others:
-        raise CheckpointError(f"checkpoint {path}: not tensors: {listing(others)}")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return dict(state)
-
-
-def _read_torch(path: Path):
-    mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
-    if mapped:
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise CheckpointError(
-                    f"checkpoint {path} is a TorchScript archive, which holds code; "
-                    "use the same weights as a state dict or safetensors"
-                )
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

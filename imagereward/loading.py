@@ -1,7 +1,6 @@
 """load(): from a name, a file, a directory or a hub id to a Scorer that is ready to score."""
 
 import difflib
-import json
 import os
 import re
 from dataclasses import asdict, replace
@@ -10,13 +9,14 @@ from pathlib import Path
 import torch
 
 from imagereward import hub
-from imagereward.config import ScorerConfig, whole_number
+from imagereward.config import ScorerConfig, read_json, whole_number
 from imagereward.errors import CheckpointError, DeviceError, ImageRewardError, InputError, listing
 from imagereward.models import model_class
-from imagereward.precision import resolve_dtype
+from imagereward.precision import DTYPES, on_cpu, resolve_dtype
 from imagereward.registry import REGISTRY, File
 from imagereward.saving import CONFIG_FILE, WEIGHTS_FILE
 from imagereward.scorer import Scorer
+from imagereward.state_dicts import read_state_dict
 
 # A buffer that old transformers saved and no model needs.
 LEGACY_BUFFER = "embeddings.position_ids"
@@ -60,7 +60,8 @@ def load(
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 2)
     med = None if med_config is None else _read_med_config(Path(med_config))
-    label, config, sources = _located(os.fspath(name), kind, download_root, local_files_only)
+    with on_cpu():
+        label, config, sources = _located(os.fspath(name), kind, download_root, local_files_only)
     if med is not None:
         config = _with_med_config(config, med)
     if max_length is not None:
@@ -68,7 +69,8 @@ def load(
     if apply_exif_rotation is not None:
         preprocess = replace(config.preprocess, apply_exif_rotation=apply_exif_rotation)
         config = replace(config, preprocess=preprocess)
-    scorer = assemble(config, _merged(sources), device, dtype, " + ".join(str(p) for _, p in sources))
+    with on_cpu():
+        scorer = assemble(config, _merged(sources), device, dtype, " + ".join(str(p) for _, p in sources))
     scorer.name = label
     scorer.files = {file.prefix: path.resolve() for file, path in sources}
     if compile:
@@ -108,6 +110,11 @@ def assemble(
             f"{name} {tuple(state[name].shape)}, expected {tuple(value.shape)}"
             for name, value in expected.items()
             if name in state and state[name].shape != value.shape
+        ],
+        "no floating-point numbers": [
+            f"{name} {value.dtype}"
+            for name, value in state.items()
+            if name in expected and value.dtype not in DTYPES.values()
         ],
     }
     if any(faults.values()):
@@ -192,7 +199,7 @@ def _fetched(name: str, where) -> list[tuple[File, Path]]:
 def _merged(sources: list[tuple[File, Path]]) -> dict[str, torch.Tensor]:
     merged = {}
     for file, path in sources:
-        state = hub.read_state_dict(path)
+        state = read_state_dict(path)
         if file.transformers_names and any(name.startswith("vision_model.") for name in state):
             from imagereward.models.clip import from_transformers
 
@@ -210,13 +217,13 @@ def _released_format(path: Path, kind: str | None, where) -> tuple[ScorerConfig,
     if kind not in REGISTRY:
         raise InputError(f"kind={kind!r}: expected one of {', '.join(REGISTRY)}")
     *others, last = REGISTRY[kind].files
-    if others and any(name.startswith(others[0].prefix) for name in hub.read_state_dict(path)):
+    if others and any(name.startswith(others[0].prefix) for name in read_state_dict(path)):
         return REGISTRY[kind].config, [(File(path.name), path)]
     return REGISTRY[kind].config, [*((file, hub.fetch(file, *where)) for file in others), (last, path)]
 
 
 def _kind_of(path: Path) -> str:
-    state = hub.read_state_dict(path)
+    state = read_state_dict(path)
     for key, kind in (
         ("blip.vision_proj.weight", "ImageReward-v1.0" if "mlp.layers.0.weight" in state else "BLIP"),
         ("vision_proj.weight", "BLIP"),
@@ -250,14 +257,14 @@ def _read_config(path: Path) -> ScorerConfig:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: expected a directory written by save_pretrained")
     try:
-        return ScorerConfig.from_dict(json.loads(path.read_text())["scorer"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return ScorerConfig.from_dict(read_json(path)["scorer"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} does not describe a scorer: {error}") from error
 
 
 def _read_med_config(path: Path) -> dict:
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"med_config {path} cannot be read: {error}") from error
     if not isinstance(values, dict):

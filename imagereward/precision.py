@@ -1,7 +1,7 @@
 """In what precision numbers are kept and computed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -14,6 +14,11 @@ DTYPES = {
     "float64": torch.float64,
 }
 SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp64": "float64"}
+
+
+def on_cpu() -> AbstractContextManager:
+    """Within, tensors made without saying where are on the CPU, whatever torch's default device is."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:

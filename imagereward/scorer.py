@@ -17,7 +17,7 @@ from torch import nn
 from imagereward.config import ScorerConfig, whole_number
 from imagereward.engine import check_finite, score_rows
 from imagereward.errors import InputError
-from imagereward.precision import full_precision
+from imagereward.precision import full_precision, on_cpu
 from imagereward.preprocess import Preprocess
 from imagereward.saving import push, save
 from imagereward.verbs import Result, Rows, Scored, Verbs, diagonal, prompt_list, warn_truncated
@@ -159,7 +159,7 @@ class Scorer(Verbs, nn.Module):
         self._warn_truncated(*self.reading(list(dict.fromkeys(prompts))))
         size = self._batch_size(batch_size)
         parts = []
-        with self.evaluating():
+        with self.evaluating(), on_cpu():
             for start in range(0, count, size):
                 part = pixels[start : start + size].to(self.device)
                 features = self.encode_pixels([p.resize(full_precision(part)) for p in self.preprocesses])
@@ -194,10 +194,11 @@ class Scorer(Verbs, nn.Module):
         *,
         head: Callable | None = None,
     ) -> Result:
-        tokens, truncated = self.reading(rows.prompts)
-        self._warn_truncated(tokens, truncated)
-        scores = score_rows(self, *rows, self._batch_size(batch_size), head or self.head)
-        return finish(Scored(scores, tokens, truncated))
+        with on_cpu():
+            tokens, truncated = self.reading(rows.prompts)
+            self._warn_truncated(tokens, truncated)
+            scores = score_rows(self, *rows, self._batch_size(batch_size), head or self.head)
+            return finish(Scored(scores, tokens, truncated))
 
     def encode_pixels(self, batches: list[torch.Tensor]):
         """Pixels in [0, 1] (or 8-bit), one batch per preprocess, to image features."""

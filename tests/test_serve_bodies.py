@@ -139,7 +139,7 @@ def test_rows_that_cannot_be_are_refused(url, fields, status, reason):
         (huge_png(0, 10), 422, "images[1]"),
         (png(PIL.Image.new("RGB", (101, 100))), 413, "101 x 100 pixels"),
         (saved_as("EPS"), 422, "is no image in a format that is read here"),
-        (saved_as("PPM"), 422, "is no image in a format that is read here"),
+        (saved_as("PCX"), 422, "is no image in a format that is read here"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "is no image"),
         (b"\x93NUMPY", 400, "no .npy file"),
     ],

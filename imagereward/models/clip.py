@@ -29,6 +29,9 @@ class CLIPBase(Scorer):
         super().__init__(config)
         architecture = config.architecture
         if isinstance(architecture, str):
+            # get_model_config would also read from the disk ("local-dir:...") and the hub ("hf-hub:...").
+            if architecture not in open_clip.list_models():
+                raise InputError(f"architecture={architecture!r}: expected a name of open_clip.list_models()")
             architecture = open_clip.get_model_config(architecture)
         _refuse_references(architecture)
         self.clip_model = open_clip.CLIP(**architecture)

@@ -15,12 +15,12 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
-from imagereward.hub import read_state_dict
 from imagereward.models.blip import BLIPShape
 from imagereward.models.imagereward import ImageReward
 from imagereward.precision import DTYPES
 from imagereward.preprocess import Preprocess
 from imagereward.saving import WEIGHTS_FILE
+from imagereward.state_dicts import read_state_dict
 from imagereward.tuning.config import build
 from imagereward.tuning.data import (
     PairedImages,

@@ -10,7 +10,6 @@ of 255 at most on smooth pictures.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 

@@ -40,8 +40,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"checkpoint {path}: not tensors: {listing(others)}")
     if others := [name for name, value in state.items() if not _holds_numbers(value)]:
         raise CheckpointError(
-            f"checkpoint {path}: expected plain tensors that hold their numbers; sparse, quantized, or of the "
-            f"meta device: {listing(others)}. Save them dense, from the CPU"
+            f"checkpoint {path}: expected plain tensors that hold their numbers; sparse, quantized or "
+            f"of the meta device: {listing(others)}. Save them dense, from the CPU"
         )
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}

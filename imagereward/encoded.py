@@ -19,7 +19,6 @@ import io
 import math
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import BinaryIO
 
 import PIL.Image
 
+from imagereward.bounded import READS, READS_AT_LEAST, Bounded, Deadline
 from imagereward.errors import ImageNotFound, ImageReadError, InputError
 from imagereward.stripping import strip_for
 
@@ -40,7 +40,6 @@ MAX_PIXELS_VARIABLE = "IMAGEREWARD_MAX_PIXELS"
 MOST_SCANS = 256
 # A progressive JPEG takes 0.03 microseconds a pixel, PNG and WebP less, on a CPU of 2020.
 SECONDS, SECONDS_PER_PIXEL = 5.0, 1.5e-7
-READS, READS_AT_LEAST = 4, 2**20
 BYTES_PER_PIXEL, BYTES_AT_LEAST = 8, 64 * 2**20
 # Between two blocks of this many bytes the time is looked at.
 BLOCK = 4096
@@ -136,12 +135,30 @@ def open_encoded(
         yield opened
 
 
+@contextlib.contextmanager
+def open_metadata(stream: BinaryIO) -> Iterator[PIL.Image.Image]:
+    """An image with what Pillow finds of metadata on opening it, within the bounds; ImageReadError.
+
+    For formats that Pillow opens without parsing their metadata.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    _check_size(size, "the image")
+    reader = Bounded(stream, size, Deadline(SECONDS))
+    try:
+        image = PIL.Image.open(reader, formats=formats())  # type: ignore[arg-type]
+    except Exception as error:  # parsers raise whatever they like on damaged data
+        raise ImageReadError(f"the image {reader.fault() or _explained(error)}") from error
+    with image:
+        yield image
+
+
 @dataclass
 class Encoded:
     """A picture whose header is read, and what it is read from."""
 
     image: PIL.Image.Image
-    reader: "Bounded"
+    reader: Bounded
     where: str
 
     def decoded(self) -> PIL.Image.Image:
@@ -154,59 +171,6 @@ class Encoded:
             fault = self.reader.fault() or f"is damaged and cannot be decoded: {error}"
             raise ImageReadError(f"{self.where} {fault}") from error
         return self.image
-
-
-class Deadline:
-    """So many seconds of this thread's CPU time; once they are over, they stay over."""
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self.started = time.thread_time()
-        self.passed = False
-
-    def check(self) -> None:
-        """TimeoutError once the time is over."""
-        self.passed = self.passed or time.thread_time() - self.started > self.seconds
-        if self.passed:
-            raise TimeoutError("the time is over")
-
-
-class Bounded:
-    """What Pillow reads a picture of `size` bytes from: `stream`, up to a deadline and a number of bytes."""
-
-    def __init__(self, stream: BinaryIO, size: int, deadline: Deadline):
-        self.stream = stream
-        self.left = READS * size + READS_AT_LEAST
-        self.deadline = deadline
-
-    def read(self, size: int = -1) -> bytes:
-        """As of any file. Raises TimeoutError and EOFError over the bounds, from then on for every call."""
-        self.deadline.check()
-        if self.left < 0:
-            raise EOFError("more was read than the file holds")
-        data = self.stream.read(size)
-        self.left -= len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
-        return self.stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        """As of any file."""
-        return self.stream.tell()
-
-    def close(self) -> None:
-        """Nothing: the stream belongs to whoever opened it."""
-
-    def fault(self) -> str | None:
-        """Which bound was passed, if one was."""
-        if self.deadline.passed:
-            seconds = f"{self.deadline.seconds:.0f} s of CPU time"
-            return f"takes more than {seconds} to decode: it is damaged, or made to be slow"
-        if self.left < 0:
-            return f"makes its decoder read more than {READS} times its size: it is made to be slow"
-        return None
 
 
 def _opened(stream: BinaryIO, where: str, header_only: bool) -> Encoded:
@@ -239,13 +203,15 @@ def _opened(stream: BinaryIO, where: str, header_only: bool) -> Encoded:
 def _explained(error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):
         read = ", ".join(formats())
-        return f"is no image in a format that is read here ({read}), or its header is damaged"
+        return (
+            f"is no image in a format that is read here ({read}): not an image, or one with a damaged header"
+        )
     return str(error) if isinstance(error, ImageReadError) else f"cannot be read: {error}"
 
 
 ADVICE = (
-    " (if you trust it, raise the limit: --max-pixels of the command, imagereward.images.set_max_pixels(), "
-    f"or the environment variable {MAX_PIXELS_VARIABLE})"
+    " (if you trust it, raise the limit: --max-pixels of the command, in millions; "
+    f"imagereward.images.set_max_pixels(); or the environment variable {MAX_PIXELS_VARIABLE})"
 )
 
 

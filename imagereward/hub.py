@@ -5,6 +5,7 @@ import hashlib
 import os
 import tempfile
 import urllib.request
+import warnings
 from http.client import HTTPException
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
     downloaded: into `download_root` if given. Where the registry has the sha256, every file is checked
     against it: a wrong download is removed (DownloadError, which says what was tried), and a wrong file that
     you put there yourself is a CheckpointError. A verdict is remembered until the file changes, so that the
-    second load of 1.8 GB does not spend the 1 to 5 seconds again.
+    second load of 1.8 GB does not spend the 1 to 5 seconds again. Without a known sha256 a file that was not
+    downloaded here is taken by its name, with a warning.
     """
     if file.packaged:
         return ASSETS / file.name
@@ -160,7 +162,13 @@ def _verified(path: Path, file: File) -> Path:
 
 def _as_released(path: Path, file: File) -> Path:
     """`path`, a file that was there already under a released file's name. Raises CheckpointError."""
-    if not file.sha256 or _is_remembered(path, file):
+    if _is_remembered(path, file):
+        return path
+    if not file.sha256:
+        warnings.warn(
+            f"{path} is taken for the released {file.name} by its name alone: no sha256 of that is known",
+            stacklevel=2,
+        )
         return path
     try:
         found = sha256_of(path)
@@ -177,11 +185,14 @@ def _as_released(path: Path, file: File) -> Path:
 
 
 def _note(path: Path, file: File) -> tuple[Path, str]:
-    """Where it is noted that this file has the right hash, and the state of the file for which it holds."""
+    """Where it is noted that this file has the right hash, and the state of the file for which it holds.
+
+    Of a file without a known hash it is noted that it was downloaded.
+    """
     place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     now = path.stat()
     state = f"{path.resolve()} {now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino}"
-    return CACHE.expanduser() / ".verified" / f"{file.sha256}-{place}", state
+    return CACHE.expanduser() / ".verified" / f"{file.sha256 or 'downloaded'}-{place}", state
 
 
 def _is_remembered(path: Path, file: File) -> bool:
@@ -192,11 +203,10 @@ def _is_remembered(path: Path, file: File) -> bool:
 
 
 def _remember(path: Path, file: File) -> None:
-    if file.sha256:
-        note, state = _note(path, file)
-        with contextlib.suppress(OSError):  # a home that cannot be written costs a hash a load
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(state, encoding="utf-8", errors="surrogateescape")
+    note, state = _note(path, file)
+    with contextlib.suppress(OSError):  # a home that cannot be written costs a hash a load
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(state, encoding="utf-8", errors="surrogateescape")
 
 
 def _check_hash(path: Path, file: File) -> None:

@@ -3,13 +3,13 @@
 import difflib
 import os
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from imagereward import hub
-from imagereward.config import ScorerConfig, read_json, whole_number
+from imagereward.config import ScorerConfig, read_json, read_med_config, whole_number, with_med_config
 from imagereward.errors import CheckpointError, DeviceError, ImageRewardError, InputError, listing
 from imagereward.models import model_class
 from imagereward.precision import DTYPES, on_cpu, resolve_dtype
@@ -59,11 +59,11 @@ def load(
     device, dtype = resolve_device(device), resolve_dtype(dtype)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 2)
-    med = None if med_config is None else _read_med_config(Path(med_config))
+    med = None if med_config is None else read_med_config(Path(med_config))
     with on_cpu():
         label, config, sources = _located(os.fspath(name), kind, download_root, local_files_only)
     if med is not None:
-        config = _with_med_config(config, med)
+        config = with_med_config(config, med)
     if max_length is not None:
         config = replace(config, max_length=max_length)
     if apply_exif_rotation is not None:
@@ -260,36 +260,6 @@ def _read_config(path: Path) -> ScorerConfig:
         return ScorerConfig.from_dict(read_json(path)["scorer"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} does not describe a scorer: {error}") from error
-
-
-def _read_med_config(path: Path) -> dict:
-    try:
-        values = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"med_config {path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"med_config {path} holds a {type(values).__name__}; expected an object")
-    return values
-
-
-def _with_med_config(config: ScorerConfig, values: dict) -> ScorerConfig:
-    if config.kind not in ("ImageReward", "BLIP"):
-        raise InputError(f"med_config= describes a BLIP text encoder; this scorer is a {config.kind}")
-    names = {
-        "vocab_size": "vocab_size",
-        "hidden_size": "width",
-        "num_hidden_layers": "depth",
-        "num_attention_heads": "heads",
-        "intermediate_size": "mlp_width",
-        "max_position_embeddings": "max_positions",
-        "hidden_dropout_prob": "dropout",
-        "layer_norm_eps": "eps",
-    }
-    from imagereward.models.blip import BLIPShape
-
-    shape = asdict(BLIPShape.from_dict(config.architecture))
-    shape["text"].update({ours: values[theirs] for theirs, ours in names.items() if theirs in values})
-    return replace(config, architecture=shape)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -77,7 +77,8 @@ class Preprocess:
             raise ImageReadError(
                 f"an image of {image.width} x {image.height} is too narrow: with its short side at "
                 f"{self.size} it would have {height * width} pixels "
-                "(if you trust it, raise the limit with --max-pixels or imagereward.images.set_max_pixels())"
+                "(if you trust it, raise the limit: --max-pixels of the command, in millions, or "
+                "imagereward.images.set_max_pixels())"
             )
         from torchvision.transforms import v2
 

@@ -18,7 +18,8 @@ class File:
 
     `prefix` is put before its keys unless they have it already; keys that begin with one of
     `ignored` belong to parts that scoring does not use. `hub` repositories are tried in order,
-    then `url`; a `packaged` file is in the wheel, under `assets`.
+    then `url`; a `packaged` file is in the wheel, under `assets`. Without a `sha256` nothing tells the
+    released file from another of its name; `load` warns of it where it did not download the file itself.
     """
 
     name: str
@@ -41,6 +42,13 @@ class Checkpoint:
     licence: str
     paper: str
     note: str = ""  # what people must know before they believe a score; the command prints it
+
+    @property
+    def checked(self) -> str:
+        """How its files are told from others: "sha256", "packaged", or "not" (of one no hash is known)."""
+        if all(file.packaged for file in self.files):
+            return "packaged"
+        return "sha256" if all(file.packaged or file.sha256 for file in self.files) else "not"
 
 
 ASSETS = Path(str(resources.files("imagereward") / "assets"))

@@ -40,6 +40,7 @@ def score_table(
     device: str | Sequence[str] | None = None,
     dtype: str = "float32",
     batch_size: int | None = None,
+    apply_exif_rotation: bool | None = None,
     part_rows: int = PART_ROWS,
     workers: int | None = None,
     cache: str | os.PathLike | None = None,
@@ -68,6 +69,8 @@ def score_table(
     engine         "local", or "ray" for Ray Data, on this machine or on a cluster
     device         one or several; several get a process each, and need `if __name__ == "__main__":`
     batch_size     images in one pass of the model
+    apply_exif_rotation   True turns photos as their EXIF orientation says before they are scored; default:
+                   as every model was saved, which for released ones is no
     part_rows      rows that are read, scored and written together; repeated images and prompts among
                    them are computed once
     workers        decoding processes per device; 0 decodes in a thread. On Ray, Ray decides
@@ -100,7 +103,11 @@ def score_table(
         part_rows=whole_number("part_rows", part_rows, 1, ROW_GROUP),
         workers=default_workers(len(devices)) if workers is None else whole_number("workers", workers, 0),
         cache=_cache(cache, cache_budget),
-        load_options={"download_root": download_root, "local_files_only": local_files_only},
+        load_options={
+            "download_root": download_root,
+            "local_files_only": local_files_only,
+            "apply_exif_rotation": apply_exif_rotation,
+        },
     )
     _check_names(job)
     if actors is not None:

@@ -7,14 +7,15 @@ import warnings
 
 from imagereward.cli.output import print_rows
 
-__all__ = ["check_prompt", "image_paths", "load_scorer", "print_rows", "say_note"]
+__all__ = ["allow_pixels", "check_prompt", "image_paths", "load_scorer", "print_rows", "say_note"]
 
 DEFAULT_MODEL = "ImageReward-v1.0"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic")
 
 
-def load_scorer(model, checkpoint, device, dtype, download_root, offline):
+def load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_rotation=False):
     """The scorer that a command asks for, with its note said. Raises CheckpointError for no such file."""
+    options = {"dtype": dtype, "local_files_only": offline, "apply_exif_rotation": exif_rotation or None}
     import imagereward
     from imagereward.errors import CheckpointError
 
@@ -22,12 +23,18 @@ def load_scorer(model, checkpoint, device, dtype, download_root, offline):
         if not checkpoint.is_file():
             found = "is a directory: pass it as --model" if checkpoint.is_dir() else "does not exist"
             raise CheckpointError(f"checkpoint {checkpoint} {found}")
-        return imagereward.load(
-            checkpoint, device, download_root, kind=model, dtype=dtype, local_files_only=offline
-        )
+        return imagereward.load(checkpoint, device, download_root, kind=model, **options)
     name = model or DEFAULT_MODEL
     say_note(name)
-    return imagereward.load(name, device, download_root, dtype=dtype, local_files_only=offline)
+    return imagereward.load(name, device, download_root, **options)
+
+
+def allow_pixels(millions: float | None) -> None:
+    """Decode pictures up to this size; None changes nothing."""
+    from imagereward.images import set_max_pixels
+
+    if millions is not None:
+        set_max_pixels(round(millions * 10**6))
 
 
 def say_note(name: str) -> None:

@@ -48,6 +48,21 @@ Root = Annotated[
         "[default: ~/.cache/ImageReward, then the hub cache]",
     ),
 ]
+MaxPixels = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="Millions of pixels up to which a picture is decoded; a larger one is an error.  [default: 179]",
+    ),
+]
+ExifRotation = Annotated[
+    bool,
+    typer.Option(
+        "--exif-rotation",
+        help="Turn photos as their EXIF orientation says before they are scored. Without it they are scored "
+        "as they are stored, like the originals do.",
+    ),
+]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
 Overwrite = Annotated[
     bool,

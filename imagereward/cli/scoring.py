@@ -9,6 +9,7 @@ import typer
 from imagereward.cli.app import app
 from imagereward.cli.common import (
     DEFAULT_MODEL,
+    allow_pixels,
     check_prompt,
     image_paths,
     load_scorer,
@@ -20,8 +21,10 @@ from imagereward.cli.options import (
     CheckpointFile,
     Device,
     Dtype,
+    ExifRotation,
     Format,
     Images,
+    MaxPixels,
     Model,
     Models,
     Offline,
@@ -43,6 +46,7 @@ def models(format: OutputFormat = Format.table) -> None:
             "scores": entry.scores,
             "tokens": entry.config.max_length,
             "pixels": entry.config.preprocess.size,
+            "checked": entry.checked,
             "licence": entry.licence,
             "source": _source(entry.files[-1]),
             "paper": entry.paper,
@@ -66,6 +70,8 @@ def score(
     device: Device = None,
     dtype: Dtype = None,
     batch_size: BatchSize = None,
+    max_pixels: MaxPixels = None,
+    exif_rotation: ExifRotation = False,
     download_root: Root = None,
     offline: Offline = False,
     format: OutputFormat = Format.table,
@@ -74,16 +80,22 @@ def score(
 
     One --model gives the column score. Several give a column score:NAME each, and decode every image once.
     """
+    allow_pixels(max_pixels)
     check_prompt(prompt, "score")
     paths = image_paths(images)
     names = model or []
     if len(names) > 1:
         columns = _columns(
-            names, checkpoint, prompt, paths, batch_size, (device, dtype, download_root, offline)
+            names,
+            checkpoint,
+            prompt,
+            paths,
+            batch_size,
+            (device, dtype, download_root, offline, exif_rotation),
         )
     else:
         name = names[0] if names else None
-        scorer = load_scorer(name, checkpoint, device, dtype, download_root, offline)
+        scorer = load_scorer(name, checkpoint, device, dtype, download_root, offline, exif_rotation)
         columns = {"score": scorer.score(prompt, paths, batch_size=batch_size)}
     rows = [dict(zip([*columns, "image"], row)) for row in zip(*columns.values(), paths)]
     print_rows(rows, format)
@@ -103,14 +115,17 @@ def rank(
     device: Device = None,
     dtype: Dtype = None,
     batch_size: BatchSize = None,
+    max_pixels: MaxPixels = None,
+    exif_rotation: ExifRotation = False,
     download_root: Root = None,
     offline: Offline = False,
     format: OutputFormat = Format.table,
 ) -> None:
     """Rank images by how well they answer a prompt, best first."""
+    allow_pixels(max_pixels)
     check_prompt(prompt, "rank")
     paths = image_paths(images)
-    scorer = load_scorer(model, checkpoint, device, dtype, download_root, offline)
+    scorer = load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_rotation)
     ranking = scorer.rank(prompt, paths, batch_size=batch_size)
     if format == Format.table:
         print(ranking)
@@ -240,10 +255,11 @@ def _columns(names, checkpoint, prompt, paths, batch_size, how: tuple) -> dict[s
         raise InputError("--checkpoint goes with one --model; pass the file itself as another --model")
     if len(set(names)) < len(names):
         raise InputError(f"--model names one scorer twice: {', '.join(names)}")
-    device, dtype, download_root, offline = how
+    device, dtype, download_root, offline, exif_rotation = how
     for name in names:
         say_note(name)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "download_root": download_root}
+    options["apply_exif_rotation"] = exif_rotation or None
     both = imagereward.ensemble(dict.fromkeys(names, 1.0), local_files_only=offline, **options)
     scores = both.score_components(prompt, paths, batch_size=batch_size)
     return {f"score:{name}": column for name, column in scores.items()}

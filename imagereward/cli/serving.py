@@ -13,6 +13,7 @@ from imagereward.cli.options import (
     BatchSize,
     Device,
     Dtype,
+    ExifRotation,
     Offline,
     Root,
 )
@@ -60,6 +61,7 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1, help="MiB of one request.")] = 64,
     max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 256,
     max_pixels: Annotated[int, typer.Option(min=1, help="Millions of pixels of one image.")] = 64,
+    exif_rotation: ExifRotation = False,
     engine: Annotated[Engine, typer.Option(help="ray: on a cluster, with replicas.")] = Engine.local,
     replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: at most so many.")] = 1,
     download_root: Root = None,
@@ -69,6 +71,7 @@ def serve(
 
     Until SIGTERM or Ctrl-C: then it finishes the requests it has, and stops.
     """
+    from imagereward import encoded
     from imagereward.errors import missing_extra
 
     try:
@@ -76,6 +79,8 @@ def serve(
         from imagereward.serve.run import read_token, run
     except ImportError as error:
         raise missing_extra("imagereward serve", "serve", error) from error
+    if max_pixels * 10**6 > encoded.max_pixels():
+        encoded.set_max_pixels(max_pixels * 10**6)
     limits = Limits(body=max_body * 2**20, images=max_images, image_pixels=max_pixels * 10**6, queue=queue)
     options: dict[str, Any] = {
         "limits": limits,
@@ -86,7 +91,9 @@ def serve(
     names = model or ["ImageReward-v1.0"]
 
     def load() -> list:
-        return [load_scorer(name, None, device, dtype, download_root, offline) for name in names]
+        return [
+            load_scorer(name, None, device, dtype, download_root, offline, exif_rotation) for name in names
+        ]
 
     if engine == Engine.ray:
         from imagereward.serve.on_ray import deploy

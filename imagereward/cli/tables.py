@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from imagereward.cli.app import app
-from imagereward.cli.common import say_note
+from imagereward.cli.common import allow_pixels, say_note
 from imagereward.cli.options import (
     BatchSize,
+    ExifRotation,
+    MaxPixels,
     Models,
     Offline,
     Overwrite,
@@ -67,6 +69,8 @@ def score_table(
     ] = "strip",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: BatchSize = None,
+    max_pixels: MaxPixels = None,
+    exif_rotation: ExifRotation = False,
     part_rows: Annotated[int, typer.Option(help="Rows that are scored and written together.")] = 256,
     workers: Annotated[
         int | None,
@@ -97,6 +101,7 @@ def score_table(
     """
     from imagereward import bulk
 
+    allow_pixels(max_pixels)
     names = model or ["ImageReward-v1.0"]
     for name in names:
         say_note(name)
@@ -115,6 +120,7 @@ def score_table(
             device=device,
             dtype=dtype,
             batch_size=batch_size,
+            apply_exif_rotation=exif_rotation or None,
             part_rows=part_rows,
             workers=workers,
             cache=cache,
@@ -160,6 +166,7 @@ def report(
         typer.Option(help="Where relative paths of images begin.  [default: the current directory]"),
     ] = None,
     prompts: Annotated[int, typer.Option(min=0, max=40, help="Prompts to show the images of.")] = 6,
+    max_pixels: MaxPixels = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make one HTML page of a table of scores.
@@ -168,6 +175,7 @@ def report(
     """
     from imagereward.report import write_report
 
+    allow_pixels(max_pixels)
     print(
         write_report(
             scores, out, generator=generator, by=by, images=images, prompts=prompts, overwrite=overwrite

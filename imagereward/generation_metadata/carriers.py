@@ -4,16 +4,21 @@ Pixels are not decoded. Files are read in bounded pieces.
 """
 
 import io
+import re
 from typing import BinaryIO
 
-import PIL.Image
-
+from imagereward.encoded import open_metadata
+from imagereward.errors import ImageReadError
 from imagereward.generation_metadata.entries import MOST_TEXT, Entry, decode
 from imagereward.generation_metadata.exif import read_exif
 from imagereward.generation_metadata.png import SIGNATURE, read_png
 from imagereward.generation_metadata.xmp import read_xmp
+from imagereward.stripping import strip_avif
 
 MOST_SEGMENTS = 4096
+MOST_AVIF = 2**26
+# The EXIF block of an AVIF: how many bytes precede it, in four bytes, perhaps a name, and TIFF's header.
+AVIF_EXIF = re.compile(rb"\0\0\0[\0\x06](?:Exif\0\0)?(II\*\0|MM\0\*)")
 JPEG_EXIF, JPEG_XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -31,7 +36,7 @@ def read_entries(stream: BinaryIO) -> list[Entry]:
     if start[:4] in (b"II*\0", b"MM\0*"):
         return read_exif(_reader(stream))
     stream.seek(0)
-    return _other(stream)
+    return _avif(stream) if start[4:8] == b"ftyp" else _other(stream)
 
 
 def _of_png(found: Entry | bytes) -> list[Entry]:
@@ -94,12 +99,21 @@ def _webp(stream: BinaryIO) -> list[Entry]:
     return entries
 
 
+def _avif(stream: BinaryIO) -> list[Entry]:
+    """AVIF and HEIF. Their EXIF block is found by its beginning: Pillow would parse it, at any cost."""
+    data = stream.read(MOST_AVIF)
+    stripped, _ = strip_avif(io.BytesIO(data), True, 0)
+    found = AVIF_EXIF.search(data) if stripped != data else None
+    exif = _exif(data[found.start(1) :]) if found else []
+    return exif + _other(io.BytesIO(stripped))
+
+
 def _other(stream: BinaryIO) -> list[Entry]:
-    """GIF, AVIF and the rest, as far as Pillow finds metadata on opening them."""
+    """GIF and the rest, as far as Pillow finds metadata on opening them."""
     try:
-        with PIL.Image.open(stream) as image:
+        with open_metadata(stream) as image:
             info = dict(image.info)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+    except ImageReadError:
         return []
     entries: list[Entry] = []
     if isinstance(exif := info.get("exif"), bytes):

@@ -130,7 +130,7 @@ def test_rows_that_cannot_be_are_refused(url, fields, status, reason):
 @pytest.mark.parametrize(
     ("image", "status", "reason"),
     [
-        (b"", 422, "is no image"),
+        (b"", 422, "is empty: 0 bytes"),
         (b"x" * 1000, 422, "is no image"),
         (PNG[:300], 422, "damaged"),
         (PNG[:40] + bytes(len(PNG) - 40), 422, "images[1]"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,7 @@ from huggingface_hub import constants, utils
 
 import imagereward as RM
 from imagereward import hub
-from imagereward.errors import DownloadError
+from imagereward.errors import CheckpointError, DownloadError
 from imagereward.registry import REGISTRY, File
 
 PAYLOAD = bytes(range(256)) * 64
@@ -386,6 +387,42 @@ def test_a_cached_file_is_used_offline(endpoint, monkeypatch, local_files_only):
     endpoint.requests.clear()
     assert hub.fetch(wanted(), local_files_only=local_files_only) == first
     assert not endpoint.requests
+
+
+# Files that were there already.
+
+
+def test_a_file_put_there_is_checked_again_when_it_changes(endpoint, tmp_path):
+    (tmp_path / NAME).write_bytes(PAYLOAD)
+    assert hub.fetch(wanted(), tmp_path) == tmp_path / NAME
+    assert hub.fetch(wanted(), tmp_path) == tmp_path / NAME  # by what is noted of it
+    status = (tmp_path / NAME).stat()
+    (tmp_path / NAME).write_bytes(DAMAGED)
+    os.utime(tmp_path / NAME, ns=(status.st_atime_ns, status.st_mtime_ns))  # as long, and of the same time
+    with pytest.raises(CheckpointError, match=sha256(DAMAGED)):
+        hub.fetch(wanted(), tmp_path)
+    assert (tmp_path / NAME).read_bytes() == DAMAGED  # it is the user's, and stays
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / NAME).write_bytes(DAMAGED)
+    with pytest.raises(CheckpointError):
+        hub.fetch(wanted(), tmp_path / "other")
+
+
+def test_a_file_that_no_hash_can_tell_is_taken_by_its_name_with_a_warning(endpoint, tmp_path):
+    (tmp_path / NAME).write_bytes(DAMAGED)
+    with pytest.warns(UserWarning, match=r"weights\.bin is taken for the released .* by its name alone"):
+        assert hub.fetch(wanted(checked=False), tmp_path) == tmp_path / NAME
+
+
+def test_what_was_downloaded_here_needs_no_warning_until_it_changes(endpoint, tmp_path):
+    endpoint.put(PAYLOAD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            local = hub.fetch(wanted(checked=False), tmp_path / "mine")
+    local.write_bytes(DAMAGED)
+    with pytest.warns(UserWarning, match="by its name alone"):
+        hub.fetch(wanted(checked=False), tmp_path / "mine")
 
 
 # Into a directory of the caller's choice.

@@ -20,6 +20,9 @@ from imagereward.errors import InputError, PromptTruncatedWarning
 from imagereward.images import ImageLike, as_list, is_many, name_of
 from imagereward.ranking import Ranking, ranks_of
 
+# Where indices are, whatever torch's default device is.
+CPU = torch.device("cpu")
+
 Result = TypeVar("Result")
 # What every verb but `score` takes as its images; a single image is a list of one.
 Images = ImageLike | Sequence[ImageLike]
@@ -108,8 +111,10 @@ class Verbs:
 
         def finish(scored: Scored) -> tuple[list[int] | int, list[float] | float]:
             scores = scored.scores
-            places = torch.empty(len(scores), dtype=torch.long)
-            places[scores.argsort(descending=True, stable=True)] = torch.arange(1, len(scores) + 1)
+            places = torch.empty(len(scores), dtype=torch.long, device=CPU)
+            places[scores.argsort(descending=True, stable=True)] = torch.arange(
+                1, len(scores) + 1, device=CPU
+            )
             return places.squeeze().tolist(), scores.squeeze().tolist()
 
         return self._scored(one_prompt(prompt, as_list(generations_list)), batch_size, finish)
@@ -162,7 +167,7 @@ class Verbs:
     ) -> np.ndarray:
         """M prompts by N images: float32 array [M, N], at the price of N image passes."""
         prompts, images = prompt_list(prompts), as_list(images)
-        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(prompts)))
+        pairs = torch.cartesian_prod(*(torch.arange(len(each), device=CPU) for each in (images, prompts)))
 
         def finish(scored: Scored) -> np.ndarray:
             return scored.scores.reshape(len(images), len(prompts)).T.contiguous().numpy()
@@ -191,7 +196,8 @@ def one_prompt(prompt: str, images: list) -> Rows:
             f"prompt is a {type(prompt).__name__}; expected one string "
             "(score_pairs and score_matrix take lists of prompts)"
         )
-    pairs = torch.stack([torch.arange(len(images)), torch.zeros(len(images))], 1).long()
+    places = torch.arange(len(images), device=CPU)
+    pairs = torch.stack([places, torch.zeros_like(places)], 1)
     return Rows(prompt_list([prompt]), images, pairs)
 
 
@@ -212,7 +218,7 @@ def prompt_list(prompts: Iterable[str]) -> list[str]:
 
 def diagonal(count: int) -> torch.Tensor:
     """Pairs [count, 2] of equal indices: image i with prompt i."""
-    return torch.arange(count)[:, None].expand(-1, 2)
+    return torch.arange(count, device=CPU)[:, None].expand(-1, 2)
 
 
 def warn_truncated(name: str, truncated: list[bool], remedy: str, limit: str | None = None) -> None:

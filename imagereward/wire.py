@@ -15,10 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 
 from imagereward.errors import ImageRewardError, InputError, RemoteError, listing
 from imagereward.images import ImageLike, check_image, identity, name_of, read_encoded, read_image
+from imagereward.orientation import ORIENTATION, orientation
 from imagereward.verbs import Rows, Scored
 
 # Modes that the formats hold as they are; what Pillow has besides is rare and not worth a format
@@ -144,7 +146,10 @@ def encode(image: ImageLike, index: int) -> bytes:
         )
     buffer = io.BytesIO()
     # The fastest compression: the network is seldom slower than more of it.
-    options = {"compress_level": 1} if LOSSLESS[picture.mode] == "PNG" else {}
+    options: dict[str, Any] = {"compress_level": 1} if LOSSLESS[picture.mode] == "PNG" else {}
+    if options and (turn := orientation(picture)) != 1:  # a scorer behind the server may turn it
+        options["exif"] = PIL.Image.Exif()
+        options["exif"][ORIENTATION] = turn
     picture.save(buffer, LOSSLESS[picture.mode], **options)
     return buffer.getvalue()
 

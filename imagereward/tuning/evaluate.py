@@ -27,19 +27,23 @@ class EvaluationConfig(Config):
     """What is drawn at every evaluation, by what it is judged, and when it is time to stop."""
 
     prompts: str = Field(
-        "", description="a file of prompts not trained on; default: the first of those that are"
+        "", description="file of prompts that are not trained on; default: the first of the training prompts"
     )
-    count: int = Field(16, ge=1, description="prompts")
-    seeds: int = Field(2, ge=1, description="images a prompt; from 2 on their diversity is measured")
-    steps: int = Field(0, ge=0, description="sampling steps; default: as in training")
-    batch_size: int = Field(8, ge=1, description="images a process draws at once")
+    count: int = Field(16, ge=1, description="how many of the prompts, from the first")
+    seeds: int = Field(
+        2, ge=1, description="images for each prompt; with 2 or more their diversity is measured"
+    )
+    steps: int = Field(0, ge=0, description="denoising steps; 0: as in training")
+    batch_size: int = Field(8, ge=1, description="images that a process draws at once")
     held_out: str | dict[str, float] = Field(
-        "", description="what is not trained on: one, or several with weights, as in `reward`"
+        "", description="a reward that is only watched, not trained on, in the forms of `reward`; empty: none"
     )
     patience: int = Field(
-        2, ge=0, description="evaluations for which reward may rise and held-out fall; 0: any"
+        2,
+        ge=0,
+        description="stop after so many evaluations in which the reward rose and held_out fell; 0: never",
     )
-    shown: int = Field(6, ge=1, description="prompts in the grid")
+    shown: int = Field(6, ge=1, description="prompts in the grid of pictures under samples/")
 
 
 def draw(

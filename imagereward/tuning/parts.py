@@ -38,29 +38,31 @@ QUERIES = 4
 class PartConfig(LoopConfig):
     """What every part needs. `data` is a JSON list of {text, image}, or "shapes"."""
 
-    output: str
-    data: str = "shapes"
-    pairs: int = Field(20_000, ge=1, description="how many of Shapes")
-    things: int = Field(4, ge=1, description="most things in a scene of Shapes")
-    resolution: int = Field(64, ge=8)
-    architecture: dict[str, Any] = Field(description="in the terms of the library whose class it is")
+    output: str = Field(description="a new or empty directory for the result")
+    data: str = Field("shapes", description='JSON list of {text, image}, or "shapes" for drawn ones')
+    pairs: int = Field(20_000, ge=1, description='how many, for data="shapes"')
+    things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
+    resolution: int = Field(64, ge=8, description="width and height of the images in pixels")
+    architecture: dict[str, Any] = Field(
+        description="keyword arguments of AutoencoderKL (diffusers) or CLIPTextConfig (transformers)"
+    )
     most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
 
 
 class AutoencoderConfig(PartConfig):
     """An AutoencoderKL."""
 
-    objective: Literal["autoencoder"] = "autoencoder"
-    kl: float = Field(1e-6, ge=0)
-    kl_from: int = Field(0, ge=0, description="the update from which the KL counts")
+    objective: Literal["autoencoder"] = Field("autoencoder", description="images to latents and back")
+    kl: float = Field(1e-6, ge=0, description="weight of the KL of the latents to normal(0, 1)")
+    kl_from: int = Field(0, ge=0, description="index of the first update in which the KL counts")
 
 
 class CLIPTextConfig(PartConfig):
     """A CLIP's text half, against a scorer's image tower. `tokenizer` is a directory of a CLIPTokenizer."""
 
-    objective: Literal["clip"] = "clip"
-    tokenizer: str
-    tower: str = Field(description="a scorer, as `load` takes it; what its image tower sees stays as it is")
+    objective: Literal["clip"] = Field("clip", description="a text encoder, against an image encoder")
+    tokenizer: str = Field(description="directory of a CLIPTokenizer")
+    tower: str = Field(description="a scorer as load() takes it; its image encoder stays frozen")
 
 
 class CodingModule(nn.Module):

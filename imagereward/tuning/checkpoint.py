@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,10 +41,19 @@ class Kept(NamedTuple):
 
 
 def save_checkpoint(
-    directory: Path, update: int, module, optimizer, averaged, state: dict[str, Any], keep: int, first: bool
+    directory: Path,
+    update: int,
+    module,
+    optimizer,
+    averaged,
+    state: dict[str, Any],
+    keep: int,
+    first: bool,
+    also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
 ) -> Path:
     """Write `directory`/checkpoint-`update`, then remove all but the last `keep`.
 
+    `also` writes more into it, from the weights that the result would have: averaged ones where they exist.
     It is written under another name and renamed once it is whole, so that a full disk or a kill leaves the
     one before as it was. All processes call this; the `first` writes.
     """
@@ -61,6 +71,8 @@ def save_checkpoint(
             save_file(averaged, unfinished / AVERAGED)
         torch.save(moments, unfinished / OPTIMIZER)
         (unfinished / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        if also is not None:
+            also(unfinished, learned if averaged is None else averaged)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as the second
         shutil.rmtree(unfinished, ignore_errors=True)
         before = latest(directory)

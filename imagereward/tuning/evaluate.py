@@ -53,6 +53,7 @@ def draw(
     seed: int,
     batch_size: int,
     accelerator: Accelerator | None,
+    title: str = "drawing",
 ) -> torch.Tensor:
     """Images [M, seeds, 3, H, W] on the CPU, in batches across prompts; the autoencoder takes one at a time.
 
@@ -62,7 +63,7 @@ def draw(
     count, shape = len(rows) * seeds, policy.denoiser.latents.shape
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     drawn, rounds = [], range(0, count, ranks * batch_size)
-    for at in tqdm(rounds, "drawing", unit="batch", disable=accelerator is not None):
+    for at in tqdm(rounds, title, unit="batch", disable=rank > 0, leave=accelerator is None):
         share = min(batch_size, -(-(count - at) // ranks))
         numbers = range(at + rank * share, at + (rank + 1) * share)
         batch = [divmod(min(number, count - 1), seeds) for number in numbers]
@@ -134,10 +135,10 @@ class Evaluation:
         """Evaluate, log, write the grid; why training should stop, if it should."""
         accelerator, module = loop.accelerator, loop.learner.module
         module.eval()
+        title = f"evaluation after update {update}" if update else "evaluation before training"
+        seeds, size = self.config.seeds, self.config.batch_size
         with loop.with_average():
-            images = draw(
-                self.policy, self.rows, self.config.seeds, self.seed, self.config.batch_size, accelerator
-            )
+            images = draw(self.policy, self.rows, seeds, self.seed, size, accelerator, title)
         # By one process, whose judgement all follow: they must stop together.
         judged = self._judge(images, update) if accelerator.is_main_process else {}
         values = gathered(judged, accelerator.num_processes)[0]

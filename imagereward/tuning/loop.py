@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from imagereward.tuning.objectives import Learner, Objective, numbers_of
 from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
 from imagereward.tuning.processes import gathered, summed
 from imagereward.tuning.runs import write_whole
+from imagereward.tuning.telling import Pace, headline, tell
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,18 @@ class LoopConfig(OptimizerConfig):
 class Loop:
     """Accumulation, clipping, averaging, logging, evaluation, checkpoints and exact resuming."""
 
-    def __init__(self, learner: Learner, objective: Objective, config: LoopConfig, output: Path, accelerator):
+    def __init__(
+        self,
+        learner: Learner,
+        objective: Objective,
+        config: LoopConfig,
+        output: Path,
+        accelerator,
+        also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
+    ):
+        """`also` writes more into every checkpoint, given its directory and the weights of the result."""
         self.learner, self.objective, self.config, self.output = learner, objective, config, output
+        self.also = also
         self.accelerator: Accelerator = accelerator
         self.history: list[dict[str, Any]] = []
         self.bare = learner.module
@@ -103,8 +114,9 @@ class Loop:
                 f"processes would go on from different updates, {sorted(starts)}: {self.output} is not the "
                 "same directory for all of them"
             )
+        pace = Pace(start, config.updates, config.evaluate_every)
         if evaluate and start == 0:
-            with self._naming(0):
+            with self._naming(0), pace.evaluating():
                 why = evaluate(self, 0) or ""
         bar = tqdm(
             range(start, config.updates),
@@ -120,10 +132,12 @@ class Loop:
             with self._naming(update + 1):
                 metrics = self._update(update)
             self.log(update + 1, metrics)
-            bar.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]})
+            bar.set_postfix(headline(metrics))
             done, last = update + 1, update + 1 == config.updates
+            if self.accelerator.is_main_process and (estimate := pace.after(done)):
+                tell(estimate)
             if evaluate and (last or done % config.evaluate_every == 0):
-                with self._naming(done):
+                with self._naming(done), pace.evaluating():
                     why = evaluate(self, done) or ""
             if why or last or done % config.save_every == 0:
                 self._save(done, why)
@@ -270,6 +284,7 @@ class Loop:
             state,
             self.config.keep,
             first,
+            self.also,
         )
         self._write_history()
         self.accelerator.wait_for_everyone()

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from imagereward.loading import load
 from imagereward.scorer import Scorer
-from imagereward.tuning.accelerator import make_accelerator, start_trackers
+from imagereward.tuning.accelerator import accelerating, make_accelerator, start_trackers
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Latents
 from imagereward.tuning.latent_images import Pairs, open_pairs
@@ -23,8 +23,10 @@ from imagereward.tuning.loop import Loop, LoopConfig
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.autoencoder import Autoencoder
 from imagereward.tuning.objectives.clip import Contrast
+from imagereward.tuning.plan import part_plan
 from imagereward.tuning.processes import is_first_process
 from imagereward.tuning.runs import check_output, claim
+from imagereward.tuning.telling import tell
 
 # Images by which the latents' scale is measured.
 MEASURED = 256
@@ -148,6 +150,7 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     vae.register_to_config(scaling_factor=scale)
     if is_first_process():
         vae.save_pretrained(config.output)
+        _tell_result("diffusers", "AutoencoderKL", config.output)
     return vae
 
 
@@ -163,7 +166,15 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
     _train(config, towers, objective)
     if is_first_process():
         towers.text.save_pretrained(config.output)
+        _tell_result("transformers", "CLIPTextModel", config.output)
     return towers.text
+
+
+def _tell_result(library: str, kind: str, output: str) -> None:
+    tell(
+        f"the result is in {output}; to load it:\n"
+        f"    from {library} import {kind}\n\n    model = {kind}.from_pretrained({output!r})"
+    )
 
 
 def _pairs(config: PartConfig) -> Pairs:
@@ -177,6 +188,7 @@ def _pairs(config: PartConfig) -> Pairs:
     )
 
 
+@accelerating()
 def _train(config: PartConfig, module: nn.Module, objective) -> None:
     values = config.model_dump(exclude={"resume"})
     output = check_output(config.output, values, config.resume)
@@ -185,6 +197,8 @@ def _train(config: PartConfig, module: nn.Module, objective) -> None:
         keep_freed_memory()
     if accelerator.is_main_process:
         claim(output, values)
+        count = len(objective.pairs)
+        tell(part_plan(config, module, config.data, count, config.output, str(accelerator.device)))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     Loop(Part(module, accelerator.device), objective, config, output, accelerator).run()

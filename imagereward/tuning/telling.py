@@ -47,7 +47,10 @@ def headline(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 class Pace:
-    """Estimates how long the rest of a training takes, from its first updates and its last evaluation."""
+    """Estimates how long the rest of a training takes, from its first updates and its last evaluation.
+
+    `evaluate_every` counts updates; 0: there are no evaluations.
+    """
 
     def __init__(self, start: int, updates: int, evaluate_every: int):
         self.start, self.updates, self.every = start, updates, evaluate_every
@@ -60,8 +63,12 @@ class Pace:
         """Within, time is an evaluation's, not an update's."""
         began = time.monotonic()
         yield
-        self.evaluation = time.monotonic() - began
-        self._evaluating += self.evaluation
+        self.evaluated(time.monotonic() - began)
+
+    def evaluated(self, seconds: float) -> None:
+        """An evaluation took so long."""
+        self.evaluation = seconds
+        self._evaluating += seconds
 
     def after(self, done: int) -> str:
         """The estimate, once `done` updates make it possible; "" before and afterwards."""
@@ -71,8 +78,10 @@ class Pace:
         if taken != FIRST_UPDATES or done >= self.updates:
             return ""
         each = (time.monotonic() - self._counted - self._evaluating) / (FIRST_UPDATES - 1)
-        left, evaluations = self.updates - done, -(-self.updates // self.every) - done // self.every
-        rest = f"{left} more updates of {duration(each)}"
+        left, rest = self.updates - done, f"{self.updates - done} more updates of {duration(each)}"
+        if not self.every:
+            return f"{rest} take about {duration(left * each)}"
+        evaluations = -(-self.updates // self.every) - done // self.every
         if self.evaluation is None:
             return f"{rest} take about {duration(left * each)}, evaluations not counted"
         rest += f" and {evaluations} evaluations of {duration(self.evaluation)}"

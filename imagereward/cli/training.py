@@ -1,5 +1,8 @@
 """Training: shapes, tune, compare."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +16,8 @@ from imagereward.cli.options import (
     Format,
     Overwrite,
 )
+
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 
 
 @app.command()
@@ -38,33 +43,106 @@ def shapes(
     print(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()) + " prompts")
 
 
-@app.command()
+@app.command(add_help_option=False)
 def tune(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe's name (--list shows them) or a TOML file.")] = "",
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value …")] = None,
-    list_recipes: Annotated[bool, typer.Option("--list", help="The recipes in the package.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value …", help="Laid over the recipe; tables with a dot: lora.rank=8."),
+    ] = None,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes in the package.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print every key of the recipe: value, origin and meaning.")
+    ] = False,
     resume: Annotated[
         str | None, typer.Option(help="latest: go on from the last checkpoint; the same as resume=true.")
     ] = None,
+    show_help: Annotated[
+        bool, typer.Option("--help", "-h", help="Show this text; after a recipe's name, its header and keys.")
+    ] = False,
 ) -> None:
-    """Train as a recipe says: `imagereward tune tiny/preference data=shapes output=mine epochs=2`."""
-    from imagereward.errors import ImageRewardError, InputError
+    """Train a reward model, or fine-tune an image generator, as a recipe says.
+
+    \b
+    Two minutes on two cores, the second from a clone:
+      imagereward shapes --out shapes --prompts 600
+      imagereward tune tiny/quick data=shapes output=my-reward
+      imagereward tune tiny/quick_refl model=benchmarks/tiny-sd prompts=shapes/train.json output=tuned
+
+    \b
+    Find recipes and their keys:
+      imagereward tune --list
+      imagereward tune sd15/refl_lora --explain
+    """
+    if show_help and not recipe:
+        print(context.get_help())
+        return
+    from imagereward.errors import InputError
+
+    with _needs_the_extra():
+        from imagereward import tuning
+        from imagereward.tuning.config import read_recipe, recipe_names
+    if list_recipes:
+        print(_recipes())
+        return
+    if not recipe:
+        raise InputError(
+            f"which recipe? known: {', '.join(recipe_names())}; `imagereward tune --list` describes them, "
+            "and tiny/quick takes two minutes"
+        )
+    if explain or show_help:
+        print(_explained(recipe, overrides or []))
+        return
+    if resume not in (None, "latest"):
+        raise InputError(f"--resume {resume}: expected latest")
+    changes = [*(overrides or []), *(["resume=true"] if resume else [])]
+    try:
+        tuning.run_recipe(recipe, changes)
+    except KeyboardInterrupt:
+        output = Path(str(read_recipe(recipe, changes).get("output", ""))).expanduser()
+        begun = (output / "run.json").is_file()
+        advice = "rerun with --resume latest to go on" if begun else "nothing had been written yet"
+        print(f"\nstopped: {advice}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _needs_the_extra() -> Iterator[None]:
+    from imagereward.errors import ImageRewardError
 
     try:
-        from imagereward import tuning
-        from imagereward.tuning.config import recipe_names
+        yield
     except ImportError as error:
         raise ImageRewardError(
             f"training needs more: python -m pip install 'imagereward[train]' ({error})"
         ) from error
-    if list_recipes:
-        print("\n".join(recipe_names()))
-        return
-    if not recipe:
-        raise InputError(f"which recipe? known: {', '.join(recipe_names())}")
-    if resume not in (None, "latest"):
-        raise InputError(f"--resume {resume}: expected latest")
-    tuning.run_recipe(recipe, [*(overrides or []), *(["resume=true"] if resume else [])])
+
+
+def _recipes() -> str:
+    """A line for each recipe in the package: its name, and the first sentence of its header."""
+    from imagereward.tuning.config import recipe_names, recipe_summary
+
+    names = recipe_names()
+    width = max(map(len, names))
+    return "\n".join(f"{name.ljust(width)}  {recipe_summary(name)}" for name in names)
+
+
+def _explained(recipe: str, overrides: list[str]) -> str:
+    """A recipe's header, every key, and what is wrong with the values or missing."""
+    from imagereward.errors import InputError
+    from imagereward.tuning.config import build, read_recipe, recipe_header
+
+    with _needs_the_extra():
+        from imagereward.tuning.explain import as_text, config_of, explain
+
+        values = read_recipe(recipe, overrides)
+        text = f"{recipe_header(recipe)}\n\n{as_text(explain(recipe, overrides))}".strip()
+        try:
+            build(config_of(values.get("objective", ""), recipe), values, "before it can start")
+        except InputError as error:
+            text += f"\n\n{error}"
+    return text
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,21 +76,24 @@ def recipe_file(name: str | os.PathLike) -> Path:
 
 
 def recipe_header(name: str | os.PathLike) -> str:
-    """The comment at the top of a recipe's file, as one line of text a line of comment."""
+    """The comment at the top of a recipe's file; its examples of use are indented."""
     lines = recipe_file(name).read_text(encoding="utf-8").splitlines()
     comment = []
     for line in lines:
         if not line.startswith("#"):
             break
-        comment.append(line.lstrip("#").strip())
+        comment.append(line.removeprefix("#").removeprefix(" ").rstrip())
     return "\n".join(comment)
 
 
 def recipe_summary(name: str | os.PathLike) -> str:
-    """The first sentence of a recipe's header, on one line."""
-    text = " ".join(line for line in recipe_header(name).splitlines())
-    sentence, stop, _ = text.partition(". ")
-    return (sentence + stop).strip()
+    """One line of a recipe's header: its first sentence, and how long it takes where it says so.
+
+    What stands in parentheses, such as references, is left out.
+    """
+    prose = " ".join(line for line in recipe_header(name).splitlines() if not line.startswith(" "))
+    first, *others = re.split(r"(?<=\.)\s+(?=[A-Z])", re.sub(r"\s*\([^()]*\)", "", prose))
+    return " ".join([first, *(other for other in others if other.startswith("Takes "))])
 
 
 def laid_over(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

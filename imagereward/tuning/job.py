@@ -51,8 +51,8 @@ class GeneratorConfig(LoopConfig):
     guidance: float = Field(
         1.0,
         ge=0,
-        description="classifier-free guidance scale in training; 1 and below is none, as in diffusers. A FLUX "
-        "that was distilled for guidance (guidance_embeds) takes the number itself as an input",
+        description="classifier-free guidance scale in training; 1 and below is none, as in diffusers. A "
+        "FLUX that was distilled for guidance (guidance_embeds) takes the number itself as an input",
     )
     lora: LoRA | None = Field(None, description="low-rank adapters learn; null: all weights of the network")
     quantise: bool = Field(

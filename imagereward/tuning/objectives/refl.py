@@ -37,7 +37,7 @@ class Gradient(Config):
 
     steps: Literal["one", "last", "suffix"] = Field(
         "one",
-        description="one step of first..last (ReFL), the last `count` (DRaFT), a random number of the last (AlignProp)",
+        description="one step of first..last (ReFL), the last `count` (DRaFT), a random number (AlignProp)",
     )
     first: int = Field(30, ge=0, description='index of the earliest step, for steps="one"')
     last: int = Field(39, ge=0, description='index of the latest step, for steps="one"')

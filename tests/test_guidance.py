@@ -133,7 +133,7 @@ def test_an_evaluation_is_guided_as_training_is(steps, tmp_path):
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_a_unet_that_takes_guidance_as_an_input_is_refused(family):
     pipeline = pipelines.FAMILIES[family]()
-    pipeline.unet = UNet2DConditionModel.from_config({**pipeline.unet.config, "time_cond_proj_dim": 8})
+    pipeline.unet = UNet2DConditionModel.from_config(pipeline.unet.config, time_cond_proj_dim=8)
     with pytest.raises(InputError, match="takes its guidance as an input"):
         open_denoiser(pipeline, SIDE)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from imagereward.errors import ImageRewardError, InputError
+from imagereward.errors import InputError, missing_extra
 from imagereward.tuning.config import laid_over, read_recipe, recipe_names
 from imagereward.tuning.main_guard import check_main_guard
 from imagereward.tuning.objectives import OBJECTIVES
@@ -30,7 +30,7 @@ __all__ = ["read_recipe", "recipe_names", "run_recipe", "tune"]
 def run_recipe(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
     """Train as a recipe says, by its name or path, with `key=value` laid over it; returns what was trained.
 
-    Raises InputError for an unknown recipe, objective or key; ImageRewardError where the extra is missing.
+    Raises InputError for an unknown recipe, objective or key; MissingExtraError where the extra is missing.
     """
     return _run(read_recipe(recipe, list(overrides)), str(recipe))
 
@@ -77,9 +77,7 @@ def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:
     try:
         run = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError as error:
-        raise ImageRewardError(
-            f"training needs more: python -m pip install 'imagereward[train]' ({error})"
-        ) from error
+        raise missing_extra("training", "train", error) from error
     return run(values, source, **objects)
 
 

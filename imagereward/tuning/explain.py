@@ -54,7 +54,7 @@ def as_text(keys: Sequence[Explained], width: int = 100) -> str:
     lines = []
     for key in keys:
         head = f"{key.name} = {key.value}"
-        lines.append(f"{head}{' ' * max(2, 60 - len(head))}{key.origin}")
+        lines.append(f"{head}{' ' * max(2, 60 - len(head))}{key.origin}".rstrip())
         lines += textwrap.wrap(key.meaning, width, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 

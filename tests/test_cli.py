@@ -434,7 +434,7 @@ def test_a_file_that_cannot_be_written_keeps_what_was_there(tmp_path):
         ("imagereward.tuning.config", ("tune", "tiny/quick"), "train"),
         ("imagereward.tuning.config", ("tune", "--list"), "train"),
         ("imagereward.tuning.explain", ("tune", "tiny/quick", "--explain"), "train"),
-        ("accelerate", ("compare", "a", "b", "--prompts", "p.txt"), "train"),
+        ("imagereward.tuning.compare", ("compare", "a", "b", "--prompts", "p.txt"), "train"),
         ("fastapi", ("serve",), "serve"),
     ],
 )

@@ -1,5 +1,6 @@
 """Numbers of a training step against torch's own and closed forms: clipping, decay, rates, LoRA's scale."""
 
+import copy
 import json
 
 import pipelines
@@ -8,13 +9,17 @@ import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from test_grpo import run as run_grpo
+from test_refl import STEPS, refl_of
 from test_refl import run as run_refl
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from imagereward.tuning.adapt import LoRA, learning, let_learn
+from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.loop import Loop
+from imagereward.tuning.batches import chunks
 from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
+from imagereward.tuning.policy import Policy
+from imagereward.tuning.randomness import noise_of
 
 
 def watched_steps(monkeypatch, seen):
@@ -142,3 +147,67 @@ def test_a_resumed_average_of_steps_goes_on_counting(tmp_path, monkeypatch):
         load_file(tmp_path / each / "checkpoint-3/averaged.safetensors") for each in ("whole", "parts")
     )
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+@pytest.fixture(scope="module")
+def walked():
+    """ReFL's step by hand, on diffusers' scheduler and two U-Nets: the pipeline's, and one that has learned.
+
+    What ReFL is given, predictions of both at the last three steps, x0 and the next sample of step 3.
+    """
+    denoiser = open_denoiser(pipelines.sd(), 16)
+    policy = Policy(denoiser, denoiser.dynamics(STEPS), 1.0, Base(denoiser))
+    learned, base = denoiser.network, copy.deepcopy(denoiser.network)
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in learned.parameters():
+            value += 0.05 * torch.randn(value.shape, generator=draws)
+    chunk = chunks(0, 2, 2)[0]
+    objective = refl_of(batch_size=2)
+    words = denoiser.encode(objective._rows(chunk)).tensors["encoder_hidden_states"]
+    x = noise_of(chunk.samples, denoiser.latents.shape, 0)
+    scheduler, pairs, seen = denoiser.pipeline.scheduler, [], {}
+    scheduler.set_timesteps(STEPS)
+    with torch.no_grad():
+        for number, time in enumerate(scheduler.timesteps):
+            mine, theirs = (each(x, time, words, return_dict=False)[0] for each in (learned, base))
+            step = scheduler.step(mine, time, x)
+            if number >= 3:
+                pairs.append((mine, theirs))
+            if number == 3:
+                seen = {"x0": step.pred_original_sample, "next": step.prev_sample}
+            x = step.prev_sample
+    return policy, chunk, pairs, seen
+
+
+def test_the_distance_is_the_mean_square_over_elements_and_steps(walked):
+    policy, chunk, pairs, _ = walked
+    expected = float(torch.stack([(mine - theirs).square() for mine, theirs in pairs]).mean())
+    objective = refl_of(gradient={"steps": "last", "count": 3}, batch_size=2)
+    assert expected > 1e-3
+    assert float(objective.loss(policy, chunk)[1]["distance"]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("stay", [0.25, 7.0])
+def test_the_loss_has_the_distance_times_its_weight(walked, stay):
+    policy, chunk, pairs, _ = walked
+    mine, theirs = pairs[0]
+    at_3 = {"steps": "one", "first": 3, "last": 3}
+    with torch.no_grad():
+        without, with_it = (
+            float(refl_of(gradient=at_3, stay=weight, batch_size=2).loss(policy, chunk)[0])
+            for weight in (0.0, stay)
+        )
+    expected = stay * float((mine - theirs).square().mean())
+    assert with_it - without == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_is_scored_is_the_clean_image_that_the_step_predicts(walked):
+    policy, chunk, _, seen = walked
+    decode = policy.denoiser.latents.decode
+    objective = refl_of(gradient={"steps": "one", "first": 3, "last": 3}, batch_size=2)
+    with torch.no_grad():
+        found = float(objective.loss(policy, chunk)[1]["reward"])
+        clean, noisy = (float(decode(seen[name]).mean()) for name in ("x0", "next"))
+    assert abs(clean - noisy) > 1e-4
+    assert found == pytest.approx(clean, abs=1e-5)

@@ -873,7 +873,7 @@ def test_every_shipped_recipe_builds():
 
 
 def test_the_full_size_recipe_has_the_published_setting():
-    config = build(RewardModelConfig, read_recipe("imagereward/preference"))
+    config = build(RewardModelConfig, read_recipe("imagereward/preference", ["output=out"]))
     found = (config.learning_rate, config.beta2, config.batch_size, config.epochs, config.fix_rate)
     assert found == (1e-5, 0.999, 64, 10, 0.7)
     assert (config.start, config.head, config.validations, config.weight_decay) == ("BLIP", "published", 4, 0)

@@ -111,7 +111,10 @@ def tune(
             "and tiny/quick takes two minutes"
         )
     if explain or show_help:
-        print(_explained(recipe, overrides or []))
+        try:
+            print(_explained(recipe, overrides or []))
+        except ImportError as error:
+            raise missing_extra("training", "train", error) from error
         return
     if resume not in (None, "latest"):
         raise InputError(f"--resume {resume}: expected latest")
@@ -136,18 +139,14 @@ def _recipes() -> str:
 
 def _explained(recipe: str, overrides: list[str]) -> str:
     """A recipe's header, every key, and what is wrong with the values or missing."""
-    from imagereward.errors import InputError, missing_extra
+    from imagereward.errors import InputError
     from imagereward.tuning.config import build, read_recipe, recipe_header
     from imagereward.tuning.explain import as_text, config_of, explain
 
     values = read_recipe(recipe, overrides)
+    text = f"{recipe_header(recipe)}\n\n{as_text(explain(recipe, overrides))}".strip()
     try:
-        text = f"{recipe_header(recipe)}\n\n{as_text(explain(recipe, overrides))}".strip()
-        kind = config_of(values.get("objective", ""), recipe)
-    except ImportError as error:
-        raise missing_extra("training", "train", error) from error
-    try:
-        build(kind, values, "before it can start")
+        build(config_of(values.get("objective", ""), recipe), values, "before it can start")
     except InputError as error:
         text += f"\n\n{error}"
     return text
@@ -192,13 +191,17 @@ def compare(
 
     Both draw the same prompts from the same noise; prints which is rewarded more, and writes a page of pairs.
     """
+    from imagereward.errors import missing_extra
     from imagereward.precision import resolve_dtype
-    from imagereward.tuning.compare import compare as run
-    from imagereward.tuning.compare import page
     from imagereward.writing import check_free, write_text
 
     precision = resolve_dtype(dtype or "float32")
     out = check_free(out, overwrite)
+    try:
+        from imagereward.tuning.compare import compare as run
+        from imagereward.tuning.compare import page
+    except ImportError as error:
+        raise missing_extra("compare", "train", error) from error
     names = model or ["ImageReward-v1.0"]
     for name in names:
         say_note(name)

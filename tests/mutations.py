@@ -1,11 +1,11 @@
 """Deliberate faults in lines that decide numbers, and whether the tests notice them.
 
     python tests/mutations.py            every fault, a line each; exit code 1 if a test missed one
-    python tests/mutations.py clip ema   those whose names contain one of these words
+    python tests/mutations.py clip LoRA  those whose names contain one of these words
 
-Each fault is put into a temporary copy of the repository, where its tests are run; pytest does not collect this
-file. A fault is named by the text that it replaces, which must be in its file exactly once: a line that has
-changed is an error that asks for the fault to be written anew.
+Each fault is put into a temporary copy of the repository, where its tests are run; pytest does not collect
+this file. The text that a fault replaces must be in its file exactly once: where a line has changed, the
+fault is not tried, which counts as missed, and has to be written anew.
 """
 
 import os

@@ -14,9 +14,9 @@ from test_refl import run as run_refl
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
+from imagereward.tuning.batches import chunks
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.loop import Loop
-from imagereward.tuning.batches import chunks
 from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.randomness import noise_of

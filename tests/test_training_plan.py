@@ -1,7 +1,7 @@
 """What a training tells before, during and after; and how its keys are found."""
 
-import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -62,9 +62,9 @@ def test_the_bar_of_grpo_shows_the_reward_and_not_its_loss(tmp_path, capsys):
     from test_grpo import run as run_grpo
 
     run_grpo(tmp_path / "out", updates=1)
-    bar = capsys.readouterr().err.split("| 1/1 [")[-1].splitlines()[0]
-    assert "reward=" in bar
-    assert "loss=" not in bar
+    text = capsys.readouterr().err
+    assert re.search(r"\| 1/1 \[.*reward=-?\d", text)
+    assert "loss=" not in text
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_explain_says_where_a_value_comes_from():
     assert found["objective"].origin == "recipe"
     assert (found["keep"].value, found["keep"].origin) == ("3", "default")
     values = read_recipe("sd15/refl_lora")
-    assert found["learning_rate"].value == f"{values['learning_rate']:g}"
+    assert float(found["learning_rate"].value) == values["learning_rate"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -172,7 +172,7 @@ def test_what_explain_prints_can_be_given_again(name):
     kind = config_of(read_recipe(name)["objective"], name)
     once = build(kind, read_recipe(name, ["output=o"]), name).model_dump()
     again = build(kind, read_recipe(name, [*given, "output=o"]), name).model_dump()
-    assert json.dumps(again) == pytest.approx(json.dumps(once)) or again == pytest.approx(once)
+    assert again == once
 
 
 def test_tune_explain_prints_the_header_and_every_key_without_training(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imagereward.errors import InputError
-from imagereward.tuning.config import read_recipe, table_of
+from imagereward.tuning.config import Config, read_recipe, table_of
 
 MISSING = "(must be given)"
 ORIGINS = ("default", "recipe", "command line")
@@ -32,7 +32,7 @@ def explain(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Ex
     return list(_keys(config_of(changed.get("objective", ""), str(recipe)), changed, values, ""))
 
 
-def config_of(objective: str, source: str) -> type[BaseModel]:
+def config_of(objective: str, source: str) -> type[Config]:
     """The config class of an objective: a reward model's, a generator's, or that of a generator's part."""
     if objective == "preference":
         from imagereward.tuning.reward_model_config import RewardModelConfig
@@ -108,7 +108,7 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(each) for each in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_bare(key)} = {_toml(each)}" for key, each in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)
 
 
 def _bare(key: str) -> str:

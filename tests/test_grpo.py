@@ -18,10 +18,12 @@ from imagereward.tuning.adapt import LoRA, learning
 from imagereward.tuning.data import ShapesPairs
 from imagereward.tuning.dynamics import Noise
 from imagereward.tuning.latent_images import LatentImages
-from imagereward.tuning.loop import Loop, LoopConfig
-from imagereward.tuning.objectives.grpo import GRPO, KL, clipped_loss, guarded
+from imagereward.tuning.loop import Loop
+from imagereward.tuning.loop_config import LoopConfig
+from imagereward.tuning.objectives.grpo import GRPO, KL
 from imagereward.tuning.objectives.sft import SFT
 from imagereward.tuning.objectives.weighted import Weighted
+from imagereward.tuning.ratios import clipped_loss, guarded
 from imagereward.tuning.rewards import open_rewards
 from imagereward.tuning.rollouts import Window
 from imagereward.tuning.rows import Request

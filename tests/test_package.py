@@ -233,6 +233,7 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
 def test_the_python_in_the_page_about_finetuning_runs_as_written(monkeypatch, tmp_path):
     """On a tiny pipeline by a reward at hand, for one update; the lines that load, on what that leaves."""
     import pipelines
+    import torch
     from test_refl import PROMPTS, brightness, settings
 
     import imagereward.tuning as tuning

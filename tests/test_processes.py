@@ -18,7 +18,8 @@ from test_refl import brightness, weights
 
 from imagereward.errors import ImageRewardError
 from imagereward.tuning.accelerator import make_accelerator
-from imagereward.tuning.loop import Loop, LoopConfig
+from imagereward.tuning.loop import Loop
+from imagereward.tuning.loop_config import LoopConfig
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """

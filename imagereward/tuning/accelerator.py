@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from imagereward.errors import InputError
-from imagereward.tuning.loop import LoopConfig
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.processes import check_together, several_on_cpus
 
 

@@ -10,7 +10,7 @@ from imagereward.tuning.adapt import LoRA
 from imagereward.tuning.denoisers import Denoiser
 from imagereward.tuning.dynamics import Dynamics
 from imagereward.tuning.evaluate import EvaluationConfig
-from imagereward.tuning.loop import LoopConfig
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rows import Row
 from imagereward.tuning.scoring import Scoring

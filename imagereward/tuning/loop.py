@@ -5,11 +5,10 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
 from tqdm import tqdm
 
 from imagereward.errors import (
@@ -21,8 +20,9 @@ from imagereward.errors import (
 )
 from imagereward.tuning.adapt import learning, with_weights
 from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.objectives import Learner, Objective, numbers_of
-from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
+from imagereward.tuning.optimizer import make_optimizer, rate_at
 from imagereward.tuning.processes import gathered, summed
 from imagereward.tuning.runs import write_whole
 from imagereward.tuning.telling import Pace, headline, tell
@@ -33,46 +33,6 @@ HISTORY_FILE = "history.json"
 # What a checkpoint knows of the loop: how far it was, of how many updates, why it ended if early, what was
 # logged, float16's scale, and the optimizer's steps so far.
 STATE = ("update", "updates", "ended", "history", "scaler", "steps")
-
-
-class LoopConfig(OptimizerConfig):
-    """How long, how fast, and what is kept."""
-
-    batch_size: int = Field(64, ge=1, description="samples in an update, over all processes")
-    micro_batch: int = Field(4, ge=1, description="samples that a process computes at once")
-    clip: float = Field(1.0, gt=0, description="gradients are scaled down to at most this norm")
-    ema: float = Field(
-        0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: no average"
-    )
-    ema_every: int = Field(1, ge=1, description="the average moves after so many of `ema_unit`")
-    ema_unit: Literal["updates", "steps"] = Field(
-        "updates", description="steps: the optimizer's, of which an update of GRPO may have several"
-    )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="number format of the network's computations; what learns is stored in float32"
-    )
-    evaluate_every: int = Field(20, ge=1, description="updates from one evaluation to the next")
-    save_every: int = Field(20, ge=1, description="updates from one checkpoint to the next")
-    keep: int = Field(3, ge=1, description="how many of the last checkpoints stay on disk")
-    trackers: tuple[str, ...] = Field(
-        (),
-        strict=False,
-        description='accelerate\'s trackers that get all logged numbers: ["tensorboard"], ["wandb"]',
-    )
-    seed: int = Field(0, ge=0, description="all noise and the order of prompts depend on it")
-    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
-
-    def check_processes(self, ranks: int, sharded: bool) -> None:
-        """Raises InputError where processes would have unequally much to do in a way that they cannot."""
-        parts = -(-self.batch_size // self.micro_batch)
-        if parts < ranks or (sharded and parts % ranks):
-            expected = f"a multiple of {ranks}, which shards ask for" if sharded else f"at least {ranks}"
-            raise InputError(
-                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: an update has {parts} parts "
-                f"for {ranks} processes; expected {expected}"
-            )
-        if sharded and self.ema:
-            raise InputError(f"ema={self.ema}: no average is kept of sharded weights; expected ema=0")
 
 
 class Loop:

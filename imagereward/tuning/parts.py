@@ -19,7 +19,8 @@ from imagereward.tuning.accelerator import accelerating, make_accelerator, start
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Latents
 from imagereward.tuning.latent_images import Pairs, open_pairs
-from imagereward.tuning.loop import Loop, LoopConfig
+from imagereward.tuning.loop import Loop
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.autoencoder import Autoencoder
 from imagereward.tuning.objectives.clip import Contrast

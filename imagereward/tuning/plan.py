@@ -6,7 +6,7 @@ from typing import Any
 
 from imagereward.tuning.adapt import learning
 from imagereward.tuning.job import GeneratorConfig
-from imagereward.tuning.loop import LoopConfig
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.result import CARD_FILE, evaluated
 from imagereward.tuning.telling import facts
 

@@ -18,11 +18,12 @@ from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
 from imagereward.tuning.credit import Deviation, Spread, group_advantages, weighted_sum
 from imagereward.tuning.denoisers import Denoiser
-from imagereward.tuning.dynamics import Dynamics, Noise, Step, kl_divergence
+from imagereward.tuning.dynamics import Dynamics, Noise, kl_divergence
 from imagereward.tuning.flow import Flow
 from imagereward.tuning.job import GeneratorConfig, Job, Precision
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.processes import gathered
+from imagereward.tuning.ratios import clipped_loss, guarded
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rollouts import (
     Minibatch,
@@ -140,23 +141,6 @@ class GRPOConfig(GeneratorConfig):
             scoring=self.scoring,
             seed=self.seed,
         )
-
-
-def clipped_loss(ratio_B, advantages_B, clip: float) -> torch.Tensor:
-    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) [B].
-
-    Schulman et al. 2017, arXiv:1707.06347, equation 7, with its sign turned.
-    """
-    return torch.maximum(-advantages_B * ratio_B, -advantages_B * ratio_B.clamp(1 - clip, 1 + clip))
-
-
-def guarded(log_ratio_B, step: Step, means) -> torch.Tensor:
-    """log rho [B] made as large at every step, and as often positive as negative.
-
-    (dlogp + mean |mean - rollout's mean|^2 / (2 std^2)) std (Wang et al. 2025, arXiv:2510.22319). What is
-    added cancels that any move of the mean makes what was drawn less likely.
-    """
-    return (log_ratio_B + kl_divergence(step.mean, means, step.std)) * step.std.flatten()
 
 
 class GRPO:

@@ -1,4 +1,4 @@
-"""Ratios of a step's probability now to that when it was drawn: what they cost, and how they are made alike."""
+"""Ratios of a step's probability now to that when it was drawn: clipped, and of one scale at all steps."""
 
 import torch
 

@@ -117,13 +117,12 @@ class GRPOConfig(GeneratorConfig):
         return dynamics.on_grid(self.shift, self.whole_times)
 
     def make(self, job: Job) -> "GRPO":
-        rewards = job.rewards_for("GRPO")
         dynamics = self.dynamics(job.denoiser)
         storage = None if self.storage == "float32" else DTYPES[self.storage]
         check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
         return GRPO(
             job.rows,
-            rewards,
+            job.rewards_for("GRPO"),
             noise=self.noise,
             group=self.group,
             batch_size=self.batch_size,

@@ -23,6 +23,7 @@ from imagereward.tuning import tune
 from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
 from imagereward.tuning.batches import chunks
 from imagereward.tuning.checkpoint import latest
+from imagereward.tuning.config import recipe_file
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.generator import recompute
 from imagereward.tuning.loop import Loop
@@ -566,12 +567,15 @@ def test_a_reward_that_reads_rows_is_followed_and_sees_records(tmp_path):
     assert {row.prompt: row.metadata for row in seen} == {PROMPTS[0]: {}, PROMPTS[1]: {"count": 2}}
 
 
-def test_without_an_output_the_recipes_is_taken(tmp_path, monkeypatch):
+def test_without_an_output_that_of_a_recipe_of_ones_own_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    values = {**settings(updates=1), "recipe": "sd15/refl_lora", "lora": {"rank": 2}}
+    shipped = recipe_file("sd15/refl_lora").read_text()
+    Path("mine.toml").write_text('output = "here"\n' + shipped)
+    values = {**settings(updates=1), "recipe": "mine.toml", "lora": {"rank": 2}}
     tune(pipelines.sd(), PROMPTS, reward=brightness, **values)
-    (output,) = tmp_path.iterdir()
-    assert (output / "pytorch_lora_weights.safetensors").is_file()
+    assert Path("here/pytorch_lora_weights.safetensors").is_file()
+    with pytest.raises(InputError, match="output is missing"):
+        tune(pipelines.sd(), PROMPTS, reward=brightness, **{**values, "recipe": "sd15/refl_lora"})
 
 
 def detached(pixels, prompts):

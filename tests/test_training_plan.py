@@ -184,7 +184,7 @@ def test_tune_explain_prints_the_header_and_every_key_without_training(tmp_path,
         for key in explain("tiny/quick"):
             assert f"\n{key.name} = {key.value}" in result.stdout
         assert "output is missing: say output=…" in result.stdout
-        assert "updates is no key; did you mean" in result.stdout
+        assert "updates is no key; valid: " in result.stdout
     assert not list(tmp_path.iterdir())
 
 

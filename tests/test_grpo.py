@@ -411,7 +411,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(broken, **options)
     run(broken, **options, resume=True)
-    for name in ("learned.safetensors", "averaged.safetensors"):
+    for name in ("weights/learned.safetensors", "weights/averaged.safetensors"):
         a, b = ((each / "checkpoint-3" / name).read_bytes() for each in (whole, broken))
         assert a == b
 

@@ -128,7 +128,7 @@ def test_averages_move_with_updates_or_with_steps_of_the_optimizer(unit, steps, 
     values = {"updates": 4, "optimizer_steps": 2, "ema": 0.3, "ema_every": 2, "ema_unit": unit}
     run_grpo(tmp_path / "out", **values)
     assert len(taken) == 8
-    averaged = load_file(tmp_path / "out/checkpoint-4/averaged.safetensors")
+    averaged = load_file(tmp_path / "out/checkpoint-4/weights/averaged.safetensors")
     names = [name for name, _ in pipelines.sd3().transformer.named_parameters()]
     expected = dict(zip(names, model[0].shadow_params, strict=True))
     for name, value in averaged.items():
@@ -144,7 +144,8 @@ def test_a_resumed_average_of_steps_goes_on_counting(tmp_path, monkeypatch):
     run_grpo(tmp_path / "parts", updates=3, resume=True, **values)
     assert numbers == [2, 3, 4, 5]
     whole, parts = (
-        load_file(tmp_path / each / "checkpoint-3/averaged.safetensors") for each in ("whole", "parts")
+        load_file(tmp_path / each / "checkpoint-3/weights/averaged.safetensors")
+        for each in ("whole", "parts")
     )
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 

@@ -384,7 +384,7 @@ def test_a_run_says_what_it_did(tmp_path):
 
 def check_same_checkpoint(one, other):
     """Weights, averages and moments are the same, to the last bit."""
-    for name in ("learned.safetensors", "averaged.safetensors"):
+    for name in ("weights/learned.safetensors", "weights/averaged.safetensors"):
         a, b = load_file(one / name), load_file(other / name)
         assert a.keys() == b.keys()
         assert all(torch.equal(value, b[key]) for key, value in a.items())
@@ -811,7 +811,7 @@ def test_an_unknown_family_at_the_hub_is_refused_by_its_index_alone(tmp_path, mo
         tune("them/video", PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
 
 
-@pytest.mark.parametrize("full_at", ["learned.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("full_at", ["weights/learned.safetensors", "optimizer.pt"])
 def test_a_full_disk_leaves_the_checkpoint_before(full_at, tmp_path, monkeypatch):
     """No file may grow beyond that one's size in the second checkpoint, as if the disk were full there."""
     output, real = tmp_path / "out", Loop._save
@@ -849,7 +849,7 @@ def test_a_full_disk_leaves_what_a_run_is_known_by(tmp_path):
     assert (tmp_path / "run.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["learned.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("name", ["weights/learned.safetensors", "optimizer.pt", "state.json"])
 @pytest.mark.parametrize("left", [0, 100])
 def test_a_damaged_checkpoint_is_named(name, left, tmp_path):
     run(tmp_path / "out", updates=1)
@@ -911,8 +911,8 @@ def test_averages_are_those_of_diffusers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Loop, "_average", average)
     run(tmp_path / "out", updates=11, ema=0.3, ema_every=2, learning_rate=1e-3)
-    averaged = load_file(tmp_path / "out/checkpoint-11/averaged.safetensors")
-    bare = load_file(tmp_path / "out/checkpoint-11/learned.safetensors")
+    averaged = load_file(tmp_path / "out/checkpoint-11/weights/averaged.safetensors")
+    bare = load_file(tmp_path / "out/checkpoint-11/weights/learned.safetensors")
     torch.testing.assert_close(averaged, expected)
     assert any(not torch.equal(value, bare[name]) for name, value in averaged.items())
 

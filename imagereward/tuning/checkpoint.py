@@ -22,9 +22,12 @@ from torch.distributed.checkpoint.state_dict import (
 from imagereward.errors import CheckpointError
 from imagereward.tuning.runs import checkpoints, updates_of
 
+# Weights lie a folder deeper: diffusers' load_lora_weights takes any .safetensors in the folder that it is
+# given for adapters, and of all weights of a FLUX it would load some without a word.
+WEIGHTS = "weights"
 LEARNED, AVERAGED, OPTIMIZER, STATE = (
-    "learned.safetensors",
-    "averaged.safetensors",
+    f"{WEIGHTS}/learned.safetensors",
+    f"{WEIGHTS}/averaged.safetensors",
     "optimizer.pt",
     "state.json",
 )
@@ -65,7 +68,7 @@ def save_checkpoint(
     unfinished = directory / f"{UNFINISHED}{path.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
+        (unfinished / WEIGHTS).mkdir(parents=True)
         save_file(learned, unfinished / LEARNED)
         if averaged is not None:
             save_file(averaged, unfinished / AVERAGED)

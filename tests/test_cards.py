@@ -1,6 +1,7 @@
 """Cards: the Python that a result's README.md shows is run, for every family, and gives what was trained."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from conftest import pictures
 from safetensors.torch import load_file
 from test_families import drawn
 from test_refl import run
-from test_tuning import data, train  # noqa: F401 - a fixture
+from test_tuning import data, recipe, train  # noqa: F401 - a fixture
 
 import imagereward as RM
 from imagereward.tuning.result import LORA_FILE
@@ -171,19 +172,20 @@ def test_the_repositorys_pipelines_load_and_draw_as_their_cards_say(name, monkey
 
 
 def test_a_script_without_a_main_guard_is_told_so(data, tmp_path):  # noqa: F811
+    path = recipe(tmp_path / "mine.toml", data, tmp_path / "out", workers=1)
     script = tmp_path / "script.py"
     script.write_text(
         f"""
 import multiprocessing
 multiprocessing.set_start_method("spawn", force=True)
-import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from test_tuning import train
-from pathlib import Path
-train(Path({str(data)!r}), Path({str(tmp_path / "out")!r}), workers=1)
+from imagereward.tuning import run_recipe
+run_recipe({path!r})
 """
     )
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
-    assert result.returncode != 0
-    assert "starts a training again, in a process that was spawned" in result.stderr
-    assert 'under `if __name__ == "__main__":`' in result.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1
+    assert f"{script}, line 5, starts a training again, in a process that was spawned" in result.stderr
+    assert 'a script must start its training under `if __name__ == "__main__":`' in result.stderr

@@ -544,8 +544,12 @@ def test_a_family_that_is_not_known_is_named(tmp_path):
 
 
 def test_a_directory_that_is_no_pipeline_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"cannot be read as a diffusers pipeline: .*model_index\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no diffusers pipeline; expected a directory with model_index\.json"
+    ):
         tune(tmp_path, PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
+    with pytest.raises(CheckpointError, match="there is no such directory here"):
+        tune(tmp_path / "absent", PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
 
 
 @pytest.mark.parametrize("resolution", [15, 1])

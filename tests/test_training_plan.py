@@ -7,10 +7,10 @@ import sys
 
 import pipelines
 import pytest
-from test_refl import LATE, PROMPTS, brightness, evaluations, run
+from test_refl import PROMPTS, brightness, evaluations, run
 from typer.testing import CliRunner
 
-from imagereward.cli import app
+from imagereward.cli import app, main
 from imagereward.errors import InputError
 from imagereward.tuning import read_recipe, recipe_names, run_recipe
 from imagereward.tuning import telling as telling_module
@@ -295,29 +295,65 @@ assert accelerator.device.type == "cpu"
     assert result.returncode == 0, result.stderr
 
 
-def test_a_training_by_the_command_ends_with_the_lines_that_load_it(tmp_path):
-    pipelines.sd().save_pretrained(tmp_path / "model")
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    (tmp_path / "r.toml").write_text(
-        f"""
+RECIPE = """
 objective = "refl"
-model = "{tmp_path / "model"}"
-prompts = "{tmp_path / "prompts.txt"}"
-reward = "test_refl:{brightness.__name__}"
+model = "{model}"
+prompts = "{prompts}"
+reward = "test_training_plan:{reward}"
 resolution = 16
-steps = {LATE.get("last", 3) + 1}
-updates = 1
+steps = 6
+updates = 3
 batch_size = 2
 micro_batch = 2
+save_every = 1
+
 [gradient]
-first = {LATE["first"]}
-last = {LATE["last"]}
+first = 3
+last = 5
+
 [evaluation]
 count = 1
 seeds = 1
 batch_size = 1
 """
-    )
-    result = CliRunner().invoke(app, ["tune", str(tmp_path / "r.toml"), f"output={tmp_path / 'out'}"])
+STOPPED_AFTER = []  # a checkpoint
+
+
+def interrupting(pixels, prompts):
+    """Brightness; Ctrl-C once, after the checkpoint."""
+    if STOPPED_AFTER and STOPPED_AFTER[0].is_dir():
+        STOPPED_AFTER.clear()
+        raise KeyboardInterrupt
+    return brightness(pixels, prompts)
+
+
+def recipe_file(tmp_path, reward):
+    pipelines.sd().save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    values = {"model": tmp_path / "model", "prompts": tmp_path / "prompts.txt", "reward": reward}
+    (tmp_path / "mine.toml").write_text(RECIPE.format(**values))
+    return str(tmp_path / "mine.toml")
+
+
+def test_a_training_by_the_command_ends_with_the_lines_that_load_it(tmp_path):
+    arguments = ["tune", recipe_file(tmp_path, "brightness"), f"output={tmp_path / 'out'}"]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "pipeline = DiffusionPipeline.from_pretrained(directory, dtype=torch.float32)" in result.output
+
+
+def test_a_training_that_ctrl_c_stopped_says_how_it_goes_on(tmp_path, monkeypatch, capsys):
+    output, arguments = tmp_path / "out", ["imagereward", "tune", recipe_file(tmp_path, "interrupting")]
+    monkeypatch.setattr(sys, "argv", [*arguments, f"output={output}"])
+    STOPPED_AFTER.append(output / "checkpoint-1")
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    error = capsys.readouterr().err
+    assert f"imagereward: {output}: the same command with --resume latest goes on\n" in error
+    assert error.endswith("imagereward: interrupted\n")
+    assert not (output / "checkpoint-2").exists()
+    monkeypatch.setattr(sys, "argv", [*arguments, f"output={output}", "--resume", "latest"])
+    main()
+    assert len(evaluations(output, "reward")) == 2
+    assert (output / "README.md").is_file()

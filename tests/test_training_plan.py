@@ -354,6 +354,8 @@ def test_a_training_that_ctrl_c_stopped_says_how_it_goes_on(tmp_path, monkeypatc
     assert error.endswith("imagereward: interrupted\n")
     assert not (output / "checkpoint-2").exists()
     monkeypatch.setattr(sys, "argv", [*arguments, f"output={output}", "--resume", "latest"])
-    main()
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
     assert len(evaluations(output, "reward")) == 2
     assert (output / "README.md").is_file()

@@ -267,15 +267,14 @@ def test_the_list_of_commands_says_what_each_does_in_full():
     lines = run("--help").splitlines()
     assert len(commands()) >= 12
     for name, command in commands().items():
-        if name != "tune":
-            (line,) = [line for line in lines if line.split()[:1] == [name]]
-            assert line.endswith("."), line
-            assert not line.endswith("..."), line
-            assert command.help
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert line.endswith("."), line
+        assert not line.endswith("..."), line
+        assert command.help
 
 
 @pytest.mark.parametrize("name", ["models", "score", "rank", "verify", "bench", "demo", "score-table",
-                                  "report", "serve"])  # fmt: skip
+                                  "report", "serve", "shapes", "tune", "compare"])  # fmt: skip
 def test_help_has_examples_that_parse_and_the_default_of_every_option(name):
     page = run(name, "--help")
     examples = [line.strip() for line in page.partition("Examples:")[2].splitlines() if line.strip()]
@@ -432,6 +431,10 @@ def test_a_file_that_cannot_be_written_keeps_what_was_there(tmp_path):
     ("module", "arguments", "extra"),
     [
         ("pyarrow", ("report", "s.parquet"), "report"),
+        ("imagereward.tuning.config", ("tune", "tiny/quick"), "train"),
+        ("imagereward.tuning.config", ("tune", "--list"), "train"),
+        ("imagereward.tuning.explain", ("tune", "tiny/quick", "--explain"), "train"),
+        ("imagereward.tuning.compare", ("compare", "a", "b", "--prompts", "p.txt"), "train"),
         ("fastapi", ("serve",), "serve"),
     ],
 )

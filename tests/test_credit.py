@@ -1,9 +1,10 @@
 """Credit within groups, against numbers worked out by hand."""
 
+import numpy as np
 import pytest
 import torch
 
-from imagereward.tuning.credit import best_and_worst, group_advantages, top_mask, weighted_sum
+from imagereward.tuning.credit import Deviation, best_and_worst, group_advantages, top_mask, weighted_sum
 
 NAN = float("nan")
 GROUPS = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -33,6 +34,26 @@ def test_advantages_by_the_deviation_of_all_rewards():
     # Mean 5, variance (25 + 9 + 1) * 2 / 6.
     spread = (35 / 3) ** 0.5 + 1e-4
     assert found.advantages.tolist() == pytest.approx([-2 / spread, 0, 2 / spread] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-4, 0.1])
+@pytest.mark.parametrize(("divisor", "ddof"), [("population", 0), ("sample", 1)])
+@pytest.mark.parametrize("spread", ["batch", "group"])
+def test_advantages_by_either_deviation_are_numpys(spread, divisor, ddof, epsilon):
+    values = np.array([[1.0, 2, 4], [10, 10.5, 9]])
+    found = group_advantages(torch.tensor(values.ravel()), GROUPS, Deviation(spread, divisor, epsilon))
+    away = values - values.mean(1, keepdims=True)
+    std = values.std(ddof=ddof) if spread == "batch" else values.std(1, ddof=ddof, keepdims=True)
+    assert found.advantages.tolist() == pytest.approx((away / (std + epsilon)).ravel().tolist(), rel=1e-5)
+
+
+def test_the_sample_deviation_counts_the_rewards_that_are_there():
+    found = group_advantages(rewards(1.0, NAN, 3, 4, 7, 5), GROUPS, Deviation("group", "sample", 1e-8))
+    assert found.advantages[2] == pytest.approx(1 / np.std([1, 3], ddof=1))
+    total = weighted_sum(
+        {"a": rewards(1.0, 2, 6, 4, 7, 5)}, {"a": 1.0}, GROUPS, Deviation("group", "sample", 1e-8)
+    )
+    assert total[0] == pytest.approx(-2 / np.std([1, 2, 6], ddof=1))
 
 
 def test_advantages_are_bounded():

@@ -1,13 +1,23 @@
 """Dynamics: against diffusers' own schedulers, torch.distributions and closed forms."""
 
 import math
+import warnings
 from itertools import pairwise
 
+import pipelines
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
-from imagereward.errors import InputError
+from imagereward.errors import IgnoredOptionWarning, InputError
+from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.dynamics import Diffusion, log_probability
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -64,6 +74,66 @@ def test_the_grid_is_the_schedulers():
     theirs = scheduler(timestep_spacing="trailing")
     theirs.set_timesteps(12)
     assert Diffusion.like(theirs, 12).times_N.tolist() == theirs.timesteps.tolist()
+
+
+@pytest.mark.parametrize("steps", [7, 30])  # neither divides 1000
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_a_step_leads_to_the_next_time_of_the_grid_as_ddpms_and_not_as_ddims(spacing, steps):
+    x, output, noise = tensors()
+    theirs = scheduler(timestep_spacing=spacing)
+    theirs.set_timesteps(steps)
+    ours = Diffusion.like(theirs, steps, 1.0)
+    alphas, times = theirs.alphas_cumprod, theirs.timesteps.tolist()
+    i = next(at for at in range(2, steps) if times[at] - times[at + 1] != 1000 // steps)
+    time, after = (theirs.timesteps[at] for at in (i, i + 1))
+    # Equation 12 of DDIM, by hand, between two times of the grid.
+    x0 = (x - (1 - alphas[time]).sqrt() * output) / alphas[time].sqrt()
+    variance = (1 - alphas[after]) / (1 - alphas[time]) * (1 - alphas[time] / alphas[after])
+    expected = alphas[after].sqrt() * x0 + (1 - alphas[after] - variance).sqrt() * output
+    found = ours.step(x, output, torch.tensor([i, i]), noise=noise).next
+    torch.testing.assert_close(found, expected + variance.sqrt() * noise, atol=2e-5, rtol=1e-5)
+    by_ddim = theirs.step(output, time, x, eta=1.0, variance_noise=noise).prev_sample
+    assert (found - by_ddim).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (DDIMScheduler, "clip_sample"),
+        (DDPMScheduler, "clip_sample"),
+        (DDIMScheduler, "thresholding"),
+        (DPMSolverMultistepScheduler, "thresholding"),
+        (UniPCMultistepScheduler, "thresholding"),
+    ],
+)
+def test_an_option_that_is_ignored_is_said(kind, option):
+    with pytest.warns(IgnoredOptionWarning, match=f"{kind.__name__}'s {option}=true is ignored"):
+        Diffusion.like(kind(**{option: True}), 10)
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_a_scheduler_without_such_options_is_taken_in_silence(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", IgnoredOptionWarning)
+        Diffusion.like(kind(), 10)
+
+
+def test_a_pipeline_whose_scheduler_clips_is_said_to():
+    pipeline = pipelines.sdxl()
+    pipeline.scheduler = DDIMScheduler(clip_sample=True)
+    with pytest.warns(IgnoredOptionWarning, match="clip_sample"):
+        open_denoiser(pipeline, 16).dynamics(4)
+
+
+def test_a_prediction_that_is_none_of_these_is_refused():
+    theirs = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(InputError, match="prediction_type='flow_prediction'"):
+        Diffusion.like(theirs, 10)
+
+
+def test_a_grid_that_begins_beyond_the_last_time_is_refused():
+    with pytest.raises(InputError, match="steps=1000 with the scheduler's steps_offset=1"):
+        Diffusion.like(scheduler(), 1000)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

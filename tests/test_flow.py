@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from test_dynamics import scheduler as ddim_scheduler
 
-from imagereward.errors import InputError
+from imagereward.errors import IgnoredOptionWarning, InputError
 from imagereward.tuning.dynamics import Diffusion, Noise, kl_divergence, log_probability
 from imagereward.tuning.flow import Flow
 
@@ -378,6 +378,45 @@ def test_training_times_are_logit_normal_and_shifted(shift):
     logit = torch.log(even / (1 - even))
     assert abs(float(logit.mean())) < 0.03
     assert float(logit.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("exponential", 256), ("exponential", 4096), ("linear", 4096)])
+def test_training_times_are_shifted_as_the_grid_is(kind, tokens):
+    """FLUX's: exp(mu) t / (1 + (exp(mu) - 1) t), with mu .5 at 256 patches and 1.15 at 4096."""
+    theirs = scheduler(shift=1.0, use_dynamic_shifting=True, time_shift_type=kind)
+    times = Flow.like(theirs, STEPS, tokens, even=True).draw_times(20_000, torch.Generator().manual_seed(0))
+    mu = {256: 0.5, 4096: 1.15}[tokens]
+    # diffusers' own shift of logit-normal times, quantile by quantile.
+    even = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.1, 0.9, 9)).sigmoid()
+    expected = torch.tensor([float(theirs.time_shift(mu, 1.0, float(each))) for each in even])
+    torch.testing.assert_close(
+        (times / 1000).quantile(torch.linspace(0.1, 0.9, 9)), expected, atol=0.01, rtol=0
+    )
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("shift", "steps"), [(3.0, 16), (1.0, 10), (5.0, 7)])
+def test_a_grid_of_its_own_is_that_of_dancegrpo(shift, steps, whole):
+    dynamics = flow(steps).on_grid(shift, whole)
+    even = np.linspace(1, 0, steps + 1)
+    sigmas = shift * even / (1 + (shift - 1) * even)
+    np.testing.assert_allclose(dynamics.sigmas_N1, sigmas, rtol=1e-5, atol=1e-7)
+    times = dynamics.model_time(torch.arange(steps)).tolist()
+    expected = [int(sigma * 1000) if whole else sigma * 1000 for sigma in dynamics.sigmas_N1[:-1]]
+    assert times == pytest.approx([float(each) for each in expected], abs=1e-3)
+    # The step is between the grid's sigmas, whatever the network is told.
+    x, v, _ = tensors()
+    moved = dynamics.step(x, v, torch.tensor([2, 2])).next
+    torch.testing.assert_close(moved, x + float(sigmas[3] - sigmas[2]) * v, atol=1e-5, rtol=1e-5)
+
+
+def test_whole_times_leave_the_pipelines_grid():
+    assert torch.equal(flow().on_grid(None, True).sigmas_N1, flow().sigmas_N1)
+
+
+def test_a_stochastic_scheduler_is_said_to_be_taken_without_its_noise():
+    with pytest.warns(IgnoredOptionWarning, match="stochastic_sampling=true is ignored"):
+        flow(stochastic_sampling=True)
 
 
 def test_min_snr_is_refused():

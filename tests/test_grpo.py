@@ -18,10 +18,12 @@ from imagereward.tuning.adapt import LoRA, learning
 from imagereward.tuning.data import ShapesPairs
 from imagereward.tuning.dynamics import Noise
 from imagereward.tuning.latent_images import LatentImages
-from imagereward.tuning.loop import Loop, LoopConfig
-from imagereward.tuning.objectives.grpo import GRPO, KL, clipped_loss, guarded
+from imagereward.tuning.loop import Loop
+from imagereward.tuning.loop_config import LoopConfig
+from imagereward.tuning.objectives.grpo import GRPO, KL
 from imagereward.tuning.objectives.sft import SFT
 from imagereward.tuning.objectives.weighted import Weighted
+from imagereward.tuning.ratios import clipped_loss, guarded
 from imagereward.tuning.rewards import open_rewards
 from imagereward.tuning.rollouts import Window
 from imagereward.tuning.rows import Request
@@ -409,7 +411,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(broken, **options)
     run(broken, **options, resume=True)
-    for name in ("learned.safetensors", "averaged.safetensors"):
+    for name in ("weights/learned.safetensors", "weights/averaged.safetensors"):
         a, b = ((each / "checkpoint-3" / name).read_bytes() for each in (whole, broken))
         assert a == b
 

@@ -131,6 +131,26 @@ def test_the_metric_is_the_mean_of_all_images(scorer, images, expected):
         metric.update([], "a")
 
 
+@pytest.mark.parametrize("form", ["picture", "tensor", "array", "path", "batch of one"])
+def test_the_metric_takes_one_image_in_every_form(scorer, images, expected, form, tmp_path):
+    images[0].save(tmp_path / "one.png")
+    one = {
+        "picture": images[0],
+        "tensor": as_tensor(images[:1])[0],
+        "array": np.asarray(images[0]),
+        "path": str(tmp_path / "one.png"),
+        "batch of one": as_tensor(images[:1]),
+    }[form]
+    metric = RewardMetric(scorer)
+    metric.update(one, PROMPTS[0])
+    assert float(metric.compute()) == pytest.approx(expected[0], abs=1e-5)
+    assert int(metric.count) == 1
+    metric.update(one, PROMPTS[:1])
+    assert int(metric.count) == 2
+    with pytest.raises(InputError, match="3 prompts and 1 images"):
+        metric.update(one, PROMPTS)
+
+
 def test_the_metric_is_one_over_all_processes(scorer, images, expected):
     def gather(value, group):  # in the order of the states: totals are floats, counts are not
         return [metric.total if value.is_floating_point() else metric.count for metric in metrics]

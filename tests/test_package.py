@@ -231,8 +231,9 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
 
 
 def test_the_python_in_the_page_about_finetuning_runs_as_written(monkeypatch, tmp_path):
-    """On a tiny pipeline by a reward at hand, for one update."""
+    """On a tiny pipeline by a reward at hand, for one update; the lines that load, on what that leaves."""
     import pipelines
+    import torch
     from test_refl import PROMPTS, brightness, settings
 
     import imagereward.tuning as tuning
@@ -245,10 +246,20 @@ def test_the_python_in_the_page_about_finetuning_runs_as_written(monkeypatch, tm
 
     real = tuning.tune
     monkeypatch.setattr(tuning, "tune", small)
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/finetuning.md").read_text(), re.DOTALL)
-    names: dict = {}
+    page = (ROOT / "docs/finetuning.md").read_text()
+    block, loading = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict = {"__name__": "__main__"}
     exec(block, names)
     assert type(names["pipeline"]).__name__ == "StableDiffusionPipeline"
+    imports, whole, by_lora = re.fullmatch(r"(.*\n\n)(.*?\n)(.*)", loading, re.DOTALL).groups()
+    pipelines.sd().save_pretrained(tmp_path / "BASE")
+    monkeypatch.chdir(tmp_path)
+    exec(imports + whole, names)
+    assert names["pipeline"].unet.dtype == torch.float32
+    monkeypatch.chdir(tmp_path / "BASE")  # so that "tuned" is another
+    real(pipelines.sd(), PROMPTS, reward=brightness, output="tuned", **settings(updates=1, lora={"rank": 2}))
+    exec(imports + by_lora.replace('"BASE"', '"."'), names)
+    assert names["pipeline"].get_active_adapters()
 
 
 def test_the_python_in_the_page_about_shapes_runs_as_written(capsys):

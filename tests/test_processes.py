@@ -18,7 +18,8 @@ from test_refl import brightness, weights
 
 from imagereward.errors import ImageRewardError
 from imagereward.tuning.accelerator import make_accelerator
-from imagereward.tuning.loop import Loop, LoopConfig
+from imagereward.tuning.loop import Loop
+from imagereward.tuning.loop_config import LoopConfig
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -66,7 +67,7 @@ def launched(call, directory):
 
 
 def scored(output):
-    """The images that each process scored with a gradient, by rank (a file each: printed lines interleave)."""
+    """Images that each process scored with a gradient, by rank; a file each: printed lines interleave."""
     return [int(path.read_text()) for path in sorted(output.parent.glob(f"{output.name}.scored-*"))]
 
 

@@ -23,6 +23,7 @@ from imagereward.tuning import tune
 from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
 from imagereward.tuning.batches import chunks
 from imagereward.tuning.checkpoint import latest
+from imagereward.tuning.config import recipe_file
 from imagereward.tuning.denoisers import open_denoiser
 from imagereward.tuning.generator import recompute
 from imagereward.tuning.loop import Loop
@@ -383,7 +384,7 @@ def test_a_run_says_what_it_did(tmp_path):
 
 def check_same_checkpoint(one, other):
     """Weights, averages and moments are the same, to the last bit."""
-    for name in ("learned.safetensors", "averaged.safetensors"):
+    for name in ("weights/learned.safetensors", "weights/averaged.safetensors"):
         a, b = load_file(one / name), load_file(other / name)
         assert a.keys() == b.keys()
         assert all(torch.equal(value, b[key]) for key, value in a.items())
@@ -543,8 +544,12 @@ def test_a_family_that_is_not_known_is_named(tmp_path):
 
 
 def test_a_directory_that_is_no_pipeline_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"cannot be read as a diffusers pipeline: .*model_index\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no diffusers pipeline; expected a directory with model_index\.json"
+    ):
         tune(tmp_path, PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
+    with pytest.raises(CheckpointError, match="there is no such directory here"):
+        tune(tmp_path / "absent", PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
 
 
 @pytest.mark.parametrize("resolution", [15, 1])
@@ -566,12 +571,15 @@ def test_a_reward_that_reads_rows_is_followed_and_sees_records(tmp_path):
     assert {row.prompt: row.metadata for row in seen} == {PROMPTS[0]: {}, PROMPTS[1]: {"count": 2}}
 
 
-def test_without_an_output_the_recipes_is_taken(tmp_path, monkeypatch):
+def test_without_an_output_that_of_a_recipe_of_ones_own_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    values = {**settings(updates=1), "recipe": "sd15/refl_lora", "lora": {"rank": 2}}
+    shipped = recipe_file("sd15/refl_lora").read_text()
+    Path("mine.toml").write_text('output = "here"\n' + shipped)
+    values = {**settings(updates=1), "recipe": "mine.toml", "lora": {"rank": 2}}
     tune(pipelines.sd(), PROMPTS, reward=brightness, **values)
-    (output,) = tmp_path.iterdir()
-    assert (output / "pytorch_lora_weights.safetensors").is_file()
+    assert Path("here/pytorch_lora_weights.safetensors").is_file()
+    with pytest.raises(InputError, match="output is missing"):
+        tune(pipelines.sd(), PROMPTS, reward=brightness, **{**values, "recipe": "sd15/refl_lora"})
 
 
 def detached(pixels, prompts):
@@ -807,7 +815,7 @@ def test_an_unknown_family_at_the_hub_is_refused_by_its_index_alone(tmp_path, mo
         tune("them/video", PROMPTS, reward=brightness, output=tmp_path / "out", **settings())
 
 
-@pytest.mark.parametrize("full_at", ["learned.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("full_at", ["weights/learned.safetensors", "optimizer.pt"])
 def test_a_full_disk_leaves_the_checkpoint_before(full_at, tmp_path, monkeypatch):
     """No file may grow beyond that one's size in the second checkpoint, as if the disk were full there."""
     output, real = tmp_path / "out", Loop._save
@@ -845,7 +853,7 @@ def test_a_full_disk_leaves_what_a_run_is_known_by(tmp_path):
     assert (tmp_path / "run.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["learned.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("name", ["weights/learned.safetensors", "optimizer.pt", "state.json"])
 @pytest.mark.parametrize("left", [0, 100])
 def test_a_damaged_checkpoint_is_named(name, left, tmp_path):
     run(tmp_path / "out", updates=1)
@@ -907,8 +915,8 @@ def test_averages_are_those_of_diffusers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Loop, "_average", average)
     run(tmp_path / "out", updates=11, ema=0.3, ema_every=2, learning_rate=1e-3)
-    averaged = load_file(tmp_path / "out/checkpoint-11/averaged.safetensors")
-    bare = load_file(tmp_path / "out/checkpoint-11/learned.safetensors")
+    averaged = load_file(tmp_path / "out/checkpoint-11/weights/averaged.safetensors")
+    bare = load_file(tmp_path / "out/checkpoint-11/weights/learned.safetensors")
     torch.testing.assert_close(averaged, expected)
     assert any(not torch.equal(value, bare[name]) for name, value in averaged.items())
 

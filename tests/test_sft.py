@@ -64,15 +64,19 @@ def test_the_loss_is_the_error_of_the_prediction():
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_prompts_are_dropped_as_often_as_asked():
+@pytest.mark.parametrize(
+    ("drop", "least", "most"), [(None, 0, 0), (0.1, 5, 40), (0.5, 60, 140), (1, 200, 200)]
+)
+def test_prompts_are_dropped_as_often_as_asked(drop, least, most):
     policy = policy_of()
     texts = []
     encode = policy.denoiser.encode
     policy.denoiser.encode = lambda prompts: texts.extend(prompts) or encode(prompts)
-    objective = sft_of(policy, drop=0.5, batch_size=200, micro_batch=200)
+    options = {} if drop is None else {"drop": drop}
+    objective = sft_of(policy, batch_size=200, micro_batch=200, **options)
     with torch.no_grad():
         objective.loss(policy, chunks(0, 200, 200)[0])
-    assert 60 < texts.count("") < 140
+    assert least <= texts.count("") <= most
 
 
 def test_cached_latents_are_those_of_the_images(tmp_path):

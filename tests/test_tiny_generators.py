@@ -24,7 +24,7 @@ PROMPTS = 64
 def test_it_is_small(name):
     files = [path for path in HOMES[name].rglob("*") if path.is_file()]
     assert 5e6 < sum(path.stat().st_size for path in files) < 15e6
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".jinja"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".jinja", ".md"}
     assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
 
 

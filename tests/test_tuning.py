@@ -867,13 +867,13 @@ def test_every_shipped_recipe_builds():
     names = recipe_names()
     assert {"tiny/preference", "imagereward/preference"} <= set(names)
     preference = [name for name in names if read_recipe(name)["objective"] == "preference"]
-    assert len(preference) == 2
+    assert len(preference) == 3
     for name in preference:
-        build(RewardModelConfig, read_recipe(name), name)
+        build(RewardModelConfig, read_recipe(name, ["output=out"]), name)
 
 
 def test_the_full_size_recipe_has_the_published_setting():
-    config = build(RewardModelConfig, read_recipe("imagereward/preference"))
+    config = build(RewardModelConfig, read_recipe("imagereward/preference", ["output=out"]))
     found = (config.learning_rate, config.beta2, config.batch_size, config.epochs, config.fix_rate)
     assert found == (1e-5, 0.999, 64, 10, 0.7)
     assert (config.start, config.head, config.validations, config.weight_decay) == ("BLIP", "published", 4, 0)
@@ -1389,12 +1389,16 @@ def error_of(capsys, monkeypatch, *arguments) -> str:
 def test_tune_list_prints_the_recipes_in_the_package():
     result = CliRunner().invoke(app, ["tune", "--list"])
     assert result.exit_code == 0
-    assert result.stdout.split() == recipe_names()
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert [name for name, _ in lines] == recipe_names()
+    for name, summary in lines:
+        assert summary.endswith("."), name
 
 
 def test_tune_without_a_recipe_asks_which(capsys, monkeypatch):
     error = error_of(capsys, monkeypatch, "tune")
-    assert error == f"imagereward: which recipe? known: {', '.join(recipe_names())}\n"
+    assert error.startswith(f"imagereward: which recipe? known: {', '.join(recipe_names())}; ")
+    assert "tiny/quick takes two minutes" in error
 
 
 def test_tune_with_an_unknown_recipe_is_one_line(capsys, monkeypatch):
@@ -1439,7 +1443,6 @@ def test_a_missing_library_is_one_line_that_names_the_extra(tmp_path, environmen
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.startswith(
-        "imagereward: training needs more: python -m pip install 'imagereward[train]'"
-    )
+    assert result.stderr.startswith("imagereward: training needs the extra 'train' (")
+    assert "run python -m pip install '.[train]' in your clone" in result.stderr
     assert result.stderr.count("\n") == 1

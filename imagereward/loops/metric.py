@@ -5,16 +5,14 @@ from typing import Any
 
 import torch
 
-from imagereward.errors import ImageRewardError, InputError
+from imagereward.errors import InputError, missing_extra
 from imagereward.images import listed
 from imagereward.verbs import Verbs
 
 try:
     from torchmetrics import Metric
 except ImportError as error:
-    raise ImageRewardError(
-        f"the metric needs more: python -m pip install 'imagereward[loops]' ({error})"
-    ) from error
+    raise missing_extra("RewardMetric", "loops", error) from error
 
 
 class RewardMetric(Metric):
@@ -36,9 +34,12 @@ class RewardMetric(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, images: Any, prompts: str | Sequence[str]) -> None:
-        """Score B images, a list or a tensor [B, 3, H, W] in [0, 1], with B prompts or one for all.
+        """Score B images with B prompts, or with one prompt for all.
 
-        One image alone, of any kind that `score` takes, is a batch of one.
+        images  a list, or a tensor [B, 3, H, W] in [0, 1]; or one image, in any form that `score` takes, such
+                as a PIL image, a path or a tensor [3, H, W]
+
+        Raises InputError for no images, or another number of prompts.
         """
         images = listed(images)
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from imagereward.errors import ImageRewardError, InputError
+from imagereward.errors import InputError, missing_extra
 from imagereward.tuning.config import laid_over, read_recipe, recipe_names
+from imagereward.tuning.main_guard import check_main_guard
 from imagereward.tuning.objectives import OBJECTIVES
 from imagereward.tuning.prompts import read_rows
 from imagereward.tuning.rows import digest_of
@@ -29,7 +30,7 @@ __all__ = ["read_recipe", "recipe_names", "run_recipe", "tune"]
 def run_recipe(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
     """Train as a recipe says, by its name or path, with `key=value` laid over it; returns what was trained.
 
-    Raises InputError for an unknown recipe, objective or key; ImageRewardError where the extra is missing.
+    Raises InputError for an unknown recipe, objective or key; MissingExtraError where the extra is missing.
     """
     return _run(read_recipe(recipe, list(overrides)), str(recipe))
 
@@ -48,7 +49,7 @@ def tune(
     model     a diffusers pipeline, or a directory or hub id of one
     prompts   a list, or a file of them (.json, .jsonl, text)
     reward    what `imagereward.load` takes, {name: weight}, a Scorer, or a function of (pixels, prompts)
-    output    a new directory; default: the recipe's
+    output    a new directory; may be left out where a recipe of your own names one
     recipe    a name or a file; the default is Stable Diffusion 1.x's, all weights
     settings  laid over the recipe's: `updates=200`, `gradient={"steps": "last"}`
 
@@ -68,6 +69,7 @@ def tune(
 
 
 def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:
+    check_main_guard()
     objective = values.get("objective") or ""
     if objective not in RUNNERS and ":" not in str(objective):
         raise InputError(f"{source}: objective={objective!r}; known: {', '.join(RUNNERS)}")
@@ -75,9 +77,7 @@ def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:
     try:
         run = getattr(import_module(f"{__name__}.{module}"), name)
     except ImportError as error:
-        raise ImageRewardError(
-            f"training needs more: python -m pip install 'imagereward[train]' ({error})"
-        ) from error
+        raise missing_extra("training", "train", error) from error
     return run(values, source, **objects)
 
 

@@ -1,14 +1,36 @@
 """accelerate's Accelerator, as the launcher and the config say, and its trackers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from imagereward.errors import InputError
-from imagereward.tuning.loop import LoopConfig
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.processes import check_together, several_on_cpus
+
+
+@contextmanager
+def accelerating() -> Iterator[None]:
+    """Decorates a training: when it ends or fails, accelerate forgets its precision, device and accumulation.
+
+    accelerate keeps them for the whole process, and refuses a second training in another precision. What the
+    caller has set up before is left as it is. accelerate has no public function for this; transformers'
+    TrainingArguments and accelerate's own tests call the same ones.
+    """
+    if AcceleratorState._shared_state:
+        yield
+        return
+    first = not PartialState._shared_state
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=first)
+        GradientState._reset_state()
 
 
 def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:

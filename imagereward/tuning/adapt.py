@@ -17,11 +17,16 @@ from imagereward.tuning.denoisers import Denoiser
 class LoRA(Config):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft."""
 
-    rank: int = Field(4, ge=1)
+    rank: int = Field(4, ge=1, description="rank of the two small matrices beside each adapted layer")
     alpha: int = Field(4, ge=1, description="the adapter's output is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    init: Literal["gaussian", "default"] = "gaussian"
-    targets: tuple[str, ...] = Field((), strict=False, description="modules; default: the family's own")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs set to 0 in training")
+    init: Literal["gaussian", "default"] = Field(
+        "gaussian",
+        description="how the first matrix begins: normal(0, 1/rank), or peft's default; the second is 0",
+    )
+    targets: tuple[str, ...] = Field(
+        (), strict=False, description="names of the layers to adapt, such as to_q; default: the family's own"
+    )
 
 
 def let_learn(denoiser: Denoiser, lora: LoRA | None, seed: int = 0) -> None:

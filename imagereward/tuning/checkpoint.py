@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,12 @@ from torch.distributed.checkpoint.state_dict import (
 from imagereward.errors import CheckpointError
 from imagereward.tuning.runs import checkpoints, updates_of
 
+# Weights lie a folder deeper: diffusers' load_lora_weights takes any .safetensors in the folder that it is
+# given for adapters, and of all weights of a FLUX it would load some without a word.
+WEIGHTS = "weights"
 LEARNED, AVERAGED, OPTIMIZER, STATE = (
-    "learned.safetensors",
-    "averaged.safetensors",
+    f"{WEIGHTS}/learned.safetensors",
+    f"{WEIGHTS}/averaged.safetensors",
     "optimizer.pt",
     "state.json",
 )
@@ -40,10 +44,19 @@ class Kept(NamedTuple):
 
 
 def save_checkpoint(
-    directory: Path, update: int, module, optimizer, averaged, state: dict[str, Any], keep: int, first: bool
+    directory: Path,
+    update: int,
+    module,
+    optimizer,
+    averaged,
+    state: dict[str, Any],
+    keep: int,
+    first: bool,
+    also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
 ) -> Path:
     """Write `directory`/checkpoint-`update`, then remove all but the last `keep`.
 
+    `also` writes more into it, from the weights that the result would have: averaged ones where they exist.
     It is written under another name and renamed once it is whole, so that a full disk or a kill leaves the
     one before as it was. All processes call this; the `first` writes.
     """
@@ -55,12 +68,14 @@ def save_checkpoint(
     unfinished = directory / f"{UNFINISHED}{path.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
+        (unfinished / WEIGHTS).mkdir(parents=True)
         save_file(learned, unfinished / LEARNED)
         if averaged is not None:
             save_file(averaged, unfinished / AVERAGED)
         torch.save(moments, unfinished / OPTIMIZER)
         (unfinished / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        if also is not None:
+            also(unfinished, learned if averaged is None else averaged)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as the second
         shutil.rmtree(unfinished, ignore_errors=True)
         before = latest(directory)

@@ -2,12 +2,13 @@
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from imagereward.errors import InputError
 
@@ -20,6 +21,18 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, values: Any) -> Any:
+        """One value for a list of one, and true or false for a table with its defaults or no table."""
+        if not isinstance(values, Mapping):
+            return values
+        fields = cls.model_fields
+        return {
+            key: _expanded(fields[key].annotation, value) if key in fields else value
+            for key, value in values.items()
+        }
 
 
 C = TypeVar("C", bound=Config)
@@ -36,15 +49,7 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
     Values are written as in TOML; what TOML cannot read is taken as a string, and null, which TOML lacks, as
     no value: `kl=null`. Raises InputError.
     """
-    path = Path(name).expanduser()
-    if not path.is_file():
-        path = RECIPES / f"{name}.toml"
-        if not path.is_file():
-            near = difflib.get_close_matches(str(name), recipe_names(), 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(
-                f"{str(name)!r} is no recipe and no file; {hint}known: {', '.join(recipe_names())}"
-            )
+    path = recipe_file(name)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -57,13 +62,49 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
     return values
 
 
+def recipe_file(name: str | os.PathLike) -> Path:
+    """The TOML file of a recipe, given by its name in the package or by a path. Raises InputError."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    path = RECIPES / f"{name}.toml"
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), recipe_names(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"{str(name)!r} is no recipe and no file; {hint}known: {', '.join(recipe_names())}")
+    return path
+
+
+def recipe_header(name: str | os.PathLike) -> str:
+    """The comment at the top of a recipe's file; its examples of use are indented."""
+    lines = recipe_file(name).read_text(encoding="utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return "\n".join(comment)
+
+
+def recipe_summary(name: str | os.PathLike) -> str:
+    """One line of a recipe's header: its first sentence, and how long it takes where it says so.
+
+    What stands in parentheses, such as references, is left out.
+    """
+    prose = " ".join(line for line in recipe_header(name).splitlines() if not line.startswith(" "))
+    first, *others = re.split(r"(?<=\.)\s+(?=[A-Z])", re.sub(r"\s*\([^()]*\)", "", prose))
+    return " ".join([first, *(other for other in others if other.startswith("Takes "))])
+
+
 def laid_over(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values with changes in their place; a table's keys are changed one by one."""
     changed = dict(values)
     for key, value in changes.items():
         inner = changed.get(key)
-        both_tables = isinstance(inner, dict) and isinstance(value, Mapping)
-        changed[key] = laid_over(inner or {}, value) if both_tables else value
+        if isinstance(inner, dict) and isinstance(value, Mapping):
+            changed[key] = laid_over(inner, value)
+        elif not (isinstance(inner, dict) and value is True):  # true asks for a table: the recipe's is there
+            changed[key] = value
     return changed
 
 
@@ -84,33 +125,80 @@ def _fault(kind: type[BaseModel], fault: Any) -> str:
         near = difflib.get_close_matches(path[-1], valid, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
         return f"{name} is no key; {hint}"
+    field = _field_at(kind, path)
+    meaning = f" ({field.description})" if field is not None and field.description else ""
     if fault["type"] == "missing":
-        return f"{name} is missing"
-    return f"{name}={fault['input']!r}: {message}" if path else message
+        return f"{name} is missing: say {name}=…{meaning}"
+    if not path:
+        return message
+    if field is not None and (table := table_of(field.annotation)) and fault["type"] == "model_type":
+        first, *others = table.model_fields
+        also = f" (or {', '.join(f'{name}.{other}=…' for other in others[:2])})" if others else ""
+        return (
+            f"{name}={fault['input']!r}: expected a table; say {name}.{first}=…{also}, or, in quotes because "
+            f"of the shell, '{name}={{{first}=…}}'"
+        )
+    return f"{name}={fault['input']!r}: {message}"
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """The config that a field of this type holds, alone or as `Config | None`; None for other types."""
+    kinds = [annotation, *get_args(annotation)]
+    found = [each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)]
+    return found[0] if found else None
+
+
+def _field_at(kind: type[BaseModel], path: list[str]) -> Any:
+    for part in path[:-1]:
+        field = kind.model_fields.get(part)
+        inner = table_of(field.annotation) if field else None
+        if inner is None:
+            return None
+        kind = inner
+    return kind.model_fields.get(path[-1]) if path else None
 
 
 def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = kind.model_fields.get(part)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        inner = [each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)]
-        if not inner:
+        inner = table_of(field.annotation) if field else None
+        if inner is None:
             return []
-        kind = inner[0]
+        kind = inner
     return list(kind.model_fields)
+
+
+def _expanded(annotation: Any, value: Any) -> Any:
+    """A value in the form that its field takes, where it was given in a shorter one."""
+    if get_origin(annotation) is tuple and not isinstance(value, list | tuple):
+        if isinstance(value, str):  # a shell has taken the quotes of ["a", "b"] away
+            parts = value.strip().removeprefix("[").removesuffix("]").split(",")
+            texts = str in get_args(annotation)
+            return [part.strip() if texts else _value(part.strip()) for part in parts if part.strip()]
+        return [value]
+    if isinstance(value, bool) and table_of(annotation) is not None:
+        if value:
+            return {}
+        return None if type(None) in get_args(annotation) else value
+    return value
 
 
 def _set(values: dict, path: list[str], value: Any, override: str) -> None:
     for part in path[:-1]:
-        values = values.setdefault(part, {})
+        if values.get(part) in (None, True):
+            values[part] = {}
+        values = values[part]
         if not isinstance(values, dict):
             raise InputError(f"{override!r}: {part} is a value, not a table")
-    values[path[-1]] = value
+    if not (value is True and isinstance(values.get(path[-1]), dict)):  # true: the recipe's table is there
+        values[path[-1]] = value
 
 
 def _value(text: str) -> Any:
     if text.strip() == "null":
         return None
+    if text.strip() in ("True", "False"):  # as Python writes them
+        return text.strip() == "True"
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -30,9 +30,13 @@ class Noise(Config):
                (Wang and Yu 2025, arXiv:2509.05952)
     """
 
-    kind: Literal["ddim", "flow_grpo", "constant", "table", "cps"]
-    level: float = Field(1.0, ge=0)
-    table: tuple[float, ...] = Field((), strict=False, description="a value a step")
+    kind: Literal["ddim", "flow_grpo", "constant", "table", "cps"] = Field(
+        description="ddim for diffusion models; the others for flow models"
+    )
+    level: float = Field(
+        1.0, ge=0, description="how much noise: eta, sigma_t's factor, or a share, by the kind"
+    )
+    table: tuple[float, ...] = Field((), strict=False, description='sigma_t of each step, for kind="table"')
 
     @model_validator(mode="after")
     def _whole(self):

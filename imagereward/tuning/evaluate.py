@@ -27,19 +27,23 @@ class EvaluationConfig(Config):
     """What is drawn at every evaluation, by what it is judged, and when it is time to stop."""
 
     prompts: str = Field(
-        "", description="a file of prompts not trained on; default: the first of those that are"
+        "", description="file of prompts that are not trained on; default: the first of the training prompts"
     )
-    count: int = Field(16, ge=1, description="prompts")
-    seeds: int = Field(2, ge=1, description="images a prompt; from 2 on their diversity is measured")
-    steps: int = Field(0, ge=0, description="sampling steps; default: as in training")
-    batch_size: int = Field(8, ge=1, description="images a process draws at once")
+    count: int = Field(16, ge=1, description="how many of the prompts, from the first")
+    seeds: int = Field(
+        2, ge=1, description="images for each prompt; with 2 or more their diversity is measured"
+    )
+    steps: int = Field(0, ge=0, description="denoising steps; 0: as in training")
+    batch_size: int = Field(8, ge=1, description="images that a process draws at once")
     held_out: str | dict[str, float] = Field(
-        "", description="what is not trained on: one, or several with weights, as in `reward`"
+        "", description="a reward that is only watched, not trained on, in the forms of `reward`; empty: none"
     )
     patience: int = Field(
-        2, ge=0, description="evaluations for which reward may rise and held-out fall; 0: any"
+        2,
+        ge=0,
+        description="stop after so many evaluations in which the reward rose and held_out fell; 0: never",
     )
-    shown: int = Field(6, ge=1, description="prompts in the grid")
+    shown: int = Field(6, ge=1, description="prompts in the grid of pictures under samples/")
 
 
 def draw(
@@ -49,6 +53,7 @@ def draw(
     seed: int,
     batch_size: int,
     accelerator: Accelerator | None,
+    title: str = "drawing",
 ) -> torch.Tensor:
     """Images [M, seeds, 3, H, W] on the CPU, in batches across prompts; the autoencoder takes one at a time.
 
@@ -58,7 +63,7 @@ def draw(
     count, shape = len(rows) * seeds, policy.denoiser.latents.shape
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     drawn, rounds = [], range(0, count, ranks * batch_size)
-    for at in tqdm(rounds, "drawing", unit="batch", disable=accelerator is not None):
+    for at in tqdm(rounds, title, unit="batch", disable=rank > 0, leave=accelerator is None):
         share = min(batch_size, -(-(count - at) // ranks))
         numbers = range(at + rank * share, at + (rank + 1) * share)
         batch = [divmod(min(number, count - 1), seeds) for number in numbers]
@@ -130,10 +135,10 @@ class Evaluation:
         """Evaluate, log, write the grid; why training should stop, if it should."""
         accelerator, module = loop.accelerator, loop.learner.module
         module.eval()
+        title = f"evaluation after update {update}" if update else "evaluation before training"
+        seeds, size = self.config.seeds, self.config.batch_size
         with loop.with_average():
-            images = draw(
-                self.policy, self.rows, self.config.seeds, self.seed, self.config.batch_size, accelerator
-            )
+            images = draw(self.policy, self.rows, seeds, self.seed, size, accelerator, title)
         # By one process, whose judgement all follow: they must stop together.
         judged = self._judge(images, update) if accelerator.is_main_process else {}
         values = gathered(judged, accelerator.num_processes)[0]

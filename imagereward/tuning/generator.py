@@ -1,14 +1,14 @@
 """Training an image generator: from a config to a tuned pipeline, whatever the family and the objective."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 
 from imagereward.precision import DTYPES, Exact, cast, unrounded
-from imagereward.tuning.accelerator import make_accelerator, start_trackers
+from imagereward.tuning.accelerator import accelerating, make_accelerator, start_trackers
 from imagereward.tuning.adapt import Base, let_learn
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Denoiser, open_denoiser
@@ -18,17 +18,18 @@ from imagereward.tuning.job import GeneratorConfig, Job
 from imagereward.tuning.loop import Loop
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives import config_class
+from imagereward.tuning.plan import generator_plan, outcome
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.prompts import read_prompts, read_rows
 from imagereward.tuning.quantise import in_four_bits
-from imagereward.tuning.result import save_result
+from imagereward.tuning.result import loading_lines, save_lora, save_result
 from imagereward.tuning.rewards import Rewards, open_rewards
 from imagereward.tuning.rows import Row, prompts_of
 from imagereward.tuning.runs import check_output, claim
+from imagereward.tuning.telling import tell
 
-log = logging.getLogger(__name__)
 
-
+@accelerating()
 def train_generator(
     config: GeneratorConfig, model: Any = None, reward: Any = None, prompts: Sequence[Row] | None = None
 ) -> Any:
@@ -65,19 +66,26 @@ def train_generator(
     if config.embeddings:
         keep_embeddings(denoiser, [*objective.texts, *prompts_of(watched)], Path(config.embeddings))
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance, base)
-    loop = Loop(policy, objective, config, output, accelerator)
+    # A checkpoint of adapters is one that load_lora_weights reads.
+    also = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
+    loop = Loop(policy, objective, config, output, accelerator, also)
     if accelerator.is_main_process:
         claim(output, values)  # now that everything is in order: a mistake corrected finds it free
+        tell(generator_plan(config, denoiser, objective.texts, len(watched), accelerator))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     ended = loop.run(_watch(config, policy, watched, rewards, held_out, output))
-    log.info("%s: %s", output, ended)
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
         with unrounded(exact):
             save_result(denoiser, learned, output, values, loop.history, ended)
+        tell(outcome(loop.history, output, ended, loading_lines(denoiser.pipeline, output, values)))
     accelerator.wait_for_everyone()
+    if config.lora is None:  # the network is in float32, and so is the rest of what is returned
+        accelerator.unwrap_model(denoiser.network, keep_fp32_wrapper=False)
+        for value, before in exact:
+            value.data = before.to(value.device)
     return denoiser.pipeline
 
 
@@ -98,6 +106,8 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[De
     source = model if model is not None else config.model
     denoiser = open_denoiser(source, config.resolution, dtype, config.family)
     vae = denoiser.latents.vae
+    # A pipeline that was tuned before computes in that training's precision.
+    extract_model_from_parallel(denoiser.network, keep_fp32_wrapper=False)
     cast(denoiser.network, dtype)
     if config.quantise:
         in_four_bits(denoiser.network, device)
@@ -124,4 +134,5 @@ def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Eva
 
 def tune_generator(values: dict[str, Any], source: str, **objects: Any) -> Any:
     """`train_generator` of a recipe's values; `source` names them in messages."""
-    return train_generator(build(config_class(values["objective"]), values, source), **objects)
+    config = build(config_class(values["objective"]), values, source)
+    return train_generator(config, **objects)

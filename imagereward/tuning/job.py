@@ -10,7 +10,7 @@ from imagereward.tuning.adapt import LoRA
 from imagereward.tuning.denoisers import Denoiser
 from imagereward.tuning.dynamics import Dynamics
 from imagereward.tuning.evaluate import EvaluationConfig
-from imagereward.tuning.loop import LoopConfig
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rows import Row
 from imagereward.tuning.scoring import Scoring
@@ -36,28 +36,45 @@ class Job(NamedTuple):
 class GeneratorConfig(LoopConfig):
     """What every objective needs. `model` is a diffusers pipeline: a directory or a hub id."""
 
-    objective: str
-    model: str
-    output: str
-    family: str | None = Field(None, description='"module:name" of a Denoiser that is none of ours')
-    resolution: int | None = Field(None, ge=1, description="of the images; default: the model's own")
-    steps: int = Field(40, ge=1, description="sampling steps")
+    objective: str = Field(description='"refl", "grpo", "sft", or "module:Config" for one of your own')
+    model: str = Field(
+        description="the diffusers pipeline to start from: a directory, or a repository on the hub"
+    )
+    output: str = Field(description="a new or empty directory for the result")
+    family: str | None = Field(
+        None, description='"module:name" of a Denoiser of your own; default: decided by the pipeline'
+    )
+    resolution: int | None = Field(
+        None, ge=1, description="width and height of the images in pixels; default: the model's own"
+    )
+    steps: int = Field(40, ge=1, description="denoising steps from noise to image in training")
     guidance: float = Field(
         1.0,
         ge=0,
-        description="classifier-free guidance scale; 1 and below is none, as in diffusers. A FLUX that was "
-        "distilled for guidance (guidance_embeds) takes the number itself as an input",
+        description="classifier-free guidance scale in training; 1 and below is none, as in diffusers. A "
+        "FLUX that was distilled for guidance (guidance_embeds) takes the number itself as an input",
     )
-    lora: LoRA | None = None
-    quantise: bool = Field(False, description="the network's frozen weights in 4 bits, under LoRA")
-    checkpointing: bool = Field(True, description="recompute activations of network, decoder and scorers")
+    lora: LoRA | None = Field(None, description="low-rank adapters learn; null: all weights of the network")
+    quantise: bool = Field(
+        False, description="hold the network's frozen weights in 4 bits; needs lora and bitsandbytes"
+    )
+    checkpointing: bool = Field(
+        True, description="recompute activations in the backward pass: slower, with less memory"
+    )
     embeddings: str = Field(
-        "", description="directory that keeps prompts' embeddings; text encoders then leave the device"
+        "", description="directory to keep prompts' embeddings in; the text encoders then leave the device"
     )
-    vae_precision: Literal["float32", "bfloat16"] = "float32"
-    reward: str | dict[str, float] = Field("", description="what to load, or several with weights")
-    scoring: Scoring = Scoring()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    vae_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="number format of the autoencoder"
+    )
+    reward: str | dict[str, float] = Field(
+        "",
+        description='a reward as load() takes it, "module:function", a server\'s address, or {name = weight}',
+    )
+    scoring: Scoring = Field(Scoring(), description="how rewards are computed and retried")
+    evaluation: EvaluationConfig = Field(
+        EvaluationConfig(), description="what is drawn and scored before, during and after training"
+    )
 
     @model_validator(mode="after")
     def _quantised_under_lora(self):

@@ -3,13 +3,12 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
 from tqdm import tqdm
 
 from imagereward.errors import (
@@ -21,10 +20,12 @@ from imagereward.errors import (
 )
 from imagereward.tuning.adapt import learning, with_weights
 from imagereward.tuning.checkpoint import latest, load_checkpoint, save_checkpoint, whole_weights
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.objectives import Learner, Objective, numbers_of
-from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
+from imagereward.tuning.optimizer import make_optimizer, rate_at
 from imagereward.tuning.processes import gathered, summed
 from imagereward.tuning.runs import write_whole
+from imagereward.tuning.telling import Pace, headline, tell
 
 log = logging.getLogger(__name__)
 
@@ -34,43 +35,21 @@ HISTORY_FILE = "history.json"
 STATE = ("update", "updates", "ended", "history", "scaler", "steps")
 
 
-class LoopConfig(OptimizerConfig):
-    """How long, how fast, and what is kept."""
-
-    batch_size: int = Field(64, ge=1, description="samples an update, over all processes")
-    micro_batch: int = Field(4, ge=1, description="samples a process takes at once")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights; 0: none")
-    ema_every: int = Field(1, ge=1, description="the average moves after so many of `ema_unit`")
-    ema_unit: Literal["updates", "steps"] = Field(
-        "updates", description="steps: the optimizer's, of which an update of GRPO may have several"
-    )
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    evaluate_every: int = Field(20, ge=1)
-    save_every: int = Field(20, ge=1)
-    keep: int = Field(3, ge=1, description="checkpoints")
-    trackers: tuple[str, ...] = Field((), strict=False, description='such as "tensorboard", "wandb"')
-    seed: int = Field(0, ge=0)
-    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
-
-    def check_processes(self, ranks: int, sharded: bool) -> None:
-        """Raises InputError where processes would have unequally much to do in a way that they cannot."""
-        parts = -(-self.batch_size // self.micro_batch)
-        if parts < ranks or (sharded and parts % ranks):
-            expected = f"a multiple of {ranks}, which shards ask for" if sharded else f"at least {ranks}"
-            raise InputError(
-                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: an update has {parts} parts "
-                f"for {ranks} processes; expected {expected}"
-            )
-        if sharded and self.ema:
-            raise InputError(f"ema={self.ema}: no average is kept of sharded weights; expected ema=0")
-
-
 class Loop:
     """Accumulation, clipping, averaging, logging, evaluation, checkpoints and exact resuming."""
 
-    def __init__(self, learner: Learner, objective: Objective, config: LoopConfig, output: Path, accelerator):
+    def __init__(
+        self,
+        learner: Learner,
+        objective: Objective,
+        config: LoopConfig,
+        output: Path,
+        accelerator,
+        also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
+    ):
+        """`also` writes more into every checkpoint, given its directory and the weights of the result."""
         self.learner, self.objective, self.config, self.output = learner, objective, config, output
+        self.also = also
         self.accelerator: Accelerator = accelerator
         self.history: list[dict[str, Any]] = []
         self.bare = learner.module
@@ -95,8 +74,9 @@ class Loop:
                 f"processes would go on from different updates, {sorted(starts)}: {self.output} is not the "
                 "same directory for all of them"
             )
+        pace = Pace(start, config.updates, config.evaluate_every)
         if evaluate and start == 0:
-            with self._naming(0):
+            with self._naming(0), pace.evaluating():
                 why = evaluate(self, 0) or ""
         bar = tqdm(
             range(start, config.updates),
@@ -112,10 +92,12 @@ class Loop:
             with self._naming(update + 1):
                 metrics = self._update(update)
             self.log(update + 1, metrics)
-            bar.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]})
+            bar.set_postfix(headline(metrics))
             done, last = update + 1, update + 1 == config.updates
+            if self.accelerator.is_main_process and (estimate := pace.after(done)):
+                tell(estimate)
             if evaluate and (last or done % config.evaluate_every == 0):
-                with self._naming(done):
+                with self._naming(done), pace.evaluating():
                     why = evaluate(self, done) or ""
             if why or last or done % config.save_every == 0:
                 self._save(done, why)
@@ -262,6 +244,7 @@ class Loop:
             state,
             self.config.keep,
             first,
+            self.also,
         )
         self._write_history()
         self.accelerator.wait_for_everyone()

@@ -13,13 +13,19 @@ from imagereward.tuning.config import Config
 class OptimizerConfig(Config):
     """How many steps are taken, and how."""
 
-    updates: int = Field(100, ge=1)
-    learning_rate: float = Field(1e-5, gt=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_updates: int = Field(0, ge=0, description="updates in which the rate rises")
-    weight_decay: float = Field(1e-2, ge=0)
-    beta2: float = Field(0.999, gt=0, lt=1)
-    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    updates: int = Field(100, ge=1, description="updates of the weights in the whole training")
+    learning_rate: float = Field(1e-5, gt=0, description="step size of AdamW at its highest")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="the learning rate after the warm-up: the same, or falling to 0 at the end"
+    )
+    warmup_updates: int = Field(0, ge=0, description="first updates, in which the learning rate rises")
+    weight_decay: float = Field(
+        1e-2, ge=0, description="decoupled weight decay of AdamW, relative to the rate"
+    )
+    beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment; beta1 is 0.9")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw", description="AdamW; in 8 bits its moments take a quarter of the memory (needs bitsandbytes)"
+    )
 
 
 def rate_at(update: int, config: OptimizerConfig) -> float:

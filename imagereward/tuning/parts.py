@@ -15,16 +15,19 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from imagereward.loading import load
 from imagereward.scorer import Scorer
-from imagereward.tuning.accelerator import make_accelerator, start_trackers
+from imagereward.tuning.accelerator import accelerating, make_accelerator, start_trackers
 from imagereward.tuning.config import build
 from imagereward.tuning.denoisers import Latents
 from imagereward.tuning.latent_images import Pairs, open_pairs
-from imagereward.tuning.loop import Loop, LoopConfig
+from imagereward.tuning.loop import Loop
+from imagereward.tuning.loop_config import LoopConfig
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.autoencoder import Autoencoder
 from imagereward.tuning.objectives.clip import Contrast
+from imagereward.tuning.plan import part_plan
 from imagereward.tuning.processes import is_first_process
 from imagereward.tuning.runs import check_output, claim
+from imagereward.tuning.telling import tell
 
 # Images by which the latents' scale is measured.
 MEASURED = 256
@@ -38,29 +41,31 @@ QUERIES = 4
 class PartConfig(LoopConfig):
     """What every part needs. `data` is a JSON list of {text, image}, or "shapes"."""
 
-    output: str
-    data: str = "shapes"
-    pairs: int = Field(20_000, ge=1, description="how many of Shapes")
-    things: int = Field(4, ge=1, description="most things in a scene of Shapes")
-    resolution: int = Field(64, ge=8)
-    architecture: dict[str, Any] = Field(description="in the terms of the library whose class it is")
+    output: str = Field(description="a new or empty directory for the result")
+    data: str = Field("shapes", description='JSON list of {text, image}, or "shapes" for drawn ones')
+    pairs: int = Field(20_000, ge=1, description='how many, for data="shapes"')
+    things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
+    resolution: int = Field(64, ge=8, description="width and height of the images in pixels")
+    architecture: dict[str, Any] = Field(
+        description="keyword arguments of AutoencoderKL (diffusers) or CLIPTextConfig (transformers)"
+    )
     most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
 
 
 class AutoencoderConfig(PartConfig):
     """An AutoencoderKL."""
 
-    objective: Literal["autoencoder"] = "autoencoder"
-    kl: float = Field(1e-6, ge=0)
-    kl_from: int = Field(0, ge=0, description="the update from which the KL counts")
+    objective: Literal["autoencoder"] = Field("autoencoder", description="images to latents and back")
+    kl: float = Field(1e-6, ge=0, description="weight of the KL of the latents to normal(0, 1)")
+    kl_from: int = Field(0, ge=0, description="index of the first update in which the KL counts")
 
 
 class CLIPTextConfig(PartConfig):
     """A CLIP's text half, against a scorer's image tower. `tokenizer` is a directory of a CLIPTokenizer."""
 
-    objective: Literal["clip"] = "clip"
-    tokenizer: str
-    tower: str = Field(description="a scorer, as `load` takes it; what its image tower sees stays as it is")
+    objective: Literal["clip"] = Field("clip", description="a text encoder, against an image encoder")
+    tokenizer: str = Field(description="directory of a CLIPTokenizer")
+    tower: str = Field(description="a scorer as load() takes it; its image encoder stays frozen")
 
 
 class CodingModule(nn.Module):
@@ -146,6 +151,7 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     vae.register_to_config(scaling_factor=scale)
     if is_first_process():
         vae.save_pretrained(config.output)
+        _tell_result("diffusers", "AutoencoderKL", config.output)
     return vae
 
 
@@ -161,7 +167,15 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
     _train(config, towers, objective)
     if is_first_process():
         towers.text.save_pretrained(config.output)
+        _tell_result("transformers", "CLIPTextModel", config.output)
     return towers.text
+
+
+def _tell_result(library: str, kind: str, output: str) -> None:
+    tell(
+        f"the result is in {output}; to load it:\n"
+        f"    from {library} import {kind}\n\n    model = {kind}.from_pretrained({output!r})"
+    )
 
 
 def _pairs(config: PartConfig) -> Pairs:
@@ -175,6 +189,7 @@ def _pairs(config: PartConfig) -> Pairs:
     )
 
 
+@accelerating()
 def _train(config: PartConfig, module: nn.Module, objective) -> None:
     values = config.model_dump(exclude={"resume"})
     output = check_output(config.output, values, config.resume)
@@ -183,6 +198,8 @@ def _train(config: PartConfig, module: nn.Module, objective) -> None:
         keep_freed_memory()
     if accelerator.is_main_process:
         claim(output, values)
+        count = len(objective.pairs)
+        tell(part_plan(config, module, config.data, count, config.output, str(accelerator.device)))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     Loop(Part(module, accelerator.device), objective, config, output, accelerator).run()

@@ -25,16 +25,7 @@ def save_result(
     """Write what `DiffusionPipeline.from_pretrained`, or `load_lora_weights`, reads, and the card."""
     pipeline, network = denoiser.pipeline, denoiser.network
     if config["lora"] is not None:
-        from peft.utils import get_peft_model_state_dict
-
-        adapters = get_peft_model_state_dict(network, state_dict=dict(learned))
-        # Without these, loading takes alpha to be the rank.
-        facts = network.peft_config["default"].to_dict()
-        facts = {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
-        name = _name_of(pipeline, network)
-        pipeline.save_lora_weights(
-            output, **{f"{name}_lora_layers": adapters, f"{name}_lora_adapter_metadata": facts}
-        )
+        save_lora(denoiser, learned, output)
     else:
         whole = network
         if any(
@@ -46,19 +37,66 @@ def save_result(
         setattr(pipeline, _name_of(pipeline, network), whole)
         pipeline.save_pretrained(output)
         setattr(pipeline, _name_of(pipeline, whole), network)
-    (output / CARD_FILE).write_text(card(config, history, ended), encoding="utf-8")
+    text = card(config, history, ended, loading_lines(denoiser.pipeline, output, config))
+    (output / CARD_FILE).write_text(text, encoding="utf-8")
 
 
-def card(config: dict[str, Any], history: Sequence[dict[str, Any]], ended: str) -> str:
-    """A model card: what it was made from and how, and what the evaluations before and after found."""
-    prefix = "evaluation/"
-    evaluations = [entry for entry in history if any(key.startswith(prefix) for key in entry)]
-    kind = "LoRA weights" if config["lora"] is not None else "A pipeline"
-    use = (
-        "pipeline.load_lora_weights(directory)"
-        if config["lora"] is not None
-        else "pipeline = DiffusionPipeline.from_pretrained(directory)"
+def save_lora(denoiser: Denoiser, learned: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """Write adapters as `load_lora_weights` reads them."""
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline, network = denoiser.pipeline, denoiser.network
+    adapters = get_peft_model_state_dict(network, state_dict=dict(learned))
+    # Without these, loading takes alpha to be the rank.
+    facts = network.peft_config["default"].to_dict()
+    facts = {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
+    name = _name_of(pipeline, network)
+    pipeline.save_lora_weights(
+        directory, **{f"{name}_lora_layers": adapters, f"{name}_lora_adapter_metadata": facts}
     )
+
+
+def loading_lines(pipeline, output: Path, config: dict[str, Any]) -> list[str]:
+    """The Python that loads the result: with one dtype for all parts, and absent parts named as absent."""
+    source, dtype = "directory", "float32"
+    if config["lora"] is not None:
+        base = str(pipeline.name_or_path or "")
+        source, dtype = repr(base), config["precision"]
+        if not base:
+            line = "pipeline.load_lora_weights(directory)  # into the pipeline that was tuned"
+            return [f"directory = {str(output)!r}", line]
+    # diffusers refuses a pipeline that lacks a part, SD3's third text encoder say, unless it is told so.
+    absent = [
+        f", {name}=None"
+        for name, part in pipeline.components.items()
+        if part is None and name not in pipeline._optional_components
+    ]
+    lines = [
+        "import torch",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"directory = {str(output)!r}",
+        f"pipeline = DiffusionPipeline.from_pretrained({source}, dtype=torch.{dtype}{''.join(absent)})",
+    ]
+    return [*lines, "pipeline.load_lora_weights(directory)"] if config["lora"] is not None else lines
+
+
+def evaluated(history: Sequence[Mapping[str, Any]]) -> tuple[int, list[tuple[str, float, float]]]:
+    """The last evaluation's update, and (name, before, after) of what the first and the last measured."""
+    prefix = "evaluation/"
+    found = [entry for entry in history if any(key.startswith(prefix) for key in entry)]
+    if not found:
+        return 0, []
+    first, last = found[0], found[-1]
+    names = [key for key in last if key.startswith(prefix) and key in first]
+    return last["update"], [(key.removeprefix(prefix), first[key], last[key]) for key in names]
+
+
+def card(
+    config: dict[str, Any], history: Sequence[dict[str, Any]], ended: str, loading: Sequence[str]
+) -> str:
+    """A model card: what it was made from and how, what the evaluations found, and how to load it."""
+    kind = "LoRA weights" if config["lora"] is not None else "A pipeline"
     lines = [
         "---",
         f"base_model: {config['model']}",
@@ -68,22 +106,21 @@ def card(config: dict[str, Any], history: Sequence[dict[str, Any]], ended: str) 
         "",
         f"# {config['model']}, tuned by {config['objective']}",
         "",
-        f"{kind}, trained with imagereward {__version__}; {ended}. Load it with `{use}`.",
+        f"{kind}, trained with imagereward {__version__}; {ended}. To load it:",
+        "",
+        "```python",
+        *loading,
+        "```",
         "",
     ]
-    if evaluations:
-        first, last = evaluations[0], evaluations[-1]
-        names = [key for key in last if key.startswith(prefix)]
-        rows = [
-            f"| {key.removeprefix(prefix)} | {first[key]:.4f} | {last[key]:.4f} |"
-            for key in names
-            if key in first
-        ]
+    update, found = evaluated(history)
+    if found:
+        rows = [f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in found]
         seen = config["evaluation"]
         lines += [
             f"Means over at most {seen['count']} fixed prompts with {seen['seeds']} seeds each:",
             "",
-            f"| | before | after {last['update']} updates |",
+            f"| | before | after {update} updates |",
             "|---|---|---|",
             *rows,
             "",

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,14 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from imagereward.config import ScorerConfig
-from imagereward.errors import InputError
+from imagereward.errors import ImageRewardError, InputError
 from imagereward.models.blip import BLIPShape
 from imagereward.models.imagereward import ImageReward
 from imagereward.precision import DTYPES
 from imagereward.preprocess import Preprocess
 from imagereward.saving import WEIGHTS_FILE
 from imagereward.state_dicts import read_state_dict
+from imagereward.tuning.accelerator import accelerating
 from imagereward.tuning.config import build
 from imagereward.tuning.data import (
     PairedImages,
@@ -30,13 +33,16 @@ from imagereward.tuning.data import (
     collate_pairs,
     collate_rankings,
 )
+from imagereward.tuning.main_guard import GUARD_HINT
 from imagereward.tuning.memory import keep_freed_memory
 from imagereward.tuning.objectives.image_text import ImageText
 from imagereward.tuning.objectives.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
 from imagereward.tuning.processes import check_together, is_first_process, several_on_cpus
+from imagereward.tuning.reward_model_card import CARD_FILE, amount, card, outcome, plan
 from imagereward.tuning.reward_model_config import RewardModelConfig, Schedule, WarmUp
-from imagereward.tuning.runs import check_output, claim, latest_checkpoint
-from imagereward.tuning.watch import DeadHead, WritesConfig
+from imagereward.tuning.runs import check_output, claim, latest_checkpoint, write_whole
+from imagereward.tuning.telling import tell
+from imagereward.tuning.watch import DeadHead, TellsPace, WritesConfig
 from imagereward.tuning.weights import (
     freeze,
     from_nothing,
@@ -49,6 +55,7 @@ log = logging.getLogger(__name__)
 HISTORY_FILE = "history.json"
 
 
+@accelerating()
 def train_reward_model(config: RewardModelConfig) -> ImageReward:
     """Train as the config says; the best scorer is saved in `output`, and returned.
 
@@ -58,9 +65,9 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
     """
     values = config.model_dump(exclude={"resume"})
     output = check_output(config.output, values, config.resume)
-    for stage in (config, config.warmup):
-        if stage:
-            _arguments(config, stage, output)  # what cannot be run is refused before anything is loaded
+    arguments = _arguments(config, config, output)  # what cannot be run is refused before anything is loaded
+    if config.warmup:
+        _arguments(config, config.warmup, output)
     scorer = _starting_scorer(config)
     if scorer.device.type == "cpu":
         keep_freed_memory()
@@ -71,6 +78,7 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
         claim(output, values)  # now that everything is in order: a mistake corrected finds it free
         skipped = {**train.skipped, **valid.skipped, **getattr(pairs, "skipped", {})}
         (output / "skipped.json").write_text(json.dumps(skipped, indent=1) + "\n")
+        tell(_plan(config, scorer, train, valid, pairs, arguments))
     rehearsal = None
     learned: RankedImages | Rehearsed = train
     if config.warmup:
@@ -83,15 +91,41 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
     set_checkpointing(scorer, config.checkpointing)
     checkpoint = latest_checkpoint(output) if config.resume else None
     trainer = _by_rankings(Preference(scorer, rehearsal), config, learned, valid, output, not checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with _told_about_workers(config):
+        trainer.train(resume_from_checkpoint=checkpoint)
     scorer.to(DTYPES[config.store]).float()  # first rounded, then calibrated as rounded
     if config.calibrate:
         _calibrate(scorer, trainer.predict(valid))
     scorer.name = config.name or output.name
     if trainer.is_world_process_zero():
         scorer.to(DTYPES[config.store]).save_pretrained(output)
+        told = trainer.state.log_history
+        text = card(config, scorer, told, output, amount(train, valid, config.data))
+        write_whole(output / CARD_FILE, text)
         _write_history(trainer, output)
+        tell(outcome(told, output))
     return scorer.float().eval().requires_grad_(False)
+
+
+def _plan(config: RewardModelConfig, scorer, train, valid, pairs, arguments: TrainingArguments) -> str:
+    freeze(scorer, config.fix_rate)  # to count what learns; a warm-up sets it anew
+    whole = math.ceil(arguments.num_train_epochs * math.ceil(len(train) / config.batch_size))
+    updates = arguments.max_steps if arguments.max_steps > 0 else whole
+    return plan(config, scorer, train, valid, pairs, updates, str(arguments.device))
+
+
+@contextmanager
+def _told_about_workers(config: RewardModelConfig) -> Iterator[None]:
+    """Within, a worker process of the data loader that dies is an error that says what to look for."""
+    try:
+        yield
+    except RuntimeError as error:
+        if config.workers and "DataLoader worker" in str(error):
+            raise ImageRewardError(
+                f"workers={config.workers}: a process that decodes images ended: {error}. {GUARD_HINT} "
+                "Otherwise look whether memory or shared memory (/dev/shm) is short; workers=0 needs neither"
+            ) from error
+        raise
 
 
 def _by_rankings(
@@ -125,7 +159,7 @@ def _by_rankings(
         learned,
         valid,
         compute_metrics=_validation_metrics,
-        callbacks=[DeadHead(config.dead_after), WritesConfig(objective.scorer)],
+        callbacks=[DeadHead(config.dead_after), WritesConfig(objective.scorer), TellsPace(every)],
     )
 
 
@@ -170,8 +204,9 @@ def _warm_up(
         objective.load_state_dict(read_state_dict(output / WEIGHTS_FILE))
         return objective
     arguments = _arguments(config, stage, output, save_strategy="steps", save_steps=0.1, save_total_limit=1)
-    trainer = Trainer(objective, arguments, collate_pairs, pairs)
-    trainer.train(resume_from_checkpoint=latest_checkpoint(output) if config.resume else None)
+    trainer = Trainer(objective, arguments, collate_pairs, pairs, callbacks=[TellsPace(stage="warm-up")])
+    with _told_about_workers(config):
+        trainer.train(resume_from_checkpoint=latest_checkpoint(output) if config.resume else None)
     trainer.save_model()
     _write_history(trainer, output)
     return objective

@@ -12,62 +12,96 @@ from imagereward.tuning.weights import Checkpointing, HeadInit
 class Schedule(Config):
     """How long and how fast a stage learns; the defaults are the published ones."""
 
-    epochs: float = Field(10, gt=0)
-    max_steps: int = Field(-1, ge=-1, description="updates, instead of epochs; -1: epochs decide")
-    batch_size: int = Field(64, ge=1, description="items an update, over all devices")
-    micro_batch: int = Field(8, ge=1, description="items a device takes at once")
-    learning_rate: float = Field(1e-5, gt=0, description="at its highest; a cosine to 0 from there")
-    warmup_steps: int = Field(0, ge=0, description="updates in which the rate rises")
-    beta2: float = Field(0.999, gt=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    epochs: float = Field(10, gt=0, description="passes over the data")
+    max_steps: int = Field(-1, ge=-1, description="number of updates, instead of epochs; -1: epochs decide")
+    batch_size: int = Field(
+        64, ge=1, description="prompts (of the warm-up: pairs) in an update, over all devices"
+    )
+    micro_batch: int = Field(8, ge=1, description="of these, how many a device computes at once")
+    learning_rate: float = Field(
+        1e-5, gt=0, description="step size of AdamW at its highest; falls to 0 by a cosine"
+    )
+    warmup_steps: int = Field(0, ge=0, description="first updates, in which the learning rate rises")
+    beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment; beta1 is 0.9")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    clip: float = Field(1.0, gt=0, description="gradients are scaled down to at most this norm")
 
 
 class WarmUp(Schedule):
     """The image-text stage before the rankings. `data` is "shapes", or a JSON list of {text, image}."""
 
-    data: str = "shapes"
-    pairs: int = Field(50_000, ge=2, description="how many pairs of Shapes an epoch has")
-    rehearsal: int = Field(0, ge=0, description="pairs that each ranked prompt brings along afterwards")
+    data: str = Field("shapes", description='JSON list of {text, image}, or "shapes" for drawn ones')
+    pairs: int = Field(50_000, ge=2, description='pairs in an epoch, for data="shapes"')
+    rehearsal: int = Field(
+        0, ge=0, description="pairs learned again beside each ranked prompt after the warm-up"
+    )
 
 
 class Architecture(Config):
     """A scorer to build from nothing. `vocabulary` is "bert", or "shapes" for the words of Shapes alone."""
 
-    vision: dict[str, Any] = Field(default_factory=dict)
-    text: dict[str, Any] = Field(default_factory=dict)
-    projection: int = Field(256, ge=1)
-    vocabulary: Literal["bert", "shapes"] = "bert"
-    max_length: int = Field(35, ge=2)
+    vision: dict[str, Any] = Field(
+        default_factory=dict,
+        description="image encoder: img_size, patch_size, embed_dim, depth, num_heads; default: BLIP-large's",
+    )
+    text: dict[str, Any] = Field(
+        default_factory=dict,
+        description="text encoder: width, depth, heads, mlp_width, max_positions; default: BLIP-large's",
+    )
+    projection: int = Field(256, ge=1, description="width of the features compared in the warm-up")
+    vocabulary: Literal["bert", "shapes"] = Field(
+        "bert", description="BERT's vocabulary, or only the words of Shapes"
+    )
+    max_length: int = Field(35, ge=2, description="tokens of a prompt that are read")
     # TOML has no tuples, only lists.
-    mean: tuple[float, float, float] = Field(Preprocess.mean, strict=False)
-    std: tuple[float, float, float] = Field(Preprocess.std, strict=False)
+    mean: tuple[float, float, float] = Field(
+        Preprocess.mean, strict=False, description="subtracted from red, green and blue in 0..1"
+    )
+    std: tuple[float, float, float] = Field(
+        Preprocess.std, strict=False, description="red, green and blue are divided by it after that"
+    )
 
 
 class RewardModelConfig(Schedule):
     """A whole training. Rankings are `data`/train.json and `data`/valid.json in ImageRewardDB's layout."""
 
-    objective: Literal["preference"] = "preference"
-    data: str
-    output: str
-    name: str = Field("", description="what the scorer calls itself; default: the output directory's name")
-    start: str = Field("BLIP", description='what load() takes: an ImageReward or a BLIP; or "nothing"')
-    architecture: Architecture | None = None
-    warmup: WarmUp | None = None
-    head: HeadInit = "published"
-    fix_rate: float = Field(0.7, ge=0, le=1, description="share of both encoders' depth that is frozen")
-    checkpointing: Checkpointing = "torch"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    validations: int = Field(4, ge=1, description="validations an epoch")
-    dead_after: int = Field(500, ge=1, description="updates a head may stay flat before it is called dead")
-    calibrate: bool = Field(True, description="set mean and std so that validation scores are normal(0, 1)")
-    store: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of what is saved")
+    objective: Literal["preference"] = Field("preference", description="the better image scores higher")
+    data: str = Field(description="directory with train.json and valid.json in ImageRewardDB's layout")
+    output: str = Field(description="a new or empty directory for the result")
+    name: str = Field("", description="the scorer's name; default: the output directory's")
+    start: str = Field(
+        "BLIP", description='an ImageReward or a BLIP as load() takes it, or "nothing" for random weights'
+    )
+    architecture: Architecture | None = Field(
+        None, description="sizes of a scorer from nothing; null: start's"
+    )
+    warmup: WarmUp | None = Field(None, description="image-text training before the rankings; null: none")
+    head: HeadInit = Field(
+        "published", description="how a new reward head begins; small models need ordinary"
+    )
+    fix_rate: float = Field(0.7, ge=0, le=1, description="share of both encoders' layers that stays frozen")
+    checkpointing: Checkpointing = Field(
+        "torch", description="recompute activations: slower, with less memory"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="number format of the computations"
+    )
+    validations: int = Field(4, ge=1, description="validations in an epoch, one of which gives the result")
+    dead_after: int = Field(
+        500, ge=1, description="updates after which scores that do not spread out stop the training"
+    )
+    calibrate: bool = Field(
+        True, description="shift and scale scores to mean 0 and standard deviation 1 on the validation data"
+    )
+    store: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="number format of the saved weights"
+    )
     most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
-    workers: int = Field(0, ge=0, description="processes that decode images")
-    device: str | None = None
-    seed: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, description="processes that decode images; 0: the training's own")
+    device: str | None = Field(None, description='such as "cpu"; default: a GPU if there is one')
+    seed: int = Field(0, ge=0, description="random weights and the order of prompts depend on it")
     resume: bool = Field(False, description="go on from the output directory's last checkpoint")
-    trainer: dict[str, Any] = Field({}, description="transformers.TrainingArguments, passed on as they are")
+    trainer: dict[str, Any] = Field({}, description="further keys of transformers.TrainingArguments")
 
     @field_validator("trainer")
     @classmethod

@@ -25,9 +25,11 @@ class Window(Config):
     last   default: the last but one, for in the last one there is hardly noise left
     """
 
-    size: int = Field(0, ge=0)
-    first: int = Field(0, ge=0)
-    last: int | None = Field(None, ge=0)
+    size: int = Field(
+        0, ge=0, description="trained steps in a row, drawn for each update; 0: all of first..last"
+    )
+    first: int = Field(0, ge=0, description="index of the first step that may be trained")
+    last: int | None = Field(None, ge=0, description="index of the last one; default: steps - 2")
 
     @model_validator(mode="after")
     def _in_order(self):

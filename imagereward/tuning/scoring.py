@@ -23,9 +23,11 @@ log = logging.getLogger(__name__)
 class Scoring(Config):
     """How rewards are asked for."""
 
-    workers: int = Field(4, ge=1, description="batches scored at once; models at hand take turns")
-    retries: int = Field(3, ge=0, description="how often a reward that fails is asked again")
-    wait: float = Field(1.0, ge=0, description="seconds before it is; doubled every time")
+    workers: int = Field(
+        4, ge=1, description="batches scored at the same time; scorers in this process take turns"
+    )
+    retries: int = Field(3, ge=0, description="how often a reward that fails is computed again")
+    wait: float = Field(1.0, ge=0, description="seconds before the first retry; doubled for each further one")
 
 
 class Scored(NamedTuple):

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from imagereward.errors import DeadHeadError, NonFiniteScoreError
 from imagereward.saving import CONFIG_FILE, described
 from imagereward.scorer import Scorer
+from imagereward.tuning.telling import Pace, tell
 
 # A head is flat while the loss is this close to that of guessing and the spread has not grown so much.
 LOSS_OF_GUESSING = math.log(2)
@@ -45,6 +46,30 @@ class DeadHead(TrainerCallback):
                 f"{metrics['eval_spread']:.3g}, at the start it was {first:.3g}, and the loss is that of "
                 f'guessing, {metrics["eval_pair_loss"]:.5f}. Try head="ordinary" or a higher learning_rate'
             )
+
+
+class TellsPace(TrainerCallback):
+    """Tells after the first updates how long the stage will take."""
+
+    def __init__(self, evaluate_every: int = 0, stage: str = ""):
+        self.every, self.stage = evaluate_every, stage
+        self.pace: Pace | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Starts the clock."""
+        self.pace = Pace(state.global_step, state.max_steps, self.every)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Takes a validation's time apart from the updates'."""
+        if self.pace is not None:
+            self.pace.evaluated(kwargs["metrics"]["eval_runtime"])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Tells the estimate, once."""
+        if self.pace is None or not state.is_world_process_zero:
+            return
+        if estimate := self.pace.after(state.global_step):
+            tell(f"{self.stage}: {estimate}" if self.stage else estimate)
 
 
 class WritesConfig(TrainerCallback):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from imagereward.config import ScorerConfig
-from imagereward.errors import ImageRewardError, InputError
+from imagereward.errors import InputError, missing_extra
 from imagereward.loading import assemble, load, model_class
 from imagereward.models.blip import BLIP, BLIPBase
 from imagereward.models.imagereward import ImageReward, RewardHead
@@ -113,9 +113,7 @@ def set_checkpointing(scorer: BLIPBase, how: Checkpointing) -> None:
         try:
             from fairscale.nn import checkpoint_wrapper
         except ImportError as error:
-            raise ImageRewardError(
-                f"checkpointing={how!r} needs fairscale: python -m pip install 'imagereward[train]'"
-            ) from error
+            raise missing_extra(f"checkpointing={how!r}", "train", error) from error
         for layers in (scorer.blip.visual_encoder.blocks, scorer.blip.text_encoder.layers):
             for layer in layers:
                 checkpoint_wrapper(layer, offload_to_cpu=how == "fairscale-offload")

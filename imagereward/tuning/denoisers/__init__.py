@@ -115,8 +115,13 @@ def _read(source: str | os.PathLike, dtype: torch.dtype, known: bool) -> Any:
 
     path = Path(source).expanduser()
     source = str(path if path.is_dir() else source)
-    with _reading(source):
+    try:
         index = DiffusionPipeline.load_config(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: {_why_absent(path)}; expected a directory with model_index.json, as save_pretrained "
+            f"leaves it, or a repository of the hub as owner/name ({_first_line(error)})"
+        ) from error
     if not known:
         family_of(str(index.get("_class_name")))
     # Parts that it was saved without diffusers wants to be told: SD3's T5, say.
@@ -124,6 +129,16 @@ def _read(source: str | os.PathLike, dtype: torch.dtype, known: bool) -> Any:
     dtypes = {"default": dtype, "vae": torch.float32}
     with _reading(source):
         return DiffusionPipeline.from_pretrained(source, dtype=dtypes, **dict.fromkeys(absent))
+
+
+def _why_absent(path: Path) -> str:
+    if path.is_dir():
+        return "the directory holds no diffusers pipeline"
+    return "there is no such directory here, and no pipeline of that name could be read from the hub"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager

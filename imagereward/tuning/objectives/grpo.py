@@ -18,11 +18,12 @@ from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
 from imagereward.tuning.credit import Deviation, Spread, group_advantages, weighted_sum
 from imagereward.tuning.denoisers import Denoiser
-from imagereward.tuning.dynamics import Dynamics, Noise, Step, kl_divergence
+from imagereward.tuning.dynamics import Dynamics, Noise, kl_divergence
 from imagereward.tuning.flow import Flow
 from imagereward.tuning.job import GeneratorConfig, Job, Precision
 from imagereward.tuning.policy import Policy
 from imagereward.tuning.processes import gathered
+from imagereward.tuning.ratios import clipped_loss, guarded
 from imagereward.tuning.rewards import Rewards
 from imagereward.tuning.rollouts import (
     Minibatch,
@@ -47,23 +48,29 @@ class KL(Config):
     published  Flow-GRPO's, whose deviation leaves out the length of the step: at ten steps about a tenth
     """
 
-    form: Literal["true", "published"]
-    beta: float = Field(gt=0)
+    form: Literal["true", "published"] = Field(
+        description="which deviation divides the distance of the means"
+    )
+    beta: float = Field(gt=0, description="weight of the penalty in the loss")
 
 
 class GRPOConfig(GeneratorConfig):
     """Fine-tuning by any reward; an update draws `batch_size` images, `group` for a prompt."""
 
-    objective: Literal["grpo"] = "grpo"
-    prompts: str
-    group: int = Field(24, ge=2, description="images of one prompt that are compared")
-    noise: Noise
-    window: Window = Window()
-    same_start: bool = Field(False, description="images of a group begin with the same noise")
-    clip_ratio: float = Field(1e-4, gt=0, description="how far a step's probability ratio counts")
+    objective: Literal["grpo"] = Field("grpo", description="policy gradient within groups of images")
+    prompts: str = Field(description="file of prompts: .json, .jsonl, or text with one a line")
+    group: int = Field(24, ge=2, description="images drawn for each prompt and compared")
+    noise: Noise = Field(description="the noise that a sampling step adds")
+    window: Window = Field(Window(), description="the sampling steps that have noise and are trained")
+    same_start: bool = Field(False, description="the images of a group begin from the same noise")
+    clip_ratio: float = Field(
+        1e-4, gt=0, description="largest distance of the probability ratio from 1 that still has a gradient"
+    )
     guard: bool = Field(False, description="ratios centred and of one scale at all steps (GRPO-Guard)")
-    kl: KL | None = None
-    spread: Spread = Field("batch", description="whose deviation advantages are divided by")
+    kl: KL | None = Field(None, description="penalty for moving away from the base model; null: none")
+    spread: Spread = Field(
+        "batch", description="advantages are divided by the standard deviation of the batch or of the group"
+    )
     deviation: Literal["population", "sample"] = Field(
         "population", description="its sum of squares is divided by the number of rewards, or by one less"
     )
@@ -77,10 +84,12 @@ class GRPOConfig(GeneratorConfig):
     whole_times: bool = Field(
         False, description="flow models: the network's times, of 0..1000, are rounded down, as in DanceGRPO"
     )
-    most: float = Field(5.0, gt=0, description="largest advantage")
+    most: float = Field(5.0, gt=0, description="advantages are clipped to -most..most")
     normalise: bool = Field(False, description="standardise each reward before they are added up")
-    optimizer_steps: int = Field(1, ge=1, description="parts of an update's images, each a step")
-    storage: Precision = Field("float32", description="of the latents that are kept")
+    optimizer_steps: int = Field(
+        1, ge=1, description="steps of the optimizer in an update, each on its part of the images"
+    )
+    storage: Precision = Field("float32", description="number format of the stored latents")
 
     @model_validator(mode="after")
     def _whole(self):
@@ -108,13 +117,12 @@ class GRPOConfig(GeneratorConfig):
         return dynamics.on_grid(self.shift, self.whole_times)
 
     def make(self, job: Job) -> "GRPO":
-        rewards = job.rewards_for("GRPO")
         dynamics = self.dynamics(job.denoiser)
         storage = None if self.storage == "float32" else DTYPES[self.storage]
         check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
         return GRPO(
             job.rows,
-            rewards,
+            job.rewards_for("GRPO"),
             noise=self.noise,
             group=self.group,
             batch_size=self.batch_size,
@@ -132,23 +140,6 @@ class GRPOConfig(GeneratorConfig):
             scoring=self.scoring,
             seed=self.seed,
         )
-
-
-def clipped_loss(ratio_B, advantages_B, clip: float) -> torch.Tensor:
-    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) [B].
-
-    Schulman et al. 2017, arXiv:1707.06347, equation 7, with its sign turned.
-    """
-    return torch.maximum(-advantages_B * ratio_B, -advantages_B * ratio_B.clamp(1 - clip, 1 + clip))
-
-
-def guarded(log_ratio_B, step: Step, means) -> torch.Tensor:
-    """log rho [B] made as large at every step, and as often positive as negative.
-
-    (dlogp + mean |mean - rollout's mean|^2 / (2 std^2)) std (Wang et al. 2025, arXiv:2510.22319). What is
-    added cancels that any move of the mean makes what was drawn less likely.
-    """
-    return (log_ratio_B + kl_divergence(step.mean, means, step.std)) * step.std.flatten()
 
 
 class GRPO:

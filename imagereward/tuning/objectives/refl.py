@@ -35,13 +35,18 @@ class Gradient(Config):
             whole number, drawn again until it is in 1..all - 1. As published: 42 and 5, of 50 steps
     """
 
-    steps: Literal["one", "last", "suffix"] = "one"
-    first: int = Field(30, ge=0)
-    last: int = Field(39, ge=0)
-    count: int = Field(1, ge=1)
-    draw: Literal["uniform", "normal"] = Field("uniform", description="how a suffix begins")
-    mean: float = Field(42.0, description="of the index of the first step with gradient")
-    std: float = Field(5.0, gt=0, description="of the same")
+    steps: Literal["one", "last", "suffix"] = Field(
+        "one",
+        description="one step of first..last (ReFL), the last `count` (DRaFT), a random number (AlignProp)",
+    )
+    first: int = Field(30, ge=0, description='index of the earliest step, for steps="one"')
+    last: int = Field(39, ge=0, description='index of the latest step, for steps="one"')
+    count: int = Field(1, ge=1, description='steps with gradient, for steps="last"')
+    draw: Literal["uniform", "normal"] = Field(
+        "uniform", description='how the first step with gradient is drawn, for steps="suffix"'
+    )
+    mean: float = Field(42.0, description='mean of the index of that step, for draw="normal"')
+    std: float = Field(5.0, gt=0, description='standard deviation of that index, for draw="normal"')
     shared_by: int = Field(
         1, ge=1, description="chunks that draw the same steps; when weights are sharded, all processes must"
     )
@@ -74,26 +79,30 @@ class Gradient(Config):
 class Pretraining(PairsConfig):
     """The pretraining loss beside the reward."""
 
-    weight: float = Field(1.0, gt=0)
-    batch_size: int = Field(8, ge=1, description="samples an update")
+    weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
+    batch_size: int = Field(8, ge=1, description="samples in an update, over all processes")
 
 
 class ReFLConfig(GeneratorConfig):
     """Fine-tuning by the gradient of a reward."""
 
-    objective: Literal["refl"] = "refl"
-    prompts: str
+    objective: Literal["refl"] = Field("refl", description="the gradient of a differentiable reward")
+    prompts: str = Field(description="file of prompts: .json, .jsonl, or text with one a line")
     eta: float = Field(
         0.0,
         ge=0,
         description="noise of the sampling steps, diffusion models only: 0 is DDIM, deterministic; 1 has "
         "DDPM's variance, as the public scripts of ReFL and AlignProp",
     )
-    gradient: Gradient = Gradient()
-    target: float | None = Field(2.0, description="rewards above it are not pushed")
-    scale: float = Field(1e-3, gt=0, description="of the reward's loss")
+    gradient: Gradient = Field(Gradient(), description="the sampling steps that carry gradient")
+    target: float | None = Field(
+        2.0, description="rewards above it have no gradient, on the reward's own scale; null: all have"
+    )
+    scale: float = Field(1e-3, gt=0, description="factor of the reward's loss")
     stay: float = Field(0.0, ge=0, description="weight of the distance to the base model's predictions")
-    pretraining: Pretraining | None = None
+    pretraining: Pretraining | None = Field(
+        None, description="noise-prediction loss on (prompt, image) pairs beside the reward; null: none"
+    )
 
     @property
     def anchored(self) -> bool:

@@ -21,20 +21,24 @@ from imagereward.tuning.randomness import generator, noise_of, rows_of
 class PairsConfig(Config):
     """(prompt, image) pairs to predict noise on. `data` is a JSON list of {text, image}, or "shapes"."""
 
-    data: str
-    pairs: int = Field(10_000, ge=1, description="how many of Shapes")
-    things: int = Field(4, ge=1, description="most things in a scene of Shapes")
+    data: str = Field(description='JSON list of {text, image}, or "shapes" for drawn ones')
+    pairs: int = Field(10_000, ge=1, description='how many, for data="shapes"')
+    things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
     cache: bool = Field(False, description="encode all images once, and keep their latents in the output")
     most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
-    min_snr: float | None = Field(None, gt=0, description="gamma of min-SNR weights; 5 is usual")
-    drop: float = Field(0.0, ge=0, le=1, description="share of samples that lose their prompt")
+    min_snr: float | None = Field(
+        None, gt=0, description="gamma of min-SNR weights, usually 5; null: all times weigh the same"
+    )
+    drop: float = Field(
+        0.0, ge=0, le=1, description="share of samples trained without their prompt, for guidance"
+    )
 
 
 class SFTConfig(GeneratorConfig):
     """Learning to predict noise on (prompt, image) pairs."""
 
-    objective: Literal["sft"] = "sft"
-    pairs: PairsConfig
+    objective: Literal["sft"] = Field("sft", description="noise or velocity prediction on pairs")
+    pairs: PairsConfig = Field(description="the (prompt, image) pairs")
 
     def make(self, job: Job) -> "SFT":
         return sft_on(self.pairs, self.batch_size, self, job)

@@ -1,0 +1,199 @@
+"""Deliberate faults in lines that decide numbers, and whether the tests notice them.
+
+    python tests/mutations.py            every fault, a line each; exit code 1 if a test missed one
+    python tests/mutations.py clip LoRA  those whose names contain one of these words
+
+Each fault is put into a temporary copy of the repository, where its tests are run; pytest does not collect
+this file. The text that a fault replaces must be in its file exactly once: where a line has changed, the
+fault is not tried, which counts as missed, and has to be written anew.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TUNING = "imagereward/tuning/"
+NUMBERS = "tests/test_learning_numbers.py"
+TESTS_FAILED = 1  # pytest's exit code; others but 0 mean that no test was run
+
+
+class Fault(NamedTuple):
+    """`old` becomes `new` in `file`; `tests` are arguments of pytest that should then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+FAULTS = [
+    Fault(
+        "gradients are not clipped",
+        TUNING + "loop.py",
+        "learning(self.learner.module).values(), config.clip)",
+        "learning(self.learner.module).values(), 1e9)",
+        f"{NUMBERS} -k clip",
+    ),
+    Fault(
+        "AdamW has no weight decay",
+        TUNING + "optimizer.py",
+        "weight_decay=config.weight_decay",
+        "weight_decay=0.0",
+        f"{NUMBERS} -k 'decay or adamw'",
+    ),
+    Fault(
+        "AdamW's second moment has its default decay",
+        TUNING + "optimizer.py",
+        "betas=(0.9, config.beta2)",
+        "betas=(0.9, 0.999)",
+        f"{NUMBERS} -k adamw",
+    ),
+    Fault(
+        "LoRA's alpha is its rank",
+        TUNING + "adapt.py",
+        "lora_alpha=lora.alpha",
+        "lora_alpha=lora.rank",
+        f"{NUMBERS} -k lora",
+    ),
+    Fault(
+        "the cosine ends at half the rate",
+        TUNING + "optimizer.py",
+        "math.cos(math.pi * done)",
+        "math.cos(math.pi * done / 2)",
+        f"{NUMBERS} -k rates",
+    ),
+    Fault(
+        "SFT drops the prompts that it should keep",
+        TUNING + "objectives/sft.py",
+        "generator=source)) < self.drop",
+        "generator=source)) >= self.drop",
+        "tests/test_sft.py -k dropped",
+    ),
+    Fault(
+        "ReFL's distance has no weight",
+        TUNING + "objectives/refl.py",
+        "self.stay * away.mean()",
+        "1.0 * away.mean()",
+        f"{NUMBERS} -k distance",
+    ),
+    Fault(
+        "ReFL's distance is left out",
+        TUNING + "objectives/refl.py",
+        " + self.stay * away.mean()",
+        "",
+        f"{NUMBERS} -k distance",
+    ),
+    Fault(
+        "the distance is summed over elements",
+        TUNING + "objectives/refl.py",
+        "(prediction - base).square().flatten(1).mean(1)",
+        "(prediction - base).square().flatten(1).sum(1)",
+        f"{NUMBERS} -k distance",
+    ),
+    Fault(
+        "the distance is summed over steps",
+        TUNING + "objectives/refl.py",
+        "away = away + more / count",
+        "away = away + more",
+        f"{NUMBERS} -k distance",
+    ),
+    Fault(
+        "training times of flow models are shifted by mu",
+        TUNING + "flow.py",
+        'shift = math.exp(mu) if config.time_shift_type == "exponential" else mu',
+        "shift = mu",
+        "tests/test_flow.py -k training_times",
+    ),
+    Fault(
+        "ReFL scores the next sample",
+        TUNING + "objectives/refl.py",
+        "(step.x0 if span.predicted and i == span.end - 1 else step.next)",
+        "step.next",
+        f"{NUMBERS} -k scored",
+    ),
+    Fault(
+        "a report takes rows for independent",
+        "imagereward/report/figures.py",
+        "several = len(scores.prompts) > 1",
+        "several = False",
+        "tests/test_report.py -k 'intervals or equal'",
+    ),
+    Fault(
+        "an evaluation with its own steps has no guidance",
+        TUNING + "generator.py",
+        "Policy(denoiser, dynamics, policy.guidance)",
+        "Policy(denoiser, dynamics, 1.0 if chosen.steps else policy.guidance)",
+        "tests/test_guidance.py -k evaluation",
+    ),
+    Fault(
+        "guidance below 1 mixes in the empty prompt",
+        TUNING + "denoisers/guidance.py",
+        "if scale <= 1.0:",
+        "if scale == 1.0:",
+        "tests/test_guidance.py -k 'one_and_below or compare'",
+    ),
+    Fault(
+        "advantages are divided by the variance of a group",
+        TUNING + "credit.py",
+        "deviation = mean_in_groups(away**2, correction).sqrt()",
+        "deviation = mean_in_groups(away**2, correction)",
+        "tests/test_credit.py",
+    ),
+]
+
+
+def copy_of_the_repository(directory: Path) -> None:
+    """What git knows of, and what it would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, directory / name)
+
+
+def outcome(fault: Fault, directory: Path) -> str:
+    """`caught` or `SURVIVED`; `no test ran`, or what else kept the fault from being tried."""
+    path = directory / fault.file
+    whole = path.read_text(encoding="utf-8")
+    if whole.count(fault.old) != 1:
+        return f"NOT TRIED: {fault.file} has {whole.count(fault.old)} times {fault.old!r}; expected it once"
+    path.write_text(whole.replace(fault.old, fault.new), encoding="utf-8")
+    try:
+        command = f'"{sys.executable}" -m pytest -q -x -p no:cacheprovider {fault.tests}'
+        environment = {**os.environ, "PYTHONPATH": str(directory), "PYTHONDONTWRITEBYTECODE": "1"}
+        ran = subprocess.run(
+            command, shell=True, cwd=directory, env=environment, capture_output=True, text=True
+        )
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    if ran.returncode == TESTS_FAILED:
+        return "caught"
+    if ran.returncode == 0:
+        return "SURVIVED"
+    return f"NOT TRIED: pytest ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-500:]}"
+
+
+def main(words: list[str]) -> int:
+    """Try the faults whose names contain one of the words, or all; 0 if every one was caught."""
+    chosen = [fault for fault in FAULTS if not words or any(word in fault.name for word in words)]
+    missed = len(chosen)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        copy_of_the_repository(directory)
+        for fault in chosen:
+            found = outcome(fault, directory)
+            missed -= found == "caught"
+            print(f"{fault.name}: {found}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} caught")
+    return 1 if missed or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import PIL.Image
@@ -12,6 +12,7 @@ from imagereward.errors import ImageRewardError
 from imagereward.images import read_image
 from imagereward.preprocess import Preprocess
 from imagereward.serve.limits import Limits, Refused
+from imagereward.serve.meters import DROPPED
 
 # Of all that Pillow reads, what generators and cameras write. Others run programs (EPS) or are rarely
 # tested with hostile input.
@@ -21,14 +22,20 @@ NPY_HEADER = 1024  # bytes; numpy writes 128
 
 
 def decode(
-    images: Sequence[bytes | np.ndarray], preprocesses: Sequence[Preprocess], limits: Limits
+    images: Sequence[bytes | np.ndarray],
+    preprocesses: Sequence[Preprocess],
+    limits: Limits,
+    abandoned: Callable[[], bool] = lambda: False,
 ) -> list[tuple[torch.Tensor, ...]]:
     """Each image's pixels under each of `preprocesses`, as `images.load_pixels` gives them.
 
-    Raises Refused 413 for too many pixels, 422 naming every image that is none.
+    Raises Refused 413 for too many pixels, 422 naming every image that is none, and 499 between two images
+    once the request is `abandoned`.
     """
     decoded, faults, pixels = [], {}, 0
     for index, image in enumerate(images):
+        if abandoned():
+            raise Refused(DROPPED, "the client is gone")
         try:
             picture = _opened(image)
             pixels += picture.width * picture.height

@@ -1,21 +1,45 @@
-"""Requests that a reward server refuses, large ones: what would take many times its bytes if it were parsed.
+"""A reward server that is asked what it refuses: the memory that it keeps, and who is answered meanwhile.
 
-Each kind is (path, headers, body, status). The bodies are up to 30 MB, as a server with default limits takes.
+    python benchmarks/refused_requests.py [--requests 200]
+
+`memory`: of each kind in `KINDS` so many requests, four at a time, and the server's resident memory before,
+at its peak, and after. The bodies are up to 65 MiB; many would take ten times that if they were parsed.
+`strangers`: connections that send no token and hold a request half sent, while a client with the token asks.
+The server is a process of its own, with ImageReward-tiny and default limits. Writes
+results/refused-requests.json.
 """
 
+import argparse
 import base64
 import io
 import json
+import socket
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import httpx2
 import numpy as np
 import PIL.Image
+import torch
+
+from benchmarks import record
+from benchmarks.serve import resident_mib, serving
 
 MB = 10**6
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 NPY = {"Content-Type": "application/x-npy"}
+# (path, headers, body, status of the answer)
 Kind = tuple[str, dict[str, str], bytes, int]
+AT_A_TIME = 4
+TRIM = 1.5  # seconds after which a server has given back what it freed
+STRANGERS = 1500
+TOKEN = "t0ken"
 
 
 def png(side: int) -> bytes:
@@ -106,3 +130,136 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "a body in another format": lambda: ("/v1/rank", {"Content-Type": "text/plain"}, b"x" * (30 * MB), 415),
     "a body that is too large": lambda: ("/v1/rank", JSON, b" " * (65 * 2**20), 413),
 }  # fmt: skip
+
+
+def peak_mib(pid: int, reset: bool = False) -> float:
+    """The most memory that a process has held since the last `reset`, in MiB."""
+    if reset:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def refused(http: httpx2.Client, kind: Kind, count: int) -> list[int]:
+    """The statuses of `count` requests of one kind, four at a time."""
+    path, headers, body, _ = kind
+
+    def ask(_: int) -> int:
+        try:
+            return http.post(path, headers=headers, content=body).status_code
+        except httpx2.TransportError:
+            return 0  # the answer was lost: the server closes a connection whose body it will not read
+
+    with ThreadPoolExecutor(AT_A_TIME) as threads:
+        return list(threads.map(ask, range(count)))
+
+
+def scored(http: httpx2.Client, count: int) -> list[float]:
+    """Seconds of `count` ordinary requests, one after the other; RuntimeError if one is not answered."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        answer = http.post("/score", json={"prompt": "a", "image_base64": base64.b64encode(IMAGE).decode()})
+        if answer.status_code != 200:
+            raise RuntimeError(f"an ordinary request was answered {answer.status_code}: {answer.text}")
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def memory(count: int) -> list[dict]:
+    """A row for each kind: statuses, milliseconds a request, and the server's MiB before, at most, after."""
+    rows = []
+    with serving("tiny", "cpu") as (url, pid), httpx2.Client(base_url=url, timeout=300) as http:
+        # What a server holds once it has been used: threads, buffers of the libraries, pages of the model.
+        for make in KINDS.values():
+            refused(http, make(), AT_A_TIME)
+        for name, make in KINDS.items():
+            kind = make()
+            scored(http, 20)
+            time.sleep(TRIM)
+            before = resident_mib(pid)
+            peak_mib(pid, reset=True)
+            start = time.perf_counter()
+            statuses = refused(http, kind, count)
+            seconds = time.perf_counter() - start
+            peak = peak_mib(pid)
+            time.sleep(TRIM)
+            after = resident_mib(pid)
+            row = {
+                "kind": name,
+                "body_mb": len(kind[2]) / MB,
+                "requests": count,
+                "status": kind[3],
+                "others": sum(status != kind[3] for status in statuses),
+                "ms": 1000 * seconds / count,
+                "before_mib": before,
+                "peak_mib": peak,
+                "after_mib": after,
+            }
+            print(row, file=sys.stderr)
+            rows.append(row)
+    return rows
+
+
+def half_sent(url: str, path: str, count: int) -> list[socket.socket]:
+    """So many connections with a request for `path`, without a token, whose body does not end."""
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n".encode()
+    opened = []
+    for _ in range(count):
+        connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30)
+        opened.append(connection)
+        try:
+            connection.sendall(head + b"x" * 60_000)
+        except OSError:
+            pass  # closed on us
+    return opened
+
+
+def strangers(count: int) -> list[dict]:
+    """A row for each path: a client with the token asks while `count` connections hold requests without one."""
+    rows = []
+    with serving("tiny", "cpu", token=TOKEN) as (url, pid):
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        with httpx2.Client(base_url=url, timeout=300, headers=headers) as http:
+            alone = scored(http, 50)
+            for path in ("/health", "/v1/rank"):
+                before = resident_mib(pid)
+                opened = half_sent(url, path, count)
+                try:
+                    times = scored(http, 50)
+                    held = resident_mib(pid)
+                finally:
+                    for connection in opened:
+                        connection.close()
+                rows.append(
+                    {
+                        "path": path,
+                        "connections": count,
+                        "answered": len(times),
+                        "alone_ms": 1000 * float(np.median(alone)),
+                        "ms": 1000 * float(np.median(times)),
+                        "slowest_ms": 1000 * max(times),
+                        "memory_mib": held - before,
+                    }
+                )
+                print(rows[-1], file=sys.stderr)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=200, help="of each kind")
+    parser.add_argument("--strangers", type=int, default=STRANGERS, help="connections without a token")
+    arguments = parser.parse_args()
+    result = {
+        "environment": record.environment(torch.device("cpu")),
+        "strangers": strangers(arguments.strangers),
+        "memory": memory(arguments.requests),
+    }
+    print(record.write("refused-requests", result))
+
+
+if __name__ == "__main__":
+    main()

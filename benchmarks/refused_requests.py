@@ -11,6 +11,7 @@ results/refused-requests.json.
 
 import argparse
 import base64
+import contextlib
 import io
 import json
 import socket
@@ -74,19 +75,22 @@ def npy_header(shape: str) -> bytes:
 IMAGE = png(64)
 LARGE = base64.b64encode(png(2000)).decode()  # 16 MB
 FILE = '; filename="a.png"'
+EMPTY = b"{}," * (10 * MB)
 
 KINDS: dict[str, Callable[[], Kind]] = {
     "a form whose pairs are ten million {}": lambda: (
         "/v1/score", FORM,
-        form(part("prompts", b"a"), part("images", IMAGE, FILE), part("pairs", b"[" + b"{}," * (10 * MB) + b"{}]")),
+        form(part("prompts", b"a"), part("images", IMAGE, FILE), part("pairs", b"[" + EMPTY + b"{}]")),
         413,
     ),
     "JSON whose pairs are ten million {}": lambda: (
         "/v1/score", JSON,
-        b'{"prompts": ["a"], "images": ["AAAA"], "pairs": [' + b"{}," * (10 * MB) + b"{}]}",
+        b'{"prompts": ["a"], "images": ["AAAA"], "pairs": [' + EMPTY + b"{}]}",
         413,
     ),
-    "JSON of ten million empty images": lambda: ("/v1/rank", JSON, asking(b"[" + b'"",' * (10 * MB) + b'""]'), 413),
+    "JSON of ten million empty images": lambda: (
+        "/v1/rank", JSON, asking(b"[" + b'"",' * (10 * MB) + b'""]'), 413,
+    ),
     "JSON of a million unknown fields": lambda: (
         "/score", JSON, json.dumps(dict.fromkeys(map(str, range(MB)))).encode(), 413,
     ),
@@ -166,13 +170,19 @@ def scored(http: httpx2.Client, count: int) -> list[float]:
     return times
 
 
-def memory(count: int) -> list[dict]:
-    """A row for each kind: statuses, milliseconds a request, and the server's MiB before, at most, after."""
+def memory(count: int) -> dict:
+    """A row for each kind: statuses, milliseconds a request, and the server's MiB before, at most, after.
+
+    Also the server's MiB before the first and after the last kind.
+    """
     rows = []
     with serving("tiny", "cpu") as (url, pid), httpx2.Client(base_url=url, timeout=300) as http:
         # What a server holds once it has been used: threads, buffers of the libraries, pages of the model.
-        for make in KINDS.values():
-            refused(http, make(), AT_A_TIME)
+        scored(http, 100)
+        with ThreadPoolExecutor(AT_A_TIME) as threads:
+            list(threads.map(lambda _: scored(http, 25), range(AT_A_TIME)))
+        time.sleep(TRIM)
+        start_mib = resident_mib(pid)
         for name, make in KINDS.items():
             kind = make()
             scored(http, 20)
@@ -198,7 +208,9 @@ def memory(count: int) -> list[dict]:
             }
             print(row, file=sys.stderr)
             rows.append(row)
-    return rows
+        scored(http, 100)
+        time.sleep(TRIM)
+        return {"start_mib": start_mib, "end_mib": resident_mib(pid), "kinds": rows}
 
 
 def half_sent(url: str, path: str, count: int) -> list[socket.socket]:
@@ -208,15 +220,13 @@ def half_sent(url: str, path: str, count: int) -> list[socket.socket]:
     for _ in range(count):
         connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30)
         opened.append(connection)
-        try:
+        with contextlib.suppress(OSError):  # closed on us
             connection.sendall(head + b"x" * 60_000)
-        except OSError:
-            pass  # closed on us
     return opened
 
 
 def strangers(count: int) -> list[dict]:
-    """A row for each path: a client with the token asks while `count` connections hold requests without one."""
+    """A row for each path: a client with the token asks while `count` connections hold requests half sent."""
     rows = []
     with serving("tiny", "cpu", token=TOKEN) as (url, pid):
         headers = {"Authorization": f"Bearer {TOKEN}"}

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from urllib.parse import unquote
 
 # What browsers and image libraries write before base64: RFC 2397.
 _DATA_URL = re.compile(r"\s*data:([^,]{0,200}),", re.IGNORECASE)
@@ -21,6 +22,8 @@ def bytes_of(text: str) -> bytes:
         if not found[1].lower().replace(" ", "").endswith(";base64"):
             raise ValueError("is a data: URL that is not in base64; expected data:image/png;base64,...")
         text = text[found.end() :]
+        if "%" in text:  # URLs may write any character so, line ends and `+` above all
+            text = unquote(text, "latin-1")
     elif found := _OTHER_URL.match(text):
         raise ValueError(
             f"is not base64 but begins as a URL does ({found[1]}:); nothing is fetched or opened here: "

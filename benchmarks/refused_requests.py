@@ -5,8 +5,7 @@
 `memory`: of each kind in `KINDS` so many requests, four at a time, and the server's resident memory before,
 at its peak, and after. The bodies are up to 65 MiB; many would take ten times that if they were parsed.
 `strangers`: connections that send no token and hold a request half sent, while a client with the token asks.
-The server is a process of its own, with ImageReward-tiny and default limits. Writes
-results/refused-requests.json.
+The server is `imagereward serve -m ImageReward-tiny`. Writes results/refused-requests.json.
 """
 
 import argparse
@@ -14,10 +13,14 @@ import base64
 import contextlib
 import io
 import json
+import os
+import re
 import socket
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +32,7 @@ import PIL.Image
 import torch
 
 from benchmarks import record
-from benchmarks.serve import resident_mib, serving
+from benchmarks.serve import resident_mib
 
 MB = 10**6
 JSON = {"Content-Type": "application/json"}
@@ -136,6 +139,32 @@ KINDS: dict[str, Callable[[], Kind]] = {
 }  # fmt: skip
 
 
+@contextlib.contextmanager
+def command(**environment: str) -> Iterator[tuple[str, int]]:
+    """(address, process id) of the command, once it listens."""
+    arguments = ["-m", "imagereward", "serve", "--port", "0", "-m", "ImageReward-tiny"]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+    )
+    assert process.stderr is not None
+    log = []
+    try:
+        for line in process.stderr:
+            log.append(line)
+            if found := re.search(r"running on (\S+)", line):
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                yield found[1], process.pid
+                return
+        raise RuntimeError("".join(log))
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def peak_mib(pid: int, reset: bool = False) -> float:
     """The most memory that a process has held since the last `reset`, in MiB."""
     if reset:
@@ -176,7 +205,7 @@ def memory(count: int) -> dict:
     Also the server's MiB before the first and after the last kind.
     """
     rows = []
-    with serving("tiny", "cpu") as (url, pid), httpx2.Client(base_url=url, timeout=300) as http:
+    with command() as (url, pid), httpx2.Client(base_url=url, timeout=300) as http:
         # What a server holds once it has been used: threads, buffers of the libraries, pages of the model.
         scored(http, 100)
         with ThreadPoolExecutor(AT_A_TIME) as threads:
@@ -228,7 +257,7 @@ def half_sent(url: str, path: str, count: int) -> list[socket.socket]:
 def strangers(count: int) -> list[dict]:
     """A row for each path: a client with the token asks while `count` connections hold requests half sent."""
     rows = []
-    with serving("tiny", "cpu", token=TOKEN) as (url, pid):
+    with command(IMAGEREWARD_TOKEN=TOKEN) as (url, pid):
         headers = {"Authorization": f"Bearer {TOKEN}"}
         with httpx2.Client(base_url=url, timeout=300, headers=headers) as http:
             alone = scored(http, 50)

@@ -26,7 +26,7 @@ from imagereward.serve.bodies import NPY_TYPE, read
 from imagereward.serve.connections import Connections
 from imagereward.serve.guard import TICKET, Guard, Room, Ticket
 from imagereward.serve.limits import Limits, Refused
-from imagereward.serve.memory import Trimmer
+from imagereward.serve.memory import Trimmer, share_one_arena
 from imagereward.serve.meters import Meters
 from imagereward.serve.pictures import decode
 from imagereward.serve.questions import (
@@ -82,6 +82,7 @@ def create_app(
         raise InputError("nothing to serve: give at least one scorer, as {name: scorer}")
     if token is not None:
         token = checked_token(token, "the token")
+    share_one_arena()
     desk = _Desk(dict(scorers), limits or Limits(), batch_size, window)
     app = FastAPI(
         title="imagereward",

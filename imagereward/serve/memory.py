@@ -1,7 +1,8 @@
-"""Giving freed memory back to the system.
+"""Giving freed memory back to the system, where the C library is glibc; elsewhere nothing is done.
 
 glibc keeps what is freed for later use, in pieces between what is still in use: after large bodies that can
-be many times what the server holds.
+be many times what the server holds. And it gives threads heaps of their own ("arenas"), at whose ends up to
+64 MB each stay that no call gives back.
 """
 
 import asyncio
@@ -13,15 +14,24 @@ LARGE = 2**20  # bytes of a body; smaller ones leave nothing that the next would
 DELAY = 0.5  # seconds, in which other requests may end too
 
 
-def _trim_of_glibc() -> Callable[[int], int] | None:
-    """glibc's malloc_trim, None with another C library."""
+M_ARENA_MAX = -8  # from glibc's malloc.h
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc, None with another C library."""
     try:
-        return ctypes.CDLL(None).malloc_trim
+        return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
         return None
 
 
-_trim = _trim_of_glibc()
+_trim = _of_glibc("malloc_trim")
+
+
+def share_one_arena() -> None:
+    """Let threads that begin from now on allocate from the main heap. Of the whole process; best called early."""
+    if _trim is not None and (mallopt := _of_glibc("mallopt")) is not None:
+        mallopt(M_ARENA_MAX, 1)
 
 
 class Trimmer:

@@ -29,7 +29,7 @@ _trim = _of_glibc("malloc_trim")
 
 
 def share_one_arena() -> None:
-    """Let threads that begin from now on allocate from the main heap. Of the whole process; best called early."""
+    """Let the process's threads that begin from now on allocate from the main heap: best called early."""
     if _trim is not None and (mallopt := _of_glibc("mallopt")) is not None:
         mallopt(M_ARENA_MAX, 1)
 

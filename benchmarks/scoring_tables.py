@@ -132,7 +132,7 @@ def shapes_measure(result: dict) -> str:
 
 
 def refused(result: dict) -> str:
-    """The file of refused requests as Markdown: memory by kind, and a client's answers beside strangers."""
+    """The file of refused requests as Markdown: memory by kind, and answers beside strangers."""
     memory = result["memory"]
     kinds = [
         f"| {row['kind']} | {row['body_mb']:.0f} | {row['status']} | {row['ms']:.0f} "
@@ -148,7 +148,7 @@ def refused(result: dict) -> str:
         [
             f"{record.machine(result)}.",
             "",
-            f"{memory['kinds'][0]['requests']} requests of each kind, four at a time; the server's memory was "
+            f"{memory['kinds'][0]['requests']} requests of each kind, four at a time; the server held "
             f"{memory['start_mib']:.0f} MiB before all of them and {memory['end_mib']:.0f} MiB after.",
             "",
             "| refused | MB each | answer | ms each | MiB before | at most | after |",

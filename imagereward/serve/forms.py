@@ -60,23 +60,28 @@ class _Form:
         self._header = (bytearray(), bytearray())
 
     def begin(self) -> None:
+        """A part begins; Refused 413 if it is one too many."""
         if len(self.fields) >= self._most_fields:
             raise Refused(413, f"more than {self._most_fields} parts in one form")
         self._headers = {}
         self._value = bytearray()
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
+        """A piece of a header's name."""
         self._header[0].extend(data[start:end])
 
     def header_value(self, data: bytes, start: int, end: int) -> None:
+        """A piece of a header's value."""
         self._header[1].extend(data[start:end])
 
     def header_end(self) -> None:
+        """A header is complete."""
         name, value = self._header
         self._headers[bytes(name).lower()] = bytes(value).strip()
         self._header = (bytearray(), bytearray())
 
     def headers_end(self) -> None:
+        """The value follows; Refused 400 for a part without a name, or with an encoding."""
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         if b"name" not in options:
             raise Refused(400, "a part of the form has no name")
@@ -88,16 +93,19 @@ class _Form:
         self._most = self._most_bytes(self._name)
 
     def data(self, data: bytes, start: int, end: int) -> None:
+        """A piece of the value; Refused 413 beyond what its field may have."""
         if len(self._value) + end - start > self._most:
             reason = f"more than {self._most} bytes in {self._name:.100}"
             raise Refused(413, f"{reason}, which is what is taken here")
         self._value += memoryview(data)[start:end]
 
     def end(self) -> None:
+        """The part is complete."""
         self.fields.append((self._name, bytes(self._value)))
         self._value = bytearray()
 
     def close(self) -> None:
+        """The closing boundary was there."""
         self.closed = True
 
 

@@ -15,12 +15,12 @@ from imagereward.serve import Limits
 TOKEN = {"Authorization": "Bearer s3cret"}
 REQUEST = {"prompt": "a", "images": [base64_of(png(pictures(1)[0]))]}
 HALF = [
-    b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n",
-    b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n",
+    b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000\r\n",
-    b"PUT /docs HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\nExpect: 100-continue\r\n\r\n",
-    b"POST /v1/rank HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n",
-    b"POST /v1/rank HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer no\r\nContent-Length: 50000000\r\n\r\n",
+    b"PUT /docs HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n",
+    b"POST /v1/rank HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n",
+    b"POST /v1/rank HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer no\r\nContent-Length: 1000000\r\n\r\n",
     b"POST /v1/matrix HTTP/1.1\r\nHost: a\r\nContent-Le",
     b"",
 ]
@@ -159,7 +159,7 @@ def test_places_are_free_again_after_a_request_that_is_refused_in_any_way():
             assert http.post("/v1/rank", content=b"{", headers=TOKEN).status_code == 415
             assert http.post("/v1/rank", content=b"x" * 2**21, headers=TOKEN).status_code == 413
             with connect(url) as slow:  # 408
-                slow.sendall(HALF[4].replace(b"50000000", b"1000\r\nAuthorization: Bearer s3cret"))
+                slow.sendall(HALF[4].replace(b"1000000", b"1000\r\nAuthorization: Bearer s3cret"))
                 assert slow.recv(100).startswith(b"HTTP/1.1 408")
         two = {**REQUEST, "images": REQUEST["images"] * 2}
         assert http.post("/v1/rank", json=two, headers=TOKEN).status_code == 200

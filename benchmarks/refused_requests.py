@@ -144,12 +144,8 @@ def command(**environment: str) -> Iterator[tuple[str, int]]:
     """(address, process id) of the command, once it listens."""
     arguments = ["-m", "imagereward", "serve", "--port", "0", "-m", "ImageReward-tiny"]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-    )
+    variables = {**os.environ, "PYTHONPATH": paths, **environment}
+    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env=variables)
     assert process.stderr is not None
     log = []
     try:
@@ -220,10 +216,8 @@ def memory(count: int) -> dict:
             peak_mib(pid, reset=True)
             start = time.perf_counter()
             statuses = refused(http, kind, count)
-            seconds = time.perf_counter() - start
-            peak = peak_mib(pid)
+            seconds, peak = time.perf_counter() - start, peak_mib(pid)
             time.sleep(TRIM)
-            after = resident_mib(pid)
             row = {
                 "kind": name,
                 "body_mb": len(kind[2]) / MB,
@@ -233,7 +227,7 @@ def memory(count: int) -> dict:
                 "ms": 1000 * seconds / count,
                 "before_mib": before,
                 "peak_mib": peak,
-                "after_mib": after,
+                "after_mib": resident_mib(pid),
             }
             print(row, file=sys.stderr)
             rows.append(row)

@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "bulk-cuda": scoring_tables.bulk,
     "serve-cpu": scoring_tables.serve,
     "serve-cuda": scoring_tables.serve,
+    "refused-requests": scoring_tables.refused,
 }
 
 

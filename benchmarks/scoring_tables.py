@@ -129,3 +129,34 @@ def shapes_measure(result: dict) -> str:
             ),
         ]
     )
+
+
+def refused(result: dict) -> str:
+    """The file of refused requests as Markdown: memory by kind, and answers beside strangers."""
+    memory = result["memory"]
+    kinds = [
+        f"| {row['kind']} | {row['body_mb']:.0f} | {row['status']} | {row['ms']:.0f} "
+        f"| {row['before_mib']:.0f} | {row['peak_mib']:.0f} | {row['after_mib']:.0f} |"
+        for row in memory["kinds"]
+    ]
+    strangers = [
+        f"| {row['connections']} half-sent `POST {row['path']}` | {row['answered']} of {row['answered']} "
+        f"| {row['alone_ms']:.0f} | {row['ms']:.0f} | {row['memory_mib']:+.0f} |"
+        for row in result["strangers"]
+    ]
+    return "\n".join(
+        [
+            f"{record.machine(result)}.",
+            "",
+            f"{memory['kinds'][0]['requests']} requests of each kind, four at a time; the server held "
+            f"{memory['start_mib']:.0f} MiB before all of them and {memory['end_mib']:.0f} MiB after.",
+            "",
+            "| refused | MB each | answer | ms each | MiB before | at most | after |",
+            "|---|---|---|---|---|---|---|",
+            *kinds,
+            "",
+            "| connections without the token | answered with it | ms alone | ms beside them | MiB |",
+            "|---|---|---|---|---|",
+            *strangers,
+        ]
+    )

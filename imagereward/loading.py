@@ -10,7 +10,14 @@ import torch
 
 from imagereward import hub
 from imagereward.config import ScorerConfig, read_json, read_med_config, whole_number, with_med_config
-from imagereward.errors import CheckpointError, DeviceError, ImageRewardError, InputError, listing
+from imagereward.errors import (
+    CheckpointError,
+    DeviceError,
+    DownloadError,
+    ImageRewardError,
+    InputError,
+    listing,
+)
 from imagereward.models import model_class
 from imagereward.precision import DTYPES, on_cpu, resolve_dtype
 from imagereward.registry import REGISTRY, File
@@ -18,6 +25,9 @@ from imagereward.saving import CONFIG_FILE, WEIGHTS_FILE
 from imagereward.scorer import Scorer
 from imagereward.state_dicts import read_state_dict
 
+WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
+# As the hub allows them: "./name" and "../name" are paths.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A buffer that old transformers saved and no model needs.
 LEGACY_BUFFER = "embeddings.position_ids"
 
@@ -178,11 +188,21 @@ def _located(label: str, kind: str | None, download_root, local_files_only: bool
     elif exists:
         config, sources = _released_format(path, kind, where)
         label = path.name
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", label) and path.suffix not in (".pt", ".pth", ".safetensors"):
-        files = [
-            hub.fetch_from_hub(label, part, None, local_files_only) for part in (CONFIG_FILE, WEIGHTS_FILE)
-        ]
-        config, sources = _read_config(files[0]), [(File(WEIGHTS_FILE), files[1])]
+    elif HUB_ID.fullmatch(label) and path.suffix not in WEIGHT_SUFFIXES:
+        try:
+            there, weights = (
+                hub.fetch_from_hub(label, part, None, local_files_only)
+                for part in (CONFIG_FILE, WEIGHTS_FILE)
+            )
+        except DownloadError as error:
+            reason = f"there is no directory {label} here, and as a hub id it gives nothing: {error}"
+            raise DownloadError(reason) from error
+        config, sources = _read_config(there), [(File(WEIGHTS_FILE), weights)]
+    elif path.suffix in WEIGHT_SUFFIXES or label.startswith(("~", ".")) or re.search(r"[/\\]", label):
+        expected = (
+            "expected a checkpoint file, a directory written by save_pretrained, or a hub id owner/name"
+        )
+        raise CheckpointError(f"the path {label} does not exist; {expected}")
     else:
         near = difflib.get_close_matches(label, REGISTRY, 1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""

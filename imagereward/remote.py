@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 from imagereward import wire
 from imagereward.config import whole_number
-from imagereward.errors import ImageRewardError, InputError, RemoteError
+from imagereward.errors import InputError, RemoteError, missing_extra
 from imagereward.forking import process_key
 from imagereward.verbs import Result, Rows, Scored, Verbs, warn_truncated
 from imagereward.wire import Failed, Gathered, Part
@@ -70,7 +70,7 @@ class _Remote(Verbs):
         connections: int = 8,
     ):
         if httpx2 is None:
-            raise ImageRewardError("a remote scorer needs more: python -m pip install 'imagereward[serve]'")
+            raise missing_extra("a remote scorer", "serve")
         address = _address(url)
         # For messages and logs too, httpx2's own among them: so without what is secret in it.
         self.url = str(address.copy_with(username=None, password=None)).rstrip("/")

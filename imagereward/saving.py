@@ -10,6 +10,7 @@ import safetensors.torch
 
 from imagereward.errors import OutputError
 from imagereward.version import __version__
+from imagereward.writing import replacing
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -19,29 +20,27 @@ def save(scorer, directory: str | os.PathLike) -> Path:
 
     Raises OutputError for a place that cannot be written.
     """
+    directory = Path(directory).expanduser()
     weights = {}
     seen = set()
     for name, value in scorer.state_dict().items():
         place = value.untyped_storage().data_ptr()  # safetensors refuses tensors that share memory
         weights[name] = value.clone() if place in seen else value.contiguous()
         seen.add(place)
-    directory = Path(directory).expanduser()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
-            safetensors.torch.save_file(weights, Path(temporary, WEIGHTS_FILE), {"format": "pt"})
-            Path(temporary, CONFIG_FILE).write_text(json.dumps(described(scorer), indent=2) + "\n")
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                os.replace(Path(temporary, name), directory / name)
-    except (OSError, safetensors.SafetensorError) as error:  # safetensors' own error for a full disk
-        raise OutputError(f"the scorer cannot be saved in {directory}: {error}") from error
+    # Both are whole before either takes its name.
+    with replacing(directory / CONFIG_FILE) as config, replacing(directory / WEIGHTS_FILE) as file:
+        config.write_text(config_text(scorer), encoding="utf-8")
+        try:
+            safetensors.torch.save_file(weights, file, {"format": "pt"})
+        except safetensors.SafetensorError as error:  # a full disk, among others
+            raise OutputError(f"{directory / WEIGHTS_FILE} cannot be written: {error}") from error
     return directory
 
 
-def described(scorer) -> dict:
-    """What `config.json` holds: how the scorer's numbers are defined."""
+def config_text(scorer) -> str:
+    """What `config.json` holds, as JSON: how the scorer's numbers are defined."""
     config = {"library": "imagereward", "version": __version__, "name": scorer.name}
-    return {**config, "scorer": scorer.config.to_dict()}
+    return json.dumps({**config, "scorer": scorer.config.to_dict()}, indent=2) + "\n"
 
 
 def push(scorer, repo_id: str, private: bool, token: str | None, message: str) -> str:

@@ -427,3 +427,51 @@ def test_every_registered_checkpoint_is_complete():
         assert entry.licence
         assert entry.paper
         assert all(file.hub or file.url or (ASSETS / file.name).is_file() for file in entry.files)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./nope",
+        "../nope",
+        "~/nope",
+        "nope/",
+        "a/b/c",
+        "/no/such/place",
+        r"C:\models\nope",
+        "nope.pt",
+        "a/nope.pth",
+    ],
+)
+def test_a_path_that_does_not_exist_is_said_to_be_one_and_not_looked_for_on_the_hub(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(errors.CheckpointError, match="does not exist; expected a checkpoint file") as caught:
+        RM.load(name)
+    assert name in str(caught.value)
+
+
+def test_a_hub_id_that_cannot_be_had_might_have_been_a_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.DownloadError, match="no directory models/nope here, and as a hub id"):
+        RM.load("models/nope", local_files_only=True)
+
+
+def test_a_save_that_fails_leaves_the_saved_scorer_as_it_was_and_nothing_beside_it(tmp_path):
+    small_scorer("CLIP", seed=1).save_pretrained(tmp_path / "saved")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    another = small_scorer("CLIP", seed=2)
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(errors.OutputError, match=r"model\.safetensors cannot be written"):
+            another.save_pretrained(tmp_path / "saved")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.OutputError, match="cannot be written"):
+        another.save_pretrained(tmp_path / "file" / "saved")

@@ -282,10 +282,10 @@ def test_only_who_has_the_token_may_ask():
 def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("IMAGEREWARD_TOKEN", raising=False)
     assert read_token(None) is None
-    (tmp_path / "token").write_text("from file\n")
-    monkeypatch.setenv("IMAGEREWARD_TOKEN", "from environment")
-    assert read_token(None) == "from environment"
-    assert read_token(tmp_path / "token") == "from file"
+    (tmp_path / "token").write_text("from-file\n")
+    monkeypatch.setenv("IMAGEREWARD_TOKEN", "from-environment")
+    assert read_token(None) == "from-environment"
+    assert read_token(tmp_path / "token") == "from-file"
     (tmp_path / "token").write_text("\n")
     for path in (tmp_path / "token", tmp_path / "missing", tmp_path):
         with pytest.raises(InputError, match="token"):

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import pictures, small_scorer
 from serving import serving
@@ -18,8 +19,9 @@ PAGE = (Path(__file__).parents[1] / "docs/server.md").read_text()
 @pytest.fixture
 def url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, picture in zip("ab", pictures(2)):
-        picture.save(f"{name}.png")
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save("a.png")  # 2.4 MB: more than a command line holds
+    pictures(1)[0].save("b.png")
     np.save("batch.npy", np.zeros((2, 40, 50, 3), np.uint8))
     with serving({"ImageReward-v1.0": small_scorer("ImageReward")}) as url:
         yield url
@@ -39,9 +41,12 @@ def test_the_python_runs_as_written(url, monkeypatch, capsys):
 def test_the_curl_lines_answer_with_scores(url):
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
-    lines = re.findall(r"^curl .*$", PAGE, re.MULTILINE)
-    assert len(lines) == 3
-    for line in lines:
-        command = line.replace("http://127.0.0.1:8000", url)
+    blocks = [block for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) if "curl" in block]
+    assert len(blocks) == 1
+    # A command ends with its line, unless that ends with a pipe.
+    commands = re.split(r"(?<!\|)\n", blocks[0].strip())
+    assert len(commands) == 3
+    for written in commands:
+        command = written.replace("http://127.0.0.1:8000", url)
         result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert '"scores":[' in result.stdout, result.stdout + result.stderr

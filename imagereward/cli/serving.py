@@ -76,6 +76,7 @@ def serve(
 
     try:
         from imagereward.serve import Limits
+        from imagereward.serve.memory import share_one_arena
         from imagereward.serve.run import read_token, run
     except ImportError as error:
         raise missing_extra("imagereward serve", "serve", error) from error
@@ -89,6 +90,7 @@ def serve(
         "token": read_token(token_file),
     }
     names = model or ["ImageReward-v1.0"]
+    share_one_arena()
 
     def load() -> list:
         return [

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -21,27 +22,31 @@ from imagereward.registry import REGISTRY
 from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, Scorer
 from imagereward.serve import answers
 from imagereward.serve.batching import Batcher, Job
-from imagereward.serve.bodies import (
-    NPY_TYPE,
+from imagereward.serve.bodies import NPY_TYPE, read
+from imagereward.serve.connections import Connections
+from imagereward.serve.guard import TICKET, Guard, Room, Ticket
+from imagereward.serve.limits import Limits, Refused
+from imagereward.serve.memory import Trimmer, share_one_arena
+from imagereward.serve.meters import Meters
+from imagereward.serve.pictures import decode
+from imagereward.serve.questions import (
     AnyQuestion,
     MatrixQuestion,
     RankQuestion,
     ScoreQuestion,
     SimpleQuestion,
-    read,
 )
-from imagereward.serve.guard import TICKET, Guard, Room, Ticket
-from imagereward.serve.limits import Limits, Refused
-from imagereward.serve.meters import Meters
-from imagereward.serve.pictures import decode
 from imagereward.serve.reference import reference
 from imagereward.version import __version__
+from imagereward.wire import checked_token
 
 # The page talks to this server and to nobody else, whatever a picture or a prompt might hold.
 PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; img-src blob: data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# The paths whose POST has a body and asks for scores.
+ASKING = ("/v1/score", "/v1/rank", "/v1/matrix", "/score")
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Fault, "description": reason}
     for status, reason in {
@@ -75,8 +80,9 @@ def create_app(
     """
     if not scorers:
         raise InputError("nothing to serve: give at least one scorer, as {name: scorer}")
-    if token is not None and not token.strip():
-        raise InputError("the token is empty")
+    if token is not None:
+        token = checked_token(token, "the token")
+    share_one_arena()
     desk = _Desk(dict(scorers), limits or Limits(), batch_size, window)
     app = FastAPI(
         title="imagereward",
@@ -89,8 +95,16 @@ def create_app(
     _add_routes(app, desk)
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
     app.add_middleware(
-        Guard, paths=paths, room=desk.room, limits=desk.limits, meters=desk.meters, token=token
+        Guard,
+        paths=paths,
+        asking=ASKING,
+        room=desk.room,
+        limits=desk.limits,
+        meters=desk.meters,
+        token=token,
+        body_gone=Trimmer().body_gone,
     )
+    app.state.connections = Connections(desk.limits.unproven, desk.limits.unproven_seconds)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -122,10 +136,25 @@ class _Desk:
         loop = asyncio.get_running_loop()
         ticket: Ticket = request.scope[TICKET]
         content_type, query = request.headers.get("content-type", ""), request.query_params.multi_items()
-        prepared = loop.run_in_executor(self.threads, self._prepare, kind, ticket, content_type, query)
-        job, facts = await prepared
-        scores = await asyncio.wrap_future(self.batcher.submit(job))
+        prepared = await loop.run_in_executor(
+            self.threads, self._prepare_or_refuse, kind, ticket, content_type, query
+        )
+        if isinstance(prepared, Refused):
+            raise prepared
+        job, facts = prepared
+        try:
+            scores = await asyncio.wrap_future(self.batcher.submit(job))
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the images of all jobs of a batch
+            raise
         return job, scores, facts
+
+    def _prepare_or_refuse(self, *arguments) -> tuple[Job, dict] | Refused:
+        """A Refused is returned, alone: raised through a future, it would keep the body for longer."""
+        try:
+            return self._prepare(*arguments)
+        except Refused as refused:
+            return refused.alone()
 
     def _prepare(
         self, kind: type[AnyQuestion], ticket: Ticket, content_type: str, query: list[tuple[str, str]]
@@ -134,10 +163,10 @@ class _Desk:
         question = read(kind, ticket.body(), content_type, query, self.limits)
         name = next(iter(self.scorers)) if question.model is None else question.model
         if name not in self.scorers:
-            raise Refused(404, f"no model {name!r} here; there are: {', '.join(self.scorers)}")
+            raise Refused(404, f"no model {name[:100]!r} here; there are: {', '.join(self.scorers)}")
         ticket.take("images", len(question.images) - 1)
         scorer, prompts = self.scorers[name], question.texts()
-        pixels = decode(question.images, scorer.preprocesses, self.limits)
+        pixels = decode(question.images, scorer.preprocesses, self.limits, lambda: ticket.closed)
         ticket.give("bytes")
         tokens, truncated = scorer.reading(prompts)
         pairs = torch.tensor(question.rows(), dtype=torch.long)

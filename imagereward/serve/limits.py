@@ -15,6 +15,8 @@ class Limits:
     queue                  images of all requests that are read, decoded or waiting; beyond: 429
     held                   bytes of all bodies in memory; beyond: 429
     seconds                to send a body
+    unproven               connections that have not shown the token; beyond: the oldest is closed
+    unproven_seconds       after which such a connection is closed, and one that is between two requests
     """
 
     body: int = 64 * 2**20
@@ -27,6 +29,8 @@ class Limits:
     queue: int = 1024
     held: int = 2**30
     seconds: int = 60
+    unproven: int = 256
+    unproven_seconds: int = 10
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -55,6 +59,11 @@ class Refused(Exception):
         self.reason = reason
         self.headers = headers or {}
         self.images = images or {}
+
+    def alone(self) -> "Refused":
+        """Itself, without the errors and stack frames that led to it, which hold the request's body."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
     def content(self) -> dict:
         """The answer's JSON."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 
-from imagereward.errors import ImageRewardError
+from imagereward.errors import missing_extra
 from imagereward.scorer import Scorer
 from imagereward.serve.app import create_app
 from imagereward.serve.limits import Limits
@@ -28,15 +28,13 @@ def deploy(
 
     `load` runs on the cluster's machines, each replica with `gpus` of their GPUs to itself; `options`
     are those of `create_app`, and hold for each replica: its queue, its batches. The cluster is the
-    one that RAY_ADDRESS names, else this machine. Raises ImageRewardError if ray is not installed.
+    one that RAY_ADDRESS names, else this machine. Raises MissingExtraError if ray is not installed.
     """
     try:
         import ray
         from ray import serve
     except ImportError as error:
-        raise ImageRewardError(
-            f"--engine ray needs more: python -m pip install 'imagereward[scale]' ({error})"
-        ) from error
+        raise missing_extra("--engine ray", "scale", error) from error
 
     def build() -> FastAPI:
         return create_app(by_name(load()), limits=limits, **options)

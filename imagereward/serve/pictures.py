@@ -1,7 +1,7 @@
 """From what a request holds of images to pixels, within limits. Runs in threads beside the event loop."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,20 +10,27 @@ from imagereward.errors import ImageRewardError
 from imagereward.images import read_image, size_of
 from imagereward.preprocess import Preprocess
 from imagereward.serve.limits import Limits, Refused
+from imagereward.serve.meters import DROPPED
 
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER = 1024  # bytes; numpy writes 128
 
 
 def decode(
-    images: Sequence[bytes | np.ndarray], preprocesses: Sequence[Preprocess], limits: Limits
+    images: Sequence[bytes | np.ndarray],
+    preprocesses: Sequence[Preprocess],
+    limits: Limits,
+    abandoned: Callable[[], bool] = lambda: False,
 ) -> list[tuple[torch.Tensor, ...]]:
     """Each image's pixels under each of `preprocesses`, as `images.load_pixels` gives them.
 
-    Raises Refused 413 for too many pixels, 422 naming every image that is none.
+    Raises Refused 413 for too many pixels, 422 naming every image that is none, and 499 between two images
+    once the request is `abandoned`.
     """
     decoded, faults, pixels = [], {}, 0
     for index, image in enumerate(images):
+        if abandoned():
+            raise Refused(DROPPED, "the client is gone")
         try:
             height, width = image.shape[:2] if isinstance(image, np.ndarray) else size_of(image, index)[::-1]
             pixels += width * height

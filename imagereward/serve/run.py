@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from imagereward.errors import InputError
 from imagereward.scorer import Scorer
 from imagereward.serve.app import create_app
+from imagereward.serve.connections import BoundedProtocol, Connections
+from imagereward.wire import checked_token
 
 TOKEN_VARIABLE = "IMAGEREWARD_TOKEN"
 # Seconds after SIGTERM in which requests that are being answered may finish.
@@ -32,14 +34,20 @@ def run(scorers: Sequence[Scorer], host: str, port: int, **options) -> None:
         )
     # It would log every malformed form: the answer says what is wrong, and who asked reads it.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    _allow_many_connections()
     with contextlib.suppress(KeyboardInterrupt):
         server(app, host, port).run()
 
 
 def server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
     """What runs the app; port 0 is any free one."""
-    # h11, because it bounds the size of headers.
-    options: dict[str, Any] = {"http": "h11", "ws": "none", "access_log": False, "server_header": False}
+    connections: Connections = app.state.connections
+
+    class Protocol(BoundedProtocol):  # h11's, because it bounds the size of headers
+        def __init__(self, config, server_state, app_state, **more):
+            super().__init__(connections, config, server_state, app_state, **more)
+
+    options: dict[str, Any] = {"http": Protocol, "ws": "none", "access_log": False, "server_header": False}
     return uvicorn.Server(
         uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=DRAIN, **options)
     )
@@ -54,7 +62,8 @@ def by_name(scorers: Sequence[Scorer]) -> dict[str, Scorer]:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in the file, else in the environment; None if there is neither. InputError if it is empty."""
+    """The token in the file, else in the environment; None if there is neither. InputError for one that no
+    header can carry."""
     if path is not None:
         try:
             token = path.read_text(encoding="utf-8").strip()
@@ -65,9 +74,20 @@ def read_token(path: Path | None) -> str | None:
         token, where = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
     else:
         return None
-    if not token:
-        raise InputError(f"the token in {where} is empty")
-    return token
+    return checked_token(token, f"the token in {where}")
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as it may be: many systems begin with 1024."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+    if soft not in (resource.RLIM_INFINITY,) and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,15 +1,15 @@
 """What looks on while a reward model trains."""
 
-import json
 import math
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from imagereward.errors import DeadHeadError, NonFiniteScoreError
-from imagereward.saving import CONFIG_FILE, described
+from imagereward.saving import CONFIG_FILE, config_text
 from imagereward.scorer import Scorer
 from imagereward.tuning.telling import Pace, tell
+from imagereward.writing import write_text
 
 # A head is flat while the loss is this close to that of guessing and the spread has not grown so much.
 LOSS_OF_GUESSING = math.log(2)
@@ -82,4 +82,4 @@ class WritesConfig(TrainerCallback):
         """Adds the config to the checkpoint that was just written."""
         if state.is_world_process_zero:
             directory = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            (directory / CONFIG_FILE).write_text(json.dumps(described(self.scorer), indent=2) + "\n")
+            write_text(directory / CONFIG_FILE, config_text(self.scorer))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Container, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from imagereward.bulk.cache import FeatureCache, tower_of
+from imagereward.bulk.changes import InputWatch, identity
+from imagereward.bulk.decoders import Decoders
 from imagereward.bulk.loading import Loader, load_parts, one_ahead
 from imagereward.bulk.rows import Columns, Part, parts_of, rows_of
-from imagereward.bulk.scoring import PartScorer
-from imagereward.bulk.sources import Source, identity
+from imagereward.bulk.scoring import Advance, PartScorer, ignore
+from imagereward.bulk.sources import Source
 from imagereward.bulk.versions import versions
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.hub import sha256_of
@@ -36,6 +39,7 @@ class Job:
     """What to score with what; it travels to other processes and machines."""
 
     source: Source
+    watch: InputWatch
     images: Path
     columns: Columns
     models: tuple[str, ...]
@@ -62,15 +66,18 @@ class Job:
         short = self.count * self.part_rows - self.rows
         return len(parts) * self.part_rows - short * (self.count - 1 in parts)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What two runs must have in common for their parts to belong in one output."""
+    def fingerprint(self, models: dict[str, Any]) -> dict[str, Any]:
+        """What two runs must have in common for their parts to belong in one output.
+
+        models   `models_fingerprint()`, which reads all weights: call that once
+        """
         found: dict[str, Any] = {
             "input": identity(self.source),
             "rows": self.rows,
             "columns": asdict(self.columns),
         }
         found |= {"device": self.device_kind, "batch_size": self.batch_size, "part_rows": self.part_rows}
-        return found | self.models_fingerprint()
+        return found | models
 
     def models_fingerprint(self) -> dict[str, Any]:
         """The part of the fingerprint that every machine must have in common."""
@@ -103,13 +110,25 @@ class Job:
         loader = Loader(scorer.preprocesses, True, cache.reader(towers), self.columns.markup)
         return PartScorer(scorer, loader, *settings, cache, towers)
 
-    def scored(self, wanted: Container[int], device: str) -> Generator[tuple[int, Any], None, None]:
-        """(index, Arrow table) of these parts, in order; decoding runs ahead in processes of its own."""
+    def scored(
+        self, wanted: Container[int], device: str, advance: Advance = ignore
+    ) -> Generator[tuple[int, Any], None, None]:
+        """(index, Arrow table) of these parts, in order; decoding runs ahead in processes of its own.
+
+        `advance` is called with the number of rows that every batch stands for. Raises InputError if the
+        input changes meanwhile, before a part that was read from the changed one is returned.
+        """
         score = self.part_scorer(device)
-        for part, images in one_ahead(load_parts(self.parts(wanted), score.loader, self.workers)):
-            yield part.index, score(part, images)
-            if score.cache is not None:
-                score.cache.commit()  # after the part is written: a run that resumes finds the same cache
+        with (
+            Decoders(score.loader, self.workers) as decoders,
+            closing(one_ahead(load_parts(self.parts(wanted), decoders))) as loaded,
+        ):
+            for part, images in loaded:
+                table = score(part, images, advance)
+                self.watch.check()
+                yield part.index, table
+                if score.cache is not None:
+                    score.cache.commit()  # after the part is written: a run that resumes finds the same cache
 
     def _ensemble(self, **options) -> Ensemble:
         return ensemble(dict.fromkeys(self.models, 1.0), **options, **self.load_options)

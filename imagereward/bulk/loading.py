@@ -11,9 +11,9 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import PIL.Image
-from torch.utils.data import DataLoader, Dataset
 
 from imagereward.bulk.cache import FeatureReader
+from imagereward.bulk.decoders import Decoders
 from imagereward.bulk.rows import Image, Part
 from imagereward.bulk.stored import Stored
 from imagereward.errors import ImageRewardError
@@ -53,7 +53,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Loader(Dataset):
+class Loader:
     """What a worker does: wishes to loaded images."""
 
     preprocesses: tuple[Preprocess, ...]
@@ -96,50 +96,43 @@ def wishes_of(part: Part) -> list[Wish]:
     return list(first.values())
 
 
-def load_parts(
-    parts: Iterable[Part], loader: Loader, workers: int
-) -> Generator[tuple[Part, Images], None, None]:
+def load_parts(parts: Iterable[Part], decoders: Decoders) -> Generator[tuple[Part, Images], None, None]:
     """Every part with what came of its images, in order. At most a few parts' images are in memory."""
-    begun: deque[tuple[Part, int]] = deque()
+    begun: deque[tuple[Part, list[Wish], int]] = deque()  # parts on their way, with their numbers of requests
 
-    def messages() -> Iterator[list[Wish]]:
+    def requests() -> Iterator[list[Wish]]:
         for part in parts:
             wishes = wishes_of(part)
             starts = range(0, max(1, len(wishes)), IMAGES_AT_ONCE)  # one also for a part without images
-            begun.append((part, len(starts)))
+            begun.append((part, wishes, len(starts)))
             yield from (wishes[start : start + IMAGES_AT_ONCE] for start in starts)
 
-    # Arrays instead of tensors: they come through pipes and need no shared memory, which containers lack.
-    answers = DataLoader(
-        loader, sampler=messages(), batch_size=None, num_workers=workers, collate_fn=_as_it_is
-    )
     loaded: list[Loaded] = []
     count = 0
-    try:
-        for answer in answers:
-            loaded, count = [*loaded, *answer], count + 1
-            if count == begun[0][1]:
-                part = begun.popleft()[0]
-                yield part, {wish.image: each for wish, each in zip(wishes_of(part), loaded)}
-                loaded, count = [], 0
-    except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
-        raise ImageRewardError(f"a process that decodes images died; is memory short? {error}") from error
+    for answer in decoders.answers(requests()):
+        loaded.extend(answer)
+        count += 1
+        part, wishes, expected = begun[0]
+        if count == expected:
+            begun.popleft()
+            yield part, {wish.image: each for wish, each in zip(wishes, loaded, strict=True)}
+            loaded, count = [], 0
 
 
 def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """`items`, each taken by a thread while the one before it is in use."""
+    """`items`, each taken by a thread while the one before it is in use.
+
+    Closing it does not wait for the item that is on its way: what makes the items must be closed next.
+    """
     end = object()
-    with ThreadPoolExecutor(1, "imagereward-ahead") as pool:
+    pool = ThreadPoolExecutor(1, "imagereward-ahead")
+    try:
         ahead = pool.submit(next, items, end)
         while (item := ahead.result()) is not end:
             ahead = pool.submit(next, items, end)
             yield item  # type: ignore[misc]
-
-
-def _as_it_is(loaded: list[Loaded]) -> list[Loaded]:
-    return loaded
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _digest(source: str | bytes) -> bytes:

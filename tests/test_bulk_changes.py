@@ -82,7 +82,9 @@ def test_a_picture_that_comes_or_changes_during_a_run_over_a_folder_is_an_error(
         edit_after(patch, 1, lambda: PIL.Image.new("RGB", (9, 9)).save(table / "images/new.png"))
         with pytest.raises(InputError, match="images changed while it was read"):
             score(table, models, source="images", prompt="a")
-    edit_after(monkeypatch, 1, lambda: same_size_and_time(picture, lambda path: path.write_bytes(path.read_bytes())))
+    edit_after(
+        monkeypatch, 1, lambda: same_size_and_time(picture, lambda path: path.write_bytes(path.read_bytes()))
+    )
     with pytest.raises(InputError, match="images changed while it was read"):
         score(table, models, source="images", prompt="a", overwrite=True)
 
@@ -274,7 +276,7 @@ def score_table_only(table, models):
 
 def test_a_cache_that_cannot_be_written_is_named(table, models, monkeypatch):
     (table / "file").write_text("")
-    with pytest.raises(InputError, match="cache directory .* cannot be made"):
+    with pytest.raises(InputError, match=r"cache directory .* cannot be made"):
         score(table, models, cache=table / "file/cache", cache_budget=0.01)
 
     def full(self, *_, **__):

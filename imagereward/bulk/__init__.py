@@ -130,7 +130,7 @@ def _run(
     with output.locked():
         models = job.models_fingerprint()
         done = output.begin(job.fingerprint(models))
-        _check_finished(job, output, done)
+        done -= _changed_since(job, output, done)
         pending = [index for index in range(job.count) if index not in done]
         with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:
             if pending and engine == "ray":
@@ -141,20 +141,27 @@ def _run(
         return output.finish(job.rows, job.count, skipped)
 
 
-def _check_finished(job: Job, output: Output, done: set[int]) -> None:
-    """Compare the rows of the parts `done` with the input, if anything touched its files since.
+def _changed_since(job: Job, output: Output, done: set[int]) -> set[int]:
+    """Those of the parts `done` whose rows are others by now: a file may change with its size and time kept.
 
-    Raises OutputError if they differ: a file may change with its size and time kept.
+    They are removed if the output may be overwritten; if not, they are an OutputError. Rows are compared
+    only if something touched the files of the input since these parts were begun.
     """
+    changed = set()
     if done and output.input_state() != job.watch.state:
         for part in job.parts(done):
-            if output.rows_digest(part.index) != digest_of(part.rows):
+            if output.rows_digest(part.index) == digest_of(part.rows, job.contents(part)):
+                continue
+            if not output.overwrite:
                 raise OutputError(
                     f"{job.source.name} changed since an earlier run scored its rows from "
                     f"{part.rows[0].number} on, though size and time are the same: remove "
                     f"{output.directory}, or pass --overwrite (overwrite=True)"
                 )
+            output.discard(part.index)
+            changed.add(part.index)
     output.keep_input_state(job.watch.state)
+    return changed
 
 
 def _devices(device: str | Sequence[str] | None, engine: str) -> tuple[list[str], str]:

@@ -5,16 +5,20 @@ inode and change time are compared as well, which no program can set back. A run
 another one and finds only these changed compares the rows of the finished parts with a hash of them.
 """
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from imagereward.bulk.rows import Row
+from imagereward.bulk.rows import Image, Row
 from imagereward.bulk.sources import Source
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError
+from imagereward.generation_metadata import SIDECARS
+from imagereward.generation_metadata.sidecars import open_regular
 
 # A check of many files may take this share of the time since the one before it.
 MOST_TIME = 0.02
@@ -61,8 +65,31 @@ def file_state(source: Source) -> str:
     )
 
 
-def digest_of(rows: Iterable[Row]) -> str:
-    """A hash of what was read of rows: numbers, ids, prompts, paths or bytes of images, kept columns."""
+def content_of(image: Image) -> str:
+    """A hash of an image's bytes and of the files that may hold its prompt; empty if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        if isinstance(image, bytes | Stored):
+            digest.update(image if isinstance(image, bytes) else image.read())
+            return digest.hexdigest()
+        with open_regular(Path(image)) as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except (OSError, ValueError):
+        return ""
+    for suffix in SIDECARS:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            open_regular(Path(image).with_suffix(suffix)) as stream,
+        ):
+            digest.update(suffix.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def digest_of(rows: Iterable[Row], contents: Mapping[Image, str]) -> str:
+    """A hash of what was read of rows: numbers, ids, prompts, paths or bytes of images, kept columns.
+
+    contents   `content_of` those images that are part of the input itself
+    """
     digest = hashlib.sha256()
     for row in rows:
         image = row.image
@@ -70,7 +97,8 @@ def digest_of(rows: Iterable[Row]) -> str:
             image = hashlib.sha256(image).hexdigest()
         elif isinstance(image, Stored):
             image = image.name
-        described = (row.number, row.id, row.prompt, image, row.error, row.kept)
+        content = "" if row.image is None else contents.get(row.image, "")
+        described = (row.number, row.id, row.prompt, image, content, row.error, row.kept)
         digest.update(repr(described).encode("utf-8", "backslashreplace") + b"\n")
     return digest.hexdigest()
 

@@ -1,12 +1,13 @@
 """What a directory given as input is: shards, tables, or pictures; and what of it is not read."""
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from imagereward.bulk.arrow import arrow
-from imagereward.bulk.folders import Folder, is_hidden, is_picture, reason
+from imagereward.bulk.folders import OUTPUTS, Folder, is_hidden, is_picture, reason
 from imagereward.bulk.own_files import is_output
 from imagereward.bulk.rows import USUAL
 from imagereward.bulk.sources import Source
@@ -44,16 +45,26 @@ def tables_in(directory: Path, name: str) -> list[Path]:
     return shards or tables or ([] if pictures else parquet)
 
 
+def matches_of(pattern: str | os.PathLike) -> list[Path]:
+    """What a glob finds, in order; without earlier outputs of this package, unless there is nothing else."""
+    found = [Path(match) for match in sorted(glob.glob(os.fspath(pattern), recursive=True))]
+    return [path for path in found if not is_output(path)] or found
+
+
 def skipped_of(source: Source, given: str | os.PathLike) -> dict[str, int]:
     """What the input `given` holds that is not in rows of `source`: reason -> number of files or members."""
     skipped = Counter(getattr(source, "skipped", dict)())
     directory = Path(given).expanduser()
+    if not directory.exists():
+        read = {os.path.abspath(path) for path in source.files()}
+        found = map(os.path.abspath, glob.glob(str(directory), recursive=True))
+        skipped[OUTPUTS] += sum(path not in read for path in found)
     if not isinstance(source, Folder) and directory.is_dir():
         read = {os.path.abspath(path) for path in source.files()}
         for place, names in Folder(source.name, directory).walk(skipped):
             paths = (Path(place, name) for name in names)
             skipped.update(reason(path) for path in paths if os.path.abspath(path) not in read)
-    return dict(skipped)
+    return dict(+skipped)
 
 
 def _names(directory: Path, name: str) -> Iterable[str]:

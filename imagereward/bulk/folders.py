@@ -16,9 +16,9 @@ from imagereward.generation_metadata import SIDECARS
 
 # Directories with copies that file managers and archives make, besides those whose name begins with a dot.
 JUNK = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-# What Pillow opens by a program outside of it, or without being able to decode it.
-NO_PICTURES = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
-# Pictures for which Pillow has a decoder only with a plugin, or not at all.
+# Formats that are read, by Pillow's names; the last two need a plugin.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "HEIF", "JXL")
+# Pictures that are not read, or only with a plugin, besides those of Pillow's other formats.
 OTHER_PICTURES = (".heic", ".heif", ".hif", ".avif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 
 HIDDEN = "hidden (.*, ._*, __MACOSX …)"
@@ -29,16 +29,30 @@ UNREADABLE = "folders that cannot be read"
 
 @cache
 def picture_suffixes() -> frozenset[str]:
-    """Suffixes of the pictures that Pillow can decode here, its plugins included."""
+    """Suffixes of the pictures of `FORMATS` that Pillow can decode here."""
     known = PIL.Image.registered_extensions()
     return frozenset(
-        suffix for suffix, format in known.items() if format in PIL.Image.OPEN and format not in NO_PICTURES
+        suffix for suffix, format in known.items() if format in FORMATS and format in PIL.Image.OPEN
     )
 
 
+@cache
+def other_picture_suffixes() -> frozenset[str]:
+    """Suffixes of pictures that are not decoded here."""
+    pictures = {
+        suffix for suffix, format in PIL.Image.registered_extensions().items() if format in PIL.Image.OPEN
+    }
+    return frozenset({*pictures, *OTHER_PICTURES} - picture_suffixes())
+
+
 def is_picture(name: str) -> bool:
-    """Whether Pillow can decode a file of this name, by its suffix."""
+    """Whether a file of this name is a picture that can be decoded, by its suffix."""
     return _suffix(name) in picture_suffixes()
+
+
+def is_other_picture(name: str) -> bool:
+    """Whether a file of this name is a picture that cannot be decoded here, by its suffix."""
+    return _suffix(name) in other_picture_suffixes()
 
 
 def is_hidden(name: str) -> bool:
@@ -63,7 +77,7 @@ class Folder:
             found = self.skipped()
             there = f"; skipped: {reasons(found)}" if found else ""
             raise InputError(
-                f"{self.name} has no images that Pillow can read{there}. "
+                f"{self.name} has no images that can be read{there}. "
                 f"A quoted glob such as '{self.name}/**/*.parquet' reads tables in folders"
             )
         return ["id", "prompt", "image", "folder"]
@@ -79,9 +93,7 @@ class Folder:
             return
         for directory, names in self.walk(Counter()):
             yield from (
-                Path(directory, name)
-                for name in names
-                if is_picture(name) or name.lower().endswith(SIDECARS)
+                Path(directory, name) for name in names if is_picture(name) or name.lower().endswith(SIDECARS)
             )
 
     def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
@@ -99,7 +111,9 @@ class Folder:
         skipped: Counter[str] = Counter()
         if self.only is None:
             for directory, names in self.walk(skipped):
-                beside = {os.path.splitext(name)[0] + end for name in filter(is_picture, names) for end in SIDECARS}
+                beside = {
+                    os.path.splitext(name)[0] + end for name in filter(is_picture, names) for end in SIDECARS
+                }
                 others = (name for name in names if not is_picture(name) and name not in beside)
                 skipped.update(reason(Path(directory, name)) for name in others)
         return skipped
@@ -120,7 +134,9 @@ class Folder:
                     skipped[HIDDEN] += _files_below(path)
                 elif is_output(Path(path)):
                     skipped[OUTPUTS] += _files_below(path)
-                elif _leads_back(path, root) or (status := _status(path)) in seen:
+                elif (status := _status(path)) is None:
+                    skipped[UNREADABLE] += 1
+                elif _leads_back(path, root) or status in seen:
                     skipped[REPEATED] += 1
                 else:
                     seen.add(status)
@@ -142,8 +158,8 @@ def reason(path: Path) -> str:
     suffix = _suffix(path.name)
     if is_output(path):
         return OUTPUTS
-    if suffix in OTHER_PICTURES:
-        return f"{suffix} (Pillow has no decoder for it)"
+    if is_other_picture(path.name):
+        return f"{suffix} (not decoded here)"
     return f"{suffix} without a picture" if suffix in SIDECARS else suffix or "without a suffix"
 
 
@@ -161,13 +177,19 @@ def _files_below(directory: str) -> int:
 
 
 def _leads_back(path: str, root: str) -> bool:
-    """Whether this is a link to a directory inside of `root`, to it, or to one that contains it."""
+    """Whether this is a link to `root`, to what contains it, or to a directory inside of it that is read."""
     if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
-    return os.path.commonpath([target, root]) in (target, root)
+    if os.path.commonpath([target, root]) == root:
+        return not any(map(is_hidden, Path(target).relative_to(root).parts))
+    return os.path.commonpath([target, root]) == target
 
 
-def _status(path: str) -> tuple[int, int]:
-    status = os.stat(path)
+def _status(path: str) -> tuple[int, int] | None:
+    """What tells this directory from any other; None for one that has just gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
     return status.st_dev, status.st_ino

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from imagereward.bulk.cache import FeatureCache, tower_of
-from imagereward.bulk.changes import InputWatch, identity
+from imagereward.bulk.cache import FeatureCache, FeatureReader, tower_of
+from imagereward.bulk.changes import InputWatch, content_of, identity
 from imagereward.bulk.decoders import Decoders
-from imagereward.bulk.loading import Loader, load_parts, one_ahead
-from imagereward.bulk.rows import Columns, Part, parts_of, rows_of
+from imagereward.bulk.loading import Loader, load_parts, one_ahead, wishes_of
+from imagereward.bulk.rows import Columns, Image, Part, parts_of, rows_of
 from imagereward.bulk.scoring import Advance, PartScorer, ignore
 from imagereward.bulk.sources import Source
 from imagereward.bulk.versions import versions
@@ -90,9 +90,9 @@ class Job:
             found[f"weights of {model}"] = [sha256_of(path) for path in scorer.files.values()]
         return found | {f"version of {name}": number for name, number in versions().items()}
 
-    def preprocesses(self) -> tuple[Preprocess, ...]:
-        """What images are made into, once for each that differs."""
-        return self._ensemble(device="cpu").preprocesses
+    def decoding_loader(self) -> Loader:
+        """The loader of a machine that scores nothing itself."""
+        return self.loader(self._ensemble(device="cpu").preprocesses)
 
     def parts(self, wanted: Container[int]) -> Iterator[Part]:
         """The parts with these indices, in order."""
@@ -104,11 +104,31 @@ class Job:
         scorer = self._ensemble(device=device, dtype=self.dtype)
         settings = (self.batch_size, self.columns.keep)
         if self.cache is None:
-            return PartScorer(scorer, Loader(scorer.preprocesses, markup=self.columns.markup), *settings)
+            return PartScorer(scorer, self.loader(scorer.preprocesses), *settings)
         cache = FeatureCache(self.cache.directory, self.cache.budget)
         towers = tuple(tower_of(encoder) for encoder in scorer.encoders)
-        loader = Loader(scorer.preprocesses, True, cache.reader(towers), self.columns.markup)
+        loader = self.loader(scorer.preprocesses, cache.reader(towers))
         return PartScorer(scorer, loader, *settings, cache, towers)
+
+    def loader(self, preprocesses: tuple[Preprocess, ...], features: FeatureReader | None = None) -> Loader:
+        """What reads and decodes images for this job."""
+        return Loader(
+            preprocesses,
+            digests=self.cache is not None,
+            features=features,
+            markup=self.columns.markup,
+            contents=self._images_are_input,
+        )
+
+    def contents(self, part: Part) -> dict[Image, str]:
+        """`content_of` the part's images, where these are the input itself."""
+        if not self._images_are_input:
+            return {}
+        return {wish.image: content_of(wish.image) for wish in wishes_of(part)}
+
+    @property
+    def _images_are_input(self) -> bool:
+        return self.source.prompts_beside_images  # of folders and shards
 
     def scored(
         self, wanted: Container[int], device: str, advance: Advance = ignore

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 
 from imagereward.bulk.cache import FeatureReader
+from imagereward.bulk.changes import content_of
 from imagereward.bulk.decoders import Decoders
 from imagereward.bulk.rows import Image, Part
 from imagereward.bulk.stored import Stored
@@ -41,7 +42,7 @@ class Loaded:
     """What came of an image: 8-bit (for HPS: float) pixels [3, S, S] per preprocess, or an `error`.
 
     `digest` is the hash of the encoded image, if features are cached; `pixels` are None as well if all
-    features of such an image were there.
+    features of such an image were there. `content` is `content_of` the image, if the loader takes it.
     """
 
     pixels: tuple[np.ndarray, ...] | None = None
@@ -49,6 +50,7 @@ class Loaded:
     height: int | None = None
     prompt: str | None = None
     digest: bytes | None = None
+    content: str = ""
     error: str | None = None
 
 
@@ -60,6 +62,7 @@ class Loader:
     digests: bool = False
     features: FeatureReader | None = None  # images whose features are there need no pixels
     markup: Markup = "strip"  # what becomes of weights and LoRA tags in generators' prompts
+    contents: bool = False  # whether a hash of every image is kept: where images are the input itself
 
     def __getitem__(self, wishes: Sequence[Wish]) -> list[Loaded]:
         return [self.load(wish) for wish in wishes]
@@ -69,6 +72,8 @@ class Loader:
         loaded = Loaded()
         try:
             source = wish.image.read() if isinstance(wish.image, Stored) else wish.image
+            if self.contents:
+                loaded.content = content_of(source)
             if self.digests:
                 check_image(source, wish.number)
                 loaded.digest = _digest(source)

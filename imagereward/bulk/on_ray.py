@@ -17,7 +17,7 @@ from imagereward.bulk.arrow import arrow
 from imagereward.bulk.job import Job, shares
 from imagereward.bulk.loading import Loader, wishes_of
 from imagereward.bulk.output import Output, differences
-from imagereward.errors import DeviceError, ImageRewardError, OutputError
+from imagereward.errors import DeviceError, ImageRewardError, OutputError, missing_extra
 
 # CPUs that a task counts as, and a scorer on the CPU. Together one, so that one is enough to run, and a
 # scorer per CPU leaves room for as many readers and decoders. All differ, since Ray Data would make equal
@@ -46,7 +46,7 @@ def score_parts(
             ray.data.from_items([{"parts": share} for share in shares(pending, actors)])
             .flat_map(_Read(job), num_cpus=CPU_READING)
             .map(
-                _Decode(Loader(job.preprocesses(), job.cache is not None, markup=job.columns.markup)),
+                _Decode(job.decoding_loader()),
                 num_cpus=1 if gpu else CPU_DECODING,
             )
             .map(
@@ -122,7 +122,5 @@ def _ray():
         import ray.data
         import ray.exceptions
     except ImportError as error:
-        raise ImageRewardError(
-            f"--engine ray needs more: python -m pip install 'imagereward[scale]' ({error})"
-        ) from error
+        raise missing_extra("--engine ray", "scale", error) from error
     return ray

@@ -16,8 +16,8 @@ from imagereward.bulk.changes import ROWS_DIGEST
 from imagereward.bulk.lock import held
 from imagereward.bulk.own_files import FINGERPRINT, FORMATS, NAME_IN_PARQUET, fingerprint_of
 from imagereward.errors import InputError, OutputError, listing
+from imagereward.writing import TEMPORARY, check_free, replacing
 
-TEMPORARY = ".writing-"
 ROW_GROUP = 2**16
 INPUT_STATE = "input.json"
 MOST_REASONS = 20
@@ -112,6 +112,10 @@ class Output:
         with self._writing(self.directory / INPUT_STATE) as temporary:
             temporary.write_text(json.dumps({"state": state}) + "\n")
 
+    def discard(self, index: int) -> None:
+        """Remove a finished part. Raises OutputError."""
+        self._remove(self._part(index).name)
+
     def rows_digest(self, index: int) -> str:
         """The hash of the rows that a finished part was made of. OutputError for a damaged part."""
         found = self._schema(index).metadata or {}
@@ -191,30 +195,19 @@ class Output:
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[Path]:
-        """A name to write to, which becomes `path` once all of it is on disk."""
-        temporary = self.directory / f"{TEMPORARY}{path.name}-{os.getpid()}"
+        """A name to write to, which becomes `path` once all of it is on disk. Raises OutputError."""
+        kept = f". What was finished is kept in {self.directory}; the same call goes on from there"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except OutputError:
-            raise
-        except (OSError, arrow().ArrowException) as error:
-            raise OutputError(
-                f"{path} cannot be written: {error}. What was finished is kept in {self.directory}; "
-                "the same call goes on from there"
-            ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            with replacing(path, self.directory) as temporary:
+                try:
+                    yield temporary
+                except arrow().ArrowException as error:
+                    raise OutputError(f"{path} cannot be written: {error}") from error
+        except OutputError as error:
+            raise OutputError(f"{error}{kept}") from error
 
     def _check_free(self) -> None:
-        if self.out.is_dir():
-            raise OutputError(f"{self.out} is a directory; expected the name of a file")
-        if self.out.exists() and not self.overwrite:
-            raise OutputError(f"{self.out} exists; pass --overwrite (overwrite=True) to replace it")
+        check_free(self.out, self.overwrite)
 
     def _remove(self, pattern: str) -> None:
         for path in self.directory.glob(pattern):

@@ -141,8 +141,11 @@ class PartScorer:
             *zip(*scores),
             [as_text(error) for error in errors],
         ]
+        contents = {image: loaded.content for image, loaded in images.items() if image is not None}
         fields = schema(self.scorer.names, self.keep)
-        return arrow().table(columns, schema=fields.with_metadata({ROWS_DIGEST: digest_of(part.rows)}))
+        return arrow().table(
+            columns, schema=fields.with_metadata({ROWS_DIGEST: digest_of(part.rows, contents)})
+        )
 
 
 class _Done:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from imagereward.bulk.folders import HIDDEN, OTHER_PICTURES, is_hidden, is_picture
+from imagereward.bulk.folders import HIDDEN, is_hidden, is_other_picture, is_picture
 from imagereward.bulk.sources import Record, Wanted
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError
@@ -98,7 +98,8 @@ def read_shard(path: Path) -> Shard:
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{path} cannot be read as an uncompressed tar file: {error}") from error
     for members in samples.values():
-        skipped[FURTHER] += max(0, sum(len(found) for name, found in members.items() if _is_image(name)) - 1)
+        skipped[FURTHER] += max(0, sum(map(_is_image, members)) - 1)
+        skipped.update(f".{name} (no picture, no text)" for name in members if not _is_read(name))
     return Shard(samples, +skipped)
 
 
@@ -192,8 +193,12 @@ def _is_text(extension: str) -> bool:
 
 
 def _is_image(extension: str) -> bool:
-    """Whether this is an image, also one that Pillow cannot decode here: its row then says so."""
-    return is_picture("x." + extension) or extension.endswith(OTHER_PICTURES)
+    """Whether this is an image, also one that cannot be decoded here: its row then says so."""
+    return is_picture("x." + extension) or is_other_picture("x." + extension)
+
+
+def _is_read(extension: str) -> bool:
+    return extension in (*TEXTS, "json") or _is_image(extension)
 
 
 def _columns(key: str, members: dict[str, list[Stored]], with_json: bool) -> Iterator[str]:
@@ -208,20 +213,31 @@ def _columns(key: str, members: dict[str, list[Stored]], with_json: bool) -> Ite
 
 
 def _record(key: str, members: dict[str, list[Stored]]) -> Record:
-    record: dict = {"__key__": key}
+    """The columns of a row, or what is wrong with it. A member goes before a key of that name in the JSON."""
+    columns: dict = {"__key__": key}
+    described: dict = {}
     for extension, (member, *others) in members.items():
-        image = _is_image(extension)
-        if others and (image or extension in (*TEXTS, "json")):
+        if not _is_read(extension):
+            continue
+        if others:
             return f"{member.path} has {len(others) + 1} members {key}.{extension}: which one is meant?"
-        if image:
-            record[extension] = member
-            record.setdefault("image", member)
-        elif extension in (*TEXTS, "json"):
-            if member.size > MOST_TEXT:
-                return f"{member} has {member.size} bytes, too many for text"
-            try:
-                text = member.read().decode()
-                record |= dict(json.loads(text)) if extension == "json" else {extension: text}
-            except (ValueError, TypeError, RecursionError) as error:
-                return f"{member} cannot be read: {error}"
-    return record
+        if _is_image(extension):
+            columns[extension] = member
+            continue
+        if member.size > MOST_TEXT:
+            return f"{member} has {member.size} bytes, too many for text"
+        try:
+            text = _text(member.read())
+            if extension == "json":
+                described = dict(json.loads(text))
+            else:
+                columns[extension] = text
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            return f"{member} cannot be read: {error}"
+    images = sorted(filter(_is_image, members), key=lambda extension: not is_picture("x." + extension))
+    first = {"image": columns[images[0]]} if images else {}  # one that can be decoded goes first
+    return {**described, **columns, **first}
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")

@@ -1,6 +1,5 @@
 """Which reader an input needs, and what all readers have in common."""
 
-import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -77,7 +76,7 @@ def open_source(given: str | os.PathLike, images: str | os.PathLike | None = Non
 
 def _files(path: Path, name: str) -> list[Path]:
     """The files of a table or a glob; none for a directory of images."""
-    from imagereward.bulk.directories import tables_in
+    from imagereward.bulk.directories import matches_of, tables_in
 
     if path.is_dir():
         return tables_in(path, name)
@@ -87,7 +86,6 @@ def _files(path: Path, name: str) -> list[Path]:
         raise InputError(
             f"{name} is a pipe or a device, and input is read more than once: write a file first"
         )
-    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    if not found:
+    if not (found := matches_of(path)):
         raise InputError(f"{name} does not exist; expected a table, a glob of tables or a directory")
     return found

@@ -58,7 +58,7 @@ def score_table(
     """Score every row of `input` with every one of `models` into the table `out`, in the same order.
 
     input          .jsonl, .csv, .parquet (paths or encoded images), .json in ImageRewardDB's layout, .tar
-                   (WebDataset), a glob of several, or a directory of .tar, .parquet or image files
+                   (WebDataset), a glob of several or of images, or a directory of .tar, .parquet or images
     out            .parquet, .jsonl or .csv, with the columns row, id, prompt, image, width, height, tokens,
                    truncated (by any of the models), those of `keep`, score:NAME for each model, and error
     models         what `load` takes
@@ -78,10 +78,12 @@ def score_table(
     cache          a directory for image features, of which `cache_budget` GB are kept
     actors         scorers on Ray; default: one per GPU of the cluster, or per CPU
 
-    A row that cannot be scored has its reason in `error` and no scores; the others go on. Finished parts
-    are in `<out>.parts` until the end: the same call after a crash goes on from there, to the same result.
-    Raises InputError for arguments and inputs that cannot be, OutputError for an output that exists,
-    belongs to another run or is being written by one, and for a full disk, and what `load` raises.
+    A row that cannot be scored has its reason in `error` and no scores; the others go on. What the input
+    holds beside its rows is in `skipped` of the result. Finished parts are in `<out>.parts` until the end:
+    the same call after a crash goes on from there, to the same result. Raises InputError for arguments and
+    inputs that cannot be, and for an input that changes meanwhile; OutputError for an output that exists,
+    belongs to another run or is being written by one, and for a full disk; ImageRewardError if a helper
+    process ends; and what `load` raises.
     """
     models = (models,) if isinstance(models, str) else tuple(os.fspath(model) for model in models)
     refuse_nested_start()

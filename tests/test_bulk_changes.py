@@ -4,6 +4,9 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
+import tarfile
 import threading
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from test_bulk import read_lines, score, write_lines
 from test_bulk_resume import begun
 
+from imagereward.bulk import score_table
 from imagereward.bulk.lock import held
 from imagereward.bulk.output import Output
 from imagereward.errors import InputError, OutputError
@@ -108,6 +112,45 @@ def test_touching_an_input_without_a_change_of_its_rows_stops_no_resuming(table,
     assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
 
 
+@pytest.mark.parametrize("source", ["images", "s.tar"])
+def test_a_picture_swapped_between_runs_with_size_and_time_kept_is_noticed(
+    table, models, monkeypatch, source
+):
+    for place, name in enumerate(("0", "1")):
+        PIL.Image.new("RGB", (40, 40), ("red", "blue")[place]).save(table / f"images/{name}.bmp")
+    with tarfile.open(table / "s.tar", "w") as archive:
+        for path in sorted((table / "images").glob("*.bmp")):
+            archive.add(path, path.name)
+
+    def swap(path: Path) -> None:
+        data, red = path.read_bytes(), b"\x00\x00\xff"
+        path.write_bytes(data.replace(red, b"\xff\xff\xff"))
+
+    options = {"source": source, "prompt": "a", "part_rows": 2}
+    begun(table, models, monkeypatch, **options)
+    (table / source / "0.bmp" if source == "images" else table / source).chmod(0o600)
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "finish", lambda *_: None)
+        score_only(table, models, **options)  # touched, but unchanged: the run goes on
+    same_size_and_time(table / source / "0.bmp" if source == "images" else table / source, swap)
+    with pytest.raises(OutputError, match="rows from 0 on, though size and time are the same"):
+        score(table, models, **options)
+    _, rows = score(table, models, **options, overwrite=True)
+    _, fresh = score(table, models, **options, out="fresh.parquet")
+    assert rows == fresh
+
+
+def test_a_caption_edited_between_runs_with_size_and_time_kept_is_noticed(table, models, monkeypatch):
+    for path in (table / "images").glob("*.png"):
+        path.with_suffix(".txt").write_text("a bicycle")
+    begun(table, models, monkeypatch, source="images")
+    same_size_and_time(table / "images/0.txt", swap_words)
+    with pytest.raises(OutputError, match="rows from 0 on"):
+        score(table, models, source="images")
+    _, rows = score(table, models, source="images", overwrite=True)
+    assert [row["prompt"] for row in rows].count("a unicorn") == 1
+
+
 def link(kind: str, path: Path, to: Path) -> Path:
     {"symlink": path.symlink_to, "hard link": path.hardlink_to}[kind](to)
     return path
@@ -166,9 +209,6 @@ with held(Path(sys.argv[1]), Path("it")):
 
 
 def test_a_lock_survives_the_closing_of_another_descriptor_of_its_file(table, models, monkeypatch):
-    import subprocess
-    import sys
-
     lock = table / "out.parquet.lock"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", HOLD_AND_CLOSE, str(lock)]
@@ -262,16 +302,15 @@ def test_rows_hash_of_a_part_tells_rows_apart(table, models, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("imagereward.bulk.output.Output.finish", lambda *_: None)
         (table / "out.parquet.parts/fingerprint.json").unlink()
-        score_table_only(table, models)
+        score_only(table, models)
     second = pq.read_schema(table / "out.parquet.parts/part-00000000.parquet").metadata[b"rows_sha256"]
     assert first != second
 
 
-def score_table_only(table, models):
-    from imagereward.bulk import score_table
-
-    options = {"part_rows": 8, "batch_size": 4, "workers": 0, "device": "cpu", "progress": False}
-    score_table(table / "table.jsonl", table / "out.parquet", models["ImageReward"], **options)
+def score_only(table, models, source="table.jsonl", **options):
+    """Like `score` where no output comes of it."""
+    options = {"part_rows": 8, "batch_size": 4, "workers": 0, "device": "cpu", "progress": False, **options}
+    score_table(table / source, table / "out.parquet", models["ImageReward"], **options)
 
 
 def test_a_cache_that_cannot_be_written_is_named(table, models, monkeypatch):

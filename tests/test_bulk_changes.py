@@ -4,10 +4,7 @@ import errno
 import json
 import os
 import resource
-import subprocess
-import sys
 import tarfile
-import threading
 from pathlib import Path
 
 import PIL.Image
@@ -178,63 +175,6 @@ def test_parts_of_an_output_are_no_input_for_it(table, models, monkeypatch):
     begun(table, models, monkeypatch)
     with pytest.raises(InputError, match="is part of the input"):
         score(table, models, source="out.parquet.parts/*.parquet")
-
-
-def test_threads_of_one_process_do_not_write_one_output(table, models):
-    lock, results = table / "out.parquet.lock", []
-
-    def second():
-        with pytest.raises(OutputError, match="being written by another thread") as caught:
-            score(table, models, "CLIP")
-        results.append(caught)
-
-    with held(lock, table / "out.parquet"):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-    assert len(results) == 1
-    score(table, models)
-    assert not lock.exists()
-
-
-HOLD_AND_CLOSE = """
-import sys
-from pathlib import Path
-from imagereward.bulk.lock import held
-with held(Path(sys.argv[1]), Path("it")):
-    open(sys.argv[1]).close()  # lets go of a record lock
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_lock_survives_the_closing_of_another_descriptor_of_its_file(table, models, monkeypatch):
-    lock = table / "out.parquet.lock"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", HOLD_AND_CLOSE, str(lock)]
-    monkeypatch.setattr("imagereward.bulk.lock.PATIENCE", 0.1)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(OutputError, match=f"being written by process {other.pid} on"):
-            score(table, models)
-        other.stdin.close()
-
-
-@pytest.mark.parametrize("kind", ["symlink", "dangling", "hard link", "other"])
-def test_a_lock_file_that_is_none_overwrites_nothing(table, models, kind):
-    precious, lock = table / "precious.txt", table / "out.parquet.lock"
-    precious.write_text("precious")
-    if kind == "dangling":
-        lock.symlink_to(table / "none.txt")
-    elif kind == "other":
-        lock.write_text("precious")
-    else:
-        link(kind, lock, precious)
-    with pytest.raises(OutputError, match=r"out\.parquet\.lock (is a symbolic link|holds something else)"):
-        score(table, models)
-    assert precious.read_text() == "precious"
-    assert not (table / "none.txt").exists()
-    assert os.path.lexists(lock)
 
 
 def test_a_file_in_place_of_parts_and_a_directory_in_place_of_the_output_are_named(table, models):

@@ -1,4 +1,4 @@
-"""Shards as people have them: no sample speaks for others, is merged with others or left out without a word."""
+"""Shards as people have them: no sample is left out, merged with others or refused because of another."""
 
 import json
 import tarfile
@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 from test_bulk import score
-from test_bulk_folders import PROMPT, alone, encoded, lay, pack
+from test_bulk_folders import PROMPT, alone, by_id, encoded, lay, pack
 
 from imagereward.errors import InputError
 

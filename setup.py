@@ -56,6 +56,7 @@ TEST = [
     *EXTRAS["scale"],
     *EXTRAS["loops"],
     "bitsandbytes>=0.46",
+    "psutil>=5.9",
     "pytest>=8",
     "ruff>=0.12",
     "mypy>=1.11",

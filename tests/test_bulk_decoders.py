@@ -128,6 +128,37 @@ def test_decoders_end_with_their_parent_however_it_ends(tmp_path):
     assert not alive
 
 
+RUN = """
+import sys
+from imagereward.bulk import score_table
+if __name__ == "__main__":
+    options = {"device": ["cpu", "cpu"], "workers": 1, "part_rows": 1, "batch_size": 4, "progress": False}
+    score_table(*sys.argv[1:4], **options)
+"""
+
+
+def test_all_processes_of_a_killed_run_end_and_the_next_run_goes_on(table, models, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    names = [str(table / "table.jsonl"), str(table / "out.parquet"), models["ImageReward"]]
+    run = subprocess.Popen([sys.executable, str(script), *names], env=environment)
+    parts = table / "out.parquet.parts"
+    while run.poll() is None and not list(parts.glob("part-*")):
+        time.sleep(0.01)
+    family = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(family, SECONDS)
+    for process in alive:
+        process.kill()
+    assert not alive
+    assert len(family) >= 3  # two scorers and a decoder, at least
+    score(table, models, part_rows=1)
+    score(table, models, part_rows=1, out="whole.parquet")
+    assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
+
+
 def test_a_run_whose_decoder_is_killed_stops_and_goes_on(table, models, monkeypatch):
     score(table, models, out="whole.parquet", part_rows=4)
     answers, killed = Decoders.answers, []
@@ -154,19 +185,21 @@ import torch
 from imagereward.bulk import score_table
 if multiprocessing.get_start_method(allow_none=True) is None:
     multiprocessing.set_start_method({method!r})
-score_table({source!r}, {out!r}, {model!r}, device="cpu", workers=1, part_rows=8, progress=False)
+score_table({source!r}, {out!r}, {model!r}, device={device!r}, workers=1, part_rows=8, progress=False)
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_script_without_a_guard_is_told_so(table, models, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "device"), [("spawn", "cpu"), ("forkserver", "cpu"), ("fork", ["cpu", "cpu"])]
+)
+def test_a_script_without_a_guard_is_told_so(table, models, tmp_path, method, device):
     script = tmp_path / "script.py"
     names = {
         "source": str(table / "table.jsonl"),
         "out": str(table / "o.csv"),
         "model": models["ImageReward"],
     }
-    script.write_text(NO_GUARD.format(method=method, **names))
+    script.write_text(NO_GUARD.format(method=method, device=device, **names))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=300

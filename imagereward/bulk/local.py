@@ -30,8 +30,8 @@ def score_parts(job: Job, output: Output, pending: list[int], devices: Sequence[
                 output.write(index, table)
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    stop, rows = context.Event(), context.Value("q", 0)
-    with ProcessPoolExecutor(len(devices), context, initializer=_begin, initargs=(stop, rows)) as pool:
+    stop, rows, begun = context.Event(), context.Value("q", 0), context.Value("q", 0)
+    with ProcessPoolExecutor(len(devices), context, initializer=_begin, initargs=(stop, rows, begun)) as pool:
         running = {
             pool.submit(_score_share, job, output, share, device)
             for share, device in zip(shares(pending, len(devices)), devices)
@@ -44,23 +44,26 @@ def score_parts(job: Job, output: Output, pending: list[int], devices: Sequence[
                 for future in finished:
                     future.result()
         except BrokenProcessPool as error:
-            raise DeviceError(_broken(rows.value)) from error
+            raise DeviceError(_broken(begun.value)) from error
         finally:
             stop.set()
 
 
-def _broken(rows: int) -> str:
-    if not rows:
-        return f"a scoring process ended before it scored anything: {guard_hint('spawn')}; or memory is short"
+def _broken(begun: int) -> str:
+    """What to say of a process that died; `begun`: how many of them came as far as this module."""
+    if not begun:
+        return f"the scoring processes ended while they imported the script: {guard_hint('spawn')}"
     return (
         "a scoring process died; is memory short? Finished parts are kept: the same call goes on from there"
     )
 
 
-def _begin(stop, rows) -> None:
+def _begin(stop, rows, begun) -> None:
     global _stop, _rows
     _stop, _rows = stop, rows
     end_with_parent()
+    with begun.get_lock():
+        begun.value += 1
 
 
 def _advance(rows: int) -> None:

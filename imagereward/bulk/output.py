@@ -196,15 +196,22 @@ class Output:
     @contextmanager
     def _writing(self, path: Path) -> Iterator[Path]:
         """A name to write to, which becomes `path` once all of it is on disk. Raises OutputError."""
-        kept = f". What was finished is kept in {self.directory}; the same call goes on from there"
+        others: list[OutputError] = []  # of what is read meanwhile
         try:
             with replacing(path, self.directory) as temporary:
                 try:
                     yield temporary
+                except OutputError as error:
+                    others.append(error)
+                    raise
                 except arrow().ArrowException as error:
                     raise OutputError(f"{path} cannot be written: {error}") from error
         except OutputError as error:
-            raise OutputError(f"{error}{kept}") from error
+            if error in others:
+                raise
+            raise OutputError(
+                f"{error}. What was finished is kept in {self.directory}; the same call goes on from there"
+            ) from error
 
     def _check_free(self) -> None:
         check_free(self.out, self.overwrite)

@@ -194,10 +194,12 @@ def test_a_cache_that_is_none_is_refused_by_name(table, models):
 
 
 DAMAGE = {
-    "a bit": "substr(value, 1, 200) || x'00' || substr(value, 202)",
+    "a bit": "CAST(substr(value, 1, 200) || x'00' || substr(value, 202) AS BLOB)",
+    "a bit and the type": "substr(value, 1, 200) || x'00' || substr(value, 202)",
     "its end": "substr(value, 1, length(value) - 100)",
     "its beginning": "substr(value, 9)",
     "all of it": "x''",
+    "all but zeros": "x'00000000'",
     "its type": "'text'",
     "nothing there": "NULL",
 }
@@ -225,9 +227,11 @@ def test_a_damaged_value_is_computed_again(table, models, passes, damage):
 def test_a_place_that_takes_no_more_is_an_error_that_resumes(table, models):
     _, plain = score(table, models, out="plain.parquet")
     options = {"cache": table / "cache", "cache_budget": GB, "part_rows": 4}
+    FeatureCache(table / "cache", int(GB * 1e9)).file.close()
+    size = (table / "cache/features.sqlite").stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         with pytest.raises(InputError, match=r"features\.sqlite cannot be used"):
             score(table, models, **options)
     finally:

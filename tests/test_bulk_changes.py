@@ -113,8 +113,8 @@ def test_touching_an_input_without_a_change_of_its_rows_stops_no_resuming(table,
 def test_a_picture_swapped_between_runs_with_size_and_time_kept_is_noticed(
     table, models, monkeypatch, source
 ):
-    for place, name in enumerate(("0", "1")):
-        PIL.Image.new("RGB", (40, 40), ("red", "blue")[place]).save(table / f"images/{name}.bmp")
+    for place, colour in enumerate(("red", "blue", "green", "yellow")):
+        PIL.Image.new("RGB", (40, 40), colour).save(table / f"images/{place}.bmp")
     with tarfile.open(table / "s.tar", "w") as archive:
         for path in sorted((table / "images").glob("*.bmp")):
             archive.add(path, path.name)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from imagereward.bulk.versions import versions
 from imagereward.errors import InputError
@@ -113,6 +114,7 @@ class FeatureCache:
         self.file = sqlite3.connect(
             self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
         )
+        self.file.text_factory = bytes  # a value whose type is damaged may be text that cannot be decoded
         for pragma in (f"page_size = {PAGE}", "auto_vacuum = INCREMENTAL", "synchronous = NORMAL"):
             self.file.execute(f"PRAGMA {pragma}")
         self.file.executescript(
@@ -172,7 +174,10 @@ def _unpacked(value: object) -> torch.Tensor | None:
     data = value[CHECKSUM:]
     if zlib.crc32(data).to_bytes(CHECKSUM, "big") != value[:CHECKSUM]:
         return None
-    return safetensors.torch.load(data)["features"]
+    try:
+        return safetensors.torch.load(data)["features"]
+    except (SafetensorError, KeyError):
+        return None
 
 
 def _guarded(path: Path, action: Callable[[], Result]) -> Result:

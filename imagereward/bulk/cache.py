@@ -139,7 +139,8 @@ class FeatureCache:
                         cursor.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", (key, value, now))
                 cursor.execute("COMMIT")
             except BaseException:
-                cursor.execute("ROLLBACK")
+                if self.file.in_transaction:  # on a full disk, SQLite rolls back by itself
+                    cursor.execute("ROLLBACK")
                 raise
 
     def _make_room(self, size: int, now: int) -> bool:

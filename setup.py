@@ -43,7 +43,7 @@ EXTRAS = {
         "prometheus-client>=0.20",
         "httpx2>=2.0",
     ],
-    "scale": ["pyarrow>=17", "ray[data,serve]>=2.57"],
+    "scale": ["filelock>=3.32", "pyarrow>=17", "ray[data,serve]>=2.57"],
     "report": ["pyarrow>=17"],
     "loops": ["torchmetrics>=1.4"],
 }
@@ -56,6 +56,7 @@ TEST = [
     *EXTRAS["scale"],
     *EXTRAS["loops"],
     "bitsandbytes>=0.46",
+    "psutil>=5.9",
     "pytest>=8",
     "ruff>=0.12",
     "mypy>=1.11",

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagereward.errors import OutputError
+
+# How the names of temporary files begin.
+TEMPORARY = ".writing-"
 
 
 def check_free(path: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -19,21 +22,28 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> Path:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes the name `path` when the block ends without error.
+def replacing(path: str | os.PathLike, folder: Path | None = None) -> Iterator[Path]:
+    """A temporary file to write to; it takes the name `path` when the block ends without error.
 
-    Folders above `path` are made. An error leaves whatever was at `path` as it was, and no temporary file.
-    OutputError, which names `path`, for any OSError (no permission, a full disk).
+    folder   where the temporary file is, on the file system of `path`; default: beside it
+
+    Folders above `path` are made. The file is on disk before it takes the name. An error leaves whatever was
+    at `path` as it was, and no temporary file. OutputError, which names `path`, for any OSError (no
+    permission, a full disk).
     """
     path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary = (folder or path.parent) / f"{TEMPORARY}{path.name}-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder itself may be unusable, which is then the error
+                temporary.unlink(missing_ok=True)
     except OutputError:
         raise
     except OSError as error:

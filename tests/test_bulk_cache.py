@@ -1,5 +1,7 @@
 """Image features on disk: equal scores without image passes, within the budget, valid for one tower only."""
 
+import contextlib
+import resource
 import sqlite3
 
 import numpy as np
@@ -189,6 +191,65 @@ def test_a_cache_that_is_none_is_refused_by_name(table, models):
         score(table, models, cache=table / "cache", cache_budget=GB)
     with pytest.raises(InputError, match="at least"):
         score(table, models, cache=table / "other", cache_budget=1e-9, overwrite=True)
+
+
+DAMAGE = {
+    "a bit": "CAST(substr(value, 1, 200) || x'00' || substr(value, 202) AS BLOB)",
+    "a bit and the type": "substr(value, 1, 200) || x'00' || substr(value, 202)",
+    "its end": "substr(value, 1, length(value) - 100)",
+    "its beginning": "substr(value, 9)",
+    "all of it": "x''",
+    "all but zeros": "x'00000000'",
+    "its type": "'text'",
+    "nothing there": "NULL",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_value_is_computed_again(table, models, passes, damage):
+    options = {"cache": table / "cache", "cache_budget": GB}
+    _, first = score(table, models, out="a.parquet", **options)
+    with contextlib.closing(sqlite3.connect(table / "cache/features.sqlite")) as file, file:
+        keys = [key for (key,) in file.execute("SELECT key FROM features ORDER BY key")]
+        marks = [(key,) for key in keys[::2]]
+        file.executemany(f"UPDATE features SET value = {damage} WHERE key = ?", marks)
+    passes.clear()
+    _, second = score(table, models, out="b.parquet", **options)
+    np.testing.assert_allclose(
+        scores(second)["score:ImageReward"], scores(first)["score:ImageReward"], atol=1e-6
+    )
+    assert sum(passes) == len(marks)
+    passes.clear()
+    score(table, models, out="c.parquet", **options)
+    assert passes == []  # what was computed again was kept
+
+
+def test_a_place_that_takes_no_more_is_an_error_that_resumes(table, models):
+    _, plain = score(table, models, out="plain.parquet")
+    options = {"cache": table / "cache", "cache_budget": GB, "part_rows": 4}
+    FeatureCache(table / "cache", int(GB * 1e9)).file.close()
+    size = (table / "cache/features.sqlite").stat().st_size // 2
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        with pytest.raises(InputError, match=r"features\.sqlite cannot be used: .*(full|I/O)"):
+            score(table, models, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    _, rows = score(table, models, **options)
+    np.testing.assert_allclose(
+        scores(rows)["score:ImageReward"], scores(plain)["score:ImageReward"], atol=1e-6
+    )
+
+
+def test_a_cache_that_may_only_be_read_is_an_error(table, models):
+    score(table, models, out="a.parquet", cache=table / "cache", cache_budget=GB)
+    with contextlib.closing(sqlite3.connect(table / "cache/features.sqlite")) as file:
+        file.execute(
+            "CREATE TRIGGER readonly BEFORE UPDATE ON features BEGIN SELECT RAISE(FAIL, 'read-only'); END"
+        )
+    with pytest.raises(InputError, match=r"features\.sqlite cannot be used: read-only"):
+        score(table, models, out="b.parquet", cache=table / "cache", cache_budget=GB)
 
 
 def test_several_may_use_one_cache_at_once(tmp_path):

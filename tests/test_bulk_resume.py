@@ -128,15 +128,14 @@ def test_an_output_that_another_run_finished_meanwhile_is_not_replaced(table, mo
 
 def test_killed_between_the_output_and_the_removal_of_its_parts_nothing_is_lost(table, models, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Output, "_remove", lambda self, pattern: None)
+        patch.setattr(Output, "_remove_parts", lambda self: None)
         score(table, models)
     before = (table / "out.parquet").read_bytes()
     assert (table / "out.parquet.parts").exists()
     with pytest.raises(OutputError, match="exists"):
         score(table, models)
-    score(table, models, overwrite=True)
-    assert (table / "out.parquet").read_bytes() == before
     assert not (table / "out.parquet.parts").exists()
+    assert (table / "out.parquet").read_bytes() == before
 
 
 def begun(table, models, monkeypatch, **options):
@@ -199,7 +198,7 @@ def test_a_full_disk_stops_with_what_was_finished_and_resumes(table, models, mon
     score(table, models, out="whole.parquet")
     real = os.fsync
     calls = iter(range(100))
-    failing = 2 if where == "part" else 4  # the fingerprint, three parts, the output
+    failing = 3 if where == "part" else 5  # fingerprint, state of the input, three parts, the output
 
     def full(descriptor):
         if next(calls) == failing:
@@ -216,6 +215,7 @@ def test_a_full_disk_stops_with_what_was_finished_and_resumes(table, models, mon
     names = {path.name for path in parts.iterdir()}
     assert names == {
         "fingerprint.json",
+        "input.json",
         *(f"part-{i:08d}.parquet" for i in range(1 if where == "part" else 3)),
     }
     for path in parts.glob("part-*"):

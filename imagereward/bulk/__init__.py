@@ -8,13 +8,17 @@ import torch
 from tqdm import tqdm
 
 from imagereward.bulk import local, on_ray
+from imagereward.bulk.changes import InputWatch, digest_of
+from imagereward.bulk.directories import skipped_of
 from imagereward.bulk.job import Cache, Job, default_workers
 from imagereward.bulk.output import ROW_GROUP, Output, Summary
+from imagereward.bulk.own_files import refuse_output_in_input
+from imagereward.bulk.processes import refuse_nested_start
 from imagereward.bulk.rows import find_columns
 from imagereward.bulk.scoring import SCORE, schema
 from imagereward.bulk.sources import open_source
 from imagereward.config import whole_number
-from imagereward.errors import InputError
+from imagereward.errors import InputError, OutputError
 from imagereward.generation_metadata import Markup, check_markup
 from imagereward.loading import resolve_device
 from imagereward.precision import resolve_dtype
@@ -55,7 +59,7 @@ def score_table(
     """Score every row of `input` with every one of `models` into the table `out`, in the same order.
 
     input          .jsonl, .csv, .parquet (paths or encoded images), .json in ImageRewardDB's layout, .tar
-                   (WebDataset), a glob of several, or a directory of .tar, .parquet or image files
+                   (WebDataset), a glob of several or of images, or a directory of .tar, .parquet or images
     out            .parquet, .jsonl or .csv, with the columns row, id, prompt, image, width, height, tokens,
                    truncated (by any of the models), those of `keep`, score:NAME for each model, and error
     models         what `load` takes
@@ -77,23 +81,29 @@ def score_table(
     cache          a directory for image features, of which `cache_budget` GB are kept
     actors         scorers on Ray; default: one per GPU of the cluster, or per CPU
 
-    A row that cannot be scored has its reason in `error` and no scores; the others go on. Finished parts
-    are in `<out>.parts` until the end: the same call after a crash goes on from there, to the same result.
-    Raises InputError for arguments and inputs that cannot be, OutputError for an output that exists,
-    belongs to another run or is being written by one, and for a full disk, and what `load` raises.
+    A row that cannot be scored has its reason in `error` and no scores; the others go on. What the input
+    holds beside its rows is in `skipped` of the result. Finished parts are in `<out>.parts` until the end:
+    the same call after a crash goes on from there, to the same result. Raises InputError for arguments and
+    inputs that cannot be, and for an input that changes meanwhile; OutputError for an output that exists,
+    belongs to another run or is being written by one, and for a full disk; ImageRewardError if a helper
+    process ends; and what `load` raises.
     """
     models = (models,) if isinstance(models, str) else tuple(os.fspath(model) for model in models)
+    refuse_nested_start()
     output = Output(out, overwrite)
     if engine not in ("local", "ray"):
         raise InputError(f"engine={engine!r}: expected 'local' or 'ray'")
     resolve_dtype(dtype)
     devices, kind = _devices(device, engine)
     source, root = open_source(input, images)
+    refuse_output_in_input(output.out, os.fspath(input), source.files())
+    watch = InputWatch(source)  # before anything is read
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt, check_markup(markup))
     if batch_size is None:
         batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
     job = Job(
         source=source,
+        watch=watch,
         images=root,
         columns=columns,
         models=models,
@@ -114,21 +124,53 @@ def score_table(
         whole_number("actors", actors, 1)
     if not job.rows:
         raise InputError(f"{os.fspath(input)} has no rows")
-    return _run(job, output, devices, engine, actors, progress)
+    return _run(job, output, skipped_of(source, input), devices, engine, actors, progress)
 
 
 def _run(
-    job: Job, output: Output, devices: list[str], engine: str, actors: int | None, progress: bool
+    job: Job,
+    output: Output,
+    skipped: dict[str, int],
+    devices: list[str],
+    engine: str,
+    actors: int | None,
+    progress: bool,
 ) -> Summary:
     with output.locked():
-        done = output.begin(job.fingerprint())
+        models = job.models_fingerprint()
+        done = output.begin(job.fingerprint(models))
+        done -= _changed_since(job, output, done)
         pending = [index for index in range(job.count) if index not in done]
         with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:
             if pending and engine == "ray":
-                on_ray.score_parts(job, output, pending, actors, bar)
+                on_ray.score_parts(job, output, pending, models, actors, bar)
             elif pending:
                 local.score_parts(job, output, pending, devices, bar)
-        return output.finish(job.rows, job.count)
+        job.watch.check(always=True)
+        return output.finish(job.rows, job.count, skipped)
+
+
+def _changed_since(job: Job, output: Output, done: set[int]) -> set[int]:
+    """Those of the parts `done` whose rows are others by now: a file may change with its size and time kept.
+
+    They are removed if the output may be overwritten; if not, they are an OutputError. Rows are compared
+    only if something touched the files of the input since these parts were begun.
+    """
+    changed = set()
+    if done and output.input_state() != job.watch.state:
+        for part in job.parts(done):
+            if output.rows_digest(part.index) == digest_of(part.rows, job.contents(part)):
+                continue
+            if not output.overwrite:
+                raise OutputError(
+                    f"{job.source.name} changed since an earlier run scored its rows from "
+                    f"{part.rows[0].number} on, though size and time are the same: remove "
+                    f"{output.directory}, or pass --overwrite (overwrite=True)"
+                )
+            output.discard(part.index)
+            changed.add(part.index)
+    output.keep_input_state(job.watch.state)
+    return changed
 
 
 def _devices(device: str | Sequence[str] | None, engine: str) -> tuple[list[str], str]:

@@ -1,6 +1,6 @@
 """pyarrow, imported where it is used: it comes with an extra."""
 
-from imagereward.errors import ImageRewardError
+from imagereward.errors import missing_extra
 
 
 def arrow():
@@ -10,7 +10,5 @@ def arrow():
         import pyarrow.csv
         import pyarrow.parquet
     except ImportError as error:
-        raise ImageRewardError(
-            f"scoring tables needs more: python -m pip install 'imagereward[scale]' ({error})"
-        ) from error
+        raise missing_extra("scoring tables", "scale", error) from error
     return pyarrow

@@ -7,6 +7,7 @@ least recently used go when the budget is reached. Processes of one machine may 
 import hashlib
 import os
 import sqlite3
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from imagereward.bulk.versions import versions
 from imagereward.errors import InputError
@@ -27,6 +29,7 @@ PAGE = 16384
 SLACK_PAGES = 4
 PATIENCE = 60  # seconds to wait for another process
 LEAST_BUDGET = 2**20
+CHECKSUM = 4  # bytes of a CRC-32
 
 Result = TypeVar("Result")
 
@@ -72,7 +75,10 @@ class FeatureCache:
         if budget < LEAST_BUDGET:
             raise InputError(f"a cache of {budget} bytes holds nothing; expected at least {LEAST_BUDGET}")
         self.path = Path(directory).expanduser() / FILE
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the cache directory {self.path.parent} cannot be made: {error}") from error
         self.pages = budget // PAGE
         self.new: dict[bytes, bytes] = {}
         self.used: set[bytes] = set()
@@ -83,18 +89,19 @@ class FeatureCache:
         return FeatureReader(self.path, tuple(towers))
 
     def get(self, tower: bytes, digest: bytes) -> torch.Tensor | None:
-        """One image's features, on the CPU, or None."""
+        """One image's features, on the CPU; None if there are none, or damaged ones."""
         key = _key(tower, digest)
         query = "SELECT value FROM features WHERE key = ?"
         found = _guarded(self.path, lambda: self.file.execute(query, (key,)).fetchone())
         if found is None:
             return None
-        self.used.add(key)
-        return safetensors.torch.load(found[0])["features"]
+        if (features := _unpacked(found[0])) is not None:
+            self.used.add(key)
+        return features
 
     def put(self, tower: bytes, digest: bytes, features: torch.Tensor) -> None:
         """Keep one image's features."""
-        self.new[_key(tower, digest)] = safetensors.torch.save({"features": features.cpu().contiguous()})
+        self.new[_key(tower, digest)] = _packed(features)
 
     def commit(self) -> None:
         """Write what was put, and remove the least recently used to make room."""
@@ -107,6 +114,7 @@ class FeatureCache:
         self.file = sqlite3.connect(
             self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
         )
+        self.file.text_factory = bytes  # a value whose type is damaged may be text that cannot be decoded
         for pragma in (f"page_size = {PAGE}", "auto_vacuum = INCREMENTAL", "synchronous = NORMAL"):
             self.file.execute(f"PRAGMA {pragma}")
         self.file.executescript(
@@ -131,7 +139,8 @@ class FeatureCache:
                         cursor.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", (key, value, now))
                 cursor.execute("COMMIT")
             except BaseException:
-                cursor.execute("ROLLBACK")
+                if self.file.in_transaction:  # on a full disk, SQLite rolls back by itself
+                    cursor.execute("ROLLBACK")
                 raise
 
     def _make_room(self, size: int, now: int) -> bool:
@@ -152,6 +161,24 @@ class FeatureCache:
 
 def _key(tower: bytes, digest: bytes) -> bytes:
     return hashlib.sha256(tower + digest).digest()
+
+
+def _packed(features: torch.Tensor) -> bytes:
+    """Features as bytes, after a checksum of these: SQLite has none, and disks forget."""
+    data = safetensors.torch.save({"features": features.cpu().contiguous()})
+    return zlib.crc32(data).to_bytes(CHECKSUM, "big") + data
+
+
+def _unpacked(value: object) -> torch.Tensor | None:
+    if not isinstance(value, bytes):
+        return None
+    data = value[CHECKSUM:]
+    if zlib.crc32(data).to_bytes(CHECKSUM, "big") != value[:CHECKSUM]:
+        return None
+    try:
+        return safetensors.torch.load(data)["features"]
+    except (SafetensorError, KeyError):
+        return None
 
 
 def _guarded(path: Path, action: Callable[[], Result]) -> Result:

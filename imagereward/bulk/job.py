@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Collection, Container, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from imagereward.bulk.cache import FeatureCache, tower_of
-from imagereward.bulk.loading import Loader, load_parts, one_ahead
-from imagereward.bulk.rows import Columns, Part, parts_of, rows_of
-from imagereward.bulk.scoring import PartScorer
-from imagereward.bulk.sources import Source, identity
+from imagereward.bulk.cache import FeatureCache, FeatureReader, tower_of
+from imagereward.bulk.changes import InputWatch, content_of, identity
+from imagereward.bulk.decoders import Decoders
+from imagereward.bulk.loading import Loader, load_parts, one_ahead, wishes_of
+from imagereward.bulk.rows import Columns, Image, Part, parts_of, rows_of
+from imagereward.bulk.scoring import Advance, PartScorer, ignore
+from imagereward.bulk.sources import Source
 from imagereward.bulk.versions import versions
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.hub import sha256_of
@@ -36,6 +39,7 @@ class Job:
     """What to score with what; it travels to other processes and machines."""
 
     source: Source
+    watch: InputWatch
     images: Path
     columns: Columns
     models: tuple[str, ...]
@@ -62,15 +66,18 @@ class Job:
         short = self.count * self.part_rows - self.rows
         return len(parts) * self.part_rows - short * (self.count - 1 in parts)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What two runs must have in common for their parts to belong in one output."""
+    def fingerprint(self, models: dict[str, Any]) -> dict[str, Any]:
+        """What two runs must have in common for their parts to belong in one output.
+
+        models   `models_fingerprint()`, which reads all weights: call that once
+        """
         found: dict[str, Any] = {
             "input": identity(self.source),
             "rows": self.rows,
             "columns": asdict(self.columns),
         }
         found |= {"device": self.device_kind, "batch_size": self.batch_size, "part_rows": self.part_rows}
-        return found | self.models_fingerprint()
+        return found | models
 
     def models_fingerprint(self) -> dict[str, Any]:
         """The part of the fingerprint that every machine must have in common."""
@@ -83,9 +90,9 @@ class Job:
             found[f"weights of {model}"] = [sha256_of(path) for path in scorer.files.values()]
         return found | {f"version of {name}": number for name, number in versions().items()}
 
-    def preprocesses(self) -> tuple[Preprocess, ...]:
-        """What images are made into, once for each that differs."""
-        return self._ensemble(device="cpu").preprocesses
+    def decoding_loader(self) -> Loader:
+        """The loader of a machine that scores nothing itself."""
+        return self.loader(self._ensemble(device="cpu").preprocesses)
 
     def parts(self, wanted: Container[int]) -> Iterator[Part]:
         """The parts with these indices, in order."""
@@ -97,19 +104,51 @@ class Job:
         scorer = self._ensemble(device=device, dtype=self.dtype)
         settings = (self.batch_size, self.columns.keep)
         if self.cache is None:
-            return PartScorer(scorer, Loader(scorer.preprocesses, markup=self.columns.markup), *settings)
+            return PartScorer(scorer, self.loader(scorer.preprocesses), *settings)
         cache = FeatureCache(self.cache.directory, self.cache.budget)
         towers = tuple(tower_of(encoder) for encoder in scorer.encoders)
-        loader = Loader(scorer.preprocesses, True, cache.reader(towers), self.columns.markup)
+        loader = self.loader(scorer.preprocesses, cache.reader(towers))
         return PartScorer(scorer, loader, *settings, cache, towers)
 
-    def scored(self, wanted: Container[int], device: str) -> Generator[tuple[int, Any], None, None]:
-        """(index, Arrow table) of these parts, in order; decoding runs ahead in processes of its own."""
+    def loader(self, preprocesses: tuple[Preprocess, ...], features: FeatureReader | None = None) -> Loader:
+        """What reads and decodes images for this job."""
+        return Loader(
+            preprocesses,
+            digests=self.cache is not None,
+            features=features,
+            markup=self.columns.markup,
+            contents=self._images_are_input,
+        )
+
+    def contents(self, part: Part) -> dict[Image, str]:
+        """`content_of` the part's images, where these are the input itself."""
+        if not self._images_are_input:
+            return {}
+        return {wish.image: content_of(wish.image) for wish in wishes_of(part)}
+
+    @property
+    def _images_are_input(self) -> bool:
+        return self.source.prompts_beside_images  # of folders and shards
+
+    def scored(
+        self, wanted: Container[int], device: str, advance: Advance = ignore
+    ) -> Generator[tuple[int, Any], None, None]:
+        """(index, Arrow table) of these parts, in order; decoding runs ahead in processes of its own.
+
+        `advance` is called with the number of rows that every batch stands for. Raises InputError if the
+        input changes meanwhile, before a part that was read from the changed one is returned.
+        """
         score = self.part_scorer(device)
-        for part, images in one_ahead(load_parts(self.parts(wanted), score.loader, self.workers)):
-            yield part.index, score(part, images)
-            if score.cache is not None:
-                score.cache.commit()  # after the part is written: a run that resumes finds the same cache
+        with (
+            Decoders(score.loader, self.workers) as decoders,
+            closing(one_ahead(load_parts(self.parts(wanted), decoders))) as loaded,
+        ):
+            for part, images in loaded:
+                table = score(part, images, advance)
+                self.watch.check()
+                yield part.index, table
+                if score.cache is not None:
+                    score.cache.commit()  # after the part is written: a run that resumes finds the same cache
 
     def _ensemble(self, **options) -> Ensemble:
         return ensemble(dict.fromkeys(self.models, 1.0), **options, **self.load_options)

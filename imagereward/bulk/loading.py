@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
 from imagereward.bulk.cache import FeatureReader
+from imagereward.bulk.changes import content_of
+from imagereward.bulk.decoders import Decoders
 from imagereward.bulk.rows import Image, Part
 from imagereward.bulk.stored import Stored
 from imagereward.errors import ImageRewardError
@@ -38,7 +39,7 @@ class Loaded:
     """What came of an image: 8-bit (for HPS: float) pixels [3, S, S] per preprocess, or an `error`.
 
     `digest` is the hash of the encoded image, if features are cached; `pixels` are None as well if all
-    features of such an image were there.
+    features of such an image were there. `content` is `content_of` the image, if the loader takes it.
     """
 
     pixels: tuple[np.ndarray, ...] | None = None
@@ -46,17 +47,19 @@ class Loaded:
     height: int | None = None
     prompt: str | None = None
     digest: bytes | None = None
+    content: str = ""
     error: str | None = None
 
 
 @dataclass(frozen=True)
-class Loader(Dataset):
+class Loader:
     """What a worker does: wishes to loaded images."""
 
     preprocesses: tuple[Preprocess, ...]
     digests: bool = False
     features: FeatureReader | None = None  # images whose features are there need no pixels
     markup: Markup = "strip"  # what becomes of weights and LoRA tags in generators' prompts
+    contents: bool = False  # whether a hash of every image is kept: where images are the input itself
 
     def __getitem__(self, wishes: Sequence[Wish]) -> list[Loaded]:
         return [self.load(wish) for wish in wishes]
@@ -66,6 +69,8 @@ class Loader(Dataset):
         loaded = Loaded()
         try:
             source = wish.image.read() if isinstance(wish.image, Stored) else wish.image
+            if self.contents:
+                loaded.content = content_of(source)
             if self.digests:
                 check_image(source, wish.number)
                 loaded.digest = _digest(source, wish.number)
@@ -93,50 +98,43 @@ def wishes_of(part: Part) -> list[Wish]:
     return list(first.values())
 
 
-def load_parts(
-    parts: Iterable[Part], loader: Loader, workers: int
-) -> Generator[tuple[Part, Images], None, None]:
+def load_parts(parts: Iterable[Part], decoders: Decoders) -> Generator[tuple[Part, Images], None, None]:
     """Every part with what came of its images, in order. At most a few parts' images are in memory."""
-    begun: deque[tuple[Part, int]] = deque()
+    begun: deque[tuple[Part, list[Wish], int]] = deque()  # parts on their way, with their numbers of requests
 
-    def messages() -> Iterator[list[Wish]]:
+    def requests() -> Iterator[list[Wish]]:
         for part in parts:
             wishes = wishes_of(part)
             starts = range(0, max(1, len(wishes)), IMAGES_AT_ONCE)  # one also for a part without images
-            begun.append((part, len(starts)))
+            begun.append((part, wishes, len(starts)))
             yield from (wishes[start : start + IMAGES_AT_ONCE] for start in starts)
 
-    # Arrays instead of tensors: they come through pipes and need no shared memory, which containers lack.
-    answers = DataLoader(
-        loader, sampler=messages(), batch_size=None, num_workers=workers, collate_fn=_as_it_is
-    )
     loaded: list[Loaded] = []
     count = 0
-    try:
-        for answer in answers:
-            loaded, count = [*loaded, *answer], count + 1
-            if count == begun[0][1]:
-                part = begun.popleft()[0]
-                yield part, {wish.image: each for wish, each in zip(wishes_of(part), loaded)}
-                loaded, count = [], 0
-    except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
-        raise ImageRewardError(f"a process that decodes images died; is memory short? {error}") from error
+    for answer in decoders.answers(requests()):
+        loaded.extend(answer)
+        count += 1
+        part, wishes, expected = begun[0]
+        if count == expected:
+            begun.popleft()
+            yield part, {wish.image: each for wish, each in zip(wishes, loaded, strict=True)}
+            loaded, count = [], 0
 
 
 def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """`items`, each taken by a thread while the one before it is in use."""
+    """`items`, each taken by a thread while the one before it is in use.
+
+    Closing it does not wait for the item that is on its way: what makes the items must be closed next.
+    """
     end = object()
-    with ThreadPoolExecutor(1, "imagereward-ahead") as pool:
+    pool = ThreadPoolExecutor(1, "imagereward-ahead")
+    try:
         ahead = pool.submit(next, items, end)
         while (item := ahead.result()) is not end:
             ahead = pool.submit(next, items, end)
             yield item  # type: ignore[misc]
-
-
-def _as_it_is(loaded: list[Loaded]) -> list[Loaded]:
-    return loaded
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _digest(source: str | bytes, number: int) -> bytes:

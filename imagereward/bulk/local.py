@@ -11,50 +11,69 @@ from tqdm import tqdm
 
 from imagereward.bulk.job import Job, shares
 from imagereward.bulk.output import Output
+from imagereward.bulk.processes import end_with_parent, guard_hint
 from imagereward.errors import DeviceError
 
 # Seconds between looks at how far the processes are.
 GLANCE = 0.5
 
-_stop: Any = None  # in a device's process: set when it should not begin another part
+# In a device's process:
+_stop: Any = None  # set when it should not begin another part
+_rows: Any = None  # rows that are scored, of all processes
 
 
 def score_parts(job: Job, output: Output, pending: list[int], devices: Sequence[str], bar: tqdm) -> None:
     """Score and write the parts `pending`."""
     if len(devices) == 1:
-        with closing(job.scored(set(pending), devices[0])) as parts:
+        with closing(job.scored(set(pending), devices[0], bar.update)) as parts:
             for index, table in parts:
                 output.write(index, table)
-                bar.update(table.num_rows)
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    stop = context.Event()
-    with ProcessPoolExecutor(len(devices), context, initializer=_begin, initargs=(stop,)) as pool:
+    stop, rows, begun = context.Event(), context.Value("q", 0), context.Value("q", 0)
+    with ProcessPoolExecutor(len(devices), context, initializer=_begin, initargs=(stop, rows, begun)) as pool:
         running = {
             pool.submit(_score_share, job, output, share, device)
             for share, device in zip(shares(pending, len(devices)), devices)
         }
         try:
+            before = bar.n
             while running:
                 finished, running = wait(running, GLANCE, FIRST_EXCEPTION)
-                bar.update(job.rows_in(output.done()) - bar.n)
+                bar.update(before + rows.value - bar.n)
                 for future in finished:
                     future.result()
         except BrokenProcessPool as error:
-            raise DeviceError("a scoring process died; is memory short? Finished parts are kept") from error
+            raise DeviceError(_broken(begun.value)) from error
         finally:
             stop.set()
 
 
-def _begin(stop) -> None:
-    global _stop
-    _stop = stop
+def _broken(begun: int) -> str:
+    """What to say of a process that died; `begun`: how many of them came as far as this module."""
+    if not begun:
+        return f"the scoring processes ended while they imported the script: {guard_hint('spawn')}"
+    return (
+        "a scoring process died; is memory short? Finished parts are kept: the same call goes on from there"
+    )
+
+
+def _begin(stop, rows, begun) -> None:
+    global _stop, _rows
+    _stop, _rows = stop, rows
+    end_with_parent()
+    with begun.get_lock():
+        begun.value += 1
+
+
+def _advance(rows: int) -> None:
+    with _rows.get_lock():
+        _rows.value += rows
 
 
 def _score_share(job: Job, output: Output, share: list[int], device: str) -> None:
-    parent = multiprocessing.parent_process()
-    with closing(job.scored(set(share), device)) as parts:
+    with closing(job.scored(set(share), device, _advance)) as parts:
         for index, table in parts:
-            if _stop.is_set() or parent is None or not parent.is_alive():
+            if _stop.is_set():
                 return
             output.write(index, table)

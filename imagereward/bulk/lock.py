@@ -1,57 +1,100 @@
 """One run at a time writes an output: a lock that ends with its process, however that ends."""
 
+import contextlib
 import os
+import re
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
+
 from imagereward.errors import OutputError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+# Seconds to wait for the lock: decoders of a run that was just killed may hold it for a moment.
+PATIENCE = 2.0
+
+HOLDER = "process"  # how the text in a lock file begins
+
+_held: set[str] = set()  # lock files held by this process
+_changing = threading.Lock()
 
 
 @contextmanager
 def held(path: Path, what: Path) -> Iterator[None]:
-    """Hold the lock file `path` while `what` is written; OutputError, naming the process, if another does.
+    """Hold the lock file `path` while `what` is written; OutputError, naming the holder, if another does.
 
-    The kernel keeps the lock and drops it when the process dies: a file that a killed process left is no
-    lock. It is a record lock, which forked children do not share: decoders that outlive a killed run for a
-    moment must not stop the next one. Without fcntl nothing is held.
+    The operating system drops the lock when the process ends: a file that a killed process left is no
+    lock. Threads of one process exclude each other in memory as well, since some file systems lock for
+    whole processes. A symbolic link in place of the lock file is refused.
     """
-    if fcntl is None:
-        yield
-        return
-    try:
-        descriptor = _taken(path, what)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"{path} cannot be written: {error}") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # still held: whoever opened it meanwhile looks for a new one
-        os.close(descriptor)
-
-
-def _taken(path: Path, what: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with _held_in_process(path, what):
+        lock = filelock.FileLock(path, timeout=PATIENCE, thread_local=False)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_ours(path)
+            lock.acquire()
+        except filelock.Timeout as error:
+            holder = _read(path) or "another process"
             raise OutputError(
                 f"{what} is being written by {holder}: wait for it, stop it, or choose another output"
             ) from error
-        if os.fstat(descriptor).st_nlink:
-            os.truncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            return descriptor
-        os.close(descriptor)  # removed by its last holder between opening and locking
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"{path} cannot be written: {error}") from error
+        ours = False
+        try:
+            ours = _write(path)
+            yield
+        finally:
+            if ours and os.name != "nt":  # Windows removes no open file
+                path.unlink(missing_ok=True)  # still held: whoever opened it meanwhile looks for a new one
+            lock.release()
+
+
+@contextmanager
+def _held_in_process(path: Path, what: Path) -> Iterator[None]:
+    key = os.path.realpath(path)
+    with _changing:
+        if key in _held:
+            raise OutputError(
+                f"{what} is being written by another thread of this process: wait for it, "
+                "or choose another output"
+            )
+        _held.add(key)
+    try:
+        yield
+    finally:
+        with _changing:
+            _held.discard(key)
+
+
+def _check_ours(path: Path) -> None:
+    """OutputError for a file that is not a lock: it would be overwritten."""
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link, which a lock must not follow: remove it")
+    if (found := _read(path)) and not re.match(rf"({HOLDER} )?\d+", found):
+        raise OutputError(f"{path} holds something else than a lock: move it, or choose another output")
+
+
+def _write(path: Path) -> bool:
+    """Write this process into the lock file, for messages; False where filelock keeps its own text in it."""
+    if (found := _read(path)) and not found.startswith(HOLDER):
+        return False
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(f"{HOLDER} {os.getpid()} on {socket.gethostname()}\n")
+    return True
+
+
+def _read(path: Path) -> str:
+    """The beginning of the lock file; empty if it cannot be read."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(descriptor, errors="replace") as stream:
+            return stream.read(200).strip()
+    return ""

@@ -25,8 +25,13 @@ from imagereward.errors import DeviceError, ImageRewardError, OutputError, missi
 CPU_READING, CPU_DECODING, CPU_SCORING = 0.2, 0.3, 0.5
 
 
-def score_parts(job: Job, output: Output, pending: list[int], actors: int | None, bar: tqdm) -> None:
-    """Score and write the parts `pending`, with `actors` scorers (default: one per GPU, or per CPU)."""
+def score_parts(
+    job: Job, output: Output, pending: list[int], models: dict[str, Any], actors: int | None, bar: tqdm
+) -> None:
+    """Score and write the parts `pending`, with `actors` scorers (default: one per GPU, or per CPU).
+
+    models   this machine's `job.models_fingerprint()`, which every scorer's must equal
+    """
     ray = _ray()
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
@@ -41,18 +46,19 @@ def score_parts(job: Job, output: Output, pending: list[int], actors: int | None
             ray.data.from_items([{"parts": share} for share in shares(pending, actors)])
             .flat_map(_Read(job), num_cpus=CPU_READING)
             .map(
-                _Decode(Loader(job.preprocesses(), job.cache is not None, markup=job.columns.markup)),
+                _Decode(job.decoding_loader()),
                 num_cpus=1 if gpu else CPU_DECODING,
             )
             .map(
                 _Score,
-                fn_constructor_args=(job, job.models_fingerprint()),
+                fn_constructor_args=(job, models),
                 compute=ray.data.ActorPoolStrategy(size=actors),
                 **({"num_gpus": 1} if gpu else {"num_cpus": CPU_SCORING}),
             )
         )
         try:
             for row in scored.iter_rows():
+                job.watch.check()
                 output.write(row["part"], arrow().parquet.read_table(io.BytesIO(row["table"])))
                 bar.update(row["rows"])
         except ray.exceptions.RayError as error:

@@ -5,35 +5,51 @@ A file appears under its name only when it is whole and on disk, so a run may be
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from imagereward.bulk.arrow import arrow
+from imagereward.bulk.changes import ROWS_DIGEST
 from imagereward.bulk.lock import held
-from imagereward.errors import InputError, OutputError
+from imagereward.bulk.own_files import FINGERPRINT, FORMATS, NAME_IN_PARQUET, fingerprint_of
+from imagereward.errors import InputError, OutputError, listing
+from imagereward.writing import TEMPORARY, check_free, replacing
 
-FORMATS = (".parquet", ".jsonl", ".csv")
-FINGERPRINT = "fingerprint.json"
-TEMPORARY = ".writing-"
 ROW_GROUP = 2**16
-NAME_IN_PARQUET = b"imagereward"
+INPUT_STATE = "input.json"
+MOST_REASONS = 20
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a table came out: rows in all, those with an error, those whose prompt was cut."""
+    """How a table came out: rows in all, those with an error, those whose prompt was cut.
+
+    skipped   what the input holds beside its rows: a reason -> how many files or members
+    """
 
     out: Path
     rows: int
     failed: int
     truncated: int
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> int:
+        """Rows with scores."""
+        return self.rows - self.failed
 
     def __str__(self) -> str:
-        failed = f"{self.failed} failed (the column error says why)" if self.failed else "none failed"
-        return f"{self.out}: {self.rows} rows, {failed}, {self.truncated} with a prompt that was cut"
+        failed = "none failed"
+        if self.failed:
+            failed = f"{self.failed} failed (the column error says why), {self.scored} scored"
+        text = f"{self.out}: {self.rows} rows, {failed}, {self.truncated} with a prompt that was cut"
+        if self.skipped:
+            reasons = [f"{count} {reason}" for reason, count in self.skipped.items()]
+            text += f"; {sum(self.skipped.values())} skipped: {listing(reasons, MOST_REASONS)}"
+        return text
 
 
 class Output:
@@ -42,15 +58,18 @@ class Output:
     def __init__(self, out: str | os.PathLike, overwrite: bool = False):
         self.out = Path(out).expanduser()
         self.directory = self.out.with_name(self.out.name + ".parts")
+        self._lock = self.out.with_name(self.out.name + ".lock")
         self.overwrite = overwrite
         if self.out.suffix.lower() not in FORMATS:
             raise InputError(f"{self.out}: expected a name that ends in {', '.join(FORMATS)}")
+        if self.out.exists() and not overwrite:
+            self._remove_stale_parts()
         self._check_free()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """No other process writes this output meanwhile. OutputError if one does, or has just finished it."""
-        with held(self.out.with_name(self.out.name + ".lock"), self.out):
+        with held(self._lock, self.out):
             self._check_free()
             yield
 
@@ -59,6 +78,8 @@ class Output:
 
         With `overwrite`, another run's parts are removed instead.
         """
+        if self.directory.exists() and not self.directory.is_dir():
+            raise OutputError(f"{self.directory} is no directory, and parts are kept there: move it")
         path = self.directory / FINGERPRINT
         fingerprint = json.loads(json.dumps(fingerprint))
         found = _read(path)
@@ -69,8 +90,9 @@ class Output:
                 + "\nFinish that run, remove the directory, or pass --overwrite (overwrite=True)"
             )
         if found != fingerprint:
-            path.unlink(missing_ok=True)  # first: parts without it are nobody's
+            self._remove(FINGERPRINT)  # first: parts without it are nobody's
             self._remove("part-*.parquet")
+            self._remove(INPUT_STATE)
             with self._writing(path) as temporary:
                 temporary.write_text(json.dumps(fingerprint, indent=2) + "\n")
         self._remove(TEMPORARY + "*")  # of a run that was killed
@@ -80,19 +102,38 @@ class Output:
         """Indices of the finished parts."""
         return {int(path.stem.split("-")[1]) for path in self.directory.glob("part-*.parquet")}
 
+    def input_state(self) -> str | None:
+        """The state of the input's files when its rows were last compared with the parts'."""
+        found = _read(self.directory / INPUT_STATE)
+        return None if found is None else found.get("state")
+
+    def keep_input_state(self, state: str) -> None:
+        """Write what `input_state` returns. Raises OutputError."""
+        with self._writing(self.directory / INPUT_STATE) as temporary:
+            temporary.write_text(json.dumps({"state": state}) + "\n")
+
+    def discard(self, index: int) -> None:
+        """Remove a finished part. Raises OutputError."""
+        self._remove(self._part(index).name)
+
+    def rows_digest(self, index: int) -> str:
+        """The hash of the rows that a finished part was made of. OutputError for a damaged part."""
+        found = self._schema(index).metadata or {}
+        return found.get(ROWS_DIGEST, b"").decode()
+
     def write(self, index: int, table) -> None:
         """Write a part. OutputError if it cannot be; the parts before it stay."""
         with self._writing(self._part(index)) as temporary:
             arrow().parquet.write_table(table, temporary)
 
-    def finish(self, rows: int, count: int) -> Summary:
+    def finish(self, rows: int, count: int, skipped: Mapping[str, int]) -> Summary:
         """Make the output, of `rows` rows, from its `count` parts, and remove these. Raises OutputError."""
         fingerprint = (self.directory / FINGERPRINT).read_text()
         if self.out.suffix.lower() != ".parquet":
             with self._writing(self.out.with_name(f"{self.out.name}.{FINGERPRINT}")) as temporary:
                 temporary.write_text(fingerprint)
         failed = truncated = at = 0
-        schema = arrow().parquet.read_schema(self._part(0)).with_metadata({NAME_IN_PARQUET: fingerprint})
+        schema = self._schema(0).with_metadata({NAME_IN_PARQUET: fingerprint})
         with self._writing(self.out) as temporary, closing(_writer(self.out, temporary, schema)) as writer:
             for table in self._tables(count):
                 if table["row"].to_pylist() != list(range(at, at + table.num_rows)):
@@ -103,52 +144,84 @@ class Output:
                 writer.write_table(table)
             if at != rows:
                 raise OutputError(f"the parts in {self.directory} have {at} rows, not {rows}; remove it")
-        self._remove("part-*.parquet")
-        self._remove(FINGERPRINT)
+        self._remove_parts()
+        return Summary(self.out, rows, failed, truncated, skipped)
+
+    def _remove_stale_parts(self) -> None:
+        """Remove the parts of an output that is there: its run was killed before it could.
+
+        Parts of another run stay, and those that a running process needs.
+        """
+        if not self.directory.is_dir():
+            return
+        with suppress(OutputError), held(self._lock, self.out):
+            found = _read(self.directory / FINGERPRINT)
+            if fingerprint_of(self.out) is not None and found in (None, fingerprint_of(self.out)):
+                self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        for pattern in (FINGERPRINT, "part-*.parquet", INPUT_STATE, TEMPORARY + "*"):
+            self._remove(pattern)
         with suppress(OSError):  # a directory that holds something else as well
             self.directory.rmdir()
-        return Summary(self.out, rows, failed, truncated)
 
     def _tables(self, count: int) -> Iterator[Any]:
         """The parts' rows, about a row group at a time."""
         pa = arrow()
         waiting: list = []
         for index in range(count):
-            waiting.append(pa.parquet.ParquetFile(self._part(index)).read())
+            with self._reading(index) as path:
+                waiting.append(pa.parquet.ParquetFile(path).read())
             if index == count - 1 or sum(table.num_rows for table in waiting) >= ROW_GROUP:
                 yield pa.concat_tables(waiting)
                 waiting = []
+
+    def _schema(self, index: int):
+        with self._reading(index) as path:
+            return arrow().parquet.read_schema(path)
+
+    @contextmanager
+    def _reading(self, index: int) -> Iterator[Path]:
+        path = self._part(index)
+        try:
+            yield path
+        except (OSError, arrow().ArrowException) as error:
+            raise OutputError(
+                f"the part {path} cannot be read: {error}. Remove it; the same call scores its rows again"
+            ) from error
 
     def _part(self, index: int) -> Path:
         return self.directory / f"part-{index:08d}.parquet"
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[Path]:
-        """A name to write to, which becomes `path` once all of it is on disk."""
-        temporary = self.directory / f"{TEMPORARY}{path.name}-{os.getpid()}"
+        """A name to write to, which becomes `path` once all of it is on disk. Raises OutputError."""
+        others: list[OutputError] = []  # of what is read meanwhile
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except OutputError:
-            raise
-        except OSError as error:
+            with replacing(path, self.directory) as temporary:
+                try:
+                    yield temporary
+                except OutputError as error:
+                    others.append(error)
+                    raise
+                except arrow().ArrowException as error:
+                    raise OutputError(f"{path} cannot be written: {error}") from error
+        except OutputError as error:
+            if error in others:
+                raise
             raise OutputError(
-                f"{path} cannot be written: {error}. What was finished is kept in {self.directory}; "
-                "the same call goes on from there"
+                f"{error}. What was finished is kept in {self.directory}; the same call goes on from there"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _check_free(self) -> None:
-        if self.out.exists() and not self.overwrite:
-            raise OutputError(f"{self.out} exists; pass --overwrite (overwrite=True) to replace it")
+        check_free(self.out, self.overwrite)
 
     def _remove(self, pattern: str) -> None:
         for path in self.directory.glob(pattern):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"{path} cannot be removed: {error}") from error
 
 
 def _read(fingerprint: Path) -> dict[str, Any] | None:

@@ -90,8 +90,8 @@ def find_columns(
         return next((name for name in USUAL[role] if name in present), None)
 
     image = image or usual("image")
-    prompt = None if constant_prompt is not None else prompt or usual("prompt")
     elsewhere = constant_prompt is not None or source.prompts_beside_images
+    prompt = prompt or (None if elsewhere else usual("prompt"))  # else every row's own, of the usual names
     if image is None or (prompt is None and not elsewhere):
         what = "images" if image is None else "prompts"
         raise InputError(f"which column of {source.name} holds {what}? It has {listing(present, 40)}")
@@ -107,7 +107,7 @@ def rows_of(source: Source, columns: Columns, images: Path, wanted) -> Iterator[
         image, image_name, image_error = _image(record.get(columns.image), images)
         prompt, prompt_error = columns.constant_prompt, None
         if prompt is None:
-            name = columns.prompt or next((each for each in USUAL["prompt"] if each in record), "")
+            name = columns.prompt or _usual_prompt(record)
             prompt, prompt_error = _prompt(record.get(name), source.prompts_beside_images, columns.markup)
         yield Row(
             number,
@@ -118,6 +118,11 @@ def rows_of(source: Source, columns: Columns, images: Path, wanted) -> Iterator[
             image_error or prompt_error,
             tuple(as_text(record.get(name)) for name in columns.keep),
         )
+
+
+def _usual_prompt(record: dict[str, Any]) -> str:
+    """The name of the column that holds this row's prompt, where none is given; empty if there is none."""
+    return next((name for name in USUAL["prompt"] if record.get(name) is not None), "")
 
 
 def parts_of(rows: Iterable[Row], size: int) -> Iterator[Part]:

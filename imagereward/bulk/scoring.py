@@ -1,12 +1,13 @@
 """One part of a table: rows and loaded images to scored rows, by the engine under the verbs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from imagereward.bulk.arrow import arrow
 from imagereward.bulk.cache import FeatureCache
+from imagereward.bulk.changes import ROWS_DIGEST, digest_of
 from imagereward.bulk.loading import Images, Loaded, Loader, Wish
 from imagereward.bulk.rows import Part, Row, as_text, text_error
 from imagereward.engine import distinct, score_blocks
@@ -15,6 +16,8 @@ from imagereward.errors import ImageReadError, listing
 from imagereward.scorer import Scorer
 
 SCORE = "score:"  # before a scorer's name, in the name of its column
+
+Advance = Callable[[int], object]  # told how many rows are done since it was called last
 
 
 def schema(models: Sequence[str], keep: Sequence[str]):
@@ -25,6 +28,10 @@ def schema(models: Sequence[str], keep: Sequence[str]):
     fields |= {name: pa.string() for name in keep}
     fields |= {SCORE + name: pa.float32() for name in models}
     return pa.schema({**fields, "error": pa.string()})
+
+
+def ignore(rows: int) -> None:
+    """An `Advance` for callers that show no progress."""
 
 
 @dataclass
@@ -42,20 +49,22 @@ class PartScorer:
     cache: FeatureCache | None = None
     towers: tuple[bytes, ...] = ()
 
-    def __call__(self, part: Part, images: Images):
-        """The part as an Arrow table, a row for each of its rows."""
+    def __call__(self, part: Part, images: Images, advance: Advance = ignore):
+        """The part as an Arrow table, a row for each of its rows; calls `advance` after every batch."""
         prompts = [self._prompt(row, images) for row in part.rows]
         errors = [_error(row, prompt, images) for row, prompt in zip(part.rows, prompts)]
         good = [place for place, error in enumerate(errors) if error is None]
         scores: list[list[float | None]] = [[None] * len(self.scorer.names) for _ in part.rows]
+        done = _Done(len(part.rows), advance)
         if good:
             pairs = [(part.rows[place], str(prompts[place])) for place in good]
-            for place, values in zip(good, self._scores(pairs, images).tolist()):
+            for place, values in zip(good, self._scores(pairs, images, done).tolist()):
                 finite = [value if abs(value) < float("inf") else None for value in values]
                 scores[place] = finite
                 if None in finite:
                     bad = [name for name, value in zip(self.scorer.names, finite) if value is None]
                     errors[place] = f"not finite: the score of {listing(bad)}"
+        done.up_to(1)
         return self._table(part, images, prompts, scores, errors)
 
     def _prompt(self, row: Row, images: Images) -> str | None:
@@ -63,18 +72,21 @@ class PartScorer:
             return images[row.image].prompt
         return row.prompt
 
-    def _scores(self, pairs: list[tuple[Row, str]], images: Images) -> torch.Tensor:
+    def _scores(self, pairs: list[tuple[Row, str]], images: Images, done: "_Done") -> torch.Tensor:
         """Scores [P, C] of (row, prompt) pairs whose images are good."""
         refs, image_of = distinct([row.image for row, _ in pairs])
         firsts, prompt_of = distinct([prompt for _, prompt in pairs])
         rows = [pairs[index][0] for index in refs]
-        blocks = (
-            (self._encoded(block, images), len(block))
-            for block in (rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size))
-        )
+
+        def blocks() -> Iterator[tuple[tuple, int]]:
+            for at in range(0, len(rows), self.batch_size):
+                done.up_to(at / len(rows))
+                block = rows[at : at + self.batch_size]
+                yield self._encoded(block, images), len(block)
+
         prompts = [pairs[index][1] for index in firsts]
         return score_blocks(
-            self.scorer, prompts, blocks, torch.stack([image_of, prompt_of], 1), self.scorer.heads
+            self.scorer, prompts, blocks(), torch.stack([image_of, prompt_of], 1), self.scorer.heads
         )
 
     def _encoded(self, rows: list[Row], images: Images) -> tuple:
@@ -129,7 +141,24 @@ class PartScorer:
             *zip(*scores),
             [as_text(error) for error in errors],
         ]
-        return arrow().table(columns, schema=schema(self.scorer.names, self.keep))
+        contents = {image: loaded.content for image, loaded in images.items() if image is not None}
+        fields = schema(self.scorer.names, self.keep)
+        return arrow().table(
+            columns, schema=fields.with_metadata({ROWS_DIGEST: digest_of(part.rows, contents)})
+        )
+
+
+class _Done:
+    """Turns the share of a part's images that are scored into a number of its rows."""
+
+    def __init__(self, rows: int, advance: Advance):
+        self.rows, self.advance, self.told = rows, advance, 0
+
+    def up_to(self, share: float) -> None:
+        """Tell how many rows are done in addition; `share` in [0, 1] of the images is scored."""
+        rows = int(self.rows * share)
+        self.advance(rows - self.told)
+        self.told = rows
 
 
 def _error(row: Row, prompt: str | None, images: Images) -> str | None:

@@ -1,7 +1,5 @@
 """Which reader an input needs, and what all readers have in common."""
 
-import glob
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,7 +42,8 @@ def open_source(given: str | os.PathLike, images: str | os.PathLike | None = Non
     """(the reader of an input, the directory from which its relative paths of images are).
 
     A file by its suffix (.jsonl, .ndjson, .csv, .parquet, .json in ImageRewardDB's layout, .tar); a quoted
-    glob of several of one kind; a directory of .tar or .parquet files, else one of images. Raises InputError.
+    glob of several of one kind, or of images; a directory of .tar or .parquet files, or one of images.
+    Raises InputError, also for a directory that can be read as several of these.
     """
     from imagereward.bulk import folders, shards, tables
 
@@ -52,10 +51,13 @@ def open_source(given: str | os.PathLike, images: str | os.PathLike | None = Non
     name = os.fspath(given)
     files = _files(path, name)
     root = path if path.is_dir() else files[0].parent
+    if files and not path.is_file() and all(folders.is_picture(file.name) for file in files):
+        root = Path(os.path.commonpath([file.parent for file in files]))
+        return folders.Folder(name, root, tuple(files)), root
     if images is not None:
         root = Path(images).expanduser()
     if not files:
-        return folders.Folder(name, path), root
+        return folders.Folder(name, path), path
     readers: dict[str, Callable[[str, tuple[Path, ...]], Source]] = {
         ".jsonl": tables.JsonLines,
         ".ndjson": tables.JsonLines,
@@ -72,25 +74,18 @@ def open_source(given: str | os.PathLike, images: str | os.PathLike | None = Non
     return readers[suffix](name, tuple(files)), root
 
 
-def identity(source: Source) -> str:
-    """A hash of the names, sizes and times of the input's files: another one means another input."""
-    digest = hashlib.sha256()
-    for file in source.files():
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise InputError(f"{source.name}: {error}") from error
-        digest.update(os.fsencode(file.name) + b"\0%d %d\n" % (status.st_size, status.st_mtime_ns))
-    return digest.hexdigest()
-
-
 def _files(path: Path, name: str) -> list[Path]:
-    """The files of a table; none for a directory of images."""
+    """The files of a table or a glob; none for a directory of images."""
+    from imagereward.bulk.directories import matches_of, tables_in
+
     if path.is_dir():
-        return next((found for kind in ("*.tar", "*.parquet") if (found := sorted(path.glob(kind)))), [])
+        return tables_in(path, name)
     if path.is_file():
         return [path]
-    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    if not found:
+    if path.exists():
+        raise InputError(
+            f"{name} is a pipe or a device, and input is read more than once: write a file first"
+        )
+    if not (found := matches_of(path)):
         raise InputError(f"{name} does not exist; expected a table, a glob of tables or a directory")
     return found

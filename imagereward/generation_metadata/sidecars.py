@@ -2,8 +2,8 @@
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from imagereward.generation_metadata.entries import MOST_TEXT, Claim, UnclearPrompt
 from imagereward.generation_metadata.interpret import MEANT_AS_JSON
@@ -62,7 +62,7 @@ def read_sidecars(image: Path) -> tuple[dict[str, str], list[Claim], list[str]]:
     return captions, claims, problems
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading. OSError for a pipe, a directory or a device, without waiting."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)

@@ -1,0 +1,67 @@
+"""Files that this package writes beside or as an output: they are never taken for input by accident."""
+
+import fnmatch
+import glob
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from imagereward.bulk.arrow import arrow
+from imagereward.errors import InputError
+
+FORMATS = (".parquet", ".jsonl", ".csv")
+FINGERPRINT = "fingerprint.json"
+NAME_IN_PARQUET = b"imagereward"  # the key of the fingerprint in the metadata of Parquet
+COMPANION = re.compile(r"\.(parquet|jsonl|csv)\.(lock|parts|fingerprint\.json)$", re.IGNORECASE)
+
+
+def is_output(path: Path) -> bool:
+    """Whether a file or directory is a table of scores that this package wrote, or lies beside one."""
+    return bool(COMPANION.search(path.name)) or fingerprint_of(path) is not None
+
+
+def fingerprint_of(path: Path) -> dict[str, Any] | None:
+    """The fingerprint of a table of scores; None for any other file."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            found = (arrow().parquet.read_schema(path).metadata or {}).get(NAME_IN_PARQUET)
+        elif path.suffix.lower() in FORMATS:
+            beside = path.with_name(f"{path.name}.{FINGERPRINT}")
+            # It is written first: one that is younger belongs to an output that was not finished.
+            older = beside.stat().st_mtime_ns <= path.stat().st_mtime_ns
+            found = beside.read_bytes() if older else None
+        else:
+            return None
+        fingerprint = None if found is None else json.loads(found)
+    except (OSError, ValueError, arrow().ArrowException):
+        return None  # whoever reads the file says what is wrong with it
+    return fingerprint if isinstance(fingerprint, dict) else None
+
+
+def refuse_output_in_input(out: Path, given: str, files: Iterable[Path]) -> None:
+    """InputError if `out` is one of the input's files, also by a link, or one that its glob would find."""
+    place = os.path.realpath(out)
+    parts = place + ".parts" + os.sep
+    status = out.stat() if out.exists() else None
+    for file in files:
+        path = os.path.realpath(file)
+        same = path == place or path.startswith(parts)
+        if status is not None and not same and file.exists():
+            same = os.path.samestat(status, file.stat())
+        if same:
+            raise InputError(f"the output {out} is part of the input ({file}): choose another output")
+    if glob.has_magic(given) and not os.path.exists(given) and _matches(out, given):
+        raise InputError(
+            f"the output {out} would be part of the input {given} on the next run: choose another output"
+        )
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    """Whether a quoted glob finds this path, if it exists."""
+    names, wanted = Path(os.path.abspath(path)).parts, Path(os.path.abspath(pattern)).parts
+    if "**" in wanted:
+        return fnmatch.fnmatch(os.path.abspath(path), os.path.abspath(pattern).replace("**/", "*"))
+    return len(names) == len(wanted) and all(map(fnmatch.fnmatch, names, wanted))

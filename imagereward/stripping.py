@@ -23,8 +23,11 @@ APP0, APP1, APP2, APP14, APP15, COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 class Reader(Protocol):
     """A file at its beginning, which may raise over its bounds."""
 
-    def read(self, size: int = -1, /) -> bytes: ...
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def read(self, size: int = -1, /) -> bytes:
+        """As of any file."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """As of any file."""
 
 
 def strip_png(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:

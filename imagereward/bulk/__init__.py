@@ -36,6 +36,7 @@ def score_table(
     id_column: str | None = None,
     keep: Sequence[str] = (),
     images: str | os.PathLike | None = None,
+    encoding: str | None = None,
     markup: Markup = "strip",
     device: str | Sequence[str] | None = None,
     dtype: str = "float32",
@@ -53,7 +54,7 @@ def score_table(
 ) -> Summary:
     """Score every row of `input` with every one of `models` into the table `out`, in the same order.
 
-    input          .jsonl, .csv, .parquet (paths or encoded images), .json in ImageRewardDB's layout, .tar
+    input          .jsonl, .csv, .tsv, .parquet (paths or encoded images), .json (a list of records), .tar
                    (WebDataset), a glob of several, or a directory of .tar, .parquet or image files
     out            .parquet, .jsonl or .csv, with the columns row, id, prompt, image, width, height, tokens,
                    truncated (by any of the models), those of `keep`, score:NAME for each model, and error
@@ -61,7 +62,9 @@ def score_table(
     prompt         one prompt for all rows, instead of a column
     *_column       where the usual names do not tell
     keep           columns of the input to copy, as text
-    images         what relative paths of images are relative to; default: where the table is
+    images         what relative paths of images are relative to; default: where their table is
+    encoding       of tables of text: utf-8, utf-16, cp1252, gb18030 …; default: what a byte order mark says,
+                   or else UTF-8
     markup         "strip" takes weights, LoRA tags, BREAK and schedules out of prompts that a web UI or
                    ComfyUI wrote into images or beside them; "keep" leaves them. Columns of tables and
                    captions in plain words stay as they are
@@ -85,13 +88,14 @@ def score_table(
         raise InputError(f"engine={engine!r}: expected 'local' or 'ray'")
     resolve_dtype(dtype)
     devices, kind = _devices(device, engine)
-    source, root = open_source(input, images)
+    source = open_source(input, encoding)
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt, check_markup(markup))
     if batch_size is None:
         batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
     job = Job(
         source=source,
-        images=root,
+        images=None if images is None else Path(images).expanduser(),
+        out=output.out.parent,
         columns=columns,
         models=models,
         device_kind=kind,

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagereward.bulk.sources import Record, Wanted
 from imagereward.errors import InputError
 from imagereward.generation_metadata import SIDECARS
+from imagereward.records import Found, Wanted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
@@ -31,15 +31,13 @@ class Folder:
     def files(self) -> Iterator[Path]:
         return self._walk((*SUFFIXES, *SIDECARS))
 
-    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[Found]:
         for number, path in enumerate(self._images()):
             if wanted(number):
                 place = path.relative_to(self.directory)
                 folder = place.parent.as_posix()
-                yield (
-                    number,
-                    {"id": place.as_posix(), "prompt": None, "image": str(place), "folder": folder},
-                )
+                record = {"id": place.as_posix(), "prompt": None, "image": str(place), "folder": folder}
+                yield Found(number, record, self.directory)
 
     def _images(self) -> Iterator[Path]:
         return self._walk(SUFFIXES)

@@ -12,7 +12,8 @@ from imagereward.bulk.cache import FeatureCache, tower_of
 from imagereward.bulk.loading import Loader, load_parts, one_ahead
 from imagereward.bulk.rows import Columns, Part, parts_of, rows_of
 from imagereward.bulk.scoring import PartScorer
-from imagereward.bulk.sources import Source, identity
+from imagereward.bulk.source import Source
+from imagereward.bulk.sources import identity
 from imagereward.bulk.versions import versions
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.hub import sha256_of
@@ -36,7 +37,8 @@ class Job:
     """What to score with what; it travels to other processes and machines."""
 
     source: Source
-    images: Path
+    images: Path | None  # where relative paths of images start; None: at the folder of their table
+    out: Path  # the folder of the output
     columns: Columns
     models: tuple[str, ...]
     device_kind: str
@@ -68,6 +70,8 @@ class Job:
             "input": identity(self.source),
             "rows": self.rows,
             "columns": asdict(self.columns),
+            "encoding": getattr(self.source, "encoding", None),
+            "images": None if self.images is None else os.fspath(self.images),
         }
         found |= {"device": self.device_kind, "batch_size": self.batch_size, "part_rows": self.part_rows}
         return found | self.models_fingerprint()
@@ -89,7 +93,9 @@ class Job:
 
     def parts(self, wanted: Container[int]) -> Iterator[Part]:
         """The parts with these indices, in order."""
-        rows = rows_of(self.source, self.columns, self.images, lambda row: row // self.part_rows in wanted)
+        rows = rows_of(
+            self.source, self.columns, self.images, self.out, lambda row: row // self.part_rows in wanted
+        )
         return parts_of(rows, self.part_rows)
 
     def part_scorer(self, device: str) -> PartScorer:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagereward.bulk.arrow import arrow
+from imagereward.arrow import arrow
 from imagereward.bulk.lock import held
 from imagereward.errors import InputError, OutputError
 

@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 
 from imagereward.bulk.folders import SUFFIXES
-from imagereward.bulk.sources import Record, Wanted
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError
+from imagereward.records import Found, Record, Wanted
 
 # A prompt or a description longer than this is no text: it is not read.
 MOST_TEXT = 2**20
@@ -30,7 +30,7 @@ class Shards:
     prompts_beside_images = True  # `txt`, or the metadata of the image
 
     def columns(self) -> list[str]:
-        for _, record in self.records(lambda number: number == 0, ()):
+        for _, record, _ in self.records(lambda number: number == 0, ()):
             if isinstance(record, dict):
                 return list(record)
             raise InputError(f"{self.name}, first row: {record}")
@@ -42,10 +42,10 @@ class Shards:
     def files(self) -> tuple[Path, ...]:
         return self.paths
 
-    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[Found]:
         for number, (key, members) in enumerate(self._groups()):
             if wanted(number):
-                yield number, _record(key, members)
+                yield Found(number, _record(key, members), self.paths[0].parent)
 
     def _groups(self) -> Iterator[tuple[str, list[Stored]]]:
         for path in self.paths:

@@ -1,4 +1,4 @@
-"""pyarrow, imported where it is used: it comes with an extra."""
+"""pyarrow, imported when it is first used: an extra installs it."""
 
 from imagereward.errors import ImageRewardError
 
@@ -11,6 +11,6 @@ def arrow():
         import pyarrow.parquet
     except ImportError as error:
         raise ImageRewardError(
-            f"scoring tables needs more: python -m pip install 'imagereward[scale]' ({error})"
+            f"Parquet and tables of scores need more: python -m pip install 'imagereward[scale]' ({error})"
         ) from error
     return pyarrow

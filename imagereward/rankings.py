@@ -1,4 +1,4 @@
-"""Human rankings on disk: ImageRewardDB's JSON and its form on the hub, HPDv2, and tables of the same columns."""
+"""Human rankings on disk, in the layouts of ImageRewardDB and HPDv2."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from imagereward.errors import InputError
 from imagereward.records import Table, open_table, prompt_error, read_all
-from imagereward.records.layouts import PREFERENCE, Layout, Lists, Pairs, layout_of
+from imagereward.records.layouts import PREFERENCE, Lists, Pairs, layout_of
 
 GROUPED = {"prompt_id", "prompt", "image_path", "rank"}  # columns of a record an image
 EXPECTED = "records of {id, prompt, generations, ranking} or {prompt_id, prompt, image_path, rank}"
@@ -25,7 +25,11 @@ class RankedPrompt:
 
 
 def read_rankings(
-    path: str | os.PathLike, images: str | os.PathLike | None = None, encoding: str | None = None
+    path: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    encoding: str | None = None,
+    *,
+    allow_ties: bool = False,
 ) -> list[RankedPrompt]:
     """Ranked prompts from a table in one of these layouts; other columns are left alone.
 
@@ -36,7 +40,8 @@ def read_rankings(
 
     Image paths are relative to `images`, by default the file's own directory; whether they exist is not
     looked at. Raises InputError naming file, record and field for a field that is missing or of the wrong
-    kind, for unequal numbers of images and ranks, and for a ranking of only ties.
+    kind, for unequal numbers of images and ranks, and for a ranking of only ties unless `allow_ties`, as
+    nothing can be learned from it.
     """
     path = Path(path).expanduser()
     root = None if images is None else Path(images).expanduser()
@@ -45,11 +50,8 @@ def read_rankings(
     layout = layout_of(columns, str(path))
     if isinstance(layout, Pairs):
         raise InputError(f"{path} is Pick-a-Pic, which holds images inside; write them to files first")
-    if isinstance(layout, Lists):
-        fields_of = _in_lists(table, layout, root)
-    else:
-        fields_of = _grouped(table, layout, root)
-    ranked = [_checked(fields) for fields in fields_of]
+    listed = isinstance(layout, Lists)
+    ranked = [_checked(each, allow_ties) for each in (_in_lists if listed else _grouped)(table, layout, root)]
     if not ranked:
         raise InputError(f"{path} holds no rankings; expected {EXPECTED}")
     return ranked
@@ -68,7 +70,7 @@ class _Fields(NamedTuple):
     rank_name: str
 
 
-def _in_lists(table: Table, layout: Lists, root: Path | None) -> Iterator[_Fields]:
+def _in_lists(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]:
     """A record a prompt."""
     needed = ["prompt", layout.image, layout.ranks or "ranking"]
     if layout.image == "generations":
@@ -90,7 +92,7 @@ def _in_lists(table: Table, layout: Lists, root: Path | None) -> Iterator[_Field
         )
 
 
-def _grouped(table: Table, layout: Layout | None, root: Path | None) -> Iterator[_Fields]:
+def _grouped(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]:
     """A record an image: those of one prompt_id belong together."""
     groups: dict[str, _Fields] = {}
     for where, record, folder in read_all(table):
@@ -112,7 +114,7 @@ def _grouped(table: Table, layout: Layout | None, root: Path | None) -> Iterator
     yield from groups.values()
 
 
-def _checked(fields: _Fields) -> RankedPrompt:
+def _checked(fields: _Fields, allow_ties: bool) -> RankedPrompt:
     where, images, ranks = fields.where, fields.images, fields.ranks
     if error := prompt_error(fields.prompt):
         raise InputError(f"{where}, prompt: expected a string: {error}")
@@ -124,7 +126,7 @@ def _checked(fields: _Fields) -> RankedPrompt:
         raise InputError(
             f"{where}: {len(images)} {fields.image_name} but {len(ranks)} ranks in {fields.rank_name}"
         )
-    if len(set(ranks)) < 2:
+    if len(set(ranks)) < 2 and not allow_ties:
         raise InputError(
             f"{where}, {fields.rank_name}: {ranks} prefers no image to another, so nothing is learned from "
             "it; leave the record out"

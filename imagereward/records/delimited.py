@@ -53,20 +53,18 @@ class Delimited:
         first = next(read_lines(self.path, self.encoding), None)
         if given := SEPARATOR_LINE.fullmatch((first or "").removeprefix(MARK)):
             return given[1]
-        splits = {delimiter: self._head(delimiter) for delimiter in ",;\t"}
-        several = [delimiter for delimiter, names in splits.items() if len(names) > 1]
+        splits = {delimiter: next(self._rows(delimiter), (0, []))[1] for delimiter in ",;\t"}
+        several = [
+            delimiter for delimiter, names in splits.items() if isinstance(names, list) and len(names) > 1
+        ]
         return max(several, key=lambda delimiter: sum(map(is_usual, splits[delimiter])), default=",")
 
     def _names(self, delimiter: str) -> list[str]:
-        names = self._head(delimiter)
+        _, names = next(self._rows(delimiter), (0, []))
+        if isinstance(names, str):
+            raise InputError(f"{self.path}, {names}; expected a line of column names")
         check_repeated(names, self.path)
         return names
-
-    def _head(self, delimiter: str) -> list[str]:
-        _, cells = next(self._rows(delimiter), (0, []))
-        if isinstance(cells, str):
-            raise InputError(f"{self.path}, {cells}; expected a line of column names")
-        return cells
 
     def _rows(self, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
         lines = read_lines(self.path, self.encoding)

@@ -34,7 +34,7 @@ class Pairs(Protocol):
 
 
 def open_pairs(data: str, size: int, most_bad: float, *, count: int, seed: int, things: int) -> Pairs:
-    """Pairs from a JSON list of {text, image}, or, for "shapes", `count` of Shapes; square, `size` pixels."""
+    """Pairs from a table of {text, image}, or, for "shapes", `count` of Shapes; square, `size` pixels."""
     if data == "shapes":
         return ShapesPairs(count, seed, Preprocess(size), things)
     return PairedImages(data, Preprocess(size), most_bad)

@@ -109,7 +109,7 @@ def _items(source: Any, column: str | None, encoding: str | None) -> list[tuple[
 
 def _readable(record: Record, where: str) -> Mapping[str, Any]:
     if isinstance(record, str):
-        raise InputError(f"{where}: {record}")
+        raise InputError(f"{where} has no prompt: {record}")
     return record
 
 

@@ -18,6 +18,7 @@ from imagereward.errors import InputError
 from imagereward.generation_metadata import Markup, check_markup
 from imagereward.loading import resolve_device
 from imagereward.precision import resolve_dtype
+from imagereward.records import Table
 from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, MOST_AT_ONCE
 
 __all__ = ["Summary", "score_table"]
@@ -90,6 +91,9 @@ def score_table(
     devices, kind = _devices(device, engine)
     source = open_source(input, encoding)
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt, check_markup(markup))
+    if isinstance(source, Table):  # a column that the caller named has no stand-in
+        given = {"image": image_column, "prompt": prompt_column, "id": id_column}
+        source = source.with_roles({role: getattr(columns, role) for role in given if given[role] is None})
     if batch_size is None:
         batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
     job = Job(

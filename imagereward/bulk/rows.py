@@ -13,7 +13,7 @@ from imagereward.bulk.source import Source
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError, listing
 from imagereward.generation_metadata import Markup, prompt_of_text
-from imagereward.records import Wanted, find_column, prompt_error
+from imagereward.records import Table, Wanted, find_column, prompt_error
 
 Image = str | bytes | Stored  # a path, an encoded image, or where in an archive one is
 
@@ -87,15 +87,20 @@ def find_columns(
         if name is not None and name not in present:
             raise InputError(f"{source.name} has no column {name!r}; it has {listing(present, 40)}")
 
-    image = image or find_column(present, "image", source.name)
+    image = image or _usual(source, "image")
     if constant_prompt is None:
-        prompt = prompt or find_column(present, "prompt", source.name)
+        prompt = prompt or _usual(source, "prompt")
     elsewhere = constant_prompt is not None or source.prompts_beside_images
     if image is None or (prompt is None and not elsewhere):
         what = "images" if image is None else "prompts"
         raise InputError(f"which column of {source.name} holds {what}? It has {listing(present, 40)}")
-    id = id or find_column(present, "id", source.name)
-    return Columns(image, prompt, id, keep, constant_prompt, markup)
+    return Columns(image, prompt, id or _usual(source, "id"), keep, constant_prompt, markup)
+
+
+def _usual(source: Source, role: str) -> str | None:
+    if isinstance(source, Table):
+        return source.find_column(role)
+    return find_column(source.columns(), role, source.name)
 
 
 def rows_of(
@@ -170,6 +175,8 @@ def _image(value: Any, folder: Path, out: Path) -> tuple[Image | None, str | Non
 
 def _name(path: str, out: Path) -> str | None:
     if not os.path.isabs(path):
+        if os.pardir in Path(path).parts:  # of a folder that may be a link: `..` is where it points to
+            path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         try:
             path = os.path.relpath(path, out)
         except ValueError:  # on another drive of Windows

@@ -18,7 +18,7 @@ ALL_USUAL = frozenset(name for names in USUAL.values() for name in names)
 
 def is_usual(name: str) -> bool:
     """Whether a column is found without being named."""
-    return _folded(name) in ALL_USUAL
+    return folded(name) in ALL_USUAL
 
 
 def find_column(
@@ -30,7 +30,7 @@ def find_column(
     """
     by_name: dict[str, list[str]] = {}
     for name in present:
-        by_name.setdefault(_folded(name), []).append(name)
+        by_name.setdefault(folded(name), []).append(name)
     for candidate in usual or USUAL[role]:
         if found := by_name.get(candidate):
             if len(found) > 1:
@@ -46,5 +46,6 @@ def check_repeated(names: Sequence[str], path: Path) -> None:
         raise InputError(f"{path} has several columns {listing(map(repr, repeated))}; rename one")
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A column's name as it is compared: without regard to case and outer spaces."""
     return name.strip().casefold()

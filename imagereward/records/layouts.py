@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from imagereward.records.columns import USUAL, find_column
+from imagereward.records.columns import USUAL, find_column, folded
 from imagereward.records.record import Found, Reader, Record, Records, Wanted
 
 # Columns that may hold a list of images, and those that may hold what people said of each.
@@ -67,7 +67,7 @@ class Lists:
         if not isinstance(ranks, list) or len(ranks) != len(images):
             found = f"{len(ranks)} entries" if isinstance(ranks, list) else type(ranks).__name__
             return [f"the record has {len(images)} images, but {self.ranks!r} has {found}"]
-        if self.ranks == PREFERENCE:
+        if self.ranks and folded(self.ranks) == PREFERENCE:
             ranks = [None if rank is None else 1 if rank else 2 for rank in ranks]
         shared = {name: record.get(name) for name in self.others}
         return [{**shared, "image": image, "rank": rank} for image, rank in zip(images, ranks)]
@@ -126,6 +126,7 @@ class FromRoot:
     """
 
     names: tuple[str, ...]
+    image: str
     images = 1
 
     def columns(self) -> list[str]:
@@ -138,7 +139,7 @@ class FromRoot:
         return [record]
 
     def folder(self, record: Record, folder: Path) -> Path:
-        path = None if isinstance(record, str) else record.get("image_path")
+        path = None if isinstance(record, str) else record.get(self.image)
         if not isinstance(path, str):
             return folder
         above = Path(path).parent.parts
@@ -151,13 +152,14 @@ def layout_of(columns: Mapping[str, bool], where: str) -> Layout | None:
     """The layout of a file with these columns (name -> whether it holds lists); None for a plain table."""
     lists = [name for name, is_list in columns.items() if is_list]
     if image := find_column(lists, "image", where, LISTS):
-        ranks = next((name for name in (*RANKS, PREFERENCE) if columns.get(name)), None)
+        ranks = find_column(lists, "rank", where, (*RANKS, PREFERENCE))
         others = tuple(name for name in columns if name not in (image, ranks, "image", "rank"))
         return Lists(image, ranks, others)
     if columns.keys() >= {"jpg_0", "jpg_1"} or columns.keys() >= {"image_0_url", "image_1_url"}:
         return Pairs(tuple(columns))
-    if columns.keys() >= {"image_path", "prompt_id", "prompt"} and "image" not in columns:
-        return FromRoot(tuple(columns))
+    hub = [find_column(columns, name, where, (name,)) for name in ("image_path", "prompt_id", "prompt")]
+    if None not in hub and find_column(columns, "image", where, ("image",)) is None:
+        return FromRoot(tuple(columns), str(hub[0]))
     return None
 
 

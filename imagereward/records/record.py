@@ -47,5 +47,11 @@ def prompt_error(value: Any) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        return f"the prompt is not valid text: {error}"
+        return f"the prompt is not valid text: {error}{_hint(value)}"
     return None
+
+
+def _hint(text: str) -> str:
+    """What to do about bytes that the file's encoding does not have: they were read as U+DC80 to U+DCFF."""
+    foreign = any("\udc80" <= character <= "\udcff" for character in text)
+    return "; name the encoding of the file, such as encoding=cp1252" if foreign else ""

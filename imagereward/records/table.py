@@ -1,16 +1,17 @@
 """A table: one file or several of one kind, whose records are numbered through."""
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagereward.errors import InputError, listing
+from imagereward.records.columns import find_column
 from imagereward.records.delimited import TAB_SUFFIXES, Delimited
 from imagereward.records.json_files import JsonLines, JsonList
 from imagereward.records.layouts import Split, layout_of
 from imagereward.records.parquet import Parquet
-from imagereward.records.record import Found, Reader, Record, Wanted
+from imagereward.records.record import Found, Reader, Record, Records, Wanted
 from imagereward.records.text import check_encoding
 
 TEXT_READERS: dict[str, Callable[[Path, str | None], Reader]] = {
@@ -25,19 +26,35 @@ SUFFIXES = (*TEXT_READERS, ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """Records of files, in order. They are read from the files each time, and never all at once."""
+    """Records of files, in order. They are read from the files each time, and never all at once.
+
+    `roles` maps a role ("image", "prompt", "id") to the column that its cells are given under. In a file
+    without that column, the column that `find_column` finds for the role there stands in for it.
+    """
 
     name: str
     readers: tuple[Reader, ...]
     encoding: str | None = None
+    roles: tuple[tuple[str, str], ...] = ()
     prompts_beside_images = False  # a prompt is in the record
 
     def columns(self) -> list[str]:
-        """Names of the columns: those of the first file that has records."""
+        """Names of the columns, those of all files."""
+        names = list(dict.fromkeys(name for reader in self.readers for name in reader.columns()))
+        if not names:
+            raise InputError(f"{self.name} holds no records: no column has a name")
+        return names
+
+    def find_column(self, role: str) -> str | None:
+        """The role's column in the first file that has one; see `records.find_column`."""
         for reader in self.readers:
-            if names := reader.columns():
-                return list(names)
-        raise InputError(f"{self.name} holds no records: no column has a name")
+            if found := find_column(reader.columns(), role, str(reader.path)):
+                return found
+        return None
+
+    def with_roles(self, roles: Mapping[str, str | None]) -> "Table":
+        """This table with these `roles`; None leaves one out."""
+        return replace(self, roles=tuple((role, name) for role, name in roles.items() if name is not None))
 
     def count(self) -> int:
         """How many records there are, unreadable ones included."""
@@ -51,7 +68,32 @@ class Table:
         """The records for whose number `wanted` is true, with at least these columns; None: all columns."""
         start = 0
         for reader in self.readers:
-            start = yield from reader.records(start, wanted, columns)
+            own = self._stand_ins(reader)
+            read = columns if columns is None else [own.get(name, name) for name in columns]
+            reading = reader.records(start, wanted, read)
+            start = yield from (_renamed(reading, own) if own else reading)
+
+    def _stand_ins(self, reader: Reader) -> dict[str, str]:
+        """The columns of `roles` that the file lacks -> those of the same role that it has."""
+        if len(self.readers) == 1 or not self.roles:
+            return {}
+        present = reader.columns()
+        where = str(reader.path)
+        lacking = ((role, name) for role, name in self.roles if name not in present)
+        found = ((name, find_column(present, role, where)) for role, name in lacking)
+        return {name: own for name, own in found if own is not None}
+
+
+def _renamed(reading: Records, own: Mapping[str, str]) -> Records:
+    """The same records with the cells of `own`'s values under its keys too."""
+    while True:
+        try:
+            found = next(reading)
+        except StopIteration as end:
+            return end.value
+        if isinstance(record := found.record, dict):
+            found = found._replace(record={**record, **{name: record.get(own[name]) for name in own}})
+        yield found
 
 
 def open_table(
@@ -82,9 +124,8 @@ def open_table(
     else:
         readers = [TEXT_READERS[suffix](file, encoding) for file in files]
     if split:
-        present = next((found for reader in readers if (found := reader.columns())), {})
-        if layout := layout_of(present, name):
-            readers = [Split(reader, layout) for reader in readers]
+        layouts = [layout_of(reader.columns(), str(reader.path)) for reader in readers]
+        readers = [Split(reader, layout) if layout else reader for reader, layout in zip(readers, layouts)]
     return Table(name, tuple(readers), encoding)
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagereward.errors import InputError
-from imagereward.records import Table, open_table, prompt_error, read_all
+from imagereward.errors import InputError, listing
+from imagereward.records import SUFFIXES, Record, Table, open_table, prompt_error, read_all
+from imagereward.records.columns import folded
 from imagereward.records.layouts import PREFERENCE, Lists, Pairs, layout_of
 
 GROUPED = {"prompt_id", "prompt", "image_path", "rank"}  # columns of a record an image
@@ -46,7 +47,7 @@ def read_rankings(
     path = Path(path).expanduser()
     root = None if images is None else Path(images).expanduser()
     table = open_table(path, encoding=encoding, split=False)
-    columns = table.readers[0].columns()
+    columns = {folded(name): is_list for name, is_list in table.readers[0].columns().items()}
     layout = layout_of(columns, str(path))
     if isinstance(layout, Pairs):
         raise InputError(f"{path} is Pick-a-Pic, which holds images inside; write them to files first")
@@ -55,6 +56,22 @@ def read_rankings(
     if not ranked:
         raise InputError(f"{path} holds no rankings; expected {EXPECTED}")
     return ranked
+
+
+def ranking_file(folder: str | os.PathLike, split: str) -> Path:
+    """The rankings of a split, "train" or "valid", in a folder of data.
+
+    It is SPLIT.json or a table of another kind (SPLIT.csv, SPLIT.parquet …), or else metadata-SPLIT.parquet
+    with "valid" written out as "validation", as ImageRewardDB has it on the hub. Raises InputError for
+    several tables of a split; where there is none, SPLIT.json is returned, which does not exist.
+    """
+    folder = Path(folder).expanduser()
+    tables = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
+    found = [path for path in tables if path.is_file()]
+    if len(found) > 1:
+        raise InputError(f"{folder} has {listing([path.name for path in found])}; expected one of them")
+    hub = folder / f"metadata-{'validation' if split == 'valid' else split}.parquet"
+    return found[0] if found else hub if hub.is_file() else folder / f"{split}.json"
 
 
 class _Fields(NamedTuple):
@@ -75,9 +92,8 @@ def _in_lists(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]
     needed = ["prompt", layout.image, layout.ranks or "ranking"]
     if layout.image == "generations":
         needed.append("id")
-    for index, (where, record, folder) in enumerate(read_all(table)):
-        if isinstance(record, str):
-            raise InputError(f"{where}: {record}")
+    for index, (where, found, folder) in enumerate(read_all(table)):
+        record = _cells(found, where)
         if "id" in record:
             where += f" (id {record['id']!r})"
         if missing := sorted(set(needed) - record.keys()):
@@ -95,9 +111,8 @@ def _in_lists(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]
 def _grouped(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]:
     """A record an image: those of one prompt_id belong together."""
     groups: dict[str, _Fields] = {}
-    for where, record, folder in read_all(table):
-        if isinstance(record, str):
-            raise InputError(f"{where}: {record}")
+    for where, found, folder in read_all(table):
+        record = _cells(found, where)
         if missing := sorted(GROUPED - record.keys()):
             raise InputError(f"{where} has no {', '.join(missing)}; expected {EXPECTED}")
         id, prompt, rank = str(record["prompt_id"]), record["prompt"], record["rank"]
@@ -112,6 +127,16 @@ def _grouped(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]:
         group.images.append(str((root or folder) / image) if isinstance(image, str) else image)
         group.ranks.append(int(rank) if isinstance(rank, str) and rank.isdecimal() else rank)
     yield from groups.values()
+
+
+def _cells(record: Record, where: str) -> dict[str, Any]:
+    """A record by the names of its columns, folded."""
+    if isinstance(record, str):
+        raise InputError(f"{where}: {record}")
+    cells = {folded(name): value for name, value in record.items()}
+    if len(cells) < len(record):
+        raise InputError(f"{where} has columns whose names differ in case alone: {listing(record, 40)}")
+    return cells
 
 
 def _checked(fields: _Fields, allow_ties: bool) -> RankedPrompt:

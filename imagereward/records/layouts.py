@@ -93,7 +93,7 @@ class Pairs:
     def sources(self, columns: Sequence[str]) -> list[str]:
         extra = {"image": {"jpg", "image_url"}, "rank": {"label", "has_label"}}
         wanted = {*columns, *(source for name in columns for source in extra.get(name, ()))}
-        if "image" in columns and "jpg_0" in self.names:
+        if "jpg_0" in self.names and "image_url" not in columns:
             wanted.discard("image_url")
         return [name for name in self.names if _without_number(name) in wanted]
 

@@ -29,11 +29,12 @@ def read_prompts(
     """Prompts from a list of strings, records or requests, or from a file.
 
     Files are tables (.json, .jsonl, .ndjson, .csv, .tsv, .parquet; see `imagereward.records`), or .txt with a
-    prompt a line, of which empty lines are left out. A record's prompt is in `column`, or else in `prompt`,
-    `text`, `caption` or `txt`. `encoding` is that of the file; default: what a byte order mark says, or else
-    UTF-8. Raises InputError naming the file and the record that has no prompt, or a file without any.
+    prompt a line, of which empty lines are left out. A record's prompt is in `column`, or else in the first
+    of `prompt`, `text`, `caption` and `txt` that the file, or a record of a list, has. `encoding` is that of
+    the file; default: what a byte order mark says, or else UTF-8. Raises InputError naming the file and the record that has no prompt, or a file without any.
     """
-    return [_prompt(item, where, column)[0] for item, where in _items(source, column, encoding)]
+    items, column = _items(source, column, encoding)
+    return [_prompt(item, where, column)[0] for item, where in items]
 
 
 def read_rows(
@@ -49,7 +50,7 @@ def read_rows(
     that is not of its image's size.
     """
     folder = Path(source).expanduser().parent if isinstance(source, str | os.PathLike) else Path()
-    items = _items(source, column, encoding)
+    items, column = _items(source, column, encoding)
     rows = [_row(item, where, column, folder) for item, where in items]
     if not inputs:
         return rows
@@ -83,12 +84,12 @@ def _picture(value: Any, folder: Path) -> Any:
     return folder / value if isinstance(value, str | os.PathLike) else value
 
 
-def _items(source: Any, column: str | None, encoding: str | None) -> list[tuple[Any, str]]:
-    """What the list or the file holds, and what messages call each of them."""
+def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[tuple[Any, str]], str | None]:
+    """(what the list or the file holds, and what messages call each of them; the column of its prompts)."""
     if not isinstance(source, str | os.PathLike):
         if not source:
             raise InputError("the list holds no prompt")
-        return [(item, f"prompts[{i}]") for i, item in enumerate(source)]
+        return [(item, f"prompts[{i}]") for i, item in enumerate(source)], column
     path = Path(source).expanduser()
     if path.suffix.lower() in LINES:
         lines = read_prompt_lines(path, encoding)
@@ -98,13 +99,14 @@ def _items(source: Any, column: str | None, encoding: str | None) -> list[tuple[
     elif path.suffix.lower() in SUFFIXES:
         table = open_table(path, encoding=encoding, split=False)
         items = [(_readable(record, where), where) for where, record, _ in read_all(table)]
+        column = column or (table.find_column("prompt") if items else None)
     else:
         raise InputError(
             f"{path} cannot be read as prompts: expected a name that ends in {', '.join((*LINES, *SUFFIXES))}"
         )
     if not items:
         raise InputError(f"{path} holds no prompt")
-    return items
+    return items, column
 
 
 def _readable(record: Record, where: str) -> Mapping[str, Any]:

@@ -212,11 +212,11 @@ def test_tune_and_compare_read_the_columns_of_a_table(tmp_path, capsys):
     (tmp_path / "p.csv").write_text("id;prompt\n1;\n")
     tune = ["tune", "tiny/refl", f"prompts={tmp_path / 'p.csv'}", f"output={tmp_path / 'out'}"]
     assert "record 0 has no prompt" in error_of(capsys, *tune)
-    assert "has no column" in error_of(capsys, *tune, "prompt_column=wort")
+    assert "a record with 'wort'" in error_of(capsys, *tune, "prompt_column=wort")
     assert "no text encoding" in error_of(capsys, *tune, "encoding=nope")
     compare = ["compare", "nowhere", "elsewhere", "--prompts", tmp_path / "p.csv"]
     assert "record 0 has no prompt" in error_of(capsys, *compare)
-    assert "has no column" in error_of(capsys, *compare, "--prompt-column", "wort")
+    assert "a record with 'wort'" in error_of(capsys, *compare, "--prompt-column", "wort")
     assert "no text encoding" in error_of(capsys, *compare, "--encoding", "nope")
 
 

@@ -71,6 +71,7 @@ class Job:
             "rows": self.rows,
             "columns": asdict(self.columns),
             "encoding": getattr(self.source, "encoding", None),
+            "columns found in each file": [list(pair) for pair in getattr(self.source, "roles", ())],
             "images": None if self.images is None else os.fspath(self.images),
         }
         found |= {"device": self.device_kind, "batch_size": self.batch_size, "part_rows": self.part_rows}

@@ -53,7 +53,9 @@ class Table:
         return None
 
     def with_roles(self, roles: Mapping[str, str | None]) -> "Table":
-        """This table with these `roles`; None leaves one out."""
+        """This table with these `roles`; None leaves one out. One file alone needs none."""
+        if len(self.readers) == 1:
+            return self
         return replace(self, roles=tuple((role, name) for role, name in roles.items() if name is not None))
 
     def count(self) -> int:
@@ -75,7 +77,7 @@ class Table:
 
     def _stand_ins(self, reader: Reader) -> dict[str, str]:
         """The columns of `roles` that the file lacks -> those of the same role that it has."""
-        if len(self.readers) == 1 or not self.roles:
+        if not self.roles:
             return {}
         present = reader.columns()
         where = str(reader.path)

@@ -19,7 +19,7 @@ from imagereward.tuning.randomness import generator, noise_of, rows_of
 
 
 class PairsConfig(Config):
-    """(prompt, image) pairs to predict noise on. `data` is a JSON list of {text, image}, or "shapes"."""
+    """(prompt, image) pairs to predict noise on. `data` is a table of {text, image}, or "shapes"."""
 
     data: str
     pairs: int = Field(10_000, ge=1, description="how many of Shapes")

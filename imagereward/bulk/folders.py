@@ -10,9 +10,9 @@ from pathlib import Path
 import PIL.Image
 
 from imagereward.bulk.own_files import is_output
-from imagereward.bulk.sources import Record, Wanted
 from imagereward.errors import InputError, listing
 from imagereward.generation_metadata import SIDECARS
+from imagereward.records import Found, Wanted
 
 # Directories with copies that file managers and archives make, besides those whose name begins with a dot.
 JUNK = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
@@ -96,15 +96,13 @@ class Folder:
                 Path(directory, name) for name in names if is_picture(name) or name.lower().endswith(SIDECARS)
             )
 
-    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[Found]:
         for number, path in enumerate(self._images()):
             if wanted(number):
                 place = path.relative_to(self.directory)
                 folder = place.parent.as_posix()
-                yield (
-                    number,
-                    {"id": place.as_posix(), "prompt": None, "image": str(place), "folder": folder},
-                )
+                record = {"id": place.as_posix(), "prompt": None, "image": str(place), "folder": folder}
+                yield Found(number, record, self.directory)
 
     def skipped(self) -> Counter[str]:
         """What lies in the directory and is neither a row nor its prompt: reason -> count."""

@@ -71,7 +71,9 @@ def tune(
 def compare(
     base: Annotated[str, typer.Argument(help="A diffusers pipeline: a directory or a hub id.")],
     tuned: Annotated[str, typer.Argument(help="Another, or LoRA weights for the base.")],
-    prompts: Annotated[Path, typer.Option(help="A file of prompts: .json, .jsonl or text.")],
+    prompts: Annotated[
+        Path, typer.Option(help="A file of prompts: .jsonl, .json, .csv, .tsv, .parquet or .txt.")
+    ],
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="A scorer; may be repeated.")
     ] = None,
@@ -85,6 +87,10 @@ def compare(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = None,
     dtype: Dtype = "float32",
+    prompt_column: Annotated[str | None, typer.Option(help="Default: prompt, text, caption …")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of the prompts; default: UTF-8, or as marked.")
+    ] = None,
     family: Annotated[str | None, typer.Option(help="module:name, for a family of your own.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -117,6 +123,8 @@ def compare(
         device=device,
         dtype=precision,
         family=family,
+        prompt_column=prompt_column,
+        encoding=encoding,
     )
     print_rows(found.rows(), Format.table)
     if found.diversity:

@@ -39,6 +39,12 @@ class GeneratorConfig(LoopConfig):
     objective: str
     model: str
     output: str
+    prompt_column: str | None = Field(
+        None, description="of tables of prompts; default: prompt, text, caption or txt"
+    )
+    encoding: str | None = Field(
+        None, description="of files of prompts and pairs; default: as marked, or else UTF-8"
+    )
     family: str | None = Field(None, description='"module:name" of a Denoiser that is none of ours')
     resolution: int | None = Field(None, ge=1, description="of the images; default: the model's own")
     steps: int = Field(40, ge=1, description="sampling steps")

@@ -36,10 +36,11 @@ QUERIES = 4
 
 
 class PartConfig(LoopConfig):
-    """What every part needs. `data` is a JSON list of {text, image}, or "shapes"."""
+    """What every part needs. `data` is a table of {text, image}, or "shapes"."""
 
     output: str
     data: str = "shapes"
+    encoding: str | None = Field(None, description="of the data; default: as marked, or else UTF-8")
     pairs: int = Field(20_000, ge=1, description="how many of Shapes")
     things: int = Field(4, ge=1, description="most things in a scene of Shapes")
     resolution: int = Field(64, ge=8)
@@ -172,6 +173,7 @@ def _pairs(config: PartConfig) -> Pairs:
         count=config.pairs,
         seed=config.seed,
         things=config.things,
+        encoding=config.encoding,
     )
 
 

@@ -24,7 +24,7 @@ class Schedule(Config):
 
 
 class WarmUp(Schedule):
-    """The image-text stage before the rankings. `data` is "shapes", or a JSON list of {text, image}."""
+    """The image-text stage before the rankings. `data` is "shapes", or a table of {text, image}."""
 
     data: str = "shapes"
     pairs: int = Field(50_000, ge=2, description="how many pairs of Shapes an epoch has")
@@ -45,10 +45,11 @@ class Architecture(Config):
 
 
 class RewardModelConfig(Schedule):
-    """A whole training. Rankings are `data`/train.json and `data`/valid.json in ImageRewardDB's layout."""
+    """A whole training. Rankings are `data`/train.json and `data`/valid.json; see `ranking_file`."""
 
     objective: Literal["preference"] = "preference"
     data: str
+    encoding: str | None = Field(None, description="of the data; default: as marked, or else UTF-8")
     output: str
     name: str = Field("", description="what the scorer calls itself; default: the output directory's name")
     start: str = Field("BLIP", description='what load() takes: an ImageReward or a BLIP; or "nothing"')

@@ -155,7 +155,6 @@ def link(kind: str, path: Path, to: Path) -> Path:
 
 def test_an_output_that_is_the_input_is_refused(table, models):
     before = (table / "table.jsonl").read_bytes()
-    (table / "other").mkdir()
     names = ["table.jsonl", "images/../table.jsonl"]
     names += [link("symlink", table / "soft.jsonl", table / "table.jsonl").name]
     names += [link("hard link", table / "hard.jsonl", table / "table.jsonl").name]
@@ -164,9 +163,8 @@ def test_an_output_that_is_the_input_is_refused(table, models):
     for name in names:
         with pytest.raises(InputError, match="is part of the input"):
             score(table, models, out=name, overwrite=True)
-    for out in ("all.jsonl", "other/all.jsonl"):
-        with pytest.raises(InputError, match="would be part of the input"):
-            score(table, models, source="**/*.jsonl" if "/" in out else "*.jsonl", out=out)
+    with pytest.raises(InputError, match="is part of the input"):
+        score(table, models, source="*.jsonl", out="table.jsonl", overwrite=True)
     assert (table / "table.jsonl").read_bytes() == before
     assert sorted(path.name for path in table.iterdir() if "parts" in path.name) == []
 

@@ -215,6 +215,28 @@ def test_an_output_among_the_shards_or_tables_of_a_glob_is_left_out_and_counted(
     assert (len(rows), summary.skipped) == (1, {"from earlier outputs": 1})
 
 
+def test_an_output_that_its_glob_finds_is_left_out_of_the_next_run(tmp_path, models):
+    lay(tmp_path / "in", FILES)
+    line = json.dumps({"image": "0/0.jpg", "prompt": "one"}) + "\n"
+    (tmp_path / "in/a.jsonl").write_text(line)
+    first, _ = score(tmp_path, models, source="in/*.jsonl", out="in/o.jsonl")
+    before = (tmp_path / "in/o.jsonl").read_bytes()
+    second, _ = score(tmp_path, models, source="in/*.jsonl", out="in/o.jsonl", overwrite=True)
+    assert (first.rows, second.rows, second.skipped) == (1, 1, {"from earlier outputs": 1})
+    assert (tmp_path / "in/o.jsonl").read_bytes() == before
+
+
+def test_a_glob_through_a_circle_of_links_reads_a_table_once(tmp_path, models):
+    lay(tmp_path / "in", FILES)
+    line = json.dumps({"image": "0/0.jpg", "prompt": "one"}) + "\n"
+    lay(tmp_path / "in", {"a.jsonl": line, "below/b.jsonl": line.replace("0/0", "../0/1")})
+    (tmp_path / "in/below/up").symlink_to(tmp_path / "in")
+    _, rows = score(tmp_path, models, source="in/**/*.jsonl")
+    assert [Path(row["image"]).name for row in rows] == ["0.jpg", "1.jpg"]
+    _, rows = score(tmp_path, models, source="in/**/*.jpg", out="o.parquet")
+    assert [row["id"] for row in rows] == ["0/0.jpg", "0/1.jpg"]
+
+
 def test_a_folder_copied_with_its_links_scores_the_same(tmp_path, models):
     lay(tmp_path / "elsewhere", {"b.png": 1, "b.txt": "a disc"})
     lay(tmp_path / "in", {"a.png": 0, "a.txt": PROMPT})

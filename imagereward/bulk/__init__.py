@@ -98,7 +98,7 @@ def score_table(
     resolve_dtype(dtype)
     devices, kind = _devices(device, engine)
     source = open_source(input, encoding)
-    refuse_output_in_input(output.out, os.fspath(input), source.files())
+    refuse_output_in_input(output.out, source.files())
     watch = InputWatch(source)  # before anything is read
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt, check_markup(markup))
     if isinstance(source, Table):  # a column that the caller named has no stand-in

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from imagereward.arrow import arrow
-from imagereward.bulk.folders import OUTPUTS, Folder, is_hidden, is_picture, reason
+from imagereward.bulk.folders import OUTPUTS, REPEATED, Folder, is_hidden, is_picture, reason
 from imagereward.bulk.own_files import is_output
 from imagereward.bulk.source import Source
 from imagereward.errors import InputError
@@ -46,9 +46,16 @@ def tables_in(directory: Path, name: str) -> list[Path]:
 
 
 def matches_of(pattern: str | os.PathLike) -> list[Path]:
-    """What a glob finds, in order; without earlier outputs of this package, unless there is nothing else."""
-    found = [Path(match) for match in sorted(glob.glob(os.fspath(pattern), recursive=True))]
-    return [path for path in found if not is_output(path)] or found
+    """What a glob finds, in order; without earlier outputs of this package, unless there is nothing else.
+
+    A file that is found by several paths, since a directory is linked, counts once, by the shortest of them.
+    """
+    found: dict[tuple[str, str], Path] = {}
+    for match in sorted(glob.glob(os.fspath(pattern), recursive=True), key=lambda match: match.count(os.sep)):
+        path = Path(match)
+        found.setdefault((os.path.realpath(path.parent), path.name), path)
+    paths = sorted(found.values())
+    return [path for path in paths if not is_output(path)] or paths
 
 
 def skipped_of(source: Source, given: str | os.PathLike) -> dict[str, int]:
@@ -58,7 +65,8 @@ def skipped_of(source: Source, given: str | os.PathLike) -> dict[str, int]:
     if not directory.exists():
         read = {os.path.abspath(path) for path in source.files()}
         found = map(os.path.abspath, glob.glob(str(directory), recursive=True))
-        skipped[OUTPUTS] += sum(path not in read for path in found)
+        unread = (Path(path) for path in found if path not in read)
+        skipped.update(OUTPUTS if is_output(path) else REPEATED for path in unread)
     if not isinstance(source, Folder) and directory.is_dir():
         read = {os.path.abspath(path) for path in source.files()}
         for place, names in Folder(source.name, directory).walk(skipped):

@@ -1,7 +1,5 @@
 """Files that this package writes beside or as an output: they are never taken for input by accident."""
 
-import fnmatch
-import glob
 import json
 import os
 import re
@@ -41,8 +39,8 @@ def fingerprint_of(path: Path) -> dict[str, Any] | None:
     return fingerprint if isinstance(fingerprint, dict) else None
 
 
-def refuse_output_in_input(out: Path, given: str, files: Iterable[Path]) -> None:
-    """InputError if `out` is one of the input's files, also by a link, or one that its glob would find."""
+def refuse_output_in_input(out: Path, files: Iterable[Path]) -> None:
+    """InputError if `out` is one of the input's files, also by a link, or `files` are its own parts."""
     place = os.path.realpath(out)
     parts = place + ".parts" + os.sep
     status = out.stat() if out.exists() else None
@@ -53,15 +51,3 @@ def refuse_output_in_input(out: Path, given: str, files: Iterable[Path]) -> None
             same = os.path.samestat(status, file.stat())
         if same:
             raise InputError(f"the output {out} is part of the input ({file}): choose another output")
-    if glob.has_magic(given) and not os.path.exists(given) and _matches(out, given):
-        raise InputError(
-            f"the output {out} would be part of the input {given} on the next run: choose another output"
-        )
-
-
-def _matches(path: Path, pattern: str) -> bool:
-    """Whether a quoted glob finds this path, if it exists."""
-    names, wanted = Path(os.path.abspath(path)).parts, Path(os.path.abspath(pattern)).parts
-    if "**" in wanted:
-        return fnmatch.fnmatch(os.path.abspath(path), os.path.abspath(pattern).replace("**/", "*"))
-    return len(names) == len(wanted) and all(map(fnmatch.fnmatch, names, wanted))

@@ -234,7 +234,7 @@ def test_a_glob_through_a_circle_of_links_reads_a_table_once(tmp_path, models):
     _, rows = score(tmp_path, models, source="in/**/*.jsonl")
     assert [Path(row["image"]).name for row in rows] == ["0.jpg", "1.jpg"]
     _, rows = score(tmp_path, models, source="in/**/*.jpg", out="o.parquet")
-    assert [row["id"] for row in rows] == ["0/0.jpg", "0/1.jpg"]
+    assert [row["id"] for row in rows] == ["0.jpg", "1.jpg"]
 
 
 def test_a_folder_copied_with_its_links_scores_the_same(tmp_path, models):

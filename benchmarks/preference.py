@@ -2,9 +2,10 @@
 
     python benchmarks/preference.py test.json --images test_images [--model ImageReward-v1.0 --model CLIP]
 
-The JSON is a list of {id, prompt, generations, ranking}, as ImageRewardDB's test.json is: on that file the
-published pair accuracy of ImageReward-v1.0 is 65.14 %. The published recall and filter are from another
-test set, which its authors no longer have: compare these columns with the row of chance instead.
+The file is a table of rankings in a layout of ImageRewardDB or HPDv2 (imagereward/rankings.py). On
+ImageRewardDB's test.json the published pair accuracy of ImageReward-v1.0 is 65.14 %. The published recall and
+filter are from another test set, which its authors no longer have: compare these columns with the row of
+chance instead.
 """
 
 import argparse
@@ -113,7 +114,8 @@ def evaluate(name: str, prompts: Sequence[RankedPrompt], arguments) -> dict:
 def run(arguments) -> None:
     """Check every image, score with every model, print the table, write the file."""
     prompts, missing = without_missing(
-        read_rankings(arguments.rankings, arguments.images), arguments.allow_missing
+        read_rankings(arguments.rankings, arguments.images, arguments.encoding, allow_ties=True),
+        arguments.allow_missing,
     )
     if missing:
         print(f"{len(missing)} images are missing and left out: {listing(missing)}", file=sys.stderr)
@@ -142,8 +144,11 @@ def run(arguments) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rankings", type=Path, help="JSON list of {id, prompt, generations, ranking}")
-    parser.add_argument("--images", type=Path, help="folder of the image paths; default: the JSON's")
+    parser.add_argument(
+        "rankings", type=Path, help="rankings as in ImageRewardDB or HPDv2: .json, .jsonl, .csv, .parquet"
+    )
+    parser.add_argument("--images", type=Path, help="folder of the image paths; default: the table's")
+    parser.add_argument("--encoding", help="of a table of text; default: as marked, or else UTF-8")
     parser.add_argument("--model", action="append", help="name, file, directory or hub id; repeatable")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")

@@ -113,6 +113,14 @@ def table(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def place(tmp_path):
+    """A directory with a.png and b.png, 31 and 32 pixels wide, by which they are known again."""
+    for name, width in (("a", 31), ("b", 32)):
+        PIL.Image.new("RGB", (width, 20), (width, 90, 30)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
 @pytest.fixture(scope="module")  # while it lives, nothing else can run an event loop
 def browser():
     """A headless Chromium."""

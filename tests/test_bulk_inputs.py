@@ -14,6 +14,7 @@ from conftest import pictures, small_scorer
 from test_bulk import read_lines, score
 
 from imagereward.errors import InputError
+from imagereward.records import open_table
 
 
 def right(rows, prompts, images) -> bool:
@@ -90,15 +91,15 @@ def test_several_files_are_one_table_in_order_of_their_names(pairs, models):
 
 
 def test_row_groups_without_a_wanted_row_are_not_read(pairs, monkeypatch):
-    from imagereward.bulk.tables import Parquet
+    from imagereward.records.parquet import Parquet
 
     directory, prompts, paths = pairs
     pq.write_table(pa.table({"image": paths, "prompt": prompts}), directory / "t.parquet", row_group_size=5)
     read = []
     group = Parquet._group
-    monkeypatch.setattr(Parquet, "_group", lambda *a: read.append(a[3]) or group(*a))
-    source = Parquet("t", (directory / "t.parquet",))
-    numbers = [number for number, _ in source.records(lambda number: number in (6, 21), ["image"])]
+    monkeypatch.setattr(Parquet, "_group", lambda *a: read.append(a[2]) or group(*a))
+    source = open_table("t", [directory / "t.parquet"])
+    numbers = [found.number for found in source.records(lambda number: number in (6, 21), ["image"])]
     assert (numbers, read) == ([6, 21], [1, 4])
 
 
@@ -188,9 +189,9 @@ def test_inputs_without_rows_are_refused(tmp_path, models):
     (tmp_path / "a.parquet").write_text("x")
     for source, words in {
         "folder": "no images",
-        "a.jsonl": "no JSON object",
+        "a.jsonl": "no records",
         "a.csv": "no rows",
-        "a.json": "no rankings",
+        "a.json": "holds a dict; expected a list",
         "a.parquet": "cannot be read as Parquet",
     }.items():
         with pytest.raises(InputError, match=words):

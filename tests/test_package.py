@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import imagereward as RM
-from imagereward.bulk.sources import Source
+from imagereward.bulk.source import Source
 from imagereward.tuning.denoisers import Denoiser
 from imagereward.tuning.dynamics import Dynamics
 from imagereward.tuning.job import GeneratorConfig

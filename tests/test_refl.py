@@ -613,9 +613,9 @@ def test_a_reward_of_the_wrong_shape_is_refused(tmp_path):
         ("[]", "prompts.json", "holds no prompt"),
         ('{"a": 1}', "prompts.json", "holds a dict; expected a list"),
         ('["a cat", 3]', "prompts.json", "record 1 has no prompt"),
-        ('[{"txt": "a cat"}]', "prompts.json", "record 0 has no prompt: .* prompt or text or caption"),
+        ('[{"words": "a cat"}]', "prompts.json", "record 0 has no prompt: .* prompt or text or caption"),
         ('["a cat", " "]', "prompts.json", "record 1 has no prompt"),
-        ("{", "prompts.jsonl", "cannot be read as prompts"),
+        ("{", "prompts.jsonl", "record 0 has no prompt: the line is not JSON"),
     ],
 )
 def test_prompts_that_are_missing_or_empty_are_named(content, name, message, tmp_path):

@@ -957,8 +957,8 @@ def test_a_bad_record_is_refused_naming_file_id_and_field(broken, tmp_path, edit
     ("edit", "message"),
     [
         (without(3, "id"), "record 3 has no id"),
-        (lambda records: [*records, 7], "record 40 is a int; expected an object"),
-        (lambda records: {"all": records}, "holds no rankings"),
+        (lambda records: [*records, 7], "record 40: the record is a int, not an object"),
+        (lambda records: {"all": records}, "holds a dict; expected a list"),
     ],
 )
 def test_a_record_without_an_id_is_refused_by_its_place(broken, edit, message):
@@ -1060,10 +1060,10 @@ def test_a_warm_up_on_files_skips_bad_images_and_names_them(data, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"text": "a"}]', r"no JSON list of \{text, image\}"),
+        ('[{"text": "a"}]', "record 0 has no path of an image"),
         ('[{"text": 7, "image": "a.png"}]', "to be a string"),
-        ("{}", "holds no pair"),
-        ("[3]", r"no JSON list of \{text, image\}"),
+        ("[]", "holds no pair"),
+        ("[3]", "record 0: the record is a int, not an object"),
     ],
 )
 def test_a_bad_list_of_pairs_is_refused_by_name(data, tmp_path, text, message):

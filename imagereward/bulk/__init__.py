@@ -10,6 +10,7 @@ from tqdm import tqdm
 from imagereward.bulk import local, on_ray
 from imagereward.bulk.changes import InputWatch, digest_of
 from imagereward.bulk.directories import skipped_of
+from imagereward.bulk.folders import Folder
 from imagereward.bulk.job import Cache, Job, default_workers
 from imagereward.bulk.output import ROW_GROUP, Output, Summary
 from imagereward.bulk.own_files import refuse_output_in_input
@@ -22,6 +23,7 @@ from imagereward.errors import InputError, OutputError
 from imagereward.generation_metadata import Markup, check_markup
 from imagereward.loading import resolve_device
 from imagereward.precision import resolve_dtype
+from imagereward.records import Table
 from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, MOST_AT_ONCE
 
 __all__ = ["Summary", "score_table"]
@@ -40,6 +42,7 @@ def score_table(
     id_column: str | None = None,
     keep: Sequence[str] = (),
     images: str | os.PathLike | None = None,
+    encoding: str | None = None,
     markup: Markup = "strip",
     device: str | Sequence[str] | None = None,
     dtype: str = "float32",
@@ -58,7 +61,7 @@ def score_table(
 ) -> Summary:
     """Score every row of `input` with every one of `models` into the table `out`, in the same order.
 
-    input          .jsonl, .csv, .parquet (paths or encoded images), .json in ImageRewardDB's layout, .tar
+    input          .jsonl, .csv, .tsv, .parquet (paths or encoded images), .json (a list of records), .tar
                    (WebDataset), a glob of several or of images, or a directory of .tar, .parquet or images
     out            .parquet, .jsonl or .csv, with the columns row, id, prompt, image, width, height, tokens,
                    truncated (by any of the models), those of `keep`, score:NAME for each model, and error
@@ -66,7 +69,9 @@ def score_table(
     prompt         one prompt for all rows, instead of a column
     *_column       where the usual names do not tell
     keep           columns of the input to copy, as text
-    images         what relative paths of images are relative to; default: where the table is
+    images         what relative paths of images are relative to; default: where their table is
+    encoding       of tables of text: utf-8, utf-16, cp1252, gb18030 …; default: what a byte order mark says,
+                   or else UTF-8
     markup         "strip" takes weights, LoRA tags, BREAK and schedules out of prompts that a web UI or
                    ComfyUI wrote into images or beside them; "keep" leaves them. Columns of tables and
                    captions in plain words stay as they are
@@ -95,16 +100,20 @@ def score_table(
         raise InputError(f"engine={engine!r}: expected 'local' or 'ray'")
     resolve_dtype(dtype)
     devices, kind = _devices(device, engine)
-    source, root = open_source(input, images)
+    source = open_source(input, encoding)
     refuse_output_in_input(output.out, source.files())
     watch = InputWatch(source)  # before anything is read
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt, check_markup(markup))
+    if isinstance(source, Table):  # a column that the caller named has no stand-in
+        given = {"image": image_column, "prompt": prompt_column, "id": id_column}
+        source = source.with_roles({role: getattr(columns, role) for role in given if given[role] is None})
     if batch_size is None:
         batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
     job = Job(
         source=source,
         watch=watch,
-        images=root,
+        images=None if images is None or isinstance(source, Folder) else Path(images).expanduser(),
+        out=output.out.parent,
         columns=columns,
         models=models,
         device_kind=kind,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagereward.bulk.rows import Image, Row
-from imagereward.bulk.sources import Source
+from imagereward.bulk.source import Source
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError
 from imagereward.generation_metadata import SIDECARS

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from imagereward.bulk.arrow import arrow
+from imagereward.arrow import arrow
 from imagereward.bulk.folders import OUTPUTS, REPEATED, Folder, is_hidden, is_picture, reason
 from imagereward.bulk.own_files import is_output
-from imagereward.bulk.rows import USUAL
-from imagereward.bulk.sources import Source
+from imagereward.bulk.source import Source
 from imagereward.errors import InputError
+from imagereward.records.columns import USUAL, folded
 
 # Parquet files whose columns are looked at.
 FIRST_FILES = 20
@@ -93,4 +93,4 @@ def _has_images(path: Path) -> bool:
             return any(encoded(type.field(place).type) for place in range(type.num_fields))
         return pa.types.is_binary(type) or pa.types.is_large_binary(type)
 
-    return any(field.name in USUAL["image"] or encoded(field.type) for field in schema)
+    return any(folded(field.name) in USUAL["image"] or encoded(field.type) for field in schema)

@@ -10,14 +10,13 @@ from pathlib import Path
 import PIL.Image
 
 from imagereward.bulk.own_files import is_output
-from imagereward.bulk.sources import Record, Wanted
+from imagereward.encoded import formats
 from imagereward.errors import InputError, listing
 from imagereward.generation_metadata import SIDECARS
+from imagereward.records import Found, Wanted
 
 # Directories with copies that file managers and archives make, besides those whose name begins with a dot.
 JUNK = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-# Formats that are read, by Pillow's names; the last two need a plugin.
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "HEIF", "JXL")
 # Pictures that are not read, or only with a plugin, besides those of Pillow's other formats.
 OTHER_PICTURES = (".heic", ".heif", ".hif", ".avif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 
@@ -29,11 +28,9 @@ UNREADABLE = "folders that cannot be read"
 
 @cache
 def picture_suffixes() -> frozenset[str]:
-    """Suffixes of the pictures of `FORMATS` that Pillow can decode here."""
+    """Suffixes of the pictures that can be decoded here."""
     known = PIL.Image.registered_extensions()
-    return frozenset(
-        suffix for suffix, format in known.items() if format in FORMATS and format in PIL.Image.OPEN
-    )
+    return frozenset(suffix for suffix, format in known.items() if format in formats())
 
 
 @cache
@@ -96,15 +93,13 @@ class Folder:
                 Path(directory, name) for name in names if is_picture(name) or name.lower().endswith(SIDECARS)
             )
 
-    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[Found]:
         for number, path in enumerate(self._images()):
             if wanted(number):
                 place = path.relative_to(self.directory)
                 folder = place.parent.as_posix()
-                yield (
-                    number,
-                    {"id": place.as_posix(), "prompt": None, "image": str(place), "folder": folder},
-                )
+                record = {"id": place.as_posix(), "prompt": None, "image": str(place), "folder": folder}
+                yield Found(number, record, self.directory)
 
     def skipped(self) -> Counter[str]:
         """What lies in the directory and is neither a row nor its prompt: reason -> count."""

@@ -15,7 +15,7 @@ from imagereward.bulk.decoders import Decoders
 from imagereward.bulk.loading import Loader, load_parts, one_ahead, wishes_of
 from imagereward.bulk.rows import Columns, Image, Part, parts_of, rows_of
 from imagereward.bulk.scoring import Advance, PartScorer, ignore
-from imagereward.bulk.sources import Source
+from imagereward.bulk.source import Source
 from imagereward.bulk.versions import versions
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.hub import sha256_of
@@ -40,7 +40,8 @@ class Job:
 
     source: Source
     watch: InputWatch
-    images: Path
+    images: Path | None  # where relative paths of images start; None: at the folder of their table
+    out: Path  # the folder of the output
     columns: Columns
     models: tuple[str, ...]
     device_kind: str
@@ -75,6 +76,9 @@ class Job:
             "input": identity(self.source),
             "rows": self.rows,
             "columns": asdict(self.columns),
+            "encoding": getattr(self.source, "encoding", None),
+            "columns found in each file": [list(pair) for pair in getattr(self.source, "roles", ())],
+            "images": None if self.images is None else os.fspath(self.images),
         }
         found |= {"device": self.device_kind, "batch_size": self.batch_size, "part_rows": self.part_rows}
         return found | models
@@ -96,7 +100,9 @@ class Job:
 
     def parts(self, wanted: Container[int]) -> Iterator[Part]:
         """The parts with these indices, in order."""
-        rows = rows_of(self.source, self.columns, self.images, lambda row: row // self.part_rows in wanted)
+        rows = rows_of(
+            self.source, self.columns, self.images, self.out, lambda row: row // self.part_rows in wanted
+        )
         return parts_of(rows, self.part_rows)
 
     def part_scorer(self, device: str) -> PartScorer:

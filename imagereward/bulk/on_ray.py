@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from imagereward.bulk.arrow import arrow
+from imagereward.arrow import arrow
 from imagereward.bulk.job import Job, shares
 from imagereward.bulk.loading import Loader, wishes_of
 from imagereward.bulk.output import Output, differences

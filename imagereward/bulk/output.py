@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagereward.bulk.arrow import arrow
+from imagereward.arrow import arrow
 from imagereward.bulk.changes import ROWS_DIGEST
 from imagereward.bulk.lock import held
 from imagereward.bulk.own_files import FINGERPRINT, FORMATS, NAME_IN_PARQUET, fingerprint_of

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from imagereward.bulk.arrow import arrow
+from imagereward.arrow import arrow
 from imagereward.errors import InputError
 
 FORMATS = (".parquet", ".jsonl", ".csv")

@@ -1,26 +1,24 @@
 """What every input becomes: numbered rows of a prompt and an image, in parts of a fixed size."""
 
+import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagereward.bulk.sources import Source
+from imagereward.bulk.source import Source
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError, listing
 from imagereward.generation_metadata import Markup, prompt_of_text
 from imagereward.images import address_scheme
+from imagereward.records import Table, Wanted, find_column, prompt_error
 
 Image = str | bytes | Stored  # a path, an encoded image, or where in an archive one is
 
-# Names under which each is looked for where the caller does not say.
-USUAL = {
-    "image": ("image", "image_path", "path", "file_name", "filename", "file", "img"),
-    "prompt": ("prompt", "text", "caption", "txt"),
-    "id": ("id", "key", "__key__"),
-}
+IN_ARCHIVE = re.compile(r"(.+\.tar)/", re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -77,7 +75,10 @@ def find_columns(
     constant_prompt: str | None,
     markup: Markup = "strip",
 ) -> Columns:
-    """The given columns, or else the usual ones that are there; InputError listing those present."""
+    """The given columns, or else the usual ones (`records.columns.USUAL`) that are there.
+
+    Raises InputError, listing the columns present, for a missing one, and for two with one usual name.
+    """
     if constant_prompt is not None and prompt is not None:
         raise InputError("a prompt for all rows and a column of prompts: expected one of them")
     present = source.columns()
@@ -86,29 +87,39 @@ def find_columns(
         if name is not None and name not in present:
             raise InputError(f"{source.name} has no column {name!r}; it has {listing(present, 40)}")
 
-    def usual(role: str) -> str | None:
-        return next((name for name in USUAL[role] if name in present), None)
-
-    image = image or usual("image")
+    image = image or _usual(source, "image")
     elsewhere = constant_prompt is not None or source.prompts_beside_images
-    prompt = prompt or (None if elsewhere else usual("prompt"))  # else every row's own, of the usual names
+    prompt = prompt or (None if elsewhere else _usual(source, "prompt"))
     if image is None or (prompt is None and not elsewhere):
         what = "images" if image is None else "prompts"
         raise InputError(f"which column of {source.name} holds {what}? It has {listing(present, 40)}")
-    return Columns(image, prompt, id or usual("id"), keep, constant_prompt, markup)
+    return Columns(image, prompt, id or _usual(source, "id"), keep, constant_prompt, markup)
 
 
-def rows_of(source: Source, columns: Columns, images: Path, wanted) -> Iterator[Row]:
-    """The rows for whose number `wanted` is true, in order. Relative paths of images are from `images`."""
-    for number, record in source.records(wanted, columns.names):
+def _usual(source: Source, role: str) -> str | None:
+    if isinstance(source, Table):
+        return source.find_column(role)
+    return find_column(source.columns(), role, source.name)
+
+
+def rows_of(
+    source: Source, columns: Columns, images: Path | None, out: Path, wanted: Wanted
+) -> Iterator[Row]:
+    """The rows for whose number `wanted` is true, in order.
+
+    Relative paths of images start at `images`, or where that is None at the folder of the record's own table.
+    Those that stay relative to the working directory are named relative to `out`, the folder of the output:
+    the output is then read by the same rule.
+    """
+    out = Path(os.path.realpath(out))
+    for number, record, folder in source.records(wanted, columns.names):
         if isinstance(record, str):
             yield Row(number, None, None, None, None, record, (None,) * len(columns.keep))
             continue
-        image, image_name, image_error = _image(record.get(columns.image), images)
+        image, image_name, image_error = _image(record.get(columns.image), images or folder, out)
         prompt, prompt_error = columns.constant_prompt, None
         if prompt is None:
-            name = columns.prompt or _usual_prompt(record)
-            prompt, prompt_error = _prompt(record.get(name), source.prompts_beside_images, columns.markup)
+            prompt, prompt_error = _prompt(record, columns, source.prompts_beside_images)
         yield Row(
             number,
             None if columns.id is None else as_text(record.get(columns.id)),
@@ -120,11 +131,6 @@ def rows_of(source: Source, columns: Columns, images: Path, wanted) -> Iterator[
         )
 
 
-def _usual_prompt(record: dict[str, Any]) -> str:
-    """The name of the column that holds this row's prompt, where none is given; empty if there is none."""
-    return next((name for name in USUAL["prompt"] if record.get(name) is not None), "")
-
-
 def parts_of(rows: Iterable[Row], size: int) -> Iterator[Part]:
     """Rows that come in order, grouped: part k holds those numbered k * size up to (k + 1) * size."""
     for index, group in groupby(rows, key=lambda row: row.number // size):
@@ -132,45 +138,63 @@ def parts_of(rows: Iterable[Row], size: int) -> Iterator[Part]:
 
 
 def as_text(value: Any) -> str | None:
-    """A value as text that any file can hold; None stays."""
+    """A value as text that any file can hold, lists and objects as JSON; None stays."""
     if value is None:
         return None
-    return str(value).encode("utf-8", "backslashreplace").decode()
+    text = (
+        json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
+    )
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _image(value: Any, images: Path) -> tuple[Image | None, str | None, str | None]:
+def _image(value: Any, folder: Path, out: Path) -> tuple[Image | None, str | None, str | None]:
+    """(the image, its name in the output, what is wrong with the cell)."""
     if isinstance(value, dict):  # as Hugging Face's datasets keep images in Parquet
-        path = value.get("path")
-        image, name, error = _image(path if value.get("bytes") is None else value["bytes"], images)
-        return image, name if path is None else as_text(path), error
+        place, data = value.get("path"), value.get("bytes")
+        if isinstance(data, bytes):
+            return data, as_text(place), None
+        value = place if data is None else [data]  # bytes that are none: an error below
     if isinstance(value, bytes):
         return value, None, None
     if isinstance(value, Stored):
+        return value, _name(str(value), out), None
+    if not isinstance(value, str) or not value:
+        found = "an empty cell" if value in (None, "") else type(value).__name__
+        return None, None, f"the row has no image: expected a path or bytes, found {found}"
+    if "\0" in value:
+        return None, as_text(value), "the path of the image holds a NUL character"
+    if address_scheme(value):
         return value, as_text(value), None
-    if isinstance(value, str) and value:
-        path = value if address_scheme(value) else os.path.join(images, value)
-        return path, as_text(path), None
-    return None, None, f"the row has no image: expected a path or bytes, found {type(value).__name__}"
+    path = os.path.join(folder, value)
+    if (inside := IN_ARCHIVE.match(path)) and os.path.isfile(inside[1]):
+        error = f"{value} is inside an archive: give {inside[1]} itself as the input"
+        return None, _name(path, out), error
+    return path, _name(path, out), None
 
 
-def _prompt(value: Any, beside_images: bool, markup: Markup) -> tuple[str | None, str | None]:
+def _name(path: str, out: Path) -> str | None:
+    if not os.path.isabs(path):
+        if os.pardir in Path(path).parts:  # of a folder that may be a link: `..` is where it points to
+            path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        try:
+            path = os.path.relpath(path, out)
+        except ValueError:  # on another drive of Windows
+            path = os.path.abspath(path)
+    return as_text(path)
+
+
+def _prompt(record: dict[str, Any], columns: Columns, beside_images: bool) -> tuple[str | None, str | None]:
     """(prompt, error). A text beside an image may be a web UI's, and one that is None inside the image."""
+    try:
+        there = [name for name, value in record.items() if value is not None]
+        value = record.get(columns.prompt or find_column(there, "prompt", "the record") or "")
+    except InputError as error:
+        return None, str(error)
     if value is None and beside_images:
         return None, None
     if isinstance(value, str) and beside_images:
         try:
-            value = prompt_of_text(value, markup)
+            value = prompt_of_text(value, columns.markup)
         except InputError as error:
             return None, str(error)
-    if not isinstance(value, str):
-        return None, f"the row has no prompt: expected text, found {type(value).__name__}"
-    return value, text_error(value)
-
-
-def text_error(prompt: str) -> str | None:
-    """What is wrong with a prompt that cannot be encoded as text, if anything."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        return f"the prompt is not valid text: {error}"
-    return None
+    return value if isinstance(value, str) else None, prompt_error(value)

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from imagereward.bulk.arrow import arrow
+from imagereward.arrow import arrow
 from imagereward.bulk.cache import FeatureCache
 from imagereward.bulk.changes import ROWS_DIGEST, digest_of
 from imagereward.bulk.loading import Images, Loaded, Loader, Wish
-from imagereward.bulk.rows import Part, Row, as_text, text_error
+from imagereward.bulk.rows import Part, Row, as_text
 from imagereward.engine import distinct, score_blocks
 from imagereward.ensembles import Ensemble
 from imagereward.errors import ImageReadError, listing
+from imagereward.records import prompt_error
 from imagereward.scorer import Scorer
 
 SCORE = "score:"  # before a scorer's name, in the name of its column
@@ -123,7 +124,7 @@ class PartScorer:
         return loaded.pixels
 
     def _table(self, part: Part, images: Images, prompts, scores, errors):
-        readable = [prompt for prompt in prompts if prompt is not None and text_error(prompt) is None]
+        readable = [prompt for prompt in prompts if prompt is not None and prompt_error(prompt) is None]
         known = dict.fromkeys(readable)
         tokens = dict(zip(known, self.scorer.count_tokens(list(known))))
         truncated = dict(zip(known, self.scorer.truncated(list(known))))
@@ -164,7 +165,7 @@ class _Done:
 def _error(row: Row, prompt: str | None, images: Images) -> str | None:
     if row.error is not None:
         return row.error
-    return images[row.image].error or (text_error(prompt) if prompt is not None else None)
+    return images[row.image].error or (prompt_error(prompt) if prompt is not None else None)
 
 
 def _stack(pixels: Sequence) -> torch.Tensor:

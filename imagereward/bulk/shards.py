@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagereward.bulk.folders import HIDDEN, is_hidden, is_other_picture, is_picture
-from imagereward.bulk.sources import Record, Wanted
 from imagereward.bulk.stored import Stored
 from imagereward.errors import InputError
+from imagereward.records import Found, Record, Wanted
 
 # A prompt or a description longer than this is no text: it is not read.
 MOST_TEXT = 2**20
@@ -65,12 +65,12 @@ class Shards:
     def files(self) -> tuple[Path, ...]:
         return self.paths
 
-    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[Found]:
         number = 0
         for path in self.paths:
             for key, members in read_shard(path).samples.items():
                 if wanted(number):
-                    yield number, _record(key, members)
+                    yield Found(number, _record(key, members), path.parent)
                 number += 1
 
     @cached_property

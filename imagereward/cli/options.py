@@ -63,6 +63,13 @@ ExifRotation = Annotated[
         "as they are stored, like the originals do.",
     ),
 ]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        help="Encoding of tables of text: utf-8, utf-16, cp1252, gb18030 …  "
+        "[default: what a byte order mark says, else UTF-8]"
+    ),
+]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
 Overwrite = Annotated[
     bool,

@@ -10,6 +10,7 @@ from imagereward.cli.app import app
 from imagereward.cli.common import allow_pixels, say_note
 from imagereward.cli.options import (
     BatchSize,
+    Encoding,
     ExifRotation,
     MaxPixels,
     Models,
@@ -32,7 +33,9 @@ SOME_ROWS_FAILED = 3  # 2 is a wrong command line
 def score_table(
     input: Annotated[
         str,
-        typer.Argument(help="A .jsonl, .csv, .parquet, .json or .tar file, a quoted glob, or a directory."),
+        typer.Argument(
+            help="A .jsonl, .csv, .tsv, .parquet, .json or .tar file, a quoted glob, or a directory."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The table to write: a .parquet, .jsonl or .csv file.")],
     model: Models = None,
@@ -55,8 +58,9 @@ def score_table(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Where relative paths of images begin.  [default: the table's directory]"),
+        typer.Option(help="Where relative paths of images begin.  [default: each table's directory]"),
     ] = None,
+    encoding: Encoding = None,
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,6 +120,7 @@ def score_table(
             id_column=id_column,
             keep=keep or (),
             images=images,
+            encoding=encoding,
             markup=markup,  # type: ignore[arg-type]
             device=device,
             dtype=dtype,
@@ -163,7 +168,7 @@ def report(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Where relative paths of images begin.  [default: the current directory]"),
+        typer.Option(help="Where relative paths of images begin.  [default: the table's directory]"),
     ] = None,
     prompts: Annotated[int, typer.Option(min=0, max=40, help="Prompts to show the images of.")] = 6,
     max_pixels: MaxPixels = None,

@@ -11,6 +11,7 @@ from imagereward.cli.common import print_rows, say_note
 from imagereward.cli.options import (
     Device,
     Dtype,
+    Encoding,
     Format,
     Models,
     Overwrite,
@@ -161,7 +162,9 @@ def _explained(recipe: str, overrides: list[str]) -> str:
 def compare(
     base: Annotated[str, typer.Argument(help="A diffusers pipeline: a directory or a hub id.")],
     tuned: Annotated[str, typer.Argument(help="Another, or LoRA weights for the base.")],
-    prompts: Annotated[Path, typer.Option(help="A file of prompts: .json, .jsonl, or text with one a line.")],
+    prompts: Annotated[
+        Path, typer.Option(help="A file of prompts: .jsonl, .json, .csv, .tsv, .parquet or .txt.")
+    ],
     model: Models = None,
     out: Annotated[Path, typer.Option(help="The page to write, a .html file.")] = Path("comparison.html"),
     seeds: Annotated[int, typer.Option(min=1, help="Images that each model draws for a prompt.")] = 2,
@@ -181,6 +184,11 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="All noise depends on it.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help="Column of a table of prompts.  [default: prompt, text, caption or txt]"),
+    ] = None,
+    encoding: Encoding = None,
     family: Annotated[
         str | None,
         typer.Option(help="module:name of a Denoiser of your own.  [default: decided by the pipeline]"),
@@ -220,6 +228,8 @@ def compare(
         device=device,
         dtype=precision,
         family=family,
+        prompt_column=prompt_column,
+        encoding=encoding,
     )
     print_rows(found.rows(), Format.table)
     if found.diversity:

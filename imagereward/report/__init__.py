@@ -48,7 +48,7 @@ def write_report(
     out        ends in .html
     generator  the column that tells generators apart; default: "generator", or else the image's folder
     by         the scorer that decides which images are best and worst; default: the first
-    images     where relative paths of images begin; default: the current directory
+    images     where relative paths of images begin; default: the folder of the table
     prompts    how many prompts to show the images of, at most 40
 
     An image that cannot be read has a placeholder and is counted. Raises InputError for a table without
@@ -62,7 +62,8 @@ def write_report(
     prompts = whole_number("prompts", prompts, 0, MOST_PROMPTS)
     table = read_scores(scores, generator)
     found = _findings(table, _scorer(table, by), prompts)
-    pictures = Pictures(images)
+    place = Path(scores).expanduser()
+    pictures = Pictures(images or (place if place.is_dir() else place.parent))
     write_text(target, page(found, pictures))
     return Summary(target, len(table), len(table.errors), pictures.missing)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from imagereward.bulk.arrow import arrow
+from imagereward.arrow import arrow
 from imagereward.bulk.output import FINGERPRINT, NAME_IN_PARQUET
 from imagereward.bulk.rows import as_text
 from imagereward.bulk.scoring import SCORE
-from imagereward.bulk.sources import Source, open_source
+from imagereward.bulk.source import Source
+from imagereward.bulk.sources import open_source
 from imagereward.errors import InputError, listing, missing_extra
 
 GENERATOR = "generator"  # the column that tells generators apart, where the caller names none
@@ -82,7 +83,7 @@ def read_scores(path: str | os.PathLike, generator: str | None = None) -> Scores
     """
     if Path(path).suffix.lower() == ".parquet":
         _check_arrow()
-    source, _ = open_source(path)
+    source = open_source(path)
     present = source.columns()
     scorers = [name for name in present if name.startswith(SCORE)]
     if not scorers:
@@ -99,7 +100,7 @@ def read_scores(path: str | os.PathLike, generator: str | None = None) -> Scores
         return as_text(record.get(column)) if column else _folder(record.get("image"))
 
     found = _Columns(source, scorers, group)
-    for number, record in source.records(lambda _: True, wanted):
+    for number, record, _ in source.records(lambda _: True, wanted):
         found.add(number, record)
     return found.scores(
         f"the column {column}" if column else "the folders of the images",

@@ -47,7 +47,7 @@ def tune(
     """Fine-tune an image generator by a reward; returns the tuned diffusers pipeline, saved in `output`.
 
     model     a diffusers pipeline, or a directory or hub id of one
-    prompts   a list, or a file of them (.json, .jsonl, text)
+    prompts   a list, or a file of them (.json, .jsonl, .csv, .tsv, .parquet, .txt; see `read_prompts`)
     reward    what `imagereward.load` takes, {name: weight}, a Scorer, or a function of (pixels, prompts)
     output    a new directory; may be left out where a recipe of your own names one
     recipe    a name or a file; the default is Stable Diffusion 1.x's, all weights

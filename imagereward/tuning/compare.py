@@ -102,11 +102,14 @@ def compare(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     family: str | None = None,
+    prompt_column: str | None = None,
+    encoding: str | None = None,
 ) -> Comparison:
     """Draw every prompt with both pipelines from the same noise, and score all images.
 
     `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
-    LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken.
+    LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken;
+    `prompt_column` and `encoding` are as in `read_prompts`.
     Without `steps`, as many as the base's pipeline takes by itself; without `guidance`, what each pipeline
     draws with by itself. A guidance of 1 and below is none. What is loaded is in `dtype`, but for the
     autoencoder, which is in float32. `family` is "module:name" for one that is not ours.
@@ -120,7 +123,7 @@ def compare(
         )
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
         raise InputError(f"guidance={guidance}: expected a finite number of at least 0")
-    texts = read_prompts(prompts)[:most]
+    texts = read_prompts(prompts, prompt_column, encoding)[:most]
     if len(texts) < FEW:
         log.warning(
             "%d prompts: intervals are right only if the differences are about normal; expected %d or more",
@@ -140,7 +143,7 @@ def compare(
             steps = steps or _own(denoiser.pipeline, "num_inference_steps")
             own = default_guidance(denoiser.pipeline, denoiser.network)
             policy = Policy(denoiser, denoiser.dynamics(steps), own if guidance is None else guidance)
-            rows = read_rows(prompts, denoiser.inputs)[:most]
+            rows = read_rows(prompts, denoiser.inputs, prompt_column, encoding)[:most]
             drawn.append(draw(policy, rows, seeds, seed, batch_size, None))
         del policy, denoiser
     scored = [_scores(judge, images, rows, batch_size, where) for images in drawn]

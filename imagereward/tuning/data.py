@@ -1,12 +1,12 @@
 """Training data: ranked prompts and (prompt, image) pairs as torch data sets, and how they become batches."""
 
-import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from imagereward.errors import ImageReadError, InputError, listing
 from imagereward.images import read_image
 from imagereward.preprocess import Preprocess
 from imagereward.rankings import RankedPrompt, read_rankings
+from imagereward.records import Table, open_table, prompt_error, read_all
 from imagereward.tuning.objectives.preference import NO_IMAGE
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,14 @@ class RankedImages(Dataset):
     unequal rank left. Raises InputError if more than `most_bad` (a share) of the images had to be.
     """
 
-    def __init__(self, path: str | os.PathLike, preprocess: Preprocess, most_bad: float = 0.01):
-        records = read_rankings(path)
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        preprocess: Preprocess,
+        most_bad: float = 0.01,
+        encoding: str | None = None,
+    ):
+        records = read_rankings(path, encoding=encoding)
         self.preprocess = preprocess
         self.skipped = skipped(path, [image for record in records for image in record.generations], most_bad)
         kept = [self._without_skipped(record) for record in records]
@@ -64,28 +71,24 @@ class RankedImages(Dataset):
 
 
 class PairedImages(Dataset):
-    """(prompt, image) pairs from a JSON list of `{text, image}`, image paths relative to it.
+    """(prompt, image) pairs from a table of one file (see `imagereward.records`), image paths relative to it.
 
+    The columns are found by their usual names: `image`, `image_path` …; `prompt`, `text` …. `encoding` is
+    that of a file of text; default: what a byte order mark says, or else UTF-8.
     Records may have `wrong`, a list of prompts that are nearly but not quite the image's own: as many in
     every record.
-    Images are checked as in `RankedImages`.
+    Images are checked as in `RankedImages`. Raises InputError naming the file and the record that is no pair.
     """
 
-    def __init__(self, path: str | os.PathLike, preprocess: Preprocess, most_bad: float = 0.01):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        preprocess: Preprocess,
+        most_bad: float = 0.01,
+        encoding: str | None = None,
+    ):
         path = Path(path).expanduser()
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-            pairs = [
-                (record["text"], path.parent / record["image"], record.get("wrong", [])) for record in records
-            ]
-        except FileNotFoundError as error:
-            raise InputError(f"{path} does not exist; expected a JSON list of {{text, image}}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is no JSON list of {{text, image}}: {error!r}") from error
-        if not all(isinstance(wrong, list) for _, _, wrong in pairs):
-            raise InputError(f"{path}: expected every wrong to be a list of prompts")
-        if not all(isinstance(prompt, str) for text, _, wrong in pairs for prompt in (text, *wrong)):
-            raise InputError(f"{path}: expected every text, and every wrong one, to be a string")
+        pairs = list(_pairs(open_table(path, encoding=encoding)))
         if len(numbers := {len(wrong) for _, _, wrong in pairs}) > 1:
             raise InputError(
                 f"{path}: records have {listing(sorted(numbers))} wrong prompts; expected as many in each"
@@ -115,6 +118,28 @@ class PairedImages(Dataset):
     def __getitem__(self, index: int) -> dict:
         prompt, path, wrong = self.pairs[index]
         return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(read_image(path, index))}
+
+
+def _pairs(table: Table) -> Iterator[tuple[str, Path, list[str]]]:
+    columns: tuple[str | None, str | None] | None = None
+    for where, record, folder in read_all(table):
+        if isinstance(record, str):
+            raise InputError(f"{where}: {record}")
+        columns = columns or (table.find_column("prompt"), table.find_column("image"))
+        prompt, image = (record.get(name or "") for name in columns)
+        yield _pair(prompt, image, record.get("wrong") or [], where, folder)
+
+
+def _pair(prompt: Any, image: Any, wrong: Any, where: str, folder: Path) -> tuple[str, Path, list[str]]:
+    """(prompt, image, wrong prompts), checked."""
+    if not isinstance(image, str) or not image:
+        raise InputError(f"{where} has no path of an image; expected records of {{text, image}}")
+    if not isinstance(wrong, list):
+        raise InputError(f"{where}: expected wrong to be a list of prompts")
+    for text in (prompt, *wrong):
+        if error := prompt_error(text):
+            raise InputError(f"{where}: {error}; expected text, and every wrong prompt, to be a string")
+    return str(prompt), folder / image, wrong
 
 
 class ShapesPairs(Dataset):

@@ -45,9 +45,10 @@ def train_generator(
     free = ("updates",) if config.schedule == "constant" else ()
     output = check_output(config.output, values, config.resume, free)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
+    form = (config.prompt_column, config.encoding)
     for source in (named, config.evaluation.prompts or None):
         if source is not None:
-            read_prompts(source)  # a mistake is found before gigabytes are read
+            read_prompts(source, *form)  # a mistake is found before gigabytes are read
     accelerator = make_accelerator(config, output)
     device = accelerator.device
     if device.type == "cpu":
@@ -56,8 +57,10 @@ def train_generator(
     rewards = open_rewards(wanted, device) if wanted else None
     held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
     denoiser, exact = _open(config, model, device)
-    rows = read_rows(named, denoiser.inputs) if named is not None else []
-    watched = read_rows(config.evaluation.prompts, denoiser.inputs) if config.evaluation.prompts else rows
+    rows = read_rows(named, denoiser.inputs, *form) if named is not None else []
+    watched = rows
+    if config.evaluation.prompts:
+        watched = read_rows(config.evaluation.prompts, denoiser.inputs, *form)
     base = Base(denoiser, DTYPES[config.precision]) if config.anchored else None
     if config.checkpointing:
         recompute(denoiser, rewards)

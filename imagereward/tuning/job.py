@@ -41,6 +41,13 @@ class GeneratorConfig(LoopConfig):
         description="the diffusers pipeline to start from: a directory, or a repository on the hub"
     )
     output: str = Field(description="a new or empty directory for the result")
+    prompt_column: str | None = Field(
+        None, description="column of a table of prompts; default: prompt, text, caption or txt"
+    )
+    encoding: str | None = Field(
+        None,
+        description="encoding of files of prompts and pairs; default: as a byte order mark says, else UTF-8",
+    )
     family: str | None = Field(
         None, description='"module:name" of a Denoiser of your own; default: decided by the pipeline'
     )

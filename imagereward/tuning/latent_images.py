@@ -33,11 +33,20 @@ class Pairs(Protocol):
     def __getitem__(self, index: int) -> dict: ...
 
 
-def open_pairs(data: str, size: int, most_bad: float, *, count: int, seed: int, things: int) -> Pairs:
-    """Pairs from a JSON list of {text, image}, or, for "shapes", `count` of Shapes; square, `size` pixels."""
+def open_pairs(
+    data: str,
+    size: int,
+    most_bad: float,
+    *,
+    count: int,
+    seed: int,
+    things: int,
+    encoding: str | None = None,
+) -> Pairs:
+    """Pairs from a table of {text, image}, or, for "shapes", `count` of Shapes; square, `size` pixels."""
     if data == "shapes":
         return ShapesPairs(count, seed, Preprocess(size), things)
-    return PairedImages(data, Preprocess(size), most_bad)
+    return PairedImages(data, Preprocess(size), most_bad, encoding)
 
 
 class LatentImages:

@@ -39,10 +39,13 @@ QUERIES = 4
 
 
 class PartConfig(LoopConfig):
-    """What every part needs. `data` is a JSON list of {text, image}, or "shapes"."""
+    """What every part needs. `data` is a table of {text, image}, or "shapes"."""
 
     output: str = Field(description="a new or empty directory for the result")
-    data: str = Field("shapes", description='JSON list of {text, image}, or "shapes" for drawn ones')
+    data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
+    encoding: str | None = Field(
+        None, description="encoding of the data; default: as a byte order mark says, else UTF-8"
+    )
     pairs: int = Field(20_000, ge=1, description='how many, for data="shapes"')
     things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
     resolution: int = Field(64, ge=8, description="width and height of the images in pixels")
@@ -186,6 +189,7 @@ def _pairs(config: PartConfig) -> Pairs:
         count=config.pairs,
         seed=config.seed,
         things=config.things,
+        encoding=config.encoding,
     )
 
 

@@ -1,31 +1,48 @@
 """Prompts to train and evaluate on, with pictures for some families, from a file or a list."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from imagereward.errors import InputError
+from imagereward.errors import InputError, listing
+from imagereward.records import (
+    SUFFIXES,
+    Record,
+    find_column,
+    open_table,
+    prompt_error,
+    read_all,
+    read_prompt_lines,
+)
 from imagereward.tuning.rows import Request, Row, open_pictures
 
-# The keys under which prompt files keep their text.
-TEXT_KEYS = ("prompt", "text", "caption")
 # What of a record is no metadata.
 PICTURES = ("image", "mask")
+LINES = (".txt", ".text")
 
 
-def read_prompts(source: str | os.PathLike | Sequence[Any]) -> list[str]:
-    """Prompts from a list, or a file: `.json`, a list of strings or records; `.jsonl`, one a line; or text.
+def read_prompts(
+    source: str | os.PathLike | Sequence[Any], column: str | None = None, encoding: str | None = None
+) -> list[str]:
+    """Prompts from a list of strings, records or requests, or from a file.
 
-    Records have a `prompt`, `text` or `caption`. Empty lines of text are left out. Raises InputError naming
-    the file and the record that has no prompt, or a file without any.
+    Files are tables (.json, .jsonl, .ndjson, .csv, .tsv, .parquet; see `imagereward.records`), or .txt with a
+    prompt a line, of which empty lines are left out. A record's prompt is in `column`, or else in the first
+    of `prompt`, `text`, `caption` and `txt` that the file, or a record of a list, has. `encoding` is that of
+    the file; default: what a byte order mark says, or else UTF-8. Raises InputError naming the file and the record that has no prompt, or a file without any.
     """
-    return [_text(item, where) for item, where in _items(source)]
+    items, column = _items(source, column, encoding)
+    return [_prompt(item, where, column)[0] for item, where in items]
 
 
-def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) -> list[Row]:
+def read_rows(
+    source: str | os.PathLike | Sequence[Any],
+    inputs: Sequence[str],
+    column: str | None = None,
+    encoding: str | None = None,
+) -> list[Row]:
     """What `read_prompts` reads, with each record's pictures ("image", "mask") and metadata, its other keys.
 
     Paths are relative to the file. The pictures that `inputs` names are decoded once; others are for rewards
@@ -33,11 +50,8 @@ def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) 
     that is not of its image's size.
     """
     folder = Path(source).expanduser().parent if isinstance(source, str | os.PathLike) else Path()
-    items = _items(source)
-    rows: list[Row] = [
-        _row(_text(item, where), {name: _picture(item, name, folder) for name in PICTURES}, _metadata(item))
-        for item, where in items
-    ]
+    items, column = _items(source, column, encoding)
+    rows = [_row(item, where, column, folder) for item, where in items]
     if not inputs:
         return rows
 
@@ -49,58 +63,72 @@ def read_rows(source: str | os.PathLike | Sequence[Any], inputs: Sequence[str]) 
     return rows
 
 
-def _row(prompt: str, pictures: dict[str, Any], metadata: Mapping[str, Any]) -> Row:
+def _row(item: Any, where: str, column: str | None, folder: Path) -> Row:
+    prompt, key = _prompt(item, where, column)
+    if isinstance(item, Request):
+        names: dict[str, str | None] = dict(zip(PICTURES, PICTURES))
+        record: Mapping[str, Any] = {"image": item.image, "mask": item.mask}
+        metadata = item.metadata
+    elif isinstance(item, Mapping):
+        names = {name: find_column(item, name, where, (name,)) for name in PICTURES}
+        record = item
+        metadata = {name: value for name, value in item.items() if name not in (key, *names.values())}
+    else:
+        return prompt
+    pictures = {name: _picture(record.get(key or ""), folder) for name, key in names.items()}
     shown = any(picture is not None for picture in pictures.values())
     return Request(prompt, **pictures, metadata=metadata) if shown or metadata else prompt
 
 
-def _metadata(item) -> Mapping[str, Any]:
-    if isinstance(item, Request):
-        return item.metadata
-    if not isinstance(item, Mapping):
-        return {}
-    key = next(key for key in TEXT_KEYS if key in item)
-    return {name: value for name, value in item.items() if name not in (key, *PICTURES)}
+def _picture(value: Any, folder: Path) -> Any:
+    return folder / value if isinstance(value, str | os.PathLike) else value
 
 
-def _picture(item, name: str, folder: Path):
-    found = item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
-    return folder / found if isinstance(found, str | os.PathLike) else found
-
-
-def _items(source) -> list[tuple[Any, str]]:
-    """What the list or the file holds, and what messages call each of them."""
+def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[tuple[Any, str]], str | None]:
+    """(what the list or the file holds, and what messages call each of them; the column of its prompts)."""
     if not isinstance(source, str | os.PathLike):
         if not source:
             raise InputError("the list holds no prompt")
-        return [(item, f"prompts[{i}]") for i, item in enumerate(source)]
+        return [(item, f"prompts[{i}]") for i, item in enumerate(source)], column
     path = Path(source).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            items = json.loads(text)
-        elif path.suffix == ".jsonl":
-            items = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            items = [line.strip() for line in text.splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; expected prompts as .json, .jsonl or text") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as prompts: {error}") from error
-    if not isinstance(items, list):
-        raise InputError(f"{path} holds a {type(items).__name__}; expected a list of prompts")
+    if path.suffix.lower() in LINES:
+        lines = read_prompt_lines(path, encoding)
+        items: list[tuple[Any, str]] = [(line, f"{path}: record {i}") for i, line in enumerate(lines)]
+        if column is not None:
+            raise InputError(f"{path} has a prompt a line and no columns; leave out the column {column!r}")
+    elif path.suffix.lower() in SUFFIXES:
+        table = open_table(path, encoding=encoding, split=False)
+        items = [(_readable(record, where), where) for where, record, _ in read_all(table)]
+        column = column or (table.find_column("prompt") if items else None)
+    else:
+        raise InputError(
+            f"{path} cannot be read as prompts: expected a name that ends in {', '.join((*LINES, *SUFFIXES))}"
+        )
     if not items:
         raise InputError(f"{path} holds no prompt")
-    return [(item, f"{path}: record {i}") for i, item in enumerate(items)]
+    return items, column
 
 
-def _text(item, where: str) -> str:
+def _readable(record: Record, where: str) -> Mapping[str, Any]:
+    if isinstance(record, str):
+        raise InputError(f"{where} has no prompt: {record}")
+    return record
+
+
+def _prompt(item: Any, where: str, column: str | None) -> tuple[str, str | None]:
+    """(the prompt of an item, the key that it stands under)."""
+    key, value = None, item
     if isinstance(item, Request):
-        item = item.prompt
-    if isinstance(item, dict):
-        item = next((item[key] for key in TEXT_KEYS if key in item), None)
-    if not isinstance(item, str) or not item.strip():
-        raise InputError(
-            f"{where} has no prompt: expected a string, or a record with {' or '.join(TEXT_KEYS)}"
-        )
-    return item
+        value = item.prompt
+    elif isinstance(item, Mapping):
+        key = column or find_column(item, "prompt", where)
+        if key is None or key not in item:
+            expected = repr(column) if column else "prompt or text or caption"
+            raise InputError(
+                f"{where} has no prompt: expected a string, or a record with {expected}; "
+                f"it has {listing(item, 40)}"
+            )
+        value = item[key]
+    if (error := prompt_error(value)) or not value.strip():
+        raise InputError(f"{where} has no prompt: {error or 'it is blank'}")
+    return value, key

@@ -21,6 +21,7 @@ from imagereward.models.blip import BLIPShape
 from imagereward.models.imagereward import ImageReward
 from imagereward.precision import DTYPES
 from imagereward.preprocess import Preprocess
+from imagereward.rankings import ranking_file
 from imagereward.saving import WEIGHTS_FILE
 from imagereward.state_dicts import read_state_dict
 from imagereward.tuning.accelerator import accelerating
@@ -71,8 +72,10 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
     scorer = _starting_scorer(config)
     if scorer.device.type == "cpu":
         keep_freed_memory()
-    train = RankedImages(Path(config.data) / "train.json", scorer.preprocess, config.most_bad)
-    valid = RankedImages(Path(config.data) / "valid.json", scorer.preprocess, config.most_bad)
+    train, valid = (
+        RankedImages(ranking_file(config.data, split), scorer.preprocess, config.most_bad, config.encoding)
+        for split in ("train", "valid")
+    )
     pairs = _warm_up_pairs(config, scorer.preprocess)
     if is_first_process():
         claim(output, values)  # now that everything is in order: a mistake corrected finds it free
@@ -188,7 +191,7 @@ def _warm_up_pairs(config: RewardModelConfig, preprocess: Preprocess) -> ShapesP
         return None
     if config.warmup.data == "shapes":
         return ShapesPairs(config.warmup.pairs, config.seed, preprocess)
-    return PairedImages(config.warmup.data, preprocess, config.most_bad)
+    return PairedImages(config.warmup.data, preprocess, config.most_bad, config.encoding)
 
 
 def _warm_up(

@@ -28,9 +28,9 @@ class Schedule(Config):
 
 
 class WarmUp(Schedule):
-    """The image-text stage before the rankings. `data` is "shapes", or a JSON list of {text, image}."""
+    """The image-text stage before the rankings. `data` is "shapes", or a table of {text, image}."""
 
-    data: str = Field("shapes", description='JSON list of {text, image}, or "shapes" for drawn ones')
+    data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
     pairs: int = Field(50_000, ge=2, description='pairs in an epoch, for data="shapes"')
     rehearsal: int = Field(
         0, ge=0, description="pairs learned again beside each ranked prompt after the warm-up"
@@ -63,10 +63,15 @@ class Architecture(Config):
 
 
 class RewardModelConfig(Schedule):
-    """A whole training. Rankings are `data`/train.json and `data`/valid.json in ImageRewardDB's layout."""
+    """A whole training. Rankings are `data`/train.json and `data`/valid.json; see `ranking_file`."""
 
     objective: Literal["preference"] = Field("preference", description="the better image scores higher")
-    data: str = Field(description="directory with train.json and valid.json in ImageRewardDB's layout")
+    data: str = Field(
+        description="directory with rankings: train.json and valid.json, or other tables (see the docs)"
+    )
+    encoding: str | None = Field(
+        None, description="encoding of the data; default: as a byte order mark says, else UTF-8"
+    )
     output: str = Field(description="a new or empty directory for the result")
     name: str = Field("", description="the scorer's name; default: the output directory's")
     start: str = Field(

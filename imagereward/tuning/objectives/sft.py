@@ -19,7 +19,7 @@ from imagereward.tuning.randomness import generator, noise_of, rows_of
 
 
 class PairsConfig(Config):
-    """(prompt, image) pairs to predict noise on. `data` is a JSON list of {text, image}, or "shapes"."""
+    """(prompt, image) pairs to predict noise on. `data` is a table of {text, image}, or "shapes"."""
 
     data: str = Field(description='JSON list of {text, image}, or "shapes" for drawn ones')
     pairs: int = Field(10_000, ge=1, description='how many, for data="shapes"')
@@ -57,7 +57,13 @@ def sft_on(part: PairsConfig, batch_size: int, config: GeneratorConfig, job: Job
     if part.min_snr is not None:
         denoiser.dynamics(config.steps).min_snr_weights(torch.ones(1, dtype=torch.long), part.min_snr)
     pairs = open_pairs(
-        part.data, denoiser.resolution, part.most_bad, count=part.pairs, seed=config.seed, things=part.things
+        part.data,
+        denoiser.resolution,
+        part.most_bad,
+        count=part.pairs,
+        seed=config.seed,
+        things=part.things,
+        encoding=config.encoding,
     )
     data = LatentImages(pairs, denoiser.latents, job.output if part.cache else None)
     return SFT(

@@ -1,4 +1,4 @@
-"""pyarrow, imported where it is used: it comes with an extra."""
+"""pyarrow, imported when it is first used: an extra installs it."""
 
 from imagereward.errors import missing_extra
 
@@ -10,5 +10,5 @@ def arrow():
         import pyarrow.csv
         import pyarrow.parquet
     except ImportError as error:
-        raise missing_extra("scoring tables", "scale", error) from error
+        raise missing_extra("Parquet and tables of scores", "scale", error) from error
     return pyarrow

@@ -1,0 +1,143 @@
+"""Tables of cells between commas, semicolons or tabs, under a line of column names."""
+
+import csv
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagereward.errors import InputError
+from imagereward.records.columns import check_repeated, is_usual
+from imagereward.records.record import Found, Record, Records, Wanted
+from imagereward.records.text import MARK, MOST_LINE, read_lines
+
+TAB_SUFFIXES = (".tsv", ".tab")
+SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?")  # spreadsheets write it above the column names
+
+
+@dataclass(frozen=True)
+class Delimited:
+    """One record a line, or several lines where a quoted cell has line ends. An empty cell is None.
+
+    The delimiter of .tsv and .tab is the tab. In .csv it is what splits the line of column names: comma,
+    semicolon or tab; of several that do, the one that gives the most usual names, and else the comma.
+    A line that is no valid CSV, that opens a quote without closing it, or that has more cells than there are
+    columns is a record with an error; reading continues at the line after it.
+    """
+
+    path: Path
+    encoding: str | None = None
+
+    def columns(self) -> dict[str, bool]:
+        return dict.fromkeys(self._names(self._delimiter()), False)
+
+    def count(self) -> int:
+        delimiter = self._delimiter()
+        return max(0, sum(1 for _ in self._rows(delimiter)) - 1)
+
+    def records(self, start: int, wanted: Wanted, columns: Sequence[str] | None) -> Records:
+        delimiter = self._delimiter()
+        names, number = self._names(delimiter), start
+        rows = self._rows(delimiter)
+        next(rows, None)
+        for line, cells in rows:
+            if wanted(number):
+                yield Found(number, _record(line, cells, names), self.path.parent)
+            number += 1
+        return number
+
+    def _delimiter(self) -> str:
+        if self.path.suffix.lower() in TAB_SUFFIXES:
+            return "\t"
+        first = next(read_lines(self.path, self.encoding), None)
+        if given := SEPARATOR_LINE.fullmatch((first or "").removeprefix(MARK)):
+            return given[1]
+        splits = {delimiter: next(self._rows(delimiter), (0, []))[1] for delimiter in ",;\t"}
+        several = [
+            delimiter for delimiter, names in splits.items() if isinstance(names, list) and len(names) > 1
+        ]
+        return max(several, key=lambda delimiter: sum(map(is_usual, splits[delimiter])), default=",")
+
+    def _names(self, delimiter: str) -> list[str]:
+        _, names = next(self._rows(delimiter), (0, []))
+        if isinstance(names, str):
+            raise InputError(f"{self.path}, {names}; expected a line of column names")
+        check_repeated(names, self.path)
+        return names
+
+    def _rows(self, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+        lines = read_lines(self.path, self.encoding)
+        first = next(lines, None)
+        feed = _Feed(lines)
+        if first is not None and SEPARATOR_LINE.fullmatch(first.removeprefix(MARK)):
+            feed.number = 1
+        elif first is not None:
+            feed.waiting.append(first)
+        return read_cells(feed, delimiter)
+
+
+def _record(line: int, cells: list[str] | str, names: list[str]) -> Record:
+    if isinstance(cells, str):
+        return cells
+    if any(cells[len(names) :]):
+        return (
+            f"line {line} has {len(cells)} cells for {len(names)} columns: "
+            "a cell that holds the delimiter needs quotes around it"
+        )
+    return {**dict.fromkeys(names), **{name: cell or None for name, cell in zip(names, cells)}}
+
+
+class _Feed:
+    """Lines for csv.reader, which can go back to the second line of the record that is being read."""
+
+    def __init__(self, lines: Iterator[str | None]):
+        self.lines = lines
+        self.number = 0  # lines that were read
+        self.waiting: deque[str | None] = deque()
+        self.taken: list[str | None] = []
+        self.size = 0
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> str:
+        line = self.waiting.popleft() if self.waiting else next(self.lines)
+        self.number += 1
+        if line is not None and not self.taken:
+            line = line.removeprefix(MARK)  # of files that were joined
+        self.taken.append(line)
+        self.size += len(line or "")
+        if line is None or self.size > MOST_LINE:
+            raise csv.Error(f"more than {MOST_LINE} characters")
+        return line
+
+    def begin(self) -> int:
+        """Begin a record; the number of its first line."""
+        self.taken.clear()
+        self.size = 0
+        return self.number + 1
+
+    def go_back(self) -> None:
+        """Give all lines of this record but the first once more."""
+        self.waiting.extendleft(reversed(self.taken[1:]))
+        self.number -= len(self.taken) - 1
+
+
+def read_cells(feed: _Feed, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """(number of the first line, cells or what is wrong) of every record; blank lines are left out."""
+    csv.field_size_limit(max(csv.field_size_limit(), MOST_LINE))  # the limit is the module's, and 128 KiB
+    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    while True:
+        line = feed.begin()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            feed.go_back()
+            reader = csv.reader(feed, delimiter=delimiter, strict=True)
+            yield line, f"line {line} is not valid CSV ({error}): is a quote not closed?"
+        else:
+            if len(feed.taken) > 1 or (feed.taken[0] or "").strip(" \r\n"):
+                yield line, cells

@@ -1,0 +1,86 @@
+"""Parquet files, row group by row group."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagereward.arrow import arrow
+from imagereward.errors import InputError
+from imagereward.records.columns import check_repeated
+from imagereward.records.record import Found, Record, Records, Wanted
+
+# Rows in memory at once: with images inside they can be megabytes each.
+ROWS_AT_ONCE = 32
+PAGE_BUFFER = 2**18
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """A row is a record. Row groups without a wanted row, and columns not asked for, are not read."""
+
+    path: Path
+
+    def columns(self) -> dict[str, bool]:
+        types = arrow().types
+        with self._opened() as file:
+            check_repeated(file.schema_arrow.names, self.path)
+            return {
+                field.name: types.is_list(field.type)
+                or types.is_large_list(field.type)
+                or types.is_fixed_size_list(field.type)
+                for field in file.schema_arrow
+            }
+
+    def count(self) -> int:
+        with self._opened() as file:
+            return file.metadata.num_rows
+
+    def records(self, start: int, wanted: Wanted, columns: Sequence[str] | None) -> Records:
+        number = start
+        with self._opened() as file:
+            present = file.schema_arrow.names
+            check_repeated(present, self.path)
+            read = present if columns is None else [name for name in columns if name in present]
+            for group in range(file.num_row_groups):
+                end = number + file.metadata.row_group(group).num_rows
+                if any(map(wanted, range(number, end))):
+                    for row, record in zip(range(number, end), self._group(file, group, read)):
+                        if wanted(row):
+                            yield Found(row, record, self.path.parent)
+                number = end
+        return number
+
+    def _opened(self):
+        try:
+            # Page by page: a row group of images, read at once, would not fit.
+            return arrow().parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=PAGE_BUFFER)
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path} does not exist") from error
+        except (arrow().ArrowException, OSError) as error:
+            raise InputError(f"{self.path} cannot be read as Parquet: {error}") from error
+
+    def _group(self, file, group: int, columns: Sequence[str]) -> Iterator[Record]:
+        try:
+            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns)):
+                yield from _rows(batch)
+        except (arrow().ArrowException, OSError, ValueError) as error:
+            raise InputError(f"{self.path}, row group {group}, cannot be read: {error}") from error
+
+
+def _rows(batch) -> list[Record]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:  # Parquet's strings may be any bytes: only the rows concerned are errors
+        columns = [_cells(column) for column in batch.columns]
+        return [dict(zip(batch.schema.names, cells)) for cells in zip(*columns)]
+
+
+def _cells(column) -> list[Any]:
+    pa = arrow()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column.to_pylist()
+    cells = column.cast(pa.large_binary()).to_pylist()
+    return [cell if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]

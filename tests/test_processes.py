@@ -66,7 +66,7 @@ def launched(call, directory):
 
 
 def scored(output):
-    """The images that each process scored with a gradient, by rank; a file each, as printed lines interleave."""
+    """The images that each process scored with a gradient, by rank, from a file each: lines interleave."""
     return [int(path.read_text()) for path in sorted(output.parent.glob(f"{output.name}.scored-*"))]
 
 

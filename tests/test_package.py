@@ -13,13 +13,15 @@ import pytest
 
 import imagereward as RM
 from imagereward.bulk.source import Source
+from imagereward.records.layouts import Layout
+from imagereward.records.record import Reader
 from imagereward.tuning.denoisers import Denoiser
 from imagereward.tuning.dynamics import Dynamics
 from imagereward.tuning.job import GeneratorConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "imagereward"
-SEAMS = (RM.Scorer, Source, Denoiser, Dynamics, GeneratorConfig)
+SEAMS = (RM.Scorer, Source, Reader, Layout, Denoiser, Dynamics, GeneratorConfig)
 
 
 def python(code: str, **options) -> str:

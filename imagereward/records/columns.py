@@ -39,6 +39,11 @@ def find_column(
     return None
 
 
+def usual_columns(present: Iterable[str], role: str) -> list[str]:
+    """All columns that have one of the role's usual names."""
+    return [name for name in present if folded(name) in USUAL[role]]
+
+
 def check_repeated(names: Sequence[str], path: Path) -> None:
     """InputError for two columns of one name, of which only one could be read. Empty names do not count."""
     repeated = [name for name, times in Counter(names).items() if times > 1 and name.strip()]

@@ -15,6 +15,7 @@ from imagereward.records import (
     prompt_error,
     read_all,
     read_prompt_lines,
+    usual_columns,
 )
 from imagereward.tuning.rows import Request, Row, open_pictures
 
@@ -30,8 +31,10 @@ def read_prompts(
 
     Files are tables (.json, .jsonl, .ndjson, .csv, .tsv, .parquet; see `imagereward.records`), or .txt with a
     prompt a line, of which empty lines are left out. A record's prompt is in `column`, or else in the first
-    of `prompt`, `text`, `caption` and `txt` that the file, or a record of a list, has. `encoding` is that of
-    the file; default: what a byte order mark says, or else UTF-8. Raises InputError naming the file and the record that has no prompt, or a file without any.
+    of `prompt`, `text`, `caption` and `txt` that it has; where a record of the file has several of them, in
+    the one that this is for the whole file. `encoding` is that of the file; default: what a byte order mark
+    says, or else UTF-8. Raises InputError naming the file and the record that has no prompt, or a file
+    without any.
     """
     items, column = _items(source, column, encoding)
     return [_prompt(item, where, column)[0] for item, where in items]
@@ -99,7 +102,9 @@ def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[
     elif path.suffix.lower() in SUFFIXES:
         table = open_table(path, encoding=encoding, split=False)
         items = [(_readable(record, where), where) for where, record, _ in read_all(table)]
-        column = column or (table.find_column("prompt") if items else None)
+        # Where some records have a prompt and a caption, one with a caption alone has no prompt.
+        if column is None and any(len(usual_columns(item, "prompt")) > 1 for item, _ in items):
+            column = table.find_column("prompt")
     else:
         raise InputError(
             f"{path} cannot be read as prompts: expected a name that ends in {', '.join((*LINES, *SUFFIXES))}"

@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING
 from imagereward.version import __version__
 
 if TYPE_CHECKING:
+    from imagereward.checkpoints.loading import load as load
+    from imagereward.checkpoints.loading import load_score as load_score
+    from imagereward.checkpoints.registry import available_models as available_models
+    from imagereward.checkpoints.registry import available_scores as available_scores
     from imagereward.ensembles import ensemble as ensemble
-    from imagereward.loading import load as load
-    from imagereward.loading import load_score as load_score
-    from imagereward.ranking import Ranking as Ranking
-    from imagereward.registry import available_models as available_models
-    from imagereward.registry import available_scores as available_scores
-    from imagereward.remote import connect as connect
-    from imagereward.remote import connect_async as connect_async
-    from imagereward.scorer import Scorer as Scorer
+    from imagereward.remote.client import connect as connect
+    from imagereward.remote.client import connect_async as connect_async
+    from imagereward.scoring.ranking import Ranking as Ranking
+    from imagereward.scoring.scorer import Scorer as Scorer
 
 _HOMES = {
-    "load": "loading",
-    "load_score": "loading",
+    "load": "checkpoints.loading",
+    "load_score": "checkpoints.loading",
     "ensemble": "ensembles",
-    "connect": "remote",
-    "connect_async": "remote",
-    "available_models": "registry",
-    "available_scores": "registry",
-    "Scorer": "scorer",
-    "Ranking": "ranking",
+    "connect": "remote.client",
+    "connect_async": "remote.client",
+    "available_models": "checkpoints.registry",
+    "available_scores": "checkpoints.registry",
+    "Scorer": "scoring.scorer",
+    "Ranking": "scoring.ranking",
 }
 
 __all__ = [*_HOMES, "__version__"]

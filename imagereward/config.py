@@ -5,12 +5,12 @@ import json
 import math
 import operator
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from imagereward.errors import InputError
-from imagereward.preprocess import Preprocess
+from imagereward.images.preprocess import Preprocess
 
 TOKENIZATIONS = ("open_clip", "transformers")
 JSON_BYTES, JSON_LEVELS = 2**20, 32
@@ -95,38 +95,6 @@ def check_sizes(architecture: Any) -> None:
         numbers = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, int)]
         if numbers and max(numbers) > (most := LARGEST.get(name, 2**24)):
             raise InputError(f"architecture: {name}={value!r}; expected at most {most}")
-
-
-def read_med_config(path: Path) -> dict:
-    """The values in a text encoder's shape as the original keeps it; InputError."""
-    try:
-        values = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"med_config {path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"med_config {path} holds a {type(values).__name__}; expected an object")
-    return values
-
-
-def with_med_config(config: ScorerConfig, values: dict) -> ScorerConfig:
-    """`config` with the text encoder of these values; InputError for a scorer without a BLIP."""
-    if config.kind not in ("ImageReward", "BLIP"):
-        raise InputError(f"med_config= describes a BLIP text encoder; this scorer is a {config.kind}")
-    names = {
-        "vocab_size": "vocab_size",
-        "hidden_size": "width",
-        "num_hidden_layers": "depth",
-        "num_attention_heads": "heads",
-        "intermediate_size": "mlp_width",
-        "max_position_embeddings": "max_positions",
-        "hidden_dropout_prob": "dropout",
-        "layer_norm_eps": "eps",
-    }
-    from imagereward.models.blip import BLIPShape
-
-    shape = asdict(BLIPShape.from_dict(config.architecture))
-    shape["text"].update({ours: values[theirs] for theirs, ours in names.items() if theirs in values})
-    return replace(config, architecture=shape)
 
 
 def whole_number(name: str, value, least: int, most: int | None = None) -> int:

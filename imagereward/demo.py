@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from imagereward import shapes
-from imagereward.loading import load
-from imagereward.ranking import Ranking, thumbnail
+from imagereward.checkpoints.loading import load
+from imagereward.scoring.ranking import Ranking, thumbnail
 from imagereward.writing import check_free, write_text
 
 MODEL = "ImageReward-tiny"

@@ -9,14 +9,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from imagereward.checkpoints.loading import load
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
-from imagereward.images import as_list
-from imagereward.loading import load
-from imagereward.preprocess import Preprocess
-from imagereward.ranking import Ranking
-from imagereward.scorer import Scorer
-from imagereward.verbs import Images, Scored, Verbs, one_prompt
+from imagereward.images.preprocess import Preprocess
+from imagereward.images.reading import as_list
+from imagereward.scoring.api import Images, Scored, Verbs, one_prompt
+from imagereward.scoring.ranking import Ranking
+from imagereward.scoring.scorer import Scorer
 
 
 def ensemble(

@@ -9,49 +9,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests 
 import numpy as np
 import PIL.Image
 import pytest
-from browsing import CHROMIUM, FLAGS
 
 import imagereward as RM
-from imagereward.config import ScorerConfig
-from imagereward.loading import random_scorer
-from imagereward.preprocess import Preprocess
+from benchmarks.lib.browsing import CHROMIUM, FLAGS
+from benchmarks.lib.small_scorers import BLIP as BLIP
+from benchmarks.lib.small_scorers import CLIP as CLIP
+from benchmarks.lib.small_scorers import CONFIGS, small_scorer
+from benchmarks.lib.small_scorers import SIZE as SIZE
 
-SIZE = 32
-BLIP = {
-    "vision": {"img_size": SIZE, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
-    "text": {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64},
-    "projection": 8,
-}
-CLIP = {
-    "embed_dim": 16,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 64, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
-CONFIGS = {
-    "ImageReward": ScorerConfig("ImageReward", BLIP, Preprocess(SIZE), mean=0.17, std=1.03),
-    "BLIP": ScorerConfig("BLIP", BLIP, Preprocess(SIZE)),
-    "CLIP": ScorerConfig("CLIP", CLIP, Preprocess(SIZE), max_length=77),
-    "Aesthetic": ScorerConfig("Aesthetic", CLIP, Preprocess(SIZE), max_length=77),
-    "HPS": ScorerConfig("CLIP", CLIP, Preprocess(SIZE, "pad"), max_length=77),
-    "PickScore": ScorerConfig(
-        "CLIP",
-        CLIP,
-        Preprocess(SIZE, "transformers"),
-        max_length=77,
-        scaled=True,
-        tokenization="transformers",
-    ),
-}
 TABLE_ROWS = 23
 TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PROMPTS = ["a red bicycle", "", "two cats asleep on a green sofa, oil on canvas", "日本の桜 & café"]
-
-
-def small_scorer(kind: str, **options):
-    scorer = random_scorer(CONFIGS[kind], "cpu", **options)
-    scorer.name = kind
-    return scorer
 
 
 def pictures(count: int, seed: int = 0) -> list[PIL.Image.Image]:

@@ -30,8 +30,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from benchmarks import tiny_sd
-from imagereward.tuning.rows import Request
+from benchmarks.toy_models import tiny_sd
+from imagereward.tuning.data.requests import Request
 
 WIDTH = 32
 LATENT_SIDE = 8

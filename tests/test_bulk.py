@@ -18,8 +18,8 @@ from test_cli import error_of
 from typer.testing import CliRunner
 
 import imagereward as RM
+import imagereward.checkpoints.loading
 import imagereward.ensembles
-import imagereward.loading
 from imagereward.bulk import job, score_table
 from imagereward.cli import app
 from imagereward.errors import CheckpointError, DeviceError, InputError, OutputError

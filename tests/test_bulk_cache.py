@@ -11,8 +11,8 @@ from conftest import CONFIGS, small_scorer
 from test_bulk import read_lines, score, write_lines
 
 import imagereward as RM
-from imagereward.bulk.cache import FeatureCache, tower_of
-from imagereward.bulk.loading import Loader
+from imagereward.bulk.decoding.cache import FeatureCache, tower_of
+from imagereward.bulk.decoding.loading import Loader
 from imagereward.errors import InputError
 
 GB = 0.05
@@ -25,7 +25,7 @@ def scores(rows: list[dict]) -> dict[str, list]:
 @pytest.fixture
 def passes(monkeypatch):
     """Images that went through a tower since the list was last emptied."""
-    from imagereward.scorer import Scorer
+    from imagereward.scoring.scorer import Scorer
 
     seen: list[int] = []
     encode_pixels = Scorer.encode_pixels
@@ -50,7 +50,7 @@ def test_the_second_pass_has_equal_scores_and_no_image_pass_and_no_decoding(
     for name, values in scores(plain).items():
         np.testing.assert_allclose(scores(first)[name], values, atol=1e-6)
     passes.clear()
-    monkeypatch.setattr("imagereward.bulk.loading.read_image", None)
+    monkeypatch.setattr("imagereward.bulk.decoding.loading.read_image", None)
     _, second = score(table, models, *KINDS, out="b.parquet", **options)
     assert passes == []
     assert second == first

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from test_bulk import score
 
-from imagereward.bulk.decoders import Decoders
-from imagereward.bulk.loading import one_ahead
+from imagereward.bulk.decoding.decoders import Decoders
+from imagereward.bulk.decoding.loading import one_ahead
 from imagereward.errors import ImageRewardError
 
 SECONDS = 20  # far more than anything here takes on a loaded machine

@@ -17,7 +17,7 @@ from test_refl import run
 from test_tuning import data, recipe, train  # noqa: F401 - a fixture
 
 import imagereward as RM
-from imagereward.tuning.result import LORA_FILE
+from imagereward.tuning.export import LORA_FILE
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def tuned_from_disk(tmp_path, family, **changes):
     pipelines.FAMILIES[family]().save_pretrained(tmp_path / "model")
     rows = pipelines.rows(family, 2)
     prompts = [row if isinstance(row, str) else record_of(row) for row in rows]
-    changes = {"learning_rate": 1e-2, "target": None, "scale": 1.0, **changes}
+    changes = {"learning_rate": 1e-2, "target": None, "reward_loss_weight": 1.0, **changes}
     tuned = run(tmp_path / "out", model=str(tmp_path / "model"), prompts=prompts, **changes)
     return tuned, rows
 

@@ -21,9 +21,9 @@ from conftest import CONFIGS, pictures, small_scorer
 from tqdm import tqdm
 from typer.testing import CliRunner
 
+from imagereward.checkpoints.registry import REGISTRY
 from imagereward.cli import app, main
 from imagereward.errors import PromptTruncatedWarning
-from imagereward.registry import REGISTRY
 
 
 def run(*arguments: str):
@@ -125,7 +125,7 @@ def test_an_error_is_one_message_on_stderr_and_exit_code_1(capsys, saved, image_
 
 
 def test_verify_offline_says_what_it_could_not_reach(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("imagereward.verify.SAMPLES", "http://127.0.0.1:9/")
+    monkeypatch.setattr("imagereward.checkpoints.verify.SAMPLES", "http://127.0.0.1:9/")
     error = error_of(capsys, "verify", "--download-root", tmp_path)
     assert "cannot verify; out of reach" in error
     assert "1.webp" in error
@@ -221,7 +221,7 @@ def test_verify_with_another_models_checkpoint_is_one_message(capsys, tmp_path, 
 
 
 def test_verify_agrees_where_scores_and_weights_are_the_published_ones(tmp_path, monkeypatch):
-    from imagereward import hub, verify
+    from imagereward.checkpoints import hub, verify
 
     released = REGISTRY["ImageReward-v1.0"]
     torch.save(small_scorer("ImageReward").state_dict(), tmp_path / "x.pt")
@@ -434,7 +434,7 @@ def test_a_file_that_cannot_be_written_keeps_what_was_there(tmp_path):
         ("imagereward.tuning.config", ("tune", "tiny/quick"), "train"),
         ("imagereward.tuning.config", ("tune", "--list"), "train"),
         ("imagereward.tuning.explain", ("tune", "tiny/quick", "--explain"), "train"),
-        ("imagereward.tuning.compare", ("compare", "a", "b", "--prompts", "p.txt"), "train"),
+        ("imagereward.tuning.evaluation.compare", ("compare", "a", "b", "--prompts", "p.txt"), "train"),
         ("fastapi", ("serve",), "serve"),
     ],
 )
@@ -456,7 +456,9 @@ def test_version_is_printed():
 @pytest.mark.parametrize("command", ["score", "rank"])
 def test_progress_of_long_work_goes_to_stderr(saved, image_paths, monkeypatch, capsys, command):
     at_once = functools.partial(tqdm, delay=0, mininterval=0)  # as if the work had taken long already
-    monkeypatch.setattr("imagereward.engine.tqdm", lambda **options: at_once(**{**options, "delay": 0}))
+    monkeypatch.setattr(
+        "imagereward.scoring.pair_scoring.tqdm", lambda **options: at_once(**{**options, "delay": 0})
+    )
     arguments = [command, "-m", saved, "--batch-size", "1", "--format", "csv", "a", *image_paths]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert re.search(r"[1-4]/5 .*image/s", result.stderr)

@@ -11,11 +11,11 @@ from test_tokenizer import TEXTS
 from transformers import CLIPTokenizer
 
 import imagereward as RM
+from imagereward.checkpoints.loading import assemble
+from imagereward.checkpoints.registry import REGISTRY
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
-from imagereward.loading import assemble
 from imagereward.models.clip import from_transformers
-from imagereward.registry import REGISTRY
 
 PROMPTS = {
     **TEXTS,

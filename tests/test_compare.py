@@ -13,13 +13,13 @@ import torch
 from scipy.stats import ttest_rel
 
 from imagereward.errors import InputError
-from imagereward.tuning import compare as comparing
 from imagereward.tuning import tune
-from imagereward.tuning.adapt import LoRA, learning, let_learn
-from imagereward.tuning.compare import compare, paired_interval, win_rate
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.evaluate import diversity, draw, overoptimised
-from imagereward.tuning.policy import Policy
+from imagereward.tuning.evaluation import compare as comparing
+from imagereward.tuning.evaluation.compare import compare, paired_interval, win_rate
+from imagereward.tuning.evaluation.evaluate import diversity, overoptimized, sample_images
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 
 PROMPTS = ["a red circle", "two blue squares"]
 
@@ -56,8 +56,8 @@ def lora(tmp_path):
     from peft.utils import get_peft_model_state_dict
 
     denoiser = open_denoiser(pipelines.sd(), 16)
-    let_learn(denoiser, LoRA(rank=2))
-    for value in learning(denoiser.network).values():
+    set_trainable(denoiser, LoRA(rank=2))
+    for value in trainable_parameters(denoiser.network).values():
         torch.nn.init.normal_(value.data, generator=torch.Generator().manual_seed(0))
     layers = get_peft_model_state_dict(denoiser.network)
     denoiser.pipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=layers)
@@ -78,7 +78,7 @@ def test_lora_weights_are_gone_from_the_base_afterwards(lora, monkeypatch):
             raise OSError("no more memory")
         return real(policy, *rest)
 
-    monkeypatch.setattr(comparing, "draw", failing)
+    monkeypatch.setattr(comparing, "sample_images", failing)
     with pytest.raises(OSError, match="no more memory"):
         compared(base, lora)
     monkeypatch.undo()
@@ -103,7 +103,7 @@ def watched(monkeypatch):
         seen[-1]["weights"] = {name: value.clone() for name, value in parts["vae"].state_dict().items()}
         return torch.zeros(len(rows), seeds, 3, 16, 16)
 
-    monkeypatch.setattr(comparing, "draw", watch)
+    monkeypatch.setattr(comparing, "sample_images", watch)
     return seen
 
 
@@ -178,7 +178,14 @@ def test_models_that_take_pictures_are_compared_on_them(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(records))
     models = pipelines.flux_fill(), pipelines.flux_fill(seed=1)
     found = compare(
-        *models, tmp_path / "rows.json", brightness, seeds=1, steps=3, resolution=16, device="cpu", most=2
+        *models,
+        tmp_path / "rows.json",
+        brightness,
+        seeds=1,
+        steps=3,
+        resolution=16,
+        device="cpu",
+        advantage_clip=2,
     )
     assert found.prompts == list(pipelines.PROMPTS[:2])
     assert found.before["brightness"].shape == (2, 1)
@@ -202,7 +209,7 @@ def test_an_image_depends_on_its_prompts_place_and_its_number_alone(monkeypatch)
 
     monkeypatch.setattr(Policy, "sample", counted)
     many = compared(pipelines.sd(), pipelines.sd(), seeds=3).images[0]
-    few = compared(pipelines.sd(), pipelines.sd(), seeds=1, most=1).images[0]
+    few = compared(pipelines.sd(), pipelines.sd(), seeds=1, advantage_clip=1).images[0]
     torch.testing.assert_close(few[0, 0], many[0, 0], atol=1e-5, rtol=1e-5)
     assert len({image.numpy().tobytes() for image in many.flatten(0, 1)}) == 6
     assert sizes == [4, 2, 4, 2, 1, 1]
@@ -228,8 +235,11 @@ def test_processes_draw_what_one_draws(ranks):
     policy, rows = Policy(denoiser, denoiser.dynamics(4)), pipelines.rows("sd")
     table, barrier = [None] * ranks, threading.Barrier(ranks)
     with ThreadPoolExecutor(ranks) as pool:
-        each = [pool.submit(draw, policy, rows, 3, 0, 2, Process(r, table, barrier)) for r in range(ranks)]
-    alone = draw(policy, rows, 3, 0, 4, None)
+        each = [
+            pool.submit(sample_images, policy, rows, 3, 0, 2, Process(r, table, barrier))
+            for r in range(ranks)
+        ]
+    alone = sample_images(policy, rows, 3, 0, 4, None)
     for found in each:
         torch.testing.assert_close(found.result(), alone, atol=1e-5, rtol=1e-5)
 
@@ -263,11 +273,11 @@ def test_diversity_by_hand():
 
 
 def test_over_optimisation_is_reward_up_and_held_out_down():
-    assert overoptimised([0.0, 1.0, 2.0], [2.0, 1.0, 0.0], 2)
-    assert not overoptimised([0.0, 1.0, 2.0], [2.0, 1.0, 1.5], 2)
-    assert not overoptimised([0.0, 1.0, 0.5], [2.0, 1.0, 0.0], 2)
-    assert not overoptimised([0.0, 1.0], [2.0, 1.0], 2)
-    assert not overoptimised([0.0, 1.0, 2.0], [2.0, 1.0, 0.0], 0)
+    assert overoptimized([0.0, 1.0, 2.0], [2.0, 1.0, 0.0], 2)
+    assert not overoptimized([0.0, 1.0, 2.0], [2.0, 1.0, 1.5], 2)
+    assert not overoptimized([0.0, 1.0, 0.5], [2.0, 1.0, 0.0], 2)
+    assert not overoptimized([0.0, 1.0], [2.0, 1.0], 2)
+    assert not overoptimized([0.0, 1.0, 2.0], [2.0, 1.0, 0.0], 0)
 
 
 def darkness(pixels, prompts):
@@ -288,7 +298,7 @@ def test_a_training_that_is_fooled_stops(tmp_path):
         micro_batch=4,
         learning_rate=3e-3,
         target=None,
-        scale=1.0,
+        reward_loss_weight=1.0,
         precision="float32",
         evaluate_every=2,
         evaluation={"held_out": "test_compare:darkness", "count": 2, "batch_size": 4, "patience": 2},

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from imagereward.tuning.credit import Deviation, best_and_worst, group_advantages, top_mask, weighted_sum
+from imagereward.tuning.rollouts.advantages import (
+    AdvantageStd,
+    best_and_worst,
+    group_advantages,
+    top_mask,
+    weighted_sum,
+)
 
 NAN = float("nan")
 GROUPS = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -26,7 +32,7 @@ def test_advantages_by_the_groups_own_deviation():
         20 / 14.142236,
     ]
     assert found.advantages.tolist() == pytest.approx(expected, rel=1e-5)
-    assert found.counted.all()
+    assert found.valid.all()
 
 
 def test_advantages_by_the_deviation_of_all_rewards():
@@ -41,24 +47,24 @@ def test_advantages_by_the_deviation_of_all_rewards():
 @pytest.mark.parametrize("spread", ["batch", "group"])
 def test_advantages_by_either_deviation_are_numpys(spread, divisor, ddof, epsilon):
     values = np.array([[1.0, 2, 4], [10, 10.5, 9]])
-    found = group_advantages(torch.tensor(values.ravel()), GROUPS, Deviation(spread, divisor, epsilon))
+    found = group_advantages(torch.tensor(values.ravel()), GROUPS, AdvantageStd(spread, divisor, epsilon))
     away = values - values.mean(1, keepdims=True)
     std = values.std(ddof=ddof) if spread == "batch" else values.std(1, ddof=ddof, keepdims=True)
     assert found.advantages.tolist() == pytest.approx((away / (std + epsilon)).ravel().tolist(), rel=1e-5)
 
 
 def test_the_sample_deviation_counts_the_rewards_that_are_there():
-    found = group_advantages(rewards(1.0, NAN, 3, 4, 7, 5), GROUPS, Deviation("group", "sample", 1e-8))
+    found = group_advantages(rewards(1.0, NAN, 3, 4, 7, 5), GROUPS, AdvantageStd("group", "sample", 1e-8))
     assert found.advantages[2] == pytest.approx(1 / np.std([1, 3], ddof=1))
     total = weighted_sum(
-        {"a": rewards(1.0, 2, 6, 4, 7, 5)}, {"a": 1.0}, GROUPS, Deviation("group", "sample", 1e-8)
+        {"a": rewards(1.0, 2, 6, 4, 7, 5)}, {"a": 1.0}, GROUPS, AdvantageStd("group", "sample", 1e-8)
     )
     assert total[0] == pytest.approx(-2 / np.std([1, 2, 6], ddof=1))
 
 
 def test_advantages_are_bounded():
     found = group_advantages(
-        rewards(0.0, 0, 0, 0, 0, 100), torch.zeros(6, dtype=torch.long), "group", most=1.5
+        rewards(0.0, 0, 0, 0, 0, 100), torch.zeros(6, dtype=torch.long), "group", bound=1.5
     )
     assert found.advantages.max() == 1.5
 
@@ -66,7 +72,7 @@ def test_advantages_are_bounded():
 @pytest.mark.parametrize("spread", ["batch", "group"])
 def test_a_group_without_a_difference_counts_for_nothing(spread):
     found = group_advantages(rewards(0.7, 0.7, 0.7, 1, 2, 3), GROUPS, spread)
-    assert found.counted.tolist() == [False] * 3 + [True] * 3
+    assert found.valid.tolist() == [False] * 3 + [True] * 3
     assert (found.advantages[:3] == 0).all()
     assert found.advantages[5] > 0
 
@@ -75,14 +81,14 @@ def test_a_group_without_a_difference_counts_for_nothing(spread):
 def test_a_missing_reward_is_as_if_the_sample_was_not_there(spread):
     with_it = group_advantages(rewards(1.0, NAN, 3, 4, 7, 5), GROUPS, spread)
     without = group_advantages(rewards(1.0, 3, 4, 7, 5), GROUPS[[0, 2, 3, 4, 5]], spread)
-    assert not with_it.counted[1]
+    assert not with_it.valid[1]
     assert with_it.advantages[1] == 0
     assert torch.equal(with_it.advantages[[0, 2, 3, 4, 5]], without.advantages)
 
 
 def test_a_group_of_which_one_reward_is_left_counts_for_nothing():
     found = group_advantages(rewards(1.0, NAN, NAN, NAN, NAN, NAN), GROUPS)
-    assert not found.counted.any()
+    assert not found.valid.any()
     assert (found.advantages == 0).all()
 
 
@@ -104,7 +110,7 @@ def test_normalised_rewards_do_not_care_about_scales():
     small = weighted_sum({"a": a, "b": b}, {"a": 1.0, "b": 1.0}, GROUPS, "group")
     large = weighted_sum({"a": 1000 * a, "b": b}, {"a": 1.0, "b": 1.0}, GROUPS, "group")
     torch.testing.assert_close(small, large, atol=1e-3, rtol=1e-3)
-    alone = group_advantages(a, GROUPS, "group", most=100).advantages
+    alone = group_advantages(a, GROUPS, "group", bound=100).advantages
     torch.testing.assert_close(small[3:].float(), alone[3:])  # b is the same for all of its second group
 
 

@@ -17,8 +17,9 @@ from diffusers import (
 )
 
 from imagereward.errors import IgnoredOptionWarning, InputError
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.dynamics import Diffusion, log_probability
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.sampling.base import log_probability
+from imagereward.tuning.sampling.diffusion import Diffusion
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

@@ -9,8 +9,8 @@ from test_refl import brightness, settings
 
 from imagereward.errors import CheckpointError, InputError
 from imagereward.tuning import tune
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.embeddings import FACTS_FILE, keep_embeddings
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.text_cache import FACTS_FILE, cache_text
 
 PROMPTS = list(pipelines.PROMPTS)
 
@@ -22,17 +22,17 @@ def opened(family="sd3", **changes):
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
 def test_kept_embeddings_are_those_that_were_computed(family, tmp_path):
     fresh, kept, rows = opened(family), opened(family), pipelines.rows(family)
-    keep_embeddings(kept, PROMPTS, tmp_path)
+    cache_text(kept, PROMPTS, tmp_path)
     for name, value in fresh.encode(rows).tensors.items():
         torch.testing.assert_close(kept.encode(rows).tensors[name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_a_prompt_is_encoded_once_in_all_runs(tmp_path):
-    keep_embeddings(opened(), PROMPTS[:2], tmp_path)
+    cache_text(opened(), PROMPTS[:2], tmp_path)
     denoiser, asked = opened(), []
     encode = denoiser.text
     denoiser.text = lambda prompts: asked.extend(prompts) or encode(prompts)
-    keep_embeddings(denoiser, PROMPTS, tmp_path)
+    cache_text(denoiser, PROMPTS, tmp_path)
     denoiser.encode([*PROMPTS, PROMPTS[0]])
     assert asked == PROMPTS[2:]
     assert len(list(tmp_path.glob("*.safetensors"))) == 4  # and the empty prompt
@@ -70,40 +70,40 @@ def own_tokenizers(monkeypatch):
     ],
 )
 def test_embeddings_of_another_model_are_refused(change, named, tmp_path, own_tokenizers):
-    keep_embeddings(opened(), PROMPTS, tmp_path)
+    cache_text(opened(), PROMPTS, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     pipeline = pipelines.sd3()
     change(pipeline)
     with pytest.raises(InputError, match=f"holds embeddings of another model: {named}; delete it, or name"):
-        keep_embeddings(open_denoiser(pipeline, pipelines.SIDE), PROMPTS, tmp_path)
+        cache_text(open_denoiser(pipeline, pipelines.SIDE), PROMPTS, tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_embeddings_of_other_weights_are_refused(tmp_path):
-    keep_embeddings(opened(), PROMPTS, tmp_path)
+    cache_text(opened(), PROMPTS, tmp_path)
     with pytest.raises(InputError, match="text_encoder, text_encoder_2, text_encoder_3 differ"):
-        keep_embeddings(opened(seed=1), PROMPTS, tmp_path)
+        cache_text(opened(seed=1), PROMPTS, tmp_path)
 
 
 def test_embeddings_by_another_denoiser_are_refused(tmp_path):
     denoiser = opened()
-    keep_embeddings(denoiser, PROMPTS, tmp_path)
+    cache_text(denoiser, PROMPTS, tmp_path)
     other = opened()
     other.__class__ = type("Lowercased", (type(other),), {})
     with pytest.raises(InputError, match="holds embeddings of another model: family differ"):
-        keep_embeddings(other, PROMPTS, tmp_path)
+        cache_text(other, PROMPTS, tmp_path)
 
 
 def test_a_damaged_file_is_named(tmp_path):
     denoiser = opened()
-    keep_embeddings(denoiser, PROMPTS[:1], tmp_path)
+    cache_text(denoiser, PROMPTS[:1], tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="the embedding of 'a red circle', cannot be read"):
         denoiser.encode(PROMPTS[:1])
     (tmp_path / FACTS_FILE).write_text("{")
     with pytest.raises(InputError, match=r"embeddings\.json cannot be read"):
-        keep_embeddings(opened(), PROMPTS, tmp_path)
+        cache_text(opened(), PROMPTS, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["sd", "flux_kontext"])
@@ -120,7 +120,7 @@ def test_a_run_with_kept_embeddings_is_the_run_without(family, tmp_path):
             pipelines.rows(family),
             reward=brightness,
             output=output,
-            **settings(embeddings=embeddings, guidance=2.0),
+            **settings(text_cache=embeddings, guidance=2.0),
         )
         histories.append(json.loads((output / "history.json").read_text()))
     for entries in zip(*histories, strict=True):

@@ -9,9 +9,9 @@ from conftest import small_scorer
 from test_refl import PROMPTS, evaluations, run, settings
 
 from imagereward.tuning import run_recipe
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.evaluate import diversity, draw
-from imagereward.tuning.policy import Policy
+from imagereward.tuning.evaluation.evaluate import diversity, sample_images
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.policy.policy import Policy
 
 RECIPE = """
 objective = "sft"
@@ -73,11 +73,11 @@ def test_several_held_out_rewards_are_logged_as_their_sum_and_one_by_one(tmp_pat
 @pytest.mark.parametrize("family", ["sd", "flux_kontext", "flux_fill"])
 def test_the_autoencoder_is_asked_for_one_image_at_a_time(family, monkeypatch):
     denoiser, sizes = open_denoiser(pipelines.FAMILIES[family](), 16), []
-    vae = denoiser.latents.vae
+    vae = denoiser.autoencoder.vae
     for name in ("encode", "decode"):
         real = getattr(vae, name)
         monkeypatch.setattr(vae, name, lambda x, real=real: sizes.append(len(x)) or real(x))
-    images = draw(Policy(denoiser, denoiser.dynamics(2)), pipelines.rows(family), 2, 0, 6, None)
+    images = sample_images(Policy(denoiser, denoiser.dynamics(2)), pipelines.rows(family), 2, 0, 6, None)
     assert images.shape == (3, 2, 3, 16, 16)
     assert set(sizes) == {1}
     assert len(sizes) == (6 if family == "sd" else 9)  # what is shown is encoded once for both seeds

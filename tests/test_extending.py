@@ -16,16 +16,17 @@ from test_grpo import grpo_of, run, small
 from test_refl import PROMPTS, ROOT, brightness, refl_of
 
 from imagereward.errors import InputError
-from imagereward.tuning import read_recipe, recipe_names, run_recipe, tune
-from imagereward.tuning.adapt import LoRA
-from imagereward.tuning.batches import chunks
-from imagereward.tuning.compare import compare
-from imagereward.tuning.denoisers import open_denoiser
+from imagereward.tuning import run_recipe, tune
+from imagereward.tuning.config import read_recipe, recipe_names
+from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.seeding import noise_for_samples
+from imagereward.tuning.evaluation.compare import compare
+from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.objectives.grpo import KL
-from imagereward.tuning.policy import Policy
-from imagereward.tuning.randomness import noise_of
-from imagereward.tuning.rewards import open_rewards
-from imagereward.tuning.rollouts import Window
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.trainable import LoRA
+from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.rollouts.window import Window
 
 FAMILY = "my_family:PixArt"
 PAGE = (ROOT / "docs/extending.md").read_text()
@@ -69,7 +70,7 @@ def test_the_worked_family_draws_as_diffusers_does_and_learns(examples):
     pipeline = pixart()
     denoiser = open_denoiser(pipeline, 16, family=FAMILY)
     policy = Policy(denoiser, denoiser.dynamics(4), 3.0)
-    noise = noise_of([0, 1], denoiser.latents.shape, 0)
+    noise = noise_for_samples([0, 1], denoiser.autoencoder.shape, 0)
     ours = policy.sample(denoiser.encode(PROMPTS[:2]), noise)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(

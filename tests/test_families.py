@@ -7,15 +7,16 @@ from diffusers import FluxPipeline
 from test_refl import brightness, refl_of, settings
 
 from imagereward.tuning import tune
-from imagereward.tuning.adapt import LoRA, learning, let_learn
-from imagereward.tuning.batches import chunks
-from imagereward.tuning.denoisers import Condition, open_denoiser
-from imagereward.tuning.denoisers.flux import pack, places_of, unpack
-from imagereward.tuning.dynamics import Noise
-from imagereward.tuning.flow import Flow
-from imagereward.tuning.policy import Policy
-from imagereward.tuning.randomness import noise_of
-from imagereward.tuning.rows import Request
+from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.requests import Request
+from imagereward.tuning.data.seeding import noise_for_samples
+from imagereward.tuning.families.condition import Condition
+from imagereward.tuning.families.flux import pack, places_of, unpack
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
+from imagereward.tuning.sampling.base import Noise
+from imagereward.tuning.sampling.flow import Flow
 
 STEPS = 4
 SIDE = pipelines.SIDE
@@ -38,12 +39,12 @@ def policy_of(pipeline, guidance=1.0, steps=STEPS):
 
 def drawn(pipeline, rows, guidance=1.0):
     policy = policy_of(pipeline, guidance)
-    noise = noise_of(range(len(rows)), policy.denoiser.latents.shape, 0)
+    noise = noise_for_samples(range(len(rows)), policy.denoiser.autoencoder.shape, 0)
     return policy.sample(policy.denoiser.encode(rows), noise)
 
 
 def drawn_by_diffusers(pipeline, family, rows, guidance):
-    noise = noise_of(range(len(rows)), (pipelines.CHANNELS, SIDE // 2, SIDE // 2), 0)
+    noise = noise_for_samples(range(len(rows)), (pipelines.CHANNELS, SIDE // 2, SIDE // 2), 0)
     options = {}
     if family in PACKED:
         noise = FluxPipeline._pack_latents(noise, *noise.shape)
@@ -108,7 +109,7 @@ def test_what_a_missing_encoder_of_sd3_would_say_is_zero(without):
 def test_flux_that_takes_no_guidance_is_guided_without_a_prompt():
     pipeline, rows = pipelines.flux(guidance_embeds=False), pipelines.rows("flux", 2)
     pipeline.set_progress_bar_config(disable=True)
-    noise = noise_of(range(2), (pipelines.CHANNELS, SIDE // 2, SIDE // 2), 0)
+    noise = noise_for_samples(range(2), (pipelines.CHANNELS, SIDE // 2, SIDE // 2), 0)
     theirs = pipeline(
         rows,
         negative_prompt=["", ""],
@@ -188,8 +189,8 @@ def test_refl_moves_the_network_alone_and_what_is_saved_is_what_was_trained(fami
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
 def test_its_lora_targets_are_all_there(family):
     denoiser = open_denoiser(pipelines.FAMILIES[family](), SIDE)
-    let_learn(denoiser, LoRA(rank=2))
-    names = [name for name in learning(denoiser.network) if "lora_A" in name]
+    set_trainable(denoiser, LoRA(rank=2))
+    names = [name for name in trainable_parameters(denoiser.network) if "lora_A" in name]
     for target in denoiser.lora_targets:
         assert any(f".{target}.lora_A" in name for name in names), target
 
@@ -200,7 +201,7 @@ def test_lora_learns_in_float32_beside_a_bfloat16_network(family):
     pipeline.to(dtype=torch.bfloat16)
     pipeline.vae.float()
     policy = policy_of(pipeline, guidance=2.0, steps=6)
-    let_learn(policy.denoiser, LoRA(rank=2))
+    set_trainable(policy.denoiser, LoRA(rank=2))
     objective = refl_of()
     objective.rows = pipelines.rows(family)
     with torch.autocast("cpu", torch.bfloat16):
@@ -209,7 +210,9 @@ def test_lora_learns_in_float32_beside_a_bfloat16_network(family):
     for name, value in policy.module.named_parameters():
         assert value.dtype == (torch.float32 if "lora" in name else torch.bfloat16)
         assert value.requires_grad == ("lora" in name)
-    gradients = [value.grad for name, value in learning(policy.module).items() if "lora_B" in name]
+    gradients = [
+        value.grad for name, value in trainable_parameters(policy.module).items() if "lora_B" in name
+    ]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.any() for gradient in gradients)
 
@@ -227,7 +230,7 @@ def noisy(family, storage=None):
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
 def test_images_are_drawn_without_noise_whatever_steps_are_trained(family):
     policy, rows = noisy(family), pipelines.rows(family, 2)
-    noise = noise_of(range(2), policy.denoiser.latents.shape, 0)
+    noise = noise_for_samples(range(2), policy.denoiser.autoencoder.shape, 0)
     with_noise = policy.sample(policy.denoiser.encode(rows), noise)
     assert torch.equal(with_noise, drawn(pipelines.FAMILIES[family](), rows, 2.0))
 
@@ -236,14 +239,14 @@ def test_images_are_drawn_without_noise_whatever_steps_are_trained(family):
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
 def test_a_stored_trajectory_is_as_likely_as_when_it_was_drawn(family, storage):
     policy, rows = noisy(family, storage), pipelines.rows(family, 2)
-    condition, shape = policy.denoiser.encode(rows), policy.denoiser.latents.shape
-    x = noise_of(range(2), shape, 0).to(storage)
+    condition, shape = policy.denoiser.encode(rows), policy.denoiser.autoencoder.shape
+    x = noise_for_samples(range(2), shape, 0).to(storage)
     stored = []
     with torch.no_grad():
         for i in range(STEPS):
             at = torch.tensor([i, i])
             step = policy.dynamics.step(
-                x, policy.predict(x.float(), at, condition), at, noise_of(range(2), shape, i, "step")
+                x, policy.predict(x.float(), at, condition), at, noise_for_samples(range(2), shape, i, "step")
             )
             stored.append((x, step.next.to(storage), at, step.logp))
             x = stored[-1][1]

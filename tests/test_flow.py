@@ -10,8 +10,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from test_dynamics import scheduler as ddim_scheduler
 
 from imagereward.errors import IgnoredOptionWarning, InputError
-from imagereward.tuning.dynamics import Diffusion, Noise, kl_divergence, log_probability
-from imagereward.tuning.flow import Flow
+from imagereward.tuning.sampling.base import Noise, kl_divergence, log_probability
+from imagereward.tuning.sampling.diffusion import Diffusion
+from imagereward.tuning.sampling.flow import Flow
 
 STOCHASTIC = {
     "flow_grpo": Noise(kind="flow_grpo", level=0.7),
@@ -420,7 +421,7 @@ def test_a_stochastic_scheduler_is_said_to_be_taken_without_its_noise():
 
 
 def test_min_snr_is_refused():
-    with pytest.raises(InputError, match=r"min_snr=5\.0: flow models draw"):
+    with pytest.raises(InputError, match=r"min_snr_gamma=5\.0: flow models draw"):
         flow().min_snr_weights(torch.tensor([1.0]), 5.0)
 
 

@@ -7,7 +7,8 @@ import pytest
 from conftest import small_scorer
 from safetensors.torch import load_file
 
-from imagereward.tuning import read_recipe, recipe_names, run_recipe
+from imagereward.tuning import run_recipe
+from imagereward.tuning.config import read_recipe, recipe_names
 
 REWARDED = ("refl", "grpo")
 # Sizes and names of what recipes ask for, cut down to what runs in seconds.

@@ -11,23 +11,23 @@ import torch
 from test_refl import PROMPTS, brightness, policy_of
 
 from imagereward.errors import InputError, NonFiniteLossError
-from imagereward.preprocess import Preprocess
+from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
-from imagereward.tuning.accelerator import make_accelerator
-from imagereward.tuning.adapt import LoRA, learning
-from imagereward.tuning.data import ShapesPairs
-from imagereward.tuning.dynamics import Noise
-from imagereward.tuning.latent_images import LatentImages
-from imagereward.tuning.loop import Loop
-from imagereward.tuning.loop_config import LoopConfig
+from imagereward.tuning.data.image_pairs import ShapesPairs
+from imagereward.tuning.data.requests import Request
 from imagereward.tuning.objectives.grpo import GRPO, KL
+from imagereward.tuning.objectives.latent_images import LatentImages
+from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
 from imagereward.tuning.objectives.sft import SFT
 from imagereward.tuning.objectives.weighted import Weighted
-from imagereward.tuning.ratios import clipped_loss, guarded
-from imagereward.tuning.rewards import open_rewards
-from imagereward.tuning.rollouts import Window
-from imagereward.tuning.rows import Request
-from imagereward.tuning.scoring import Scoring
+from imagereward.tuning.policy.trainable import LoRA, trainable_parameters
+from imagereward.tuning.rewards.scoring import ScoringConfig
+from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.rollouts.window import Window
+from imagereward.tuning.sampling.base import Noise
+from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.trainer.accelerate_setup import make_accelerator
+from imagereward.tuning.trainer.trainer import Trainer
 
 STEPS = 4
 NOISE = {
@@ -54,7 +54,7 @@ def grpo_of(family="sd3", reward=brightness, **options):
         "group": 2,
         "batch_size": 4,
         "micro_batch": 2,
-        "scoring": Scoring(wait=0),
+        "scoring": ScoringConfig(wait=0),
     }
     return GRPO(pipelines.rows(family), open_rewards(reward), **(values | options))
 
@@ -69,7 +69,7 @@ def first_step(objective, policy, update=0):
 
 def moved(policy, by=1e-3):
     with torch.no_grad():
-        for value in learning(policy.denoiser.network).values():
+        for value in trainable_parameters(policy.denoiser.network).values():
             value += by * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -100,7 +100,7 @@ def test_a_guarded_ratio_is_that_of_the_paper():
     std = step.std.flatten()
     plain = step.logp - kept.logps[:, batch.place]
     expected = (plain + away / (2 * std**2)) * std
-    torch.testing.assert_close(guarded(plain, step, old), expected)
+    torch.testing.assert_close(centred_log_ratio(plain, step, old), expected)
     # Of dlogp only the part that the noise decides is left: (mean - old) . z / n.
     z = (batch.after - old) / step.std
     torch.testing.assert_close(expected, ((step.mean - old) * z).mean((1, 2, 3)), atol=1e-6, rtol=1e-3)
@@ -175,9 +175,7 @@ def test_the_ratio_is_one_after_batches_have_lost_some_of_their_samples():
 
     policy, objective = small(), grpo_of(reward=only_for_circles, micro_batch=3, batch_size=6)
     batches = first_step(objective, policy)
-    assert (
-        0 < sum(int(batch.counted.sum()) for batch in batches) < sum(len(batch.counted) for batch in batches)
-    )
+    assert 0 < sum(int(batch.valid.sum()) for batch in batches) < sum(len(batch.valid) for batch in batches)
     for batch in batches:
         assert objective.loss(policy, batch)[1]["ratio"] == 1
 
@@ -198,7 +196,7 @@ def constant(pixels, prompts):
 def test_what_does_not_count_in_a_batch_has_no_gradient():
     policy, objective = small(), grpo_of()
     batch = first_step(objective, policy)[0]
-    halved = batch._replace(counted=torch.tensor([True, False]))
+    halved = batch._replace(valid=torch.tensor([True, False]))
     objective.loss(policy, halved)[0].backward()
     weight = policy.denoiser.network.proj_out.weight
     ours, weight.grad = weight.grad, None
@@ -209,7 +207,7 @@ def test_what_does_not_count_in_a_batch_has_no_gradient():
 
 def test_the_same_start_gives_every_image_of_a_group_the_same_first_noise():
     for same in (True, False):
-        objective, policy = grpo_of(same_start=same), small()
+        objective, policy = grpo_of(shared_initial_noise=same), small()
         kept = first_step(objective, policy)[0].trajectories
         assert torch.equal(kept.latents[0, 0], kept.latents[1, 0]) == same
         assert not torch.equal(kept.latents[0, 1], kept.latents[1, 1])
@@ -376,10 +374,10 @@ def test_beside_a_plain_objective_either_learns_where_it_has_steps(tmp_path):
     """GRPO with two steps of the optimizer an update, SFT with one, and an update in which GRPO has none."""
     policy, grpo = small(), grpo_of(optimizer_steps=2)
     pairs = ShapesPairs(4, 0, Preprocess(16), 1)
-    sft = SFT(LatentImages(pairs, policy.denoiser.latents, None), batch_size=2, micro_batch=2)
+    sft = SFT(LatentImages(pairs, policy.denoiser.autoencoder, None), batch_size=2, micro_batch=2)
     both = Weighted({"grpo": (0.9, grpo), "sft": (0.1, sft)})
-    config = LoopConfig(updates=1, batch_size=4, micro_batch=2, evaluate_every=1)
-    loop = Loop(policy, both, config, tmp_path, make_accelerator(config, tmp_path))
+    config = TrainerConfig(updates=1, batch_size=4, micro_batch=2, evaluate_every=1)
+    loop = Trainer(policy, both, config, tmp_path, make_accelerator(config, tmp_path))
     metrics = loop._update(0)
     assert metrics["sft/error"] > 0
     assert metrics["counted"] == 1
@@ -399,7 +397,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatc
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {"updates": 3, "save_every": 1, "window": {"size": 1}, "ema": 0.5, "ema_every": 1}
     run(whole, **options)
-    real, calls = Loop._update, []
+    real, calls = Trainer._update, []
 
     def stop(self, update):
         if update == 2 and not calls:
@@ -407,7 +405,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(self, update)
 
-    monkeypatch.setattr(Loop, "_update", stop)
+    monkeypatch.setattr(Trainer, "_update", stop)
     with pytest.raises(KeyboardInterrupt):
         run(broken, **options)
     run(broken, **options, resume=True)

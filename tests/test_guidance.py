@@ -11,10 +11,10 @@ from test_families import certain, drawn, drawn_by_diffusers
 
 from imagereward.errors import InputError
 from imagereward.tuning import tune
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.denoisers.guidance import default_guidance
-from imagereward.tuning.job import GeneratorConfig
-from imagereward.tuning.randomness import noise_of
+from imagereward.tuning.data.seeding import noise_for_samples
+from imagereward.tuning.families.guidance import default_guidance
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.objectives.config import GeneratorConfig
 
 SIDE = pipelines.SIDE
 SHAPE = (pipelines.CHANNELS, SIDE // 2, SIDE // 2)
@@ -38,7 +38,7 @@ def test_a_flux_without_guidance_as_an_input_is_guided_above_one_alone(guidance)
 
 def by_diffusers(pipeline, place, steps, **options):
     """compare's and an evaluation's first image of a prompt, drawn by the pipeline itself."""
-    noise = noise_of([0], SHAPE, 0, f"image of {place}")
+    noise = noise_for_samples([0], SHAPE, 0, f"image of {place}")
     if isinstance(pipeline, FluxPipeline):
         noise = FluxPipeline._pack_latents(noise, *noise.shape)
     pipeline.set_progress_bar_config(disable=True)

@@ -14,17 +14,17 @@ import PIL.Image
 import PIL.PngImagePlugin
 import pytest
 from conftest import pictures, small_scorer
-from serving import client, png, serving
 from test_bulk import score
 from test_cli import error_of, run
 from test_hostile_metadata import chunk, hostile_exif, png_with
 from typer.testing import CliRunner
 
+from benchmarks.lib.serving import client, png, serving
 from imagereward import bulk
-from imagereward.encoded import MAX_PIXELS_VARIABLE, MOST_SCANS, open_file, set_max_pixels
 from imagereward.errors import ImageReadError, InputError
 from imagereward.generation_metadata import prompt_of
-from imagereward.images import check_image, read_image
+from imagereward.images.encoded import MAX_PIXELS_VARIABLE, MOST_SCANS, open_file, set_max_pixels
+from imagereward.images.reading import check_image, read_image
 
 PICTURE = pictures(1)[0]
 

@@ -12,9 +12,9 @@ from test_cli import error_of
 
 import imagereward as RM
 from imagereward import errors
+from imagereward.checkpoints.hub import fetch
+from imagereward.checkpoints.registry import REGISTRY
 from imagereward.config import JSON_BYTES
-from imagereward.hub import fetch
-from imagereward.registry import REGISTRY
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from conftest import CONFIGS, PROMPTS, pictures, small_scorer
 from huggingface_hub import constants, utils
 
 import imagereward as RM
-from imagereward import hub
+from imagereward.checkpoints import hub
+from imagereward.checkpoints.registry import REGISTRY, File
 from imagereward.errors import CheckpointError, DownloadError
-from imagereward.registry import REGISTRY, File
 
 PAYLOAD = bytes(range(256)) * 64
 DAMAGED = PAYLOAD[:-1] + b"\0"  # as long as it should be, so that only its hash tells
@@ -192,7 +192,9 @@ def in_new_process(root: Path, call: str, **environment: str) -> subprocess.Comp
         [
             sys.executable,
             "-c",
-            f"from imagereward.hub import fetch\nfrom imagereward.registry import File\nprint({call})",
+            "from imagereward.checkpoints.hub import fetch\n"
+            "from imagereward.checkpoints.registry import File\n"
+            f"print({call})",
         ],
         cwd=Path(RM.__file__).parents[1],
         env=inherited | home | environment,

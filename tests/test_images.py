@@ -12,10 +12,10 @@ import torchvision.transforms as T
 import torchvision.transforms.functional as TF
 from conftest import pictures, small_scorer
 
-from imagereward import images as M
 from imagereward.errors import ImageNotFound, ImageReadError, ImageRewardError, ImageTypeError, InputError
-from imagereward.images import check_image, load_pixels, read_image
-from imagereward.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from imagereward.images import reading as M
+from imagereward.images.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from imagereward.images.reading import check_image, load_pixels, read_image
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "images").iterdir())
 MODES = ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"]

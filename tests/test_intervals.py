@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 from test_metrics import drawn
 
-from imagereward import metrics
-from imagereward.intervals import mean_interval, ratio_interval, t_interval
+from imagereward.agreement import metrics
+from imagereward.agreement.intervals import mean_interval, ratio_interval, t_interval
 from imagereward.report.figures import mean_intervals
-from imagereward.tuning.compare import paired_interval
+from imagereward.tuning.evaluation.compare import paired_interval
 
 RUNS = 2000
 

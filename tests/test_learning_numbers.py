@@ -13,13 +13,15 @@ from test_refl import STEPS, refl_of
 from test_refl import run as run_refl
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
-from imagereward.tuning.batches import chunks
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.loop import Loop
-from imagereward.tuning.optimizer import OptimizerConfig, make_optimizer, rate_at
-from imagereward.tuning.policy import Policy
-from imagereward.tuning.randomness import noise_of
+from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.seeding import noise_for_samples
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.snapshots import FrozenCopy
+from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
+from imagereward.tuning.settings import OptimizerConfig
+from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer
+from imagereward.tuning.trainer.trainer import Trainer
 
 
 def watched_steps(monkeypatch, seen):
@@ -42,7 +44,7 @@ def test_gradients_are_no_longer_than_the_clip(clip, tmp_path, monkeypatch):
         norms.append(float(torch.cat(gradients).norm()))
 
     watched_steps(monkeypatch, norm_of)
-    run_refl(tmp_path / "out", clip=clip, scale=1.0, target=None)
+    run_refl(tmp_path / "out", clip=clip, reward_loss_weight=1.0, target=None)
     history = json.loads((tmp_path / "out/history.json").read_text())
     before = [entry["gradient_norm"] for entry in history if "gradient_norm" in entry]
     assert len(before) == len(norms) == 2
@@ -91,16 +93,16 @@ def test_rates_are_those_of_torchs_schedulers(schedule, warmup):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         theirs.step()
-    assert [rate_at(update, config) for update in range(warmup, updates)] == pytest.approx(rates)
-    rising = [rate_at(update, config) for update in range(warmup)]
+    assert [learning_rate_at(update, config) for update in range(warmup, updates)] == pytest.approx(rates)
+    rising = [learning_rate_at(update, config) for update in range(warmup)]
     assert rising == pytest.approx([0.4 * (update + 1) / 3 for update in range(warmup)])
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(2, 8), (4, 4), (4, 2)])
 def test_loras_output_is_alpha_over_rank_times_its_product(rank, alpha):
     denoiser = open_denoiser(pipelines.sd(), 16)
-    let_learn(denoiser, LoRA(rank=rank, alpha=alpha))
-    name = next(name for name in learning(denoiser.network) if "lora_A" in name)
+    set_trainable(denoiser, LoRA(rank=rank, alpha=alpha))
+    name = next(name for name in trainable_parameters(denoiser.network) if "lora_A" in name)
     layer = denoiser.network.get_submodule(name.split(".lora_A")[0])
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     torch.nn.init.normal_(up.data, generator=torch.Generator().manual_seed(0))
@@ -139,8 +141,10 @@ def test_a_resumed_average_of_steps_goes_on_counting(tmp_path, monkeypatch):
     values = {"optimizer_steps": 2, "ema": 0.5, "ema_every": 3, "ema_unit": "steps", "save_every": 1}
     run_grpo(tmp_path / "whole", updates=3, **values)
     run_grpo(tmp_path / "parts", updates=1, **values)
-    numbers, real = [], Loop._average
-    monkeypatch.setattr(Loop, "_average", lambda self, number: numbers.append(number) or real(self, number))
+    numbers, real = [], Trainer._average
+    monkeypatch.setattr(
+        Trainer, "_average", lambda self, number: numbers.append(number) or real(self, number)
+    )
     run_grpo(tmp_path / "parts", updates=3, resume=True, **values)
     assert numbers == [2, 3, 4, 5]
     whole, parts = (
@@ -157,7 +161,7 @@ def walked():
     What ReFL is given, predictions of both at the last three steps, x0 and the next sample of step 3.
     """
     denoiser = open_denoiser(pipelines.sd(), 16)
-    policy = Policy(denoiser, denoiser.dynamics(STEPS), 1.0, Base(denoiser))
+    policy = Policy(denoiser, denoiser.dynamics(STEPS), 1.0, FrozenCopy(denoiser))
     learned, base = denoiser.network, copy.deepcopy(denoiser.network)
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -166,7 +170,7 @@ def walked():
     chunk = chunks(0, 2, 2)[0]
     objective = refl_of(batch_size=2)
     words = denoiser.encode(objective._rows(chunk)).tensors["encoder_hidden_states"]
-    x = noise_of(chunk.samples, denoiser.latents.shape, 0)
+    x = noise_for_samples(chunk.samples, denoiser.autoencoder.shape, 0)
     scheduler, pairs, seen = denoiser.pipeline.scheduler, [], {}
     scheduler.set_timesteps(STEPS)
     with torch.no_grad():
@@ -189,23 +193,23 @@ def test_the_distance_is_the_mean_square_over_elements_and_steps(walked):
     assert float(objective.loss(policy, chunk)[1]["distance"]) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("stay", [0.25, 7.0])
-def test_the_loss_has_the_distance_times_its_weight(walked, stay):
+@pytest.mark.parametrize("reference_weight", [0.25, 7.0])
+def test_the_loss_has_the_distance_times_its_weight(walked, reference_weight):
     policy, chunk, pairs, _ = walked
     mine, theirs = pairs[0]
     at_3 = {"steps": "one", "first": 3, "last": 3}
     with torch.no_grad():
         without, with_it = (
-            float(refl_of(gradient=at_3, stay=weight, batch_size=2).loss(policy, chunk)[0])
-            for weight in (0.0, stay)
+            float(refl_of(gradient=at_3, reference_weight=weight, batch_size=2).loss(policy, chunk)[0])
+            for weight in (0.0, reference_weight)
         )
-    expected = stay * float((mine - theirs).square().mean())
+    expected = reference_weight * float((mine - theirs).square().mean())
     assert with_it - without == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_is_scored_is_the_clean_image_that_the_step_predicts(walked):
     policy, chunk, _, seen = walked
-    decode = policy.denoiser.latents.decode
+    decode = policy.denoiser.autoencoder.decode
     objective = refl_of(gradient={"steps": "one", "first": 3, "last": 3}, batch_size=2)
     with torch.no_grad():
         found = float(objective.loss(policy, chunk)[1]["reward"])

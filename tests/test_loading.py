@@ -14,8 +14,8 @@ from conftest import BLIP, CONFIGS, PROMPTS, pictures, small_scorer
 
 import imagereward as RM
 from imagereward import errors
-from imagereward.registry import ASSETS, REGISTRY, Checkpoint
-from imagereward.state_dicts import read_state_dict
+from imagereward.checkpoints.registry import ASSETS, REGISTRY, Checkpoint
+from imagereward.checkpoints.state_dicts import read_state_dict
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from conftest import pictures, small_scorer
 
 import imagereward as RM
 from imagereward.errors import ImageReadError, InputError
-from imagereward.loops import comfyui
-from imagereward.loops.generation import best_of
-from imagereward.loops.metric import RewardMetric
-from imagereward.loops.rewards import ddpo_reward, flow_grpo_reward, trl_reward
+from imagereward.integrations import comfyui
+from imagereward.integrations.best_of_n import best_of
+from imagereward.integrations.reward_functions import ddpo_reward, flow_grpo_reward, trl_reward
+from imagereward.integrations.torchmetrics import RewardMetric
 
 PROMPTS = ["a red bicycle", "a cat", "a cat"]
 

@@ -9,10 +9,10 @@ from conftest import CONFIGS, PROMPTS, SIZE, pictures, small_scorer
 from transformers import CLIPConfig, CLIPModel
 
 import imagereward as RM
-from benchmarks.plain_loop import PlainImageReward
-from imagereward.loading import assemble
+from benchmarks.lib.plain_loop import PlainImageReward
+from imagereward.checkpoints.loading import assemble
+from imagereward.checkpoints.registry import REGISTRY
 from imagereward.models.clip import from_transformers
-from imagereward.registry import REGISTRY
 
 
 def test_imagereward_equals_the_plain_loop_with_transformers_text_model():

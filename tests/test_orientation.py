@@ -8,14 +8,14 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 from conftest import pictures, small_scorer
-from serving import client, serving
 from test_cli import run
 
 import imagereward as RM
+from benchmarks.lib.serving import client, serving
 from imagereward import bulk
-from imagereward.images import read_image
-from imagereward.orientation import orientation, upright
-from imagereward.tuning.rows import Request, open_pictures
+from imagereward.images.orientation import orientation, upright
+from imagereward.images.reading import read_image
+from imagereward.tuning.data.requests import Request, open_pictures
 
 ORIENTATION = 0x0112
 PICTURE = pictures(1)[0]  # 64 x 48

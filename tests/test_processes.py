@@ -17,9 +17,9 @@ from pipelines import PROMPTS
 from test_refl import brightness, weights
 
 from imagereward.errors import ImageRewardError
-from imagereward.tuning.accelerator import make_accelerator
-from imagereward.tuning.loop import Loop
-from imagereward.tuning.loop_config import LoopConfig
+from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.trainer.accelerate_setup import make_accelerator
+from imagereward.tuning.trainer.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -86,7 +86,7 @@ def check_equal(one, two, steps):
 
 
 def test_refl_does_half_of_the_work_in_each(tmp_path):
-    call = "test_refl.run(out, reward=reward, updates=4, save_every=1, clip=1e6)"
+    call = "test_refl.run(out, reward=reward, updates=4, save_every=1, max_gradient_norm=1e6)"
     one, two = launched(call, tmp_path)
     # After one image to see whether the reward has a gradient.
     assert scored(one) == [1 + 4 * 4]
@@ -98,7 +98,8 @@ def test_refl_does_half_of_the_work_in_each(tmp_path):
 
 
 def test_alignprop_takes_unequal_steps_beside_pairs_that_one_alone_has(tmp_path):
-    call = """test_refl.run(out, updates=2, clip=1e6, gradient={"steps": "suffix"}, lora={"rank": 2},
+    call = """test_refl.run(out, updates=2, max_gradient_norm=1e6, gradient={"steps": "suffix"},
+        lora={"rank": 2},
         pretraining={"data": "shapes", "pairs": 4, "weight": 0.5, "batch_size": 2})"""
     one, two = launched(call, tmp_path)
     check_equal(one, two, [1])
@@ -107,7 +108,7 @@ def test_alignprop_takes_unequal_steps_beside_pairs_that_one_alone_has(tmp_path)
 @pytest.mark.parametrize("more", ["", 'lora={"rank": 2}, kl={"form": "true", "beta": 0.1}, guard=True'])
 def test_grpo_with_unequally_much_to_learn(more, tmp_path):
     call = f"""test_grpo.run(out, reward=test_processes.only_odd_ones, updates=1, batch_size=10,
-        micro_batch=2, clip=1e6, optimizer_steps=2, window={{"size": 2}}, {more})"""
+        micro_batch=2, max_gradient_norm=1e6, optimizer_steps=2, window={{"size": 2}}, {more})"""
     one, two = launched(call, tmp_path)
     check_equal(one, two, [1])
 
@@ -127,11 +128,11 @@ def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch
 
 def test_more_processes_than_parts_of_an_update_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "imagereward.tuning.accelerator.Accelerator",
+        "imagereward.tuning.trainer.accelerate_setup.Accelerator",
         lambda **_: SimpleNamespace(num_processes=3, distributed_type="NO", log_with=[]),
     )
     with pytest.raises(ImageRewardError, match=r"an update has 2 parts for 3 processes; expected at least 3"):
-        make_accelerator(LoopConfig(batch_size=4, micro_batch=2), tmp_path)
+        make_accelerator(TrainerConfig(batch_size=4, micro_batch=2), tmp_path)
 
 
 def test_an_infinite_gradient_is_forgiven_while_its_scale_can_fall():
@@ -139,4 +140,4 @@ def test_an_infinite_gradient_is_forgiven_while_its_scale_can_fall():
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         loop = SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler))
         scaler.scale(torch.ones(()))  # where it is set up
-        assert Loop._scale_can_fall(loop) == forgiven
+        assert Trainer._scale_can_fall(loop) == forgiven

@@ -11,21 +11,21 @@ from test_refl import brightness, settings
 
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.tuning import tune
-from imagereward.tuning.adapt import LoRA, learning, let_learn
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.quantise import FourBits, in_four_bits
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.policy.quantization import Linear4bit, quantize_to_4bit
+from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 
 
 def quantised(family):
     denoiser = open_denoiser(pipelines.FAMILIES[family](), pipelines.SIDE)
-    in_four_bits(denoiser.network, "cpu")
+    quantize_to_4bit(denoiser.network, "cpu")
     return denoiser
 
 
 def predicted(denoiser, rows):
-    shape = denoiser.latents.shape
+    shape = denoiser.autoencoder.shape
     noise = torch.randn(len(rows), *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         times = denoiser.dynamics(4).model_time(torch.full((len(rows),), 1))
@@ -53,17 +53,17 @@ def test_only_adapters_learn_and_their_gradient_is_that_beside_the_same_weights_
     small, written = quantised("sd3"), open_denoiser(pipelines.sd3(), pipelines.SIDE)
     with torch.no_grad():
         for name, layer in small.network.named_modules():
-            if isinstance(layer, FourBits):
+            if isinstance(layer, Linear4bit):
                 written.network.get_submodule(name).weight.copy_(layer.written_out())
     gradients = []
     for denoiser in (small, written):
         torch.manual_seed(0)
-        let_learn(denoiser, LoRA(rank=2))
+        set_trainable(denoiser, LoRA(rank=2))
         rows = pipelines.rows("sd3")
-        noise = torch.randn(len(rows), *denoiser.latents.shape)
+        noise = torch.randn(len(rows), *denoiser.autoencoder.shape)
         times = torch.full((len(rows),), 500.0)
         denoiser.predict(noise, times, denoiser.encode(rows)).square().sum().backward()
-        found = learning(denoiser.network)
+        found = trainable_parameters(denoiser.network)
         assert found
         assert all("lora" in name for name in found)
         gradients.append({name: value.grad for name, value in found.items()})
@@ -75,9 +75,11 @@ def test_only_adapters_learn_and_their_gradient_is_that_beside_the_same_weights_
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux_kontext"])
 def test_grpo_learns_over_a_base_in_four_bits(family, tmp_path):
     kl = {"form": "true", "beta": 0.1}
-    tuned = run(tmp_path / "out", family, quantise=True, lora={"rank": 2}, kl=kl, updates=1)
+    tuned = run(tmp_path / "out", family, quantize=True, lora={"rank": 2}, kl=kl, updates=1)
     network = pipelines.network_of(tuned)
-    assert any(value.abs().max() > 0 for name, value in learning(network).items() if "lora_B" in name)
+    assert any(
+        value.abs().max() > 0 for name, value in trainable_parameters(network).items() if "lora_B" in name
+    )
     history = json.loads((tmp_path / "out/history.json").read_text())
     first = next(entry for entry in history if "loss" in entry)
     assert first["ratio"] == 1
@@ -87,14 +89,14 @@ def test_grpo_learns_over_a_base_in_four_bits(family, tmp_path):
 
 
 def test_weights_in_four_bits_cannot_learn(tmp_path):
-    with pytest.raises(InputError, match="quantise=true without lora"):
-        run(tmp_path / "out", quantise=True)
+    with pytest.raises(InputError, match="quantize=true without lora"):
+        run(tmp_path / "out", quantize=True)
 
 
 def test_without_bitsandbytes_it_is_said_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ImageRewardError, match="quantise=true needs bitsandbytes"):
-        run(tmp_path / "out", quantise=True, lora={"rank": 2})
+    with pytest.raises(ImageRewardError, match="quantize=true needs bitsandbytes"):
+        run(tmp_path / "out", quantize=True, lora={"rank": 2})
     assert not (tmp_path / "out").exists()
 
 
@@ -104,7 +106,7 @@ def test_refl_reaches_adapters_through_four_bits(tmp_path):
         pipelines.rows("flux"),
         reward=brightness,
         output=tmp_path / "out",
-        **settings(quantise=True, lora={"rank": 2}),
+        **settings(quantize=True, lora={"rank": 2}),
     )
-    found = learning(pipelines.network_of(tuned))
+    found = trainable_parameters(pipelines.network_of(tuned))
     assert any(value.abs().max() > 0 for name, value in found.items() if "lora_B" in name)

@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 import imagereward as RM
-from benchmarks.shapes_accuracy import accuracy
+from benchmarks.shapes.scorer_accuracy import accuracy
 from imagereward import shapes
 
 ROOT = Path(__file__).parents[1]
 MARGIN = 0.08  # over a half; the first updates teach quality, what a prompt means comes later
 CUT = (
-    "warmup.max_steps=15",
-    "warmup.warmup_steps=5",
-    "max_steps=150",
-    "warmup_steps=20",
+    "warmup.updates=15",
+    "warmup.warmup_updates=5",
+    "updates=150",
+    "warmup_updates=20",
     "validations=1",
     "trainer.disable_tqdm=true",
 )

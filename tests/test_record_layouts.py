@@ -9,11 +9,12 @@ from tables_of_images import picture, table_of
 from test_bulk import score
 from test_cli import error_of
 
+from imagereward.agreement.rankings import ranking_file, read_rankings
 from imagereward.errors import InputError
-from imagereward.preprocess import Preprocess
-from imagereward.rankings import ranking_file, read_rankings
-from imagereward.tuning.data import PairedImages, RankedImages
-from imagereward.tuning.prompts import read_prompts, read_rows
+from imagereward.images.preprocess import Preprocess
+from imagereward.tuning.data.image_pairs import ImagePairs
+from imagereward.tuning.data.prompts import read_prompts, read_rows
+from imagereward.tuning.reward_model.data import RankedImages
 
 HUB = [
     {
@@ -223,7 +224,7 @@ def test_tune_and_compare_read_the_columns_of_a_table(tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet"])
 def test_pairs_come_from_any_table(place, kind):
     table_of(place / f"t.{kind}", [{"File_Name": f"{name}.png", "Text": f"of {name}"} for name in "ab"])
-    pairs = PairedImages(place / f"t.{kind}", Preprocess(32))
+    pairs = ImagePairs(place / f"t.{kind}", Preprocess(32))
     assert [(text, path) for text, path, _ in pairs.pairs] == [
         ("of a", place / "a.png"),
         ("of b", place / "b.png"),
@@ -234,4 +235,4 @@ def test_a_pair_without_a_text_takes_no_other_column(place):
     records = [{"image": "a.png", "text": "one", "caption": "x"}, {"image": "b.png", "caption": "y"}]
     table_of(place / "t.jsonl", records)
     with pytest.raises(InputError, match="record 1: the row has no prompt"):
-        PairedImages(place / "t.jsonl", Preprocess(32))
+        ImagePairs(place / "t.jsonl", Preprocess(32))

@@ -20,18 +20,19 @@ from safetensors.torch import load_file
 import imagereward as RM
 from imagereward.errors import CheckpointError, ImageRewardError, InputError, NonFiniteLossError
 from imagereward.tuning import tune
-from imagereward.tuning.adapt import Base, LoRA, learning, let_learn
-from imagereward.tuning.batches import chunks
-from imagereward.tuning.checkpoint import latest
 from imagereward.tuning.config import recipe_file
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.generator import recompute
-from imagereward.tuning.loop import Loop
+from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.finetune import recompute
 from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig, denoise, draw_span, hinge
-from imagereward.tuning.policy import Policy
-from imagereward.tuning.randomness import generator, noise_of, rows_of
-from imagereward.tuning.rewards import Rewards, open_rewards
-from imagereward.tuning.runs import claim
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.snapshots import FrozenCopy
+from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
+from imagereward.tuning.rewards.weighted import Rewards, open_rewards
+from imagereward.tuning.trainer.checkpoint import latest_state
+from imagereward.tuning.trainer.run_directory import create_run_directory
+from imagereward.tuning.trainer.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red circle", "two blue squares", "a green star above a red square"]
@@ -55,17 +56,17 @@ def policy_of(family="sd", dtype=torch.float32, lora=None, base=False, steps=STE
     pipeline = pipelines.FAMILIES[family]()
     pipeline.to(dtype=dtype)
     denoiser = open_denoiser(pipeline, 16)
-    kept = Base(denoiser) if base and lora is None else None
-    let_learn(denoiser, lora)
+    kept = FrozenCopy(denoiser) if base and lora is None else None
+    set_trainable(denoiser, lora)
     if dtype == torch.float64:
         denoiser.network.double()
     if base and lora is not None:
-        kept = Base(denoiser)
+        kept = FrozenCopy(denoiser)
     return Policy(denoiser, denoiser.dynamics(steps), guidance, kept)
 
 
 def refl_of(reward=brightness, gradient=None, **options):
-    options = {"batch_size": 4, "micro_batch": 2, "target": None, "scale": 1.0, **options}
+    options = {"batch_size": 4, "micro_batch": 2, "target": None, "reward_loss_weight": 1.0, **options}
     return ReFL(PROMPTS, open_rewards(reward), Gradient(**(gradient or LATE)), **options)
 
 
@@ -112,7 +113,7 @@ def test_recomputing_keeps_far_less_for_the_same_gradients(family):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, _ = objective.loss(policy, chunks(0, 4, 2)[0])
         loss.backward()
-        gradients = [value.grad.clone() for value in learning(policy.denoiser.network).values()]
+        gradients = [value.grad.clone() for value in trainable_parameters(policy.denoiser.network).values()]
         policy.denoiser.network.zero_grad()
         return sum(kept.values()), gradients
 
@@ -144,8 +145,8 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind, judge):
     policy = policy_of(dtype=torch.float64)
     judges = {"brightness": brightness, "ImageReward": small_scorer("ImageReward").double()}
     reward = Rewards({judge: (1.0, judges[judge])})
-    span = draw_span(Gradient(**kind), STEPS, generator(0))
-    noise = noise_of([0, 1], policy.denoiser.latents.shape, 0).double()
+    span = draw_span(Gradient(**kind), STEPS, random_generator(0))
+    noise = noise_for_samples([0, 1], policy.denoiser.autoencoder.shape, 0).double()
     condition = policy.denoiser.encode(PROMPTS[:2])
     before = noise
     with torch.no_grad():
@@ -155,7 +156,7 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind, judge):
 
     def scored():
         latents, _ = denoise(policy, noise, condition, span)
-        return reward(policy.denoiser.latents.decode(latents), PROMPTS[:2])[0].sum()
+        return reward(policy.denoiser.autoencoder.decode(latents), PROMPTS[:2])[0].sum()
 
     @torch.no_grad()
     def scored_from_the_span():
@@ -164,7 +165,7 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind, judge):
             rows = torch.full((2,), i)
             step = policy.dynamics.step(x, policy.predict(x, rows, condition), rows)
             x = step.x0 if span.predicted else step.next
-        return reward(policy.denoiser.latents.decode(x), PROMPTS[:2])[0].sum().item()
+        return reward(policy.denoiser.autoencoder.decode(x), PROMPTS[:2])[0].sum().item()
 
     scored().backward()
     step = 5e-4  # much smaller ones drown the smallest gradients, of 1e-7, in rounding
@@ -214,10 +215,10 @@ def test_only_the_chosen_steps_have_a_gradient(kind, expected):
 
 
 def test_random_steps_are_drawn_from_the_whole_range():
-    late = {draw_span(Gradient(**LATE), STEPS, generator(0, i)) for i in range(200)}
+    late = {draw_span(Gradient(**LATE), STEPS, random_generator(0, i)) for i in range(200)}
     assert {(span.begin, span.end) for span in late} == {(3, 4), (4, 5), (5, 6)}
     assert all(span.predicted for span in late)
-    suffixes = {draw_span(Gradient(steps="suffix"), STEPS, generator(0, i)) for i in range(200)}
+    suffixes = {draw_span(Gradient(steps="suffix"), STEPS, random_generator(0, i)) for i in range(200)}
     assert {(span.begin, span.end) for span in suffixes} == {(i, 6) for i in range(6)}
     assert not any(span.predicted for span in suffixes)
 
@@ -229,7 +230,7 @@ def test_above_the_hinge_the_gradient_is_exactly_zero():
     loss.backward()
     assert loss == 0
     assert metrics["reward"] > 0
-    for value in learning(policy.denoiser.network).values():
+    for value in trainable_parameters(policy.denoiser.network).values():
         assert value.grad is None or not value.grad.any()
 
 
@@ -271,21 +272,21 @@ def test_rewards_are_weighted_and_reported_one_by_one():
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_the_distance_to_the_base_is_zero_at_first_and_grows(family, lora):
     policy = policy_of(family, lora=lora, base=True)
-    chunk, objective = chunks(0, 4, 2)[0], refl_of(stay=1.0)
+    chunk, objective = chunks(0, 4, 2)[0], refl_of(reference_weight=1.0)
     at_first = objective.loss(policy, chunk)[1]["distance"]
-    learned = learning(policy.denoiser.network)
+    learned = trainable_parameters(policy.denoiser.network)
     with torch.no_grad():
         for value in learned.values():
             value += 0.1
     later = objective.loss(policy, chunk)[1]["distance"]
     assert at_first == 0
     assert later > 0
-    assert learning(policy.denoiser.network).keys() == learned.keys()
+    assert trainable_parameters(policy.denoiser.network).keys() == learned.keys()
 
 
 def test_the_distance_does_not_reach_into_the_base():
     policy = policy_of(base=True)
-    refl_of(stay=1.0).loss(policy, chunks(0, 4, 2)[0])[0].backward()
+    refl_of(reference_weight=1.0).loss(policy, chunks(0, 4, 2)[0])[0].backward()
     assert all(value.grad is None for value in policy.base.copy.parameters())
 
 
@@ -293,13 +294,13 @@ def test_the_distance_does_not_reach_into_the_base():
 
 
 def test_noise_belongs_to_the_sample():
-    together = noise_of([3, 4, 5], (2, 2), 7)
-    assert torch.equal(together[1], noise_of([4], (2, 2), 7)[0])
-    assert not torch.equal(noise_of([4], (2, 2), 8), noise_of([4], (2, 2), 7))
+    together = noise_for_samples([3, 4, 5], (2, 2), 7)
+    assert torch.equal(together[1], noise_for_samples([4], (2, 2), 7)[0])
+    assert not torch.equal(noise_for_samples([4], (2, 2), 8), noise_for_samples([4], (2, 2), 7))
 
 
 def test_every_epoch_takes_every_row_once_in_an_order_of_its_own():
-    first, second = rows_of(range(10), 10, 0), rows_of(range(10, 20), 10, 0)
+    first, second = rows_for_samples(range(10), 10, 0), rows_for_samples(range(10, 20), 10, 0)
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
@@ -349,7 +350,7 @@ def test_lora_weights_load_into_the_base_and_give_the_trained_network(family, tm
     base = pipelines.FAMILIES[family]()
     base.load_lora_weights(tmp_path / "out")
     policies = [Policy(d := open_denoiser(each, 16), d.dynamics(STEPS)) for each in (tuned, base)]
-    noise = noise_of([0], policies[0].denoiser.latents.shape, 0)
+    noise = noise_for_samples([0], policies[0].denoiser.autoencoder.shape, 0)
     drawn = [each.sample(each.denoiser.encode(PROMPTS[:1]), noise) for each in policies]
     torch.testing.assert_close(drawn[0], drawn[1], atol=1e-5, rtol=1e-5)
     plain = Policy(d := open_denoiser(pipelines.FAMILIES[family](), 16), d.dynamics(STEPS))
@@ -357,7 +358,7 @@ def test_lora_weights_load_into_the_base_and_give_the_trained_network(family, tm
 
 
 def test_the_reward_goes_up(tmp_path):
-    run(tmp_path / "out", updates=12, target=None, scale=1.0, learning_rate=3e-3)
+    run(tmp_path / "out", updates=12, target=None, reward_loss_weight=1.0, learning_rate=3e-3)
     rewards = evaluations(tmp_path / "out", "reward")
     assert rewards[-1] > rewards[0] + 0.02
 
@@ -369,7 +370,7 @@ def evaluations(output, name):
 
 def test_a_run_says_what_it_did(tmp_path):
     output = tmp_path / "out"
-    run(output, updates=3, evaluate_every=2, save_every=1, keep=2)
+    run(output, updates=3, evaluate_every=2, save_every=1, keep_checkpoints=2)
     card = (output / "README.md").read_text()
     before, after = (evaluations(output, "reward")[i] for i in (0, -1))
     assert f"| reward | {before:.4f} | {after:.4f} |" in card
@@ -440,7 +441,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(lora, tmp_pa
     with pytest.raises(Stop):
         run_named(broken)
     monkeypatch.undo()
-    assert latest(broken).name == "checkpoint-3"
+    assert latest_state(broken).name == "checkpoint-3"
     # As run.json names its output, a run that moved is another run.
     resumed = run_named(broken, resume=True)
     assert resumed is not None
@@ -498,7 +499,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "out"
     killed = launched(broken, kill=3, resume=False)
     assert killed.returncode == -9, killed.stderr
-    assert latest(broken).name == "checkpoint-2"
+    assert latest_state(broken).name == "checkpoint-2"
     for output, resume in ((broken, True), (whole, False)):
         done = launched(output, kill=99, resume=resume)
         assert done.returncode == 0, done.stderr
@@ -524,7 +525,7 @@ def count(optimizer, *_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: count(optimizer))
-test_refl.run(sys.argv[1], updates=4, save_every=1, ema=0.9, resume={resume}, clip=1e6)
+test_refl.run(sys.argv[1], updates=4, save_every=1, ema=0.9, resume={resume}, max_gradient_norm=1e6)
 """
 
 
@@ -637,7 +638,7 @@ def test_prompts_that_are_missing_or_empty_are_named(content, name, message, tmp
     ],
 )
 def test_prompts_are_read_from_every_format(name, content, tmp_path):
-    from imagereward.tuning.prompts import read_prompts
+    from imagereward.tuning.data.prompts import read_prompts
 
     (tmp_path / name).write_text(content)
     assert read_prompts(tmp_path / name) == ["a cat", "a dog"]
@@ -698,7 +699,7 @@ def test_a_loss_that_is_no_number_stops_with_the_prompts_and_the_last_checkpoint
 
 @pytest.mark.parametrize("when", [0, 2])
 def test_a_network_that_overflows_is_said_to_and_by_a_scorer_too(when, tmp_path, monkeypatch):
-    real, updates = Loop._update, []
+    real, updates = Trainer._update, []
 
     def spoiling(self, update):
         updates.append(update)
@@ -709,7 +710,7 @@ def test_a_network_that_overflows_is_said_to_and_by_a_scorer_too(when, tmp_path,
     pipeline = pipelines.sd()
     if when == 0:  # the first evaluation sees it
         pipeline.unet.conv_in.weight.data.fill_(math.nan)
-    monkeypatch.setattr(Loop, "_update", spoiling)
+    monkeypatch.setattr(Trainer, "_update", spoiling)
     with pytest.raises(NonFiniteLossError) as caught:
         run(tmp_path / "out", model=pipeline, reward=small_scorer("ImageReward"), updates=3, save_every=1)
     message = str(caught.value)
@@ -818,7 +819,7 @@ def test_an_unknown_family_at_the_hub_is_refused_by_its_index_alone(tmp_path, mo
 @pytest.mark.parametrize("full_at", ["weights/learned.safetensors", "optimizer.pt"])
 def test_a_full_disk_leaves_the_checkpoint_before(full_at, tmp_path, monkeypatch):
     """No file may grow beyond that one's size in the second checkpoint, as if the disk were full there."""
-    output, real = tmp_path / "out", Loop._save
+    output, real = tmp_path / "out", Trainer._save
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save(self, update, ended):
@@ -827,7 +828,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(full_at, tmp_path, monkeypatch
             resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
         real(self, update, ended)
 
-    monkeypatch.setattr(Loop, "_save", save)
+    monkeypatch.setattr(Trainer, "_save", save)
     try:
         with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written: .*checkpoint-1"):
             run(output, updates=3, save_every=1)
@@ -840,13 +841,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(full_at, tmp_path, monkeypatch
 
 
 def test_a_full_disk_leaves_what_a_run_is_known_by(tmp_path):
-    claim(tmp_path, {"steps": 6})
+    create_run_directory(tmp_path, {"steps": 6})
     before = (tmp_path / "run.json").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            claim(tmp_path, {"steps": 7})
+            create_run_directory(tmp_path, {"steps": 7})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
@@ -880,7 +881,7 @@ def test_a_damaged_run_is_named(text, tmp_path):
 
 
 def test_a_checkpoint_of_somebody_elses_name_is_left_alone(tmp_path):
-    options = {"save_every": 1, "keep": 1}
+    options = {"save_every": 1, "keep_checkpoints": 1}
     run(tmp_path / "out", updates=1, **options)
     kept = (tmp_path / "out/checkpoint-1").rename(tmp_path / "out/checkpoint-best")
     run(tmp_path / "out", updates=3, **options, resume=True)
@@ -893,27 +894,27 @@ def test_a_run_that_was_stopped_early_stays_so_until_it_is_given_more_updates(tm
     output = tmp_path / "out"
     run(output, updates=4, **common)
     stopped = (output / "history.json").read_text()
-    assert latest(output).name == "checkpoint-1"
+    assert latest_state(output).name == "checkpoint-1"
     run(output, updates=4, **common, resume=True)
     assert (output / "history.json").read_text() == stopped
-    assert latest(output).name == "checkpoint-1"
+    assert latest_state(output).name == "checkpoint-1"
     run(output, updates=5, **common, resume=True)
-    assert latest(output).name == "checkpoint-2"
+    assert latest_state(output).name == "checkpoint-2"
 
 
 def test_averages_are_those_of_diffusers(tmp_path, monkeypatch):
     """Its EMAModel, which grows its decay in the same way, beside ours at every second update."""
-    expected, real, models = {}, Loop._average, []
+    expected, real, models = {}, Trainer._average, []
 
     def average(self, update):
         real(self, update)
-        values = learning(self.bare)
+        values = trainable_parameters(self.bare)
         if update % 2:
             models.append(models[-1] if models else EMAModel(values.values(), decay=0.3))
             models[-1].step(values.values())
             expected.update(zip(values, models[-1].shadow_params, strict=True))
 
-    monkeypatch.setattr(Loop, "_average", average)
+    monkeypatch.setattr(Trainer, "_average", average)
     run(tmp_path / "out", updates=11, ema=0.3, ema_every=2, learning_rate=1e-3)
     averaged = load_file(tmp_path / "out/checkpoint-11/weights/averaged.safetensors")
     bare = load_file(tmp_path / "out/checkpoint-11/weights/learned.safetensors")

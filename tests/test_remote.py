@@ -11,10 +11,9 @@ import PIL.Image
 import pytest
 import torch
 from conftest import CONFIGS, PROMPTS, pictures, small_scorer
-from serving import Gate, metric, png, serving, wait_until
 
 import imagereward as RM
-from imagereward import wire
+from benchmarks.lib.serving import Gate, metric, png, serving, wait_until
 from imagereward.errors import (
     ImageNotFound,
     ImageReadError,
@@ -22,6 +21,7 @@ from imagereward.errors import (
     PromptTruncatedWarning,
     RemoteError,
 )
+from imagereward.remote import protocol
 from imagereward.serve import Limits
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
@@ -46,7 +46,7 @@ def local(scorers):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(wire, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(protocol, "FIRST_WAIT", 0.01)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "Ensemble"])
@@ -318,10 +318,10 @@ def test_retry_after_is_honoured(scripted, ask):
 
 
 def test_retry_after_may_be_a_date_and_is_bounded():
-    assert wire.wait(0, "Wed, 21 Oct 2015 07:28:00 GMT") < 1
-    assert wire.wait(0, "nonsense") < 1
-    assert wire.wait(0, "100000") <= 121
-    assert max(wire.wait(50, None) for _ in range(100)) <= 20
+    assert protocol.wait(0, "Wed, 21 Oct 2015 07:28:00 GMT") < 1
+    assert protocol.wait(0, "nonsense") < 1
+    assert protocol.wait(0, "100000") <= 121
+    assert max(protocol.wait(50, None) for _ in range(100)) <= 20
 
 
 def test_retries_end_with_an_error_that_names_server_and_cause(scripted, ask):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch.utils.data
 from conftest import pictures, small_scorer
-from serving import serving
 
 import imagereward as RM
-from imagereward import forking
+from benchmarks.lib.serving import serving
 from imagereward.errors import InputError, RemoteError
+from imagereward.remote import forking
 
 PROMPTS = [f"{colour} {shape}" for colour in ("red", "blue", "green", "grey") for shape in ("cat", "sofa")]
 IMAGES = pictures(len(PROMPTS))

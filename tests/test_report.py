@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browsing import assert_readable
 from conftest import pictures
 from scipy import stats
 from typer.testing import CliRunner
 
+from benchmarks.lib.browsing import assert_readable
 from imagereward.bulk import score_table
 from imagereward.cli import app
 from imagereward.errors import InputError, OutputError
@@ -28,7 +28,7 @@ GENERATORS = ["first", "second", "third"]
 HOSTILE = '<script>document.title="gone"</script><img src=x onerror=alert(1)> "\'& \u202e'
 
 
-def rows_of(prompts: int = 12, seed: int = 0, folder: str = "") -> list[dict]:
+def rows_for_samples(prompts: int = 12, seed: int = 0, folder: str = "") -> list[dict]:
     """Scores of two images a prompt by each of three generators, some equal, with some rows missing."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -61,7 +61,7 @@ def write(path, rows, fingerprint=None):
 @pytest.fixture
 def scored(tmp_path):
     """A table with images on disk, one of which is missing, and a row with an error."""
-    rows = rows_of(folder=f"{tmp_path}/")
+    rows = rows_for_samples(folder=f"{tmp_path}/")
     rows[4] |= {"score:A": None, "score:B": None, "error": f"images[0] is damaged {HOSTILE}"}
     for row, picture in zip(rows, pictures(len(rows))):
         path = tmp_path / row["image"]
@@ -80,7 +80,7 @@ def report(path, **options) -> str:
 
 
 def test_win_shares_are_those_of_counting_every_pair(tmp_path):
-    rows = rows_of()
+    rows = rows_for_samples()
     scores = read_scores(write(tmp_path / "s.parquet", rows))
     judged = figures.judged_by(scores, 0)
     for a, b in product(range(3), repeat=2):
@@ -101,7 +101,7 @@ def test_win_shares_are_those_of_counting_every_pair(tmp_path):
 
 
 def test_means_and_intervals_are_those_of_scipy_over_whole_prompts(tmp_path):
-    rows = [row for row in rows_of(40) if row["generator"] != "third"]
+    rows = [row for row in rows_for_samples(40) if row["generator"] != "third"]
     scores = read_scores(write(tmp_path / "s.parquet", rows))
     for spread in figures.judged_by(scores, 0).spreads:
         own = [row for row in rows if row["generator"] == GENERATORS[spread.generator]]
@@ -145,7 +145,7 @@ def test_what_one_prompt_says_has_no_interval_and_may_be_chance(tmp_path):
 
 
 def test_agreement_is_that_of_scipy_and_disagreements_are_the_largest_differences(tmp_path):
-    rows = rows_of()
+    rows = rows_for_samples()
     scores = read_scores(write(tmp_path / "s.parquet", rows))
     (agreement,) = figures.agreements(scores)
     a, b = (np.array([row[f"score:{name}"] for row in rows]) for name in "AB")
@@ -163,7 +163,7 @@ def test_agreement_is_that_of_scipy_and_disagreements_are_the_largest_difference
 
 
 def test_best_and_worst_are_the_extremes_and_never_the_same_image(tmp_path):
-    rows = rows_of()
+    rows = rows_for_samples()
     scores = read_scores(write(tmp_path / "s.parquet", rows))
     values = [row["score:A"] for row in rows]
     ends = selection.overall(scores, 0)
@@ -209,7 +209,7 @@ def test_what_score_table_writes_can_be_reported_in_every_format(table, models, 
 
 
 def test_generators_are_a_column_or_else_folders(tmp_path):
-    rows = rows_of(folder="/data/run/")
+    rows = rows_for_samples(folder="/data/run/")
     write(tmp_path / "column.parquet", rows)
     assert read_scores(tmp_path / "column.parquet").grouped_by == "the column generator"
     assert read_scores(tmp_path / "column.parquet", "truncated").generators == ["False", "True"]
@@ -221,7 +221,7 @@ def test_generators_are_a_column_or_else_folders(tmp_path):
 
 
 def test_relative_images_begin_where_is_said(tmp_path):
-    rows = rows_of(2)
+    rows = rows_for_samples(2)
     (tmp_path / "pictures/first").mkdir(parents=True)
     pictures(1)[0].save(tmp_path / "pictures" / rows[0]["image"])
     write(tmp_path / "s.parquet", rows[:2])
@@ -233,7 +233,7 @@ def test_relative_images_begin_where_is_said(tmp_path):
     "change", ["one prompt", "one row", "no prompts", "no images", "equal scores", "gaps"]
 )
 def test_tables_that_lack_something_are_reported_without_it(tmp_path, change):
-    rows = rows_of()
+    rows = rows_for_samples()
     if change == "one prompt":
         rows = [{**row, "prompt": "the same"} for row in rows]
     elif change == "one row":
@@ -265,7 +265,7 @@ def test_many_rows_and_generators_stay_within_bounds(tmp_path):
 
 
 def test_thumbnails_are_small_whatever_the_image(tmp_path):
-    rows = rows_of(1)[:2]
+    rows = rows_for_samples(1)[:2]
     noise = np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), dtype=np.uint8)
     import PIL.Image
 
@@ -361,7 +361,7 @@ def test_it_prints_light_on_a_few_pages_with_its_pictures(browser, scored):
 
 def test_the_commands_and_the_python_of_the_pages_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    rows = rows_of(2)
+    rows = rows_for_samples(2)
     for row, picture in zip(rows, pictures(len(rows))):
         (tmp_path / row["image"]).parent.mkdir(exist_ok=True)
         picture.save(row["image"])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from test_launch import ROOT
 
-from benchmarks import finetune, finetune_flow
+from benchmarks.training import finetune, finetune_flow
 
 RESULTS = ROOT / "benchmarks/results"
 PICTURES = {finetune: "finetune.png", finetune_flow: "finetune-flow.png"}

@@ -8,17 +8,17 @@ import torch
 from test_refl import policy_of
 
 from imagereward.errors import InputError
-from imagereward.tuning.batches import Chunk, chunks
-from imagereward.tuning.dynamics import Noise
-from imagereward.tuning.rollouts import (
+from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.rollouts.minibatches import make_minibatches
+from imagereward.tuning.rollouts.trajectories import (
     Trajectories,
-    Window,
     check_noise,
-    deal,
-    groups_of,
-    repeated_rows,
-    roll,
+    group_numbers,
+    rows_for_groups,
+    sample_trajectories,
 )
+from imagereward.tuning.rollouts.window import Window
+from imagereward.tuning.sampling.base import Noise
 
 STEPS = 6
 FLOW = Noise(kind="flow_grpo", level=0.7)
@@ -30,7 +30,9 @@ def rolled(family="sd3", window=None, noise=FLOW, storage=None, chunk=CHUNK, sta
     steps = (window or Window()).draw(STEPS, 0, chunk.update)
     condition = policy.denoiser.encode(pipelines.rows(family, len(chunk.samples)))
     noisy = policy.dynamics.with_noise(noise, storage)
-    return roll(policy, noisy, condition, chunk, steps, seed=0, starts=starts or chunk.samples, **options)
+    return sample_trajectories(
+        policy, noisy, condition, chunk, steps, seed=0, starts=starts or chunk.samples, **options
+    )
 
 
 # The window.
@@ -93,7 +95,7 @@ def test_outside_of_the_window_nothing_is_random():
     condition = policy.denoiser.encode(pipelines.PROMPTS[:1]).repeat(2)
     noisy = policy.dynamics.with_noise(FLOW)
     steps = window.draw(STEPS, 0, 0)
-    kept, clean = roll(policy, noisy, condition, chunk, steps, seed=0, starts=[0, 0])
+    kept, clean = sample_trajectories(policy, noisy, condition, chunk, steps, seed=0, starts=[0, 0])
     torch.testing.assert_close(kept.latents[0, 0], kept.latents[1, 0])
     assert (kept.latents[0, 1] - kept.latents[1, 1]).abs().max() > 0.01
     assert (clean[0] - clean[1]).abs().max() > 0.01
@@ -111,7 +113,9 @@ def test_a_sample_is_drawn_the_same_whatever_it_is_drawn_with():
     policy = policy_of("sd3", steps=STEPS)
     condition = policy.denoiser.encode(pipelines.PROMPTS[1:2])
     noisy = policy.dynamics.with_noise(FLOW)
-    _, alone = roll(policy, noisy, condition, Chunk(0, 9, (5,), 1.0), range(5), seed=0, starts=[5])
+    _, alone = sample_trajectories(
+        policy, noisy, condition, Chunk(0, 9, (5,), 1.0), range(5), seed=0, starts=[5]
+    )
     torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -127,7 +131,7 @@ def test_every_prompt_is_drawn_as_often_as_a_group_is_large_over_all_processes(r
         drawn = Counter()
         for rank in range(ranks):
             for chunk in chunks(update, batch, 3)[rank::ranks]:
-                drawn.update(repeated_rows(chunk.samples, size, batch, count, seed))
+                drawn.update(rows_for_groups(chunk.samples, size, batch, count, seed))
         assert set(drawn.values()) == {size}
         assert len(drawn) == batch // size
         seen.update(drawn.keys())
@@ -138,27 +142,27 @@ def test_every_prompt_is_drawn_as_often_as_a_group_is_large_over_all_processes(r
 
 
 def test_where_rows_are_few_an_update_draws_all_of_them_equally_often():
-    drawn = Counter(repeated_rows(range(24, 48), 4, 24, 3, 0))
+    drawn = Counter(rows_for_groups(range(24, 48), 4, 24, 3, 0))
     assert drawn == dict.fromkeys(range(3), 8)
 
 
 def test_groups_are_numbered_through_the_run():
-    assert groups_of([0, 3, 4, 11], 4) == [0, 0, 1, 2]
+    assert group_numbers([0, 3, 4, 11], 4) == [0, 0, 1, 2]
 
 
 # Dealing out.
 
 
-def dealt(counted, parts=1, rank=0, ranks=1, first=100, width=2):
-    counted = torch.tensor(counted)
-    counts = [width] * (len(counted) // width)
+def dealt(valid, parts=1, rank=0, ranks=1, first=100, width=2):
+    valid = torch.tensor(valid)
+    counts = [width] * (len(valid) // width)
     mine = [
         Trajectories(
             Chunk(
                 3,
                 index,
                 tuple(range(first + width * index, first + width * (index + 1))),
-                width / len(counted),
+                width / len(valid),
             ),
             None,
             range(2, 4),
@@ -168,9 +172,9 @@ def dealt(counted, parts=1, rank=0, ranks=1, first=100, width=2):
         )
         for index in range(rank, len(counts), ranks)
     ]
-    worth = torch.arange(len(counted)).float()
+    worth = torch.arange(len(valid)).float()
     options = {"first": first, "parts": parts, "rank": rank, "ranks": ranks}
-    return deal(mine, counts, worth, counted, **options)
+    return make_minibatches(mine, counts, worth, valid, **options)
 
 
 def test_every_step_of_every_chunk_is_a_minibatch_and_shares_add_up():
@@ -202,8 +206,8 @@ def test_an_update_may_be_several_steps():
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_processes_get_equally_many_minibatches_and_shares_add_up_over_all(parts):
-    counted = [True, True] * 3 + [False] * 6 + [True] * 4
-    by_rank = [dealt(counted, parts, rank, 2) for rank in range(2)]
+    valid = [True, True] * 3 + [False] * 6 + [True] * 4
+    by_rank = [dealt(valid, parts, rank, 2) for rank in range(2)]
     for ours, theirs in zip(*by_rank, strict=True):
         assert len(ours) == len(theirs)
         assert sum(each.share for each in [*ours, *theirs]) == pytest.approx(1)

@@ -10,14 +10,14 @@ from PIL import Image
 from test_refl import brightness, settings
 
 from imagereward.errors import InputError
-from imagereward.preprocess import Preprocess
+from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.denoisers.pictures import mask_pixels
-from imagereward.tuning.generator import train_generator
+from imagereward.tuning.data.prompts import read_prompts, read_rows
+from imagereward.tuning.data.requests import Request, digest_of, prompts_of
+from imagereward.tuning.families.image_conditioning import mask_pixels
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.finetune import train_generator
 from imagereward.tuning.objectives.sft import SFTConfig
-from imagereward.tuning.prompts import read_prompts, read_rows
-from imagereward.tuning.rows import Request, digest_of, prompts_of
 
 BOTH = ("image", "mask")
 
@@ -204,14 +204,14 @@ def test_pairs_cannot_train_a_model_that_takes_pictures(tmp_path):
 
 
 def test_min_snr_of_a_flow_model_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match=r"min_snr=5\.0: flow models draw"):
-        sft("sd3", tmp_path, min_snr=5.0)
+    with pytest.raises(InputError, match=r"min_snr_gamma=5\.0: flow models draw"):
+        sft("sd3", tmp_path, min_snr_gamma=5.0)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_flow_models_learn_from_pairs(family, tmp_path):
-    tuned = sft(family, tmp_path, drop=0.5)
+    tuned = sft(family, tmp_path, prompt_dropout=0.5)
     before = pipelines.network_of(pipelines.FAMILIES[family]()).state_dict()
     assert all(value.isfinite().all() for value in pipelines.network_of(tuned).state_dict().values())
     assert any(

@@ -11,22 +11,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from conftest import small_scorer
-from serving import serving
 from test_grpo import grpo_of, run, small
 from test_refl import PROMPTS, brightness
 
 import imagereward as RM
 import imagereward.tuning.objectives.grpo as grpo
+from benchmarks.lib.serving import serving
 from imagereward.errors import InputError, NonFiniteScoreError, RemoteError, RewardError
-from imagereward.tuning.batches import chunks
-from imagereward.tuning.compressibility import jpeg_compressibility
-from imagereward.tuning.evaluate import Evaluation, EvaluationConfig, draw
-from imagereward.tuning.grid import as_image
-from imagereward.tuning.rewards import open_rewards
-from imagereward.tuning.scoring import Scored, Scorers, Scoring, check_up
+from imagereward.images.reading import to_pil
+from imagereward.rewards.jpeg import jpeg_compressibility
+from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.evaluation.evaluate import Evaluation, sample_images
+from imagereward.tuning.rewards.scoring import RewardPool, ScoredBatch, ScoringConfig, require_scores
+from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.settings import EvaluationConfig
 
 LATENCY = 0.5
-AT_ONCE = Scoring(wait=0, retries=2)
+AT_ONCE = ScoringConfig(wait=0, retries=2)
 
 
 def images(count=3):
@@ -34,7 +35,7 @@ def images(count=3):
 
 
 def scored(reward, config=AT_ONCE, rows=PROMPTS):
-    with Scorers(open_rewards(reward), config) as scorers:
+    with RewardPool(open_rewards(reward), config) as scorers:
         scorers.submit(images(len(rows)), rows)
         (found,) = scorers.results()
     return found
@@ -83,7 +84,7 @@ def test_only_what_failed_is_asked_again():
 
 def test_a_wait_doubles():
     began = time.monotonic()
-    scored(Flaky(2), Scoring(wait=0.1, retries=2))
+    scored(Flaky(2), ScoringConfig(wait=0.1, retries=2))
     assert 0.3 <= time.monotonic() - began < 2
 
 
@@ -100,7 +101,9 @@ def test_a_reward_of_the_wrong_shape_is_a_mistake_and_not_asked_again():
 
 
 def test_several_rewards_fail_one_by_one():
-    with Scorers(open_rewards({"test_refl:brightness": 1.0, "test_scoring:never": 1.0}), AT_ONCE) as scorers:
+    with RewardPool(
+        open_rewards({"test_refl:brightness": 1.0, "test_scoring:never": 1.0}), AT_ONCE
+    ) as scorers:
         scorers.submit(images(), PROMPTS)
         (found,) = scorers.results()
     assert found.rewards["test_refl:brightness"].isfinite().all()
@@ -116,12 +119,12 @@ def test_a_reward_that_is_down_is_named():
         RewardError, match=r"reward never is down: it failed for all 4 images of update 1, the"
     ):
         one_update(never)
-    check_up(Scored({"a": torch.tensor([1.0, float("nan")])}, {}), "an update")
+    require_scores(ScoredBatch({"a": torch.tensor([1.0, float("nan")])}, {}), "an update")
 
 
 def test_a_reward_that_stays_away_is_not_asked_for_ever():
     flaky = Flaky(10**6)
-    with Scorers(open_rewards(flaky), Scoring(workers=1, retries=2, wait=0)) as scorers:
+    with RewardPool(open_rewards(flaky), ScoringConfig(workers=1, retries=2, wait=0)) as scorers:
         for _ in range(5):
             scorers.submit(images(), PROMPTS)
         found = scorers.results()
@@ -136,7 +139,7 @@ def test_a_batch_that_cannot_be_scored_keeps_no_other_from_it():
             raise ValueError("not this one")
         return brightness(pixels, prompts)
 
-    with Scorers(open_rewards(all_but), Scoring(workers=1, retries=0)) as scorers:
+    with RewardPool(open_rewards(all_but), ScoringConfig(workers=1, retries=0)) as scorers:
         for prompt in [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1]]:
             scorers.submit(images()[:1], [prompt])
         found = [bool(each.rewards["all_but"].isfinite().all()) for each in scorers.results()]
@@ -147,7 +150,7 @@ def test_an_image_that_is_no_number_is_not_scored():
     spoiled = images()
     spoiled[1, 0, 0, 0] = torch.nan
     said = pytest.raises(NonFiniteScoreError, match=f"what was drawn for '{PROMPTS[1]}' is not finite")
-    with Scorers(open_rewards(brightness), AT_ONCE) as scorers, said:
+    with RewardPool(open_rewards(brightness), AT_ONCE) as scorers, said:
         scorers.submit(spoiled, PROMPTS)
 
 
@@ -158,7 +161,7 @@ def test_an_evaluation_leaves_out_what_failed_and_names_a_reward_that_is_down(tm
 
     policy, rows = small(), list(PROMPTS)
     config = EvaluationConfig(seeds=1, batch_size=2)
-    images = draw(policy, rows, 1, 0, 2, None)
+    images = sample_images(policy, rows, 1, 0, 2, None)
 
     def judged(reward):
         watch = Evaluation(policy, rows, open_rewards(reward), None, config, tmp_path, 0, AT_ONCE)
@@ -184,7 +187,7 @@ def test_what_failed_is_counted_and_the_rest_is_learned_from():
         return torch.where(torch.arange(len(worth)) == 0, torch.nan, worth)
 
     objective = grpo_of(
-        reward=without_the_first, group=3, micro_batch=3, batch_size=6, scoring=Scoring(retries=0)
+        reward=without_the_first, group=3, micro_batch=3, batch_size=6, scoring=ScoringConfig(retries=0)
     )
     policy = small()
     batches = next(objective.minibatches(policy, 0, 0, 1))
@@ -202,7 +205,7 @@ def test_a_server_scores_as_the_scorer_does():
     with serving(scorer) as url:
         by_name = scored(f"{url}#{scorer.name}")
         by_object = scored(RM.connect(url))
-    expected = torch.tensor(scorer.score_pairs(PROMPTS, [as_image(each) for each in images()]))
+    expected = torch.tensor(scorer.score_pairs(PROMPTS, [to_pil(each) for each in images()]))
     for found in (by_name, by_object):
         torch.testing.assert_close(next(iter(found.rewards.values())), expected, atol=1e-5, rtol=1e-5)
 
@@ -258,7 +261,7 @@ def slow_server():
 @pytest.mark.parametrize(("sampling", "count", "workers"), [(0.3, 10, 1), (0.25, 20, 4)])
 def test_while_a_reward_waits_the_next_batch_is_drawn(sampling, count, workers, monkeypatch):
     """Sampling stands still for as long as is said, so that only the overlap is timed."""
-    objective = grpo_of(micro_batch=2, batch_size=2 * count, scoring=Scoring(workers=workers))
+    objective = grpo_of(micro_batch=2, batch_size=2 * count, scoring=ScoringConfig(workers=workers))
     policy = small()
     every = chunks(0, 2 * count, 2)
     with slow_server() as url:
@@ -275,9 +278,9 @@ def test_while_a_reward_waits_the_next_batch_is_drawn(sampling, count, workers, 
             time.sleep(sampling)
             return canned, clean
 
-        monkeypatch.setattr(grpo, "roll", roll)
+        monkeypatch.setattr(grpo, "sample_trajectories", roll)
         monkeypatch.setattr(policy.denoiser, "encode", lambda rows: canned.condition)
-        monkeypatch.setattr(policy.denoiser.latents, "decode", lambda latents: torch.zeros(2, 3, 16, 16))
+        monkeypatch.setattr(policy.denoiser.autoencoder, "decode", lambda latents: torch.zeros(2, 3, 16, 16))
         larger, took = max(count * sampling, count * LATENCY / workers), []
         while len(took) < 3 and min(took, default=math.inf) > 1.15 * larger:  # others may need the machine
             began = time.monotonic()
@@ -294,7 +297,7 @@ def test_few_batches_wait_to_be_scored():
         gate.wait(10)
         return torch.ones(len(prompts))
 
-    with Scorers(open_rewards(reward), Scoring(workers=1)) as scorers:
+    with RewardPool(open_rewards(reward), ScoringConfig(workers=1)) as scorers:
 
         def submit():
             for number in range(4):
@@ -321,7 +324,7 @@ def test_what_is_plain_compresses_best():
 
 
 def test_grpo_learns_from_a_reward_without_gradient(tmp_path):
-    name = "imagereward.tuning.compressibility:jpeg_compressibility"
+    name = "imagereward.rewards.jpeg:jpeg_compressibility"
     run(tmp_path / "out", reward=name, updates=1)
     with pytest.raises(InputError, match="is not differentiable"):
         open_rewards(name).check_differentiable(16, "a picture")

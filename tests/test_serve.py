@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, PROMPTS, pictures, small_scorer
-from serving import Gate, base64_of, client, metric, npy, png, serving, wait_until
 
+from benchmarks.lib.serving import Gate, base64_of, client, metric, npy, png, serving, wait_until
 from imagereward.errors import InputError
 from imagereward.serve import Limits, create_app
 from imagereward.serve.run import by_name, read_token

@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 import pytest
 from conftest import pictures, small_scorer
-from serving import client, png, serving
+
+from benchmarks.lib.serving import client, png, serving
 
 PNG = png(pictures(1)[0])
 BARE = base64.b64encode(PNG).decode()

@@ -16,8 +16,8 @@ import pytest
 from conftest import pictures, small_scorer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import base64_of, client, npy, png, serving
 
+from benchmarks.lib.serving import base64_of, client, npy, png, serving
 from imagereward.serve import Limits
 
 LIMITS = Limits(

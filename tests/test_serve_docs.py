@@ -9,9 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import pictures, small_scorer
-from serving import serving
 
 import imagereward as RM
+from benchmarks.lib.serving import serving
 
 PAGE = (Path(__file__).parents[1] / "docs/server.md").read_text()
 

@@ -5,10 +5,10 @@ import time
 import httpx2
 import pytest
 from conftest import pictures
-from serving import base64_of, png, wait_until
 
-from benchmarks.refused_requests import KINDS, command, peak_mib, refused, scored
-from benchmarks.serve import resident_mib
+from benchmarks.lib.serving import base64_of, png, wait_until
+from benchmarks.scoring.refused_requests import KINDS, command, peak_mib, refused, scored
+from benchmarks.scoring.serve import resident_mib
 
 MORE = 1.1  # times what it was
 REQUESTS = 6

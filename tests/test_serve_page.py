@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from browsing import assert_readable
 from conftest import pictures, small_scorer
-from serving import client, serving
+
+from benchmarks.lib.browsing import assert_readable
+from benchmarks.lib.serving import client, serving
 
 PROMPT = "a red bicycle"
 

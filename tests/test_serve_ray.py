@@ -10,7 +10,8 @@ import httpx2
 import numpy as np
 import pytest
 from conftest import pictures, small_scorer
-from serving import base64_of, client, png, wait_until
+
+from benchmarks.lib.serving import base64_of, client, png, wait_until
 
 pytest.importorskip("ray", reason="ray is not installed: python -m pip install 'imagereward[scale]'")
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import pictures, small_scorer
-from serving import Gate, base64_of, client, metric, png, serving, wait_until
 
+from benchmarks.lib.serving import Gate, base64_of, client, metric, png, serving, wait_until
 from imagereward.serve import Limits
 
 TOKEN = {"Authorization": "Bearer s3cret"}

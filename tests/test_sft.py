@@ -11,20 +11,20 @@ from PIL import Image
 from test_refl import PROMPTS, brightness, policy_of, settings
 
 from imagereward.errors import InputError
-from imagereward.preprocess import Preprocess
+from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
-from imagereward.tuning.batches import chunks
-from imagereward.tuning.data import PairedImages, ShapesPairs
-from imagereward.tuning.denoisers import open_denoiser
-from imagereward.tuning.dynamics import Diffusion
-from imagereward.tuning.latent_images import LatentImages
-from imagereward.tuning.objectives.autoencoder import kl_to_normal
+from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.from_scratch.autoencoder import kl_to_normal
+from imagereward.tuning.objectives.latent_images import LatentImages
 from imagereward.tuning.objectives.sft import SFT
 from imagereward.tuning.objectives.weighted import Weighted
+from imagereward.tuning.sampling.diffusion import Diffusion
 
 
 def sft_of(policy, **options):
-    data = LatentImages(ShapesPairs(6, 0, Preprocess(16)), policy.denoiser.latents)
+    data = LatentImages(ShapesPairs(6, 0, Preprocess(16)), policy.denoiser.autoencoder)
     return SFT(data, **{"batch_size": 4, "micro_batch": 2, **options})
 
 
@@ -54,9 +54,9 @@ def test_the_loss_is_the_error_of_the_prediction():
     policy.denoiser.predict = watched
     loss, _ = objective.loss(policy, chunk)
     # epsilon = (x - sqrt(alpha) x0) / sqrt(1 - alpha), with x0 the data's own latents.
-    from imagereward.tuning.randomness import rows_of
+    from imagereward.tuning.data.seeding import rows_for_samples
 
-    rows = rows_of(chunk.samples, len(objective.data), 0)
+    rows = rows_for_samples(chunk.samples, len(objective.data), 0)
     clean = objective.data.latents(rows)
     alpha = policy.denoiser.pipeline.scheduler.alphas_cumprod[seen["time"]].view(-1, 1, 1, 1)
     noise = (seen["x"] - alpha.sqrt() * clean) / (1 - alpha).sqrt()
@@ -134,7 +134,7 @@ def test_refl_with_pretraining_logs_both(tmp_path):
         PROMPTS,
         reward=brightness,
         output=tmp_path / "out",
-        **settings(pretraining={"data": str(tmp_path / "pairs.json"), "batch_size": 3, "min_snr": 5.0}),
+        **settings(pretraining={"data": str(tmp_path / "pairs.json"), "batch_size": 3, "min_snr_gamma": 5.0}),
     )
     history = json.loads((tmp_path / "out/history.json").read_text())
     logged = [entry for entry in history if "loss" in entry]
@@ -157,10 +157,10 @@ def test_pretraining_pairs_that_are_missing_are_named(tmp_path):
 def test_a_set_of_pairs_knows_itself(tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "pairs.json").write_text(json.dumps([{"text": "a cat", "image": "a.png"}]))
-    first = PairedImages(tmp_path / "pairs.json", Preprocess(16)).identity
-    assert first == PairedImages(tmp_path / "pairs.json", Preprocess(16)).identity
+    first = ImagePairs(tmp_path / "pairs.json", Preprocess(16)).identity
+    assert first == ImagePairs(tmp_path / "pairs.json", Preprocess(16)).identity
     Image.new("RGB", (17, 17)).save(tmp_path / "a.png")
-    assert first != PairedImages(tmp_path / "pairs.json", Preprocess(16)).identity
+    assert first != ImagePairs(tmp_path / "pairs.json", Preprocess(16)).identity
 
 
 def test_the_kl_is_that_of_two_normals():

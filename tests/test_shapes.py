@@ -12,13 +12,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from benchmarks import shapes_measure
+from benchmarks.shapes import measure_accuracy
 from imagereward import shapes
 from imagereward.errors import ImageNotFound, ImageReadError, ImageTypeError, InputError, OutputError
 from imagereward.shapes import (
     Annotator,
     Group,
-    Request,
+    SceneRequest,
     Truth,
     arrange,
     ask,
@@ -32,47 +32,47 @@ from imagereward.shapes.corrupt import STRENGTH, damaged, misread, possible_mist
 from imagereward.shapes.measure import judge
 from imagereward.shapes.render import PAINT
 from imagereward.shapes.scene import SIZES
-from imagereward.shapes.seen import Found
+from imagereward.shapes.segmentation import Found
 
 RED, BLUE = Group(1, "red", "circle"), Group(1, "blue", "star")
 # Written by hand: what people may say, and what is meant.
 MEANT = {
-    "a red circle": Request((RED,)),
-    "One red circle.": Request((RED,)),
-    "an orange cross": Request((Group(1, "orange", "cross"),)),
-    "a small orange cross": Request((Group(1, "orange", "cross", "small"),)),
-    "three large pink crosses": Request((Group(3, "pink", "cross", "large"),)),
-    "a picture of four yellow rings": Request((Group(4, "yellow", "ring"),)),
-    "an image of two cyan triangles drawn simply": Request((Group(2, "cyan", "triangle"),)),
-    "a red circle and a blue star": Request((RED, BLUE)),
-    "two green squares and one purple ring": Request(
+    "a red circle": SceneRequest((RED,)),
+    "One red circle.": SceneRequest((RED,)),
+    "an orange cross": SceneRequest((Group(1, "orange", "cross"),)),
+    "a small orange cross": SceneRequest((Group(1, "orange", "cross", "small"),)),
+    "three large pink crosses": SceneRequest((Group(3, "pink", "cross", "large"),)),
+    "a picture of four yellow rings": SceneRequest((Group(4, "yellow", "ring"),)),
+    "an image of two cyan triangles drawn simply": SceneRequest((Group(2, "cyan", "triangle"),)),
+    "a red circle and a blue star": SceneRequest((RED, BLUE)),
+    "two green squares and one purple ring": SceneRequest(
         (Group(2, "green", "square"), Group(1, "purple", "ring"))
     ),
-    "a red circle, a blue star and a pink ring": Request((RED, BLUE, Group(1, "pink", "ring"))),
-    "a red circle left of a blue star": Request((RED, BLUE), "left of"),
-    "a red circle to the left of a blue star": Request((RED, BLUE), "left of"),
-    "a blue star with a red circle on its left": Request((RED, BLUE), "left of"),
-    "a red circle right of a blue star": Request((RED, BLUE), "right of"),
-    "a red circle to the right of a blue star": Request((RED, BLUE), "right of"),
-    "a blue star with a red circle on its right": Request((RED, BLUE), "right of"),
-    "a red circle above a blue star": Request((RED, BLUE), "above"),
-    "a red circle over a blue star": Request((RED, BLUE), "above"),
-    "a blue star with a red circle above it": Request((RED, BLUE), "above"),
-    "a red circle below a blue star": Request((RED, BLUE), "below"),
-    "a red circle under a blue star": Request((RED, BLUE), "below"),
-    "a blue star with a red circle below it": Request((RED, BLUE), "below"),
-    "a red circle in the top left corner": Request((RED,), position="top left"),
-    "a red circle in the bottom right corner": Request((RED,), position="bottom right"),
-    "a red circle at the top": Request((RED,), position="top"),
-    "a red circle at the bottom": Request((RED,), position="bottom"),
-    "a red circle on the left side": Request((RED,), position="left"),
-    "a red circle on the right side": Request((RED,), position="right"),
-    "a red circle in the center": Request((RED,), position="center"),
-    "a red circle in the middle": Request((RED,), position="center"),
-    "a red circle on a white background": Request((RED,), background="white"),
-    "a red circle, grey background": Request((RED,), background="grey"),
-    "a red circle in front of a black background": Request((RED,), background="black"),
-    "a drawing of a red circle over a blue star, black background": Request(
+    "a red circle, a blue star and a pink ring": SceneRequest((RED, BLUE, Group(1, "pink", "ring"))),
+    "a red circle left of a blue star": SceneRequest((RED, BLUE), "left of"),
+    "a red circle to the left of a blue star": SceneRequest((RED, BLUE), "left of"),
+    "a blue star with a red circle on its left": SceneRequest((RED, BLUE), "left of"),
+    "a red circle right of a blue star": SceneRequest((RED, BLUE), "right of"),
+    "a red circle to the right of a blue star": SceneRequest((RED, BLUE), "right of"),
+    "a blue star with a red circle on its right": SceneRequest((RED, BLUE), "right of"),
+    "a red circle above a blue star": SceneRequest((RED, BLUE), "above"),
+    "a red circle over a blue star": SceneRequest((RED, BLUE), "above"),
+    "a blue star with a red circle above it": SceneRequest((RED, BLUE), "above"),
+    "a red circle below a blue star": SceneRequest((RED, BLUE), "below"),
+    "a red circle under a blue star": SceneRequest((RED, BLUE), "below"),
+    "a blue star with a red circle below it": SceneRequest((RED, BLUE), "below"),
+    "a red circle in the top left corner": SceneRequest((RED,), position="top left"),
+    "a red circle in the bottom right corner": SceneRequest((RED,), position="bottom right"),
+    "a red circle at the top": SceneRequest((RED,), position="top"),
+    "a red circle at the bottom": SceneRequest((RED,), position="bottom"),
+    "a red circle on the left side": SceneRequest((RED,), position="left"),
+    "a red circle on the right side": SceneRequest((RED,), position="right"),
+    "a red circle in the center": SceneRequest((RED,), position="center"),
+    "a red circle in the middle": SceneRequest((RED,), position="center"),
+    "a red circle on a white background": SceneRequest((RED,), background="white"),
+    "a red circle, grey background": SceneRequest((RED,), background="grey"),
+    "a red circle in front of a black background": SceneRequest((RED,), background="black"),
+    "a drawing of a red circle over a blue star, black background": SceneRequest(
         (RED, BLUE), "above", background="black"
     ),
 }
@@ -103,12 +103,12 @@ def rng(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def requests(count: int, seed: int = 0) -> list[Request]:
+def requests(count: int, seed: int = 0) -> list[SceneRequest]:
     source = rng(seed)
     return [ask(source) for _ in range(count)]
 
 
-def bag(request: Request) -> Counter:
+def bag(request: SceneRequest) -> Counter:
     return Counter({(g.colour, g.shape): g.count for g in request.groups})
 
 
@@ -160,10 +160,10 @@ def test_every_phrasing_is_said_and_nothing_else():
     source = rng(2)
     frames = ("{}", "a picture of {}", "an image of {}", "a drawing of {}", "{} drawn simply")
     alone = {f"{number} red circle" for number in ("a", "one")}
-    relations = {prompt for prompt, meant in MEANT.items() if meant == Request((RED, BLUE), "above")}
-    said = {say(Request((RED,)), source) for _ in range(400)}
+    relations = {prompt for prompt, meant in MEANT.items() if meant == SceneRequest((RED, BLUE), "above")}
+    said = {say(SceneRequest((RED,)), source) for _ in range(400)}
     assert said == {frame.format(text) for frame in frames for text in alone}
-    said = {say(Request((RED, BLUE), "above"), source) for _ in range(12_000)}
+    said = {say(SceneRequest((RED, BLUE), "above"), source) for _ in range(12_000)}
     assert said == {
         frame.format(text.replace("a red", f"{one} red").replace("a blue", f"{two} blue"))
         for frame in frames
@@ -265,7 +265,7 @@ def test_scenes_keep_relation_position_and_size():
 
 
 def test_a_drawing_is_a_function_of_scene_and_generator_and_no_two_are_equal():
-    scene = arrange(Request((RED, BLUE)), rng(9))
+    scene = arrange(SceneRequest((RED, BLUE)), rng(9))
     pictures = [draw(scene, rng(seed)) for seed in range(20)]
     assert np.array_equal(pictures[3], draw(scene, rng(3)))
     assert pictures[0].dtype == np.float32
@@ -276,7 +276,7 @@ def test_a_drawing_is_a_function_of_scene_and_generator_and_no_two_are_equal():
 
 @pytest.mark.parametrize("size", [16, 64, 100])
 def test_a_drawing_has_any_size_and_shows_the_same(size):
-    scene = arrange(Request((Group(1, "red", "circle"),), background="black"), rng(10))
+    scene = arrange(SceneRequest((Group(1, "red", "circle"),), background="black"), rng(10))
     (thing,) = scene.things
     redness = draw(scene, rng(10), size) @ [1, -0.5, -0.5]
     rows, columns = np.nonzero(redness > 0.3)
@@ -345,7 +345,7 @@ def errors(damage: str, scenes: int = 12) -> np.ndarray:
     rows = []
     for seed in range(scenes):
         # On grey paper nothing is clipped.
-        scene = arrange(Request((RED, BLUE), background="grey"), rng(14, seed))
+        scene = arrange(SceneRequest((RED, BLUE), background="grey"), rng(14, seed))
         clean = draw(scene, rng(15, seed))
         rows.append(
             [np.sqrt(np.mean((damaged(scene, damage, n, rng(15, seed)) - clean) ** 2)) for n in (1, 2, 3)]
@@ -366,7 +366,7 @@ def test_noise_and_bands_are_as_strong_as_they_say():
 
 def test_blur_lowers_the_steepest_edge_level_by_level():
     for seed in range(10):
-        scene = arrange(Request((RED,)), rng(16, seed))
+        scene = arrange(SceneRequest((RED,)), rng(16, seed))
         steepest = [
             np.abs(np.diff(damaged(scene, "blur", level, rng(17, seed)), axis=1)).max() for level in (1, 2, 3)
         ]
@@ -376,7 +376,7 @@ def test_blur_lowers_the_steepest_edge_level_by_level():
 
 def test_an_occlusion_is_a_grey_square_over_a_things_rim():
     for seed in range(10):
-        scene = arrange(Request((RED,)), rng(18, seed))
+        scene = arrange(SceneRequest((RED,)), rng(18, seed))
         clean = draw(scene, rng(19, seed))
         for level, share in enumerate(STRENGTH["occlusion"], 1):
             image = damaged(scene, "occlusion", level, rng(19, seed))
@@ -389,7 +389,7 @@ def test_an_occlusion_is_a_grey_square_over_a_things_rim():
 
 def test_a_crop_leaves_less_of_a_lone_thing_the_higher_its_level():
     for seed in range(10):
-        scene = arrange(Request((RED,)), rng(20, seed))
+        scene = arrange(SceneRequest((RED,)), rng(20, seed))
         areas = [
             (np.ptp(damaged(scene, "crop", level, rng(21, seed)), axis=-1) > 0.25).sum()
             for level in (1, 2, 3)
@@ -574,7 +574,7 @@ def test_a_wrong_prompt_asks_for_something_else_in_the_grammar():
 
 
 def test_candidates_have_the_truth_they_come_with():
-    source, request = rng(23), Request((RED, BLUE), "left of")
+    source, request = rng(23), SceneRequest((RED, BLUE), "left of")
     for level in range(4):
         image, truth = shapes.candidate(request, level, 0, source)
         assert (truth.faithfulness, truth.quality, truth.damage) == (level, 0, None)
@@ -590,13 +590,13 @@ def test_candidates_have_the_truth_they_come_with():
 
 @pytest.fixture(scope="module")
 def agreement():
-    return shapes_measure.attributes(images=14, seed=77)
+    return measure_accuracy.attributes(images=14, seed=77)
 
 
-@pytest.mark.parametrize("attribute", shapes_measure.ATTRIBUTES)
+@pytest.mark.parametrize("attribute", measure_accuracy.ATTRIBUTES)
 def test_the_measure_agrees_with_the_truth_on_clean_and_lightly_degraded_images(agreement, attribute):
     rows = [row for row in agreement if row["attribute"] == attribute]
-    assert [row["condition"] for row in rows] == list(shapes_measure.CONDITIONS)
+    assert [row["condition"] for row in rows] == list(measure_accuracy.CONDITIONS)
     least = 0.98 if attribute in ("colour", "shape", "thing") else 0.95
     assert min(row["agreement"] for row in rows) >= least
     assert sum(row["right"] for row in rows) > 10
@@ -604,7 +604,7 @@ def test_the_measure_agrees_with_the_truth_on_clean_and_lightly_degraded_images(
 
 
 def test_a_clean_image_measures_cleaner_than_a_damaged_one():
-    rows = shapes_measure.cleanliness(images=12, seed=78)
+    rows = measure_accuracy.cleanliness(images=12, seed=78)
     assert {(row["damage"], row["level"]) for row in rows[1:]} == {
         (damage, level) for damage in shapes.DAMAGES for level in (1, 2, 3)
     }
@@ -632,7 +632,7 @@ def test_things_that_touch_are_told_apart():
     for colour, other in (("red", "blue"), ("red", "orange"), ("purple", "blue")):
         two = by_pillow([("square", colour, 0.37, 0.5, 0.18), ("square", other, 0.62, 0.5, 0.18)])
         assert measure(
-            two, Request((Group(1, colour, "square"), Group(1, other, "square")), "left of")
+            two, SceneRequest((Group(1, colour, "square"), Group(1, other, "square")), "left of")
         ).faithful
     same = by_pillow([("circle", "red", 0.35, 0.5, 0.15), ("circle", "red", 0.65, 0.5, 0.155)])
     assert measure(same, "two red circles").faithful

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import imagereward as RM
-from benchmarks.shapes_accuracy import accuracy
+from benchmarks.shapes.scorer_accuracy import accuracy
 from imagereward import demo, shapes
+from imagereward.checkpoints.registry import ASSETS, REGISTRY
 from imagereward.cli import app
-from imagereward.registry import ASSETS, REGISTRY
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/tiny.json"
 SEED = 5  # of none of the training data, and not the seed of the published figures

@@ -10,13 +10,13 @@ from diffusers import DiffusionPipeline
 from pipelines import network_of
 from test_launch import ROOT, launch
 
-from benchmarks.finetune import STEPS, prompts_of
-from benchmarks.tiny_drawings import drawings
+from benchmarks.toy_models.drawings import drawings
+from benchmarks.training.finetune import STEPS, prompts_of
 from imagereward import shapes
 from imagereward.shapes.rewards import measured
-from imagereward.tuning.randomness import noise_of
+from imagereward.tuning.data.seeding import noise_for_samples
 
-HOMES = {name: ROOT / "benchmarks" / name for name in ("tiny-sd", "tiny-flow")}
+HOMES = {name: ROOT / "benchmarks" / "toy_models" / name for name in ("tiny-sd", "tiny-flow")}
 PROMPTS = 64
 
 
@@ -55,7 +55,7 @@ def test_plain_diffusers_draws_with_it(name):
     pipeline = DiffusionPipeline.from_pretrained(HOMES[name], dtype=torch.float32, **absent(name))
     pipeline.set_progress_bar_config(disable=True)
     prompts = prompts_of("test", 16)
-    noise = noise_of(range(16), (4, 16, 16), 0)
+    noise = noise_for_samples(range(16), (4, 16, 16), 0)
     images = pipeline(
         prompts, latents=noise, num_inference_steps=STEPS, output_type="pil", **TOLD[name]
     ).images

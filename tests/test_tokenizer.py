@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from imagereward.tokenizer import VOCABULARY, WordPieceTokenizer
+from imagereward.models.tokenizer import VOCABULARY, WordPieceTokenizer
 
 DEC, ENC = 30522, 30523
 TEXTS = {

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from imagereward.cli import app, main
 from imagereward.errors import InputError
-from imagereward.tuning import read_recipe, recipe_names, run_recipe
-from imagereward.tuning import telling as telling_module
-from imagereward.tuning.config import build, recipe_header, recipe_summary
+from imagereward.tuning import run_recipe
+from imagereward.tuning.config import build, read_recipe, recipe_header, recipe_names, recipe_summary
 from imagereward.tuning.explain import MISSING, ORIGINS, config_of, explain
-from imagereward.tuning.job import GeneratorConfig
-from imagereward.tuning.telling import Pace, duration, headline
+from imagereward.tuning.objectives.config import GeneratorConfig
+from imagereward.tuning.trainer import progress as telling_module
+from imagereward.tuning.trainer.progress import Pace, duration, headline
 
 
 def told(capsys) -> str:

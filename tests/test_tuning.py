@@ -24,30 +24,23 @@ from typer.testing import CliRunner
 
 import imagereward as RM
 from imagereward import shapes
+from imagereward.agreement.metrics import pair_accuracy, pairs_of
+from imagereward.agreement.rankings import read_rankings
+from imagereward.checkpoints.registry import REGISTRY
 from imagereward.cli import app, main
 from imagereward.config import ScorerConfig
 from imagereward.errors import CheckpointError, DeadHeadError, InputError, NonFiniteScoreError
-from imagereward.metrics import pair_accuracy, pairs_of
+from imagereward.images.preprocess import Preprocess
 from imagereward.models import model_class
 from imagereward.models.imagereward import RewardHead
-from imagereward.preprocess import Preprocess
-from imagereward.rankings import read_rankings
-from imagereward.registry import REGISTRY
-from imagereward.tokenizer import SPECIAL_TOKENS
-from imagereward.tuning import read_recipe, recipe_names, run_recipe
-from imagereward.tuning.config import build
-from imagereward.tuning.data import RankedImages, Rehearsed, ShapesPairs, collate_rankings
-from imagereward.tuning.objectives import image_text
-from imagereward.tuning.objectives.image_text import (
-    ImageText,
-    contrastive_loss,
-    masked_words,
-    negatives,
-)
-from imagereward.tuning.objectives.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
-from imagereward.tuning.reward_model import RewardModelConfig, train_reward_model
-from imagereward.tuning.runs import check_output
-from imagereward.tuning.weights import (
+from imagereward.models.tokenizer import SPECIAL_TOKENS
+from imagereward.tuning import run_recipe
+from imagereward.tuning.config import build, read_recipe, recipe_names
+from imagereward.tuning.data.image_pairs import ShapesPairs
+from imagereward.tuning.reward_model import image_text
+from imagereward.tuning.reward_model.data import RankedImages, RankingsWithPairs, collate_rankings
+from imagereward.tuning.reward_model.image_text import ImageText, contrastive_loss, masked_words, negatives
+from imagereward.tuning.reward_model.init import (
     freeze,
     from_nothing,
     frozen_names,
@@ -55,6 +48,9 @@ from imagereward.tuning.weights import (
     set_checkpointing,
     start_from,
 )
+from imagereward.tuning.reward_model.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
+from imagereward.tuning.reward_model.train import RewardModelConfig, train_reward_model
+from imagereward.tuning.trainer.run_directory import check_run_directory
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "train" / "reward_model.py")
@@ -348,7 +344,7 @@ def test_every_ranked_prompt_brings_its_pairs_along_in_turn(data):
     preprocess = Preprocess(SIZE)
     rankings = RankedImages(data / "train.json", preprocess)
     pairs = ShapesPairs(7, 0, preprocess)
-    items = Rehearsed(rankings, pairs, 3)
+    items = RankingsWithPairs(rankings, pairs, 3)
     batch = collate_rankings([items[1], items[2]])
     assert batch["rehearsed"]["prompts"] == [pairs[i]["prompt"] for i in (3, 4, 5, 6, 0, 1)]
     plain = collate_rankings([rankings[1], rankings[2]])
@@ -468,7 +464,7 @@ def test_frozen_weights_get_no_gradient(asked):
 
 def test_training_leaves_frozen_weights_bit_for_bit_and_moves_all_others(data, tmp_path):
     start = start_directory("ImageReward", tmp_path)
-    train(data, tmp_path / "out", start=str(start), fix_rate=0.5, max_steps=2)
+    train(data, tmp_path / "out", start=str(start), fix_rate=0.5, updates=2)
     before = RM.load(start, "cpu").state_dict()
     after = RM.load(tmp_path / "out", "cpu")
     frozen = {f"blip.{name}" for name in frozen_names(after.blip, 0.5)}
@@ -989,7 +985,7 @@ def test_a_few_bad_images_are_skipped_counted_and_named_and_training_goes_on(bro
     (path / valid).write_bytes((path / valid).read_bytes()[:200])
     total = sum(len(record["generations"]) for record in records)
     with caplog.at_level(logging.WARNING):
-        train(path, tmp_path / "out", most_bad=0.1, max_steps=1)
+        train(path, tmp_path / "out", max_bad_share=0.1, updates=1)
     bad = {str(path / name) for name in (three["generations"][0], records[-1]["generations"][1], valid)}
     skipped = json.loads((tmp_path / "out/skipped.json").read_text())
     assert set(skipped) == bad
@@ -1004,7 +1000,7 @@ def test_more_bad_images_than_allowed_are_an_error(broken, tmp_path):
     name = json.loads((path / "train.json").read_text())[0]["generations"][0]
     (path / name).unlink()
     with pytest.raises(InputError, match=r"1 of \d+ images cannot be used: .*does not exist; at most 0.50%"):
-        train(path, tmp_path / "out", most_bad=0.005)
+        train(path, tmp_path / "out", max_bad_share=0.005)
 
 
 def test_a_prompt_that_is_left_without_a_pair_is_left_out(broken):
@@ -1041,7 +1037,7 @@ def test_a_data_set_without_a_usable_pair_is_an_error(broken):
     for name in json.loads((path / "train.json").read_text())[0]["generations"]:
         (path / name).unlink()
     with pytest.raises(InputError, match="no prompt has a pair of usable images"):
-        RankedImages(path / "train.json", small_scorer("ImageReward").preprocess, most_bad=1.0)
+        RankedImages(path / "train.json", small_scorer("ImageReward").preprocess, max_bad_share=1.0)
 
 
 def test_a_warm_up_on_files_skips_bad_images_and_names_them(data, tmp_path):
@@ -1050,11 +1046,11 @@ def test_a_warm_up_on_files_skips_bad_images_and_names_them(data, tmp_path):
         picture.save(tmp_path / record["image"])
     (tmp_path / "5.png").write_bytes(b"no picture")
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    stage = {**WARMUP, "data": str(tmp_path / "pairs.json"), "max_steps": 1, "batch_size": 4}
-    train(data, tmp_path / "out", warmup=stage, max_steps=1, most_bad=0.2)
+    stage = {**WARMUP, "data": str(tmp_path / "pairs.json"), "updates": 1, "batch_size": 4}
+    train(data, tmp_path / "out", warmup=stage, updates=1, max_bad_share=0.2)
     assert list(json.loads((tmp_path / "out/skipped.json").read_text())) == [str(tmp_path / "5.png")]
     with pytest.raises(InputError, match="1 of 8 images cannot be used"):
-        train(data, tmp_path / "strict", warmup=stage, most_bad=0.1)
+        train(data, tmp_path / "strict", warmup=stage, max_bad_share=0.1)
 
 
 @pytest.mark.parametrize(
@@ -1186,7 +1182,7 @@ def test_the_run_is_recorded_with_its_config(run, data):
 
 
 def test_a_model_stored_in_half_precision_scores_as_the_returned_one_and_is_calibrated(data, tmp_path):
-    scorer = train(data, tmp_path / "half", store="float16", max_steps=2)
+    scorer = train(data, tmp_path / "half", save_dtype="float16", updates=2)
     loaded = RM.load(tmp_path / "half", "cpu")
     assert loaded.score("a red square", pictures(4)) == scorer.score("a red square", pictures(4))
     pooled = np.concatenate(scores_and_rankings(loaded, data / "valid.json")[0])
@@ -1195,7 +1191,7 @@ def test_a_model_stored_in_half_precision_scores_as_the_returned_one_and_is_cali
 
 
 def test_without_calibration_scores_stay_raw(data, tmp_path):
-    scorer = train(data, tmp_path / "raw", calibrate=False, max_steps=1, name="Mine")
+    scorer = train(data, tmp_path / "raw", calibrate=False, updates=1, name="Mine")
     assert (scorer.mean, scorer.std) == (0, 1)
     assert json.loads((tmp_path / "raw/config.json").read_text())["name"] == "Mine"
 
@@ -1214,7 +1210,7 @@ def test_micro_batches_add_up_to_the_batch(data, tmp_path, monkeypatch):
     changes = {
         "architecture": {**ARCHITECTURE, "text": text},
         "batch_size": 8,
-        "max_steps": 1,
+        "updates": 1,
         "trainer": {"optim": "sgd"},  # its step is in proportion to the gradient
     }
     whole = train(path, tmp_path / "whole", micro_batch=8, **changes).state_dict()
@@ -1334,10 +1330,10 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew_whatever_was_draw
 def test_only_the_first_process_looks_whether_the_output_is_free(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text("{}")  # as the first one, a moment earlier, may have written it
     monkeypatch.setenv("RANK", "1")
-    assert check_output(str(tmp_path), {"seed": 1}, resume=False) == tmp_path
+    assert check_run_directory(str(tmp_path), {"seed": 1}, resume=False) == tmp_path
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match="already holds another run"):
-        check_output(str(tmp_path), {"seed": 1}, resume=False)
+        check_run_directory(str(tmp_path), {"seed": 1}, resume=False)
 
 
 def test_two_processes_train_one_model_and_validate_every_pair_once(data, tmp_path, environment):
@@ -1346,11 +1342,11 @@ def test_two_processes_train_one_model_and_validate_every_pair_once(data, tmp_pa
         tmp_path / "mine.toml",
         data,
         output,
-        warmup={**WARMUP, "max_steps": 2, "rehearsal": 0},
+        warmup={**WARMUP, "updates": 2, "rehearsal": 0},
         trainer={"disable_tqdm": True},
         batch_size=4,
         micro_batch=2,
-        max_steps=4,
+        updates=4,
         validations=5,
         checkpointing="fairscale",
         fix_rate=0.5,
@@ -1418,7 +1414,7 @@ def test_tune_with_an_unknown_key_names_the_nearest(capsys, monkeypatch, tmp_pat
 
 def test_tune_trains_by_the_command_line(data, tmp_path):
     path = recipe(tmp_path / "mine.toml", data, "overridden", trainer={"disable_tqdm": True})
-    arguments = ["tune", path, f"output={tmp_path / 'out'}", "max_steps=1"]
+    arguments = ["tune", path, f"output={tmp_path / 'out'}", "updates=1"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert RM.load(tmp_path / "out", "cpu").config.max_length == ARCHITECTURE["max_length"]
@@ -1430,7 +1426,7 @@ def test_shapes_writes_a_data_set_that_the_trainer_reads(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "8 train, 1 valid, 1 test prompts" in result.stdout
-    images = RankedImages(out / "train.json", small_scorer("ImageReward").preprocess, most_bad=0.0)
+    images = RankedImages(out / "train.json", small_scorer("ImageReward").preprocess, max_bad_share=0.0)
     assert len(images) == 8
 
 

@@ -73,7 +73,7 @@ def test_batch_size_changes_no_score(scorer, batch_size):
 def test_a_matrix_in_many_parts_equals_the_matrix_in_one(scorer, monkeypatch):
     images, prompts = pictures(5), [f"{prompt} {n}" for n in range(3) for prompt in PROMPTS]
     whole = scorer.score_matrix(prompts, images)
-    monkeypatch.setattr("imagereward.engine.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("imagereward.scoring.pair_scoring.PAIRS_AT_ONCE", 7)
     np.testing.assert_allclose(scorer.score_matrix(prompts, images, batch_size=3), whole, **CLOSE)
 
 
@@ -81,7 +81,7 @@ def test_irregular_pairs_in_many_parts_equal_single_scores(scorer, monkeypatch):
     images = pictures(3)
     which = [(0, 0), (1, 0), (2, 0), (3, 0), (1, 2), (0, 1), (1, 2), (3, 2)]
     expected = [scorer.score(PROMPTS[m], images[n]) for m, n in which]
-    monkeypatch.setattr("imagereward.engine.PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr("imagereward.scoring.pair_scoring.PAIRS_AT_ONCE", 3)
     pairs = scorer.score_pairs([PROMPTS[m] for m, _ in which], [images[n] for _, n in which], batch_size=2)
     np.testing.assert_allclose(pairs, expected, **CLOSE)
 
@@ -203,7 +203,7 @@ def test_half_precision_scores_stay_near_float32(scorers, kind, dtype):
 
 
 def test_equal_scores_share_a_rank():
-    from imagereward.ranking import ranks_of
+    from imagereward.scoring.ranking import ranks_of
 
     assert ranks_of([0.5, 2.0, 0.5, -1.0, 2.0]) == [3, 1, 3, 5, 1]
     picture = pictures(1)[0]
@@ -543,7 +543,7 @@ def test_components_loaded_from_one_tower_share_it_and_its_image_pass(tmp_path, 
 
 
 def test_all_components_share_one_decode(monkeypatch, image_paths):
-    import imagereward.images
+    import imagereward.images.reading
 
     decoded = []
     original = imagereward.images.read_image

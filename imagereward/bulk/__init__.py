@@ -8,23 +8,23 @@ import torch
 from tqdm import tqdm
 
 from imagereward.bulk import local, on_ray
-from imagereward.bulk.changes import InputWatch, digest_of
-from imagereward.bulk.directories import skipped_of
-from imagereward.bulk.folders import Folder
+from imagereward.bulk.decoding.processes import refuse_nested_start
+from imagereward.bulk.inputs.changes import InputWatch, digest_of
+from imagereward.bulk.inputs.directories import skipped_of
+from imagereward.bulk.inputs.folders import Folder
+from imagereward.bulk.inputs.own_files import refuse_output_in_input
+from imagereward.bulk.inputs.rows import find_columns
+from imagereward.bulk.inputs.sources import open_source
 from imagereward.bulk.job import Cache, Job, default_workers
 from imagereward.bulk.output import ROW_GROUP, Output, Summary
-from imagereward.bulk.own_files import refuse_output_in_input
-from imagereward.bulk.processes import refuse_nested_start
-from imagereward.bulk.rows import find_columns
 from imagereward.bulk.scoring import SCORE, schema
-from imagereward.bulk.sources import open_source
+from imagereward.checkpoints.loading import resolve_device
 from imagereward.config import whole_number
 from imagereward.errors import InputError, OutputError
 from imagereward.generation_metadata import Markup, check_markup
-from imagereward.loading import resolve_device
 from imagereward.precision import resolve_dtype
 from imagereward.records import Table
-from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, MOST_AT_ONCE
+from imagereward.scoring.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, MOST_AT_ONCE
 
 __all__ = ["Summary", "score_table"]
 

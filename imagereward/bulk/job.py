@@ -9,18 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from imagereward.bulk.cache import FeatureCache, FeatureReader, tower_of
-from imagereward.bulk.changes import InputWatch, content_of, identity
-from imagereward.bulk.decoders import Decoders
-from imagereward.bulk.loading import Loader, load_parts, one_ahead, wishes_of
-from imagereward.bulk.rows import Columns, Image, Part, parts_of, rows_of
+from imagereward.bulk.decoding.cache import FeatureCache, FeatureReader, tower_of
+from imagereward.bulk.decoding.decoders import Decoders
+from imagereward.bulk.decoding.loading import Loader, load_parts, one_ahead, wishes_of
+from imagereward.bulk.inputs.changes import InputWatch, content_of, identity
+from imagereward.bulk.inputs.rows import Columns, Image, Part, parts_of, rows_of
+from imagereward.bulk.inputs.source import Source
 from imagereward.bulk.scoring import Advance, PartScorer, ignore
-from imagereward.bulk.source import Source
 from imagereward.bulk.versions import versions
+from imagereward.checkpoints.hub import sha256_of
+from imagereward.checkpoints.loading import load
 from imagereward.ensembles import Ensemble, ensemble
-from imagereward.hub import sha256_of
-from imagereward.loading import load
-from imagereward.preprocess import Preprocess
+from imagereward.images.preprocess import Preprocess
 
 # Beyond this many for one model, decoding is hardly what it waits for.
 MOST_WORKERS = 16

@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from imagereward.bulk.decoding.processes import end_with_parent, guard_hint
 from imagereward.bulk.job import Job, shares
 from imagereward.bulk.output import Output
-from imagereward.bulk.processes import end_with_parent, guard_hint
 from imagereward.errors import DeviceError
 
 # Seconds between looks at how far the processes are.

@@ -13,11 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from imagereward.arrow import arrow
+from imagereward.bulk.decoding.loading import Loader, wishes_of
 from imagereward.bulk.job import Job, shares
-from imagereward.bulk.loading import Loader, wishes_of
 from imagereward.bulk.output import Output, differences
 from imagereward.errors import DeviceError, ImageRewardError, OutputError, missing_extra
+from imagereward.records.arrow import arrow
 
 # CPUs that a task counts as, and a scorer on the CPU. Together one, so that one is enough to run, and a
 # scorer per CPU leaves room for as many readers and decoders. All differ, since Ray Data would make equal

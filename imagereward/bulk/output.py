@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagereward.arrow import arrow
-from imagereward.bulk.changes import ROWS_DIGEST
+from imagereward.bulk.inputs.changes import ROWS_DIGEST
+from imagereward.bulk.inputs.own_files import FINGERPRINT, FORMATS, NAME_IN_PARQUET, fingerprint_of
 from imagereward.bulk.lock import held
-from imagereward.bulk.own_files import FINGERPRINT, FORMATS, NAME_IN_PARQUET, fingerprint_of
 from imagereward.errors import InputError, OutputError, listing
+from imagereward.records.arrow import arrow
 from imagereward.writing import TEMPORARY, check_free, replacing
 
 ROW_GROUP = 2**16

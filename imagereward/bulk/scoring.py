@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import torch
 
-from imagereward.arrow import arrow
-from imagereward.bulk.cache import FeatureCache
-from imagereward.bulk.changes import ROWS_DIGEST, digest_of
-from imagereward.bulk.loading import Images, Loaded, Loader, Wish
-from imagereward.bulk.rows import Part, Row, as_text
-from imagereward.engine import distinct, score_blocks
+from imagereward.bulk.decoding.cache import FeatureCache
+from imagereward.bulk.decoding.loading import Images, Loaded, Loader, Wish
+from imagereward.bulk.inputs.changes import ROWS_DIGEST, digest_of
+from imagereward.bulk.inputs.rows import Part, Row, as_text
 from imagereward.ensembles import Ensemble
 from imagereward.errors import ImageReadError, listing
 from imagereward.records import prompt_error
-from imagereward.scorer import Scorer
+from imagereward.records.arrow import arrow
+from imagereward.scoring.pair_scoring import distinct, score_blocks
+from imagereward.scoring.scorer import Scorer
 
 SCORE = "score:"  # before a scorer's name, in the name of its column
 

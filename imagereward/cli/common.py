@@ -31,7 +31,7 @@ def load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_r
 
 def allow_pixels(millions: float | None) -> None:
     """Decode pictures up to this size; None changes nothing."""
-    from imagereward.images import set_max_pixels
+    from imagereward.images.reading import set_max_pixels
 
     if millions is not None:
         set_max_pixels(round(millions * 10**6))
@@ -39,7 +39,7 @@ def allow_pixels(millions: float | None) -> None:
 
 def say_note(name: str) -> None:
     """What people must know before they believe this scorer, on stderr."""
-    from imagereward.registry import REGISTRY
+    from imagereward.checkpoints.registry import REGISTRY
 
     if name in REGISTRY and REGISTRY[name].note:
         print(f"imagereward: note: {REGISTRY[name].note}", file=sys.stderr)
@@ -51,7 +51,7 @@ def image_paths(patterns: list[str]) -> list[str]:
     Checked here, so that a wrong path costs no loading (and no download) of a model.
     """
     from imagereward.errors import ImageNotFound
-    from imagereward.images import check_image
+    from imagereward.images.reading import check_image
 
     paths: list[str] = []
     for pattern in patterns:

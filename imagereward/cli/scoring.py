@@ -38,7 +38,7 @@ from imagereward.cli.options import (
 @app.command(examples="imagereward models\nimagereward models --format json")
 def models(format: OutputFormat = Format.table) -> None:
     """List the scorers that can be loaded by name."""
-    from imagereward.registry import REGISTRY
+    from imagereward.checkpoints.registry import REGISTRY
 
     rows = [
         {
@@ -171,7 +171,7 @@ def verify(
     Scores the four published sample images with the released weights and prints published beside measured.
     Exit code 0: all agree within 0.001. 1: they do not, or something could not be had.
     """
-    from imagereward.verify import verify as run
+    from imagereward.checkpoints.verify import verify as run
 
     rows, agrees = run(checkpoint, images, device, download_root)
     print_rows(rows, Format.table)
@@ -204,7 +204,7 @@ def bench(
 
     On random weights of the model's shape: nothing is downloaded. ImageReward-v1.0 takes 2 GB of memory.
     """
-    from imagereward.bench import throughput
+    from imagereward.throughput import throughput
 
     rows = throughput(model, device, dtype or ["float32", "bfloat16"], batch_size or [1, 8], seconds)
     print_rows(rows, format)

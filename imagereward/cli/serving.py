@@ -71,8 +71,8 @@ def serve(
 
     Until SIGTERM or Ctrl-C: then it finishes the requests it has, and stops.
     """
-    from imagereward import encoded
     from imagereward.errors import missing_extra
+    from imagereward.images import encoded
 
     try:
         from imagereward.serve import Limits

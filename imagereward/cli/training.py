@@ -58,7 +58,7 @@ def shapes(
     imagereward tune --list
     imagereward tune sd15/refl_lora --explain
     imagereward tune tiny/quick data=shapes output=my-reward
-    imagereward tune tiny/quick_refl model=benchmarks/tiny-sd prompts=shapes/train.json output=tuned
+    imagereward tune tiny/quick_refl model=benchmarks/toy_models/tiny-sd prompts=train.json output=tuned
     imagereward tune sd15/refl_lora prompts=prompts.txt output=tuned lora.rank=8
     imagereward tune sd15/refl_lora prompts=prompts.txt output=tuned lora.rank=8 --resume latest
     """,
@@ -155,7 +155,7 @@ def _explained(recipe: str, overrides: list[str]) -> str:
 
 @app.command(
     examples="""
-    imagereward compare benchmarks/tiny-sd tuned --prompts shapes/test.json -m ImageReward-tiny
+    imagereward compare benchmarks/toy_models/tiny-sd tuned --prompts shapes/test.json -m ImageReward-tiny
     imagereward compare stable-diffusion-v1-5/stable-diffusion-v1-5 tuned --prompts other.txt -m CLIP
     """
 )
@@ -206,8 +206,8 @@ def compare(
     precision = resolve_dtype(dtype or "float32")
     out = check_free(out, overwrite)
     try:
-        from imagereward.tuning.compare import compare as run
-        from imagereward.tuning.compare import page
+        from imagereward.tuning.evaluation.compare import compare as run
+        from imagereward.tuning.evaluation.compare import page
     except ImportError as error:
         raise missing_extra("compare", "train", error) from error
     names = model or ["ImageReward-v1.0"]

@@ -7,13 +7,13 @@ import io
 import re
 from typing import BinaryIO
 
-from imagereward.encoded import open_metadata
 from imagereward.errors import ImageReadError
 from imagereward.generation_metadata.entries import MOST_TEXT, Entry, decode
 from imagereward.generation_metadata.exif import read_exif
 from imagereward.generation_metadata.png import SIGNATURE, read_png
 from imagereward.generation_metadata.xmp import read_xmp
-from imagereward.stripping import strip_avif
+from imagereward.images.encoded import open_metadata
+from imagereward.images.stripping import strip_avif
 
 MOST_SEGMENTS = 4096
 MOST_AVIF = 2**26

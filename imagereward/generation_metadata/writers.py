@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from imagereward.generation_metadata.comfyui import is_graph, prompt_of_graph
+from imagereward.generation_metadata.comfyui.graph import is_graph, prompt_of_graph
 from imagereward.generation_metadata.entries import Claim, Dialect, UnclearPrompt
 
 # Keys that only web UIs write beside `prompt`: their prompts may hold weights and LoRA tags.

@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from imagereward.errors import CheckpointError
-from imagereward.scorer import Scorer
+from imagereward.scoring.scorer import Scorer
 
 # A config's kind -> where its class is. Imported on use: scoring with ImageReward alone should not
 # wait for open_clip.

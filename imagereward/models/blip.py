@@ -14,8 +14,8 @@ from imagereward.config import ScorerConfig, strict
 from imagereward.errors import InputError
 from imagereward.models.blip_text import TextEncoder, TextShape
 from imagereward.models.cosine import PROMPT_BATCH, cosine
-from imagereward.scorer import Scorer
-from imagereward.tokenizer import VOCABULARY, WordPieceTokenizer
+from imagereward.models.tokenizer import VOCABULARY, WordPieceTokenizer
+from imagereward.scoring.scorer import Scorer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from imagereward.config import ScorerConfig
 from imagereward.errors import CheckpointError, InputError
 from imagereward.models.cosine import PROMPT_BATCH, cosine
 from imagereward.precision import full_precision
-from imagereward.scorer import Scorer
+from imagereward.scoring.scorer import Scorer
 
 
 class CLIPBase(Scorer):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagereward.arrow import arrow
 from imagereward.errors import InputError
+from imagereward.records.arrow import arrow
 from imagereward.records.columns import check_repeated
 from imagereward.records.record import Found, Record, Records, Wanted
 

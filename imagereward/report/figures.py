@@ -10,10 +10,10 @@ from itertools import combinations
 
 import numpy as np
 
-from imagereward import metrics
-from imagereward.intervals import ratio_interval
-from imagereward.ranking import ranks_of
+from imagereward.agreement import metrics
+from imagereward.agreement.intervals import ratio_interval
 from imagereward.report.scores import Scores
+from imagereward.scoring.ranking import ranks_of
 
 LEVEL = 0.95
 # Generators beyond these, by their number of rows, are left out of charts: nobody reads a matrix of 100.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagereward.errors import ImageRewardError
-from imagereward.images import read_image
+from imagereward.images.reading import read_image
 
 SIDE = 256  # pixels of the longer side: sharp at half that width on a phone
 QUALITY = 78

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from imagereward.arrow import arrow
+from imagereward.bulk.inputs.rows import as_text
+from imagereward.bulk.inputs.source import Source
+from imagereward.bulk.inputs.sources import open_source
 from imagereward.bulk.output import FINGERPRINT, NAME_IN_PARQUET
-from imagereward.bulk.rows import as_text
 from imagereward.bulk.scoring import SCORE
-from imagereward.bulk.source import Source
-from imagereward.bulk.sources import open_source
 from imagereward.errors import InputError, listing, missing_extra
+from imagereward.records.arrow import arrow
 
 GENERATOR = "generator"  # the column that tells generators apart, where the caller names none
 NONE = "(none)"  # what a row without a generator is counted under

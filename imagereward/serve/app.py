@@ -15,21 +15,22 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel
 
+from imagereward.checkpoints.registry import REGISTRY
 from imagereward.config import whole_number
 from imagereward.errors import InputError
-from imagereward.ranking import ranks_of
-from imagereward.registry import REGISTRY
-from imagereward.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, Scorer
+from imagereward.remote.protocol import checked_token
+from imagereward.scoring.ranking import ranks_of
+from imagereward.scoring.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, Scorer
 from imagereward.serve import answers
+from imagereward.serve.admission import TICKET, Guard, Room, Ticket
 from imagereward.serve.batching import Batcher, Job
-from imagereward.serve.bodies import NPY_TYPE, read
 from imagereward.serve.connections import Connections
-from imagereward.serve.guard import TICKET, Guard, Room, Ticket
 from imagereward.serve.limits import Limits, Refused
 from imagereward.serve.memory import Trimmer, share_one_arena
 from imagereward.serve.meters import Meters
-from imagereward.serve.pictures import decode
-from imagereward.serve.questions import (
+from imagereward.serve.parsing.bodies import NPY_TYPE, read
+from imagereward.serve.parsing.images import decode
+from imagereward.serve.parsing.questions import (
     AnyQuestion,
     MatrixQuestion,
     RankQuestion,
@@ -38,7 +39,6 @@ from imagereward.serve.questions import (
 )
 from imagereward.serve.reference import reference
 from imagereward.version import __version__
-from imagereward.wire import checked_token
 
 # The page talks to this server and to nobody else, whatever a picture or a prompt might hold.
 PAGE_POLICY = (

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from imagereward.engine import check_finite, score_pixels
 from imagereward.errors import InputError
-from imagereward.scorer import Scorer
+from imagereward.scoring.pair_scoring import check_finite, score_pixels
+from imagereward.scoring.scorer import Scorer
 
 
 @dataclass(eq=False)

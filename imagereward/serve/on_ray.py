@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from fastapi import FastAPI
 
 from imagereward.errors import missing_extra
-from imagereward.scorer import Scorer
+from imagereward.scoring.scorer import Scorer
 from imagereward.serve.app import create_app
 from imagereward.serve.limits import Limits
 from imagereward.serve.run import DRAIN, by_name

@@ -12,10 +12,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from imagereward.errors import InputError
-from imagereward.scorer import Scorer
+from imagereward.remote.protocol import checked_token
+from imagereward.scoring.scorer import Scorer
 from imagereward.serve.app import create_app
 from imagereward.serve.connections import BoundedProtocol, Connections
-from imagereward.wire import checked_token
 
 TOKEN_VARIABLE = "IMAGEREWARD_TOKEN"
 # Seconds after SIGTERM in which requests that are being answered may finish.

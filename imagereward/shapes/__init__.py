@@ -12,7 +12,7 @@ from imagereward.shapes.dataset import candidate, candidates, pair, pairs, promp
 from imagereward.shapes.language import read, say, vocabulary
 from imagereward.shapes.measure import Measurement, measure
 from imagereward.shapes.render import draw, to_image
-from imagereward.shapes.scene import MOST_THINGS, Group, Request, Scene, Thing, arrange, ask
+from imagereward.shapes.scene import MOST_THINGS, Group, Scene, SceneRequest, Thing, arrange, ask
 from imagereward.shapes.truth import Annotator, Truth
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
     "Annotator",
     "Group",
     "Measurement",
-    "Request",
     "Scene",
+    "SceneRequest",
     "Thing",
     "Truth",
     "arrange",

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from imagereward.shapes.render import draw
-from imagereward.shapes.scene import COLOURS, MOST_THINGS, SHAPES, Group, Request, Scene, ask
+from imagereward.shapes.scene import COLOURS, MOST_THINGS, SHAPES, Group, Scene, SceneRequest, ask
 
 MISTAKES = ("colour", "shape", "count", "relation", "missing", "extra")
 DAMAGES = ("noise", "blur", "banding", "occlusion", "crop")
@@ -25,7 +25,7 @@ STRENGTH = {
 _CANCELLING = ({"missing", "extra"}, {"missing", "relation"}, {"missing", "count"}, {"extra", "count"})
 
 
-def possible_mistakes(request: Request) -> list[str]:
+def possible_mistakes(request: SceneRequest) -> list[str]:
     """Which of `MISTAKES` can be made with this request."""
     possible = ["colour", "shape", "count"]
     if request.relation:
@@ -37,7 +37,7 @@ def possible_mistakes(request: Request) -> list[str]:
     return possible
 
 
-def misread(request: Request, mistake: str, rng: np.random.Generator) -> Request:
+def misread(request: SceneRequest, mistake: str, rng: np.random.Generator) -> SceneRequest:
     """The request as someone would have it who got one thing wrong."""
     groups = list(request.groups)
     at = int(rng.integers(len(groups)))
@@ -64,7 +64,9 @@ def misread(request: Request, mistake: str, rng: np.random.Generator) -> Request
     return replace(request, groups=tuple(groups))
 
 
-def unfaithful(request: Request, level: int, rng: np.random.Generator) -> tuple[Request, tuple[str, ...]]:
+def unfaithful(
+    request: SceneRequest, level: int, rng: np.random.Generator
+) -> tuple[SceneRequest, tuple[str, ...]]:
     """(what is drawn instead, which mistakes were made): `level` mistakes, or at 3 another scene altogether.
 
     Another scene shares no colour with the request.

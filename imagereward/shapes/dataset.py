@@ -24,7 +24,7 @@ from imagereward.shapes.corrupt import (
 )
 from imagereward.shapes.language import read, say
 from imagereward.shapes.render import draw, to_image
-from imagereward.shapes.scene import MOST_THINGS, Request, arrange, ask
+from imagereward.shapes.scene import MOST_THINGS, SceneRequest, arrange, ask
 from imagereward.shapes.truth import Annotator, Truth
 from imagereward.writing import write_text
 
@@ -38,7 +38,7 @@ QUALITY_ODDS = (0.50, 0.20, 0.15, 0.15)
 
 
 def candidate(
-    request: Request,
+    request: SceneRequest,
     faithfulness: int,
     quality: int,
     rng: np.random.Generator,
@@ -53,7 +53,7 @@ def candidate(
 
 
 def candidates(
-    request: Request, images: int, rng: np.random.Generator, size: int = 64
+    request: SceneRequest, images: int, rng: np.random.Generator, size: int = 64
 ) -> list[tuple[Image.Image, Truth]]:
     """Several answers of mixed merit, as generators give them; levels by the odds above."""
     levels = range(LEVELS + 1)

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from imagereward.shapes.render import distance
 from imagereward.shapes.scene import SHAPES
-from imagereward.shapes.seen import SIDE, Seen, white_noise
+from imagereward.shapes.segmentation import SIDE, Seen, white_noise
 
 # Blur, in pixels, that the outlines of sharp drawings measure: each pixel averages its own area.
 _SHARP = 0.43

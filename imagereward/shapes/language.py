@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from imagereward.errors import InputError
-from imagereward.shapes.scene import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Group, Request
+from imagereward.shapes.scene import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Group, SceneRequest
 
 NUMBERS = {1: ("a", "an", "one"), 2: ("two",), 3: ("three",), 4: ("four",)}
 _PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
@@ -55,7 +55,7 @@ _KNOWN = re.compile(
 )
 
 
-def say(request: Request, rng: np.random.Generator) -> str:
+def say(request: SceneRequest, rng: np.random.Generator) -> str:
     """One of several phrasings of the request, drawn at random."""
     groups = [_phrase(group, rng) for group in request.groups]
     if request.relation:
@@ -72,7 +72,7 @@ def say(request: Request, rng: np.random.Generator) -> str:
     return text
 
 
-def read(prompt: str) -> Request:
+def read(prompt: str) -> SceneRequest:
     """The request a prompt makes; InputError for a prompt outside the grammar."""
     text = " ".join(prompt.lower().strip(" .").split())
     found = _GROUP.findall(text)
@@ -89,7 +89,7 @@ def read(prompt: str) -> Request:
         if any(phrase.format(place) in outline for phrase in phrases):
             position = place
     background = _BACKGROUND.search(outline)
-    return Request(tuple(groups), relation, position, background[1] if background else None)
+    return SceneRequest(tuple(groups), relation, position, background[1] if background else None)
 
 
 def vocabulary() -> list[str]:

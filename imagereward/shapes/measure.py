@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from imagereward.errors import InputError
-from imagereward.images import ImageLike
+from imagereward.images.reading import ImageLike
 from imagereward.shapes.corrupt import STRENGTH
 from imagereward.shapes.flaws import flaws
 from imagereward.shapes.language import read
 from imagereward.shapes.render import PAPER
-from imagereward.shapes.scene import POSITIONS, RELATION_GAP, SIZES, Group, Request
-from imagereward.shapes.seen import Found, see, to_pixels
+from imagereward.shapes.scene import POSITIONS, RELATION_GAP, SIZES, Group, SceneRequest
+from imagereward.shapes.segmentation import Found, see, to_pixels
 
 _GOOD_FIT, _NO_FIT = 0.85, 0.5
 _MIDDLING = (SIZES["small"][1] + SIZES["large"][0]) / 2
@@ -58,13 +58,13 @@ class Measurement:
         return all(value == 1 for value in self.attributes.values())
 
 
-def measure(image: ImageLike, prompt: str | Request) -> Measurement:
+def measure(image: ImageLike, prompt: str | SceneRequest) -> Measurement:
     """Read an image back from its pixels and judge it: deterministic, without a learned model.
 
     Takes what `imagereward.images.read_image` takes and raises its errors; square images of at least 32 x 32
     pixels, measured at 64 x 64. InputError for others, and for a prompt outside the grammar of Shapes.
     """
-    if not isinstance(prompt, (str, Request)):
+    if not isinstance(prompt, (str, SceneRequest)):
         raise InputError(f"prompt={prompt!r}: expected a string or a Request")
     request = read(prompt) if isinstance(prompt, str) else prompt
     seen = see(to_pixels(image))
@@ -83,7 +83,7 @@ def measure(image: ImageLike, prompt: str | Request) -> Measurement:
     )
 
 
-def judge(found: Sequence[Found], paper: Sequence[float], request: Request) -> dict[str, float]:
+def judge(found: Sequence[Found], paper: Sequence[float], request: SceneRequest) -> dict[str, float]:
     """`Measurement.attributes` of things on a paper of this RGB, by what the request asks."""
     groups = request.groups
     weights = [_between(thing.fit, _NO_FIT, _GOOD_FIT) for thing in found]

@@ -47,7 +47,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Request:
+class SceneRequest:
     """What a prompt asks for; None where it leaves something open.
 
     `relation` holds between the middles of the first group and the second; `position` is that of
@@ -99,7 +99,7 @@ class Scene:
     background: str
 
 
-def ask(rng: np.random.Generator, split: str | None = None, most_things: int = MOST_THINGS) -> Request:
+def ask(rng: np.random.Generator, split: str | None = None, most_things: int = MOST_THINGS) -> SceneRequest:
     """A random request for at most so many things, of one split if given (`Request.split`)."""
     if most_things < 1:
         raise InputError(f"most_things={most_things}: expected at least 1")
@@ -109,7 +109,7 @@ def ask(rng: np.random.Generator, split: str | None = None, most_things: int = M
             return request
 
 
-def _ask(rng: np.random.Generator) -> Request:
+def _ask(rng: np.random.Generator) -> SceneRequest:
     kind = rng.choice(["one", "many", "two", "related", "three"], p=[0.2, 0.25, 0.15, 0.33, 0.07])
     position = relation = None
     if kind == "one":
@@ -127,7 +127,7 @@ def _ask(rng: np.random.Generator) -> Request:
     else:
         groups = _distinct(rng, [1, 1, 1])
     background = str(rng.choice(BACKGROUNDS)) if rng.random() < 0.3 else None
-    return Request(tuple(groups), relation, position, background)
+    return SceneRequest(tuple(groups), relation, position, background)
 
 
 def _group(rng: np.random.Generator, count: int, sized: bool = False) -> Group:
@@ -146,7 +146,7 @@ def _distinct(rng: np.random.Generator, counts) -> list[Group]:
     return groups
 
 
-def arrange(request: Request, rng: np.random.Generator) -> Scene:
+def arrange(request: SceneRequest, rng: np.random.Generator) -> Scene:
     """A scene that answers the request: places and sizes drawn at random, nothing overlapping."""
     owners = [group for group in request.groups for _ in range(group.count)]
     crowd = 1.0 if len(owners) < 3 else 0.8
@@ -163,7 +163,7 @@ def arrange(request: Request, rng: np.random.Generator) -> Scene:
     return Scene(things, request.background or str(rng.choice(BACKGROUNDS)))
 
 
-def _places(request: Request, radii: list[float], rng: np.random.Generator):
+def _places(request: SceneRequest, radii: list[float], rng: np.random.Generator):
     """Centres, or None where a random try does not fit."""
     centres: list[tuple[float, float]] = []
     for index, r in enumerate(radii):

@@ -9,19 +9,19 @@ from importlib import import_module
 from typing import Any
 
 from imagereward.errors import InputError, missing_extra
+from imagereward.main_guard import check_main_guard
 from imagereward.tuning.config import laid_over, read_recipe, recipe_names
-from imagereward.tuning.main_guard import check_main_guard
-from imagereward.tuning.objectives import OBJECTIVES
-from imagereward.tuning.prompts import read_rows
-from imagereward.tuning.rows import digest_of
+from imagereward.tuning.data.prompts import read_rows
+from imagereward.tuning.data.requests import digest_of
+from imagereward.tuning.objectives.lookup import OBJECTIVES
 
-GENERATOR = "generator:tune_generator"
+GENERATOR = "finetune:tune_generator"
 # A recipe's objective -> what runs it.
 RUNNERS = {
-    "preference": "reward_model:tune_reward_model",
+    "preference": "reward_model.train:tune_reward_model",
     **dict.fromkeys(OBJECTIVES, GENERATOR),
-    "autoencoder": "parts:tune_autoencoder",
-    "clip": "parts:tune_clip",
+    "autoencoder": "from_scratch.train:tune_autoencoder",
+    "clip": "from_scratch.train:tune_clip",
 }
 
 __all__ = ["read_recipe", "recipe_names", "run_recipe", "tune"]

@@ -35,16 +35,16 @@ def explain(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Ex
 def config_of(objective: str, source: str) -> type[Config]:
     """The config class of an objective: a reward model's, a generator's, or that of a generator's part."""
     if objective == "preference":
-        from imagereward.tuning.reward_model_config import RewardModelConfig
+        from imagereward.tuning.reward_model.config import RewardModelConfig
 
         return RewardModelConfig
     if objective in ("autoencoder", "clip"):
-        from imagereward.tuning.parts import AutoencoderConfig, CLIPTextConfig
+        from imagereward.tuning.from_scratch.train import AutoencoderConfig, CLIPTextConfig
 
         return AutoencoderConfig if objective == "autoencoder" else CLIPTextConfig
     if not objective:
         raise InputError(f"{source}: objective is missing")
-    from imagereward.tuning.objectives import config_class
+    from imagereward.tuning.objectives.lookup import config_class
 
     return config_class(objective)
 

@@ -14,29 +14,34 @@ from pydantic import Field, model_validator
 
 from imagereward.errors import InputError
 from imagereward.precision import DTYPES
-from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
-from imagereward.tuning.credit import Deviation, Spread, group_advantages, weighted_sum
-from imagereward.tuning.denoisers import Denoiser
-from imagereward.tuning.dynamics import Dynamics, Noise, kl_divergence
-from imagereward.tuning.flow import Flow
-from imagereward.tuning.job import GeneratorConfig, Job, Precision
-from imagereward.tuning.policy import Policy
-from imagereward.tuning.processes import gathered
-from imagereward.tuning.ratios import clipped_loss, guarded
-from imagereward.tuning.rewards import Rewards
-from imagereward.tuning.rollouts import (
-    Minibatch,
-    Trajectories,
-    Window,
-    check_noise,
-    deal,
-    groups_of,
-    repeated_rows,
-    roll,
+from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.requests import Row, prompts_of
+from imagereward.tuning.distributed import gather_objects
+from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext, Precision
+from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.rewards.scoring import (
+    RewardPool,
+    ScoredBatch,
+    ScoringConfig,
+    concatenated,
+    require_scores,
 )
-from imagereward.tuning.rows import Row, prompts_of
-from imagereward.tuning.scoring import Scored, Scorers, Scoring, check_up, joined
+from imagereward.tuning.rewards.weighted import Rewards
+from imagereward.tuning.rollouts.advantages import AdvantageStd, StdScope, group_advantages, weighted_sum
+from imagereward.tuning.rollouts.minibatches import StepMinibatch, make_minibatches
+from imagereward.tuning.rollouts.trajectories import (
+    Trajectories,
+    check_noise,
+    group_numbers,
+    rows_for_groups,
+    sample_trajectories,
+)
+from imagereward.tuning.rollouts.window import Window
+from imagereward.tuning.sampling.base import Dynamics, Noise, kl_divergence
+from imagereward.tuning.sampling.flow import Flow
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +67,19 @@ class GRPOConfig(GeneratorConfig):
     group: int = Field(24, ge=2, description="images drawn for each prompt and compared")
     noise: Noise = Field(description="the noise that a sampling step adds")
     window: Window = Field(Window(), description="the sampling steps that have noise and are trained")
-    same_start: bool = Field(False, description="the images of a group begin from the same noise")
+    shared_initial_noise: bool = Field(False, description="the images of a group begin from the same noise")
     clip_ratio: float = Field(
         1e-4, gt=0, description="largest distance of the probability ratio from 1 that still has a gradient"
     )
     guard: bool = Field(False, description="ratios centred and of one scale at all steps (GRPO-Guard)")
     kl: KL | None = Field(None, description="penalty for moving away from the base model; null: none")
-    spread: Spread = Field(
+    advantage_std: StdScope = Field(
         "batch", description="advantages are divided by the standard deviation of the batch or of the group"
     )
-    deviation: Literal["population", "sample"] = Field(
+    advantage_std_divisor: Literal["population", "sample"] = Field(
         "population", description="its sum of squares is divided by the number of rewards, or by one less"
     )
-    epsilon: float = Field(1e-4, gt=0, description="added to the deviation")
+    advantage_epsilon: float = Field(1e-4, gt=0, description="added to the deviation")
     shift: float | None = Field(
         None,
         gt=0,
@@ -84,8 +89,8 @@ class GRPOConfig(GeneratorConfig):
     whole_times: bool = Field(
         False, description="flow models: the network's times, of 0..1000, are rounded down, as in DanceGRPO"
     )
-    most: float = Field(5.0, gt=0, description="advantages are clipped to -most..most")
-    normalise: bool = Field(False, description="standardise each reward before they are added up")
+    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to -most..most")
+    normalize_rewards: bool = Field(False, description="standardise each reward before they are added up")
     optimizer_steps: int = Field(
         1, ge=1, description="steps of the optimizer in an update, each on its part of the images"
     )
@@ -103,7 +108,7 @@ class GRPOConfig(GeneratorConfig):
         return self
 
     @property
-    def anchored(self) -> bool:
+    def needs_reference(self) -> bool:
         return self.kl is not None
 
     def dynamics(self, denoiser: Denoiser) -> Dynamics:
@@ -116,7 +121,7 @@ class GRPOConfig(GeneratorConfig):
             )
         return dynamics.on_grid(self.shift, self.whole_times)
 
-    def make(self, job: Job) -> "GRPO":
+    def make(self, job: ObjectiveContext) -> "GRPO":
         dynamics = self.dynamics(job.denoiser)
         storage = None if self.storage == "float32" else DTYPES[self.storage]
         check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
@@ -128,13 +133,15 @@ class GRPOConfig(GeneratorConfig):
             batch_size=self.batch_size,
             micro_batch=self.micro_batch,
             window=self.window,
-            same_start=self.same_start,
+            shared_initial_noise=self.shared_initial_noise,
             clip_ratio=self.clip_ratio,
             guard=self.guard,
             kl=self.kl,
-            deviation=Deviation(self.spread, self.deviation, self.epsilon),
-            most=self.most,
-            normalise=self.normalise,
+            advantage_std_divisor=AdvantageStd(
+                self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon
+            ),
+            advantage_clip=self.advantage_clip,
+            normalize_rewards=self.normalize_rewards,
             optimizer_steps=self.optimizer_steps,
             storage=storage,
             scoring=self.scoring,
@@ -155,24 +162,28 @@ class GRPO:
         batch_size: int,
         micro_batch: int,
         window: Window | None = None,
-        same_start: bool = False,
+        shared_initial_noise: bool = False,
         clip_ratio: float = 1e-4,
         guard: bool = False,
         kl: KL | None = None,
-        deviation: Deviation | None = None,
-        most: float = 5.0,
-        normalise: bool = False,
+        advantage_std_divisor: AdvantageStd | None = None,
+        advantage_clip: float = 5.0,
+        normalize_rewards: bool = False,
         optimizer_steps: int = 1,
         storage: torch.dtype | None = None,
-        scoring: Scoring | None = None,
+        scoring: ScoringConfig | None = None,
         seed: int = 0,
     ):
         self.rows, self.rewards, self.group, self.seed = rows, rewards, group, seed
         self.batch_size, self.micro_batch, self.optimizer_steps = batch_size, micro_batch, optimizer_steps
         self.noise, self.storage, self.window = noise, storage, window or Window()
-        self.same_start, self.scoring = same_start, scoring or Scoring()
+        self.shared_initial_noise, self.scoring = shared_initial_noise, scoring or ScoringConfig()
         self.clip_ratio, self.guard, self.kl = clip_ratio, guard, kl
-        self.deviation, self.most, self.normalise = deviation or Deviation(), most, normalise
+        self.advantage_std_divisor, self.advantage_clip, self.normalize_rewards = (
+            advantage_std_divisor or AdvantageStd(),
+            advantage_clip,
+            normalize_rewards,
+        )
         self._numbers: dict[str, float] = {}
 
     @property
@@ -180,7 +191,9 @@ class GRPO:
         """Every prompt that there is."""
         return prompts_of(self.rows)
 
-    def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Minibatch]]:
+    def minibatches(
+        self, policy: Policy, update: int, rank: int, ranks: int
+    ) -> Iterator[list[StepMinibatch]]:
         """Draws and scores the update's images, then deals out their steps; all processes call this.
 
         Raises RewardError if a reward failed for every image.
@@ -192,13 +205,15 @@ class GRPO:
         rolled = self.rollout(policy, every[rank::ranks])
         found = self._rewards(rolled, update, ranks)
         groups = torch.arange(self.batch_size) // self.group
-        weights, deviation = self.rewards.weights, self.deviation
-        worth = weighted_sum(found, weights, groups, deviation if self.normalise else None)
-        credit = group_advantages(worth, groups, deviation, self.most)
-        self._numbers = self._count(found, credit.counted)
-        if not credit.counted.any():
+        weights, advantage_std_divisor = self.rewards.weights, self.advantage_std_divisor
+        worth = weighted_sum(
+            found, weights, groups, advantage_std_divisor if self.normalize_rewards else None
+        )
+        credit = group_advantages(worth, groups, advantage_std_divisor, self.advantage_clip)
+        self._numbers = self._count(found, credit.valid)
+        if not credit.valid.any():
             log.warning("update %d: no group has two different rewards; nothing is learned", update + 1)
-        yield from deal(
+        yield from make_minibatches(
             [trajectories for trajectories, _ in rolled],
             [len(chunk.samples) for chunk in every],
             *credit,
@@ -208,31 +223,33 @@ class GRPO:
             ranks=ranks,
         )
 
-    def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, Scored]]:
+    def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, ScoredBatch]]:
         """The chunks' trajectories, and what became of their images' scoring.
 
         While one chunk's images are scored the next is drawn.
         """
         noisy, rolled = self.noisy(policy), []
         policy.module.eval()
-        with Scorers(self.rewards, self.scoring) as scorers:
+        with RewardPool(self.rewards, self.scoring) as scorers:
             for chunk in mine:
                 places = self._places(chunk.samples)
                 distinct = list(dict.fromkeys(places))
                 condition = policy.denoiser.encode([self.rows[place] for place in distinct])
                 steps = self.window.draw(noisy.steps, self.seed, chunk.update)
-                trajectories, clean = roll(
+                trajectories, clean = sample_trajectories(
                     policy,
                     noisy,
                     condition[[distinct.index(place) for place in places]],
                     chunk,
                     steps,
                     seed=self.seed,
-                    starts=groups_of(chunk.samples, self.group) if self.same_start else chunk.samples,
+                    starts=group_numbers(chunk.samples, self.group)
+                    if self.shared_initial_noise
+                    else chunk.samples,
                     keep_means=self.guard,
                 )
                 with torch.no_grad():
-                    images = policy.denoiser.latents.decode(clean)
+                    images = policy.denoiser.autoencoder.decode(clean)
                 scorers.submit(images, [self.rows[place] for place in places])
                 rolled.append(trajectories)
             scored = scorers.results()
@@ -243,7 +260,7 @@ class GRPO:
         """The policy's dynamics with the noise that is trained by."""
         return policy.dynamics.with_noise(self.noise, self.storage)
 
-    def loss(self, policy: Policy, batch: Minibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, policy: Policy, batch: StepMinibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean over the samples that count of the clipped loss, and beta times the KL."""
         noisy, at, kept = self.noisy(policy), batch.step_index, batch.trajectories
         x = batch.before
@@ -251,7 +268,7 @@ class GRPO:
         assert step.logp is not None  # `check_noise` looked at every step of the window
         log_ratio = step.logp - kept.logps[:, batch.place]
         if kept.means is not None:
-            log_ratio = guarded(log_ratio, step, kept.means[:, batch.place])
+            log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.place])
         ratio = log_ratio.exp()
         each = clipped_loss(ratio, batch.advantages, self.clip_ratio)
         if self.guard:
@@ -265,7 +282,7 @@ class GRPO:
             each = each + self.kl.beta * away
 
         def mean(values_B):
-            return torch.where(batch.counted, values_B, 0.0).sum() / batch.counted.sum().clamp(min=1)
+            return torch.where(batch.valid, values_B, 0.0).sum() / batch.valid.sum().clamp(min=1)
 
         return mean(each), {name: mean(values.detach()) for name, values in seen.items()}
 
@@ -273,28 +290,28 @@ class GRPO:
         """Rewards of the whole update, how many images failed to get one, and the share that counted."""
         return self._numbers
 
-    def describe(self, batch: Minibatch) -> list[str]:
+    def describe(self, batch: StepMinibatch) -> list[str]:
         """The minibatch's prompts."""
         places = self._places(batch.trajectories.chunk.samples)
         return list(dict.fromkeys(prompts_of([self.rows[place] for place in places])))
 
     def _places(self, samples: Sequence[int]) -> list[int]:
         """Which row each sample is drawn for."""
-        return repeated_rows(samples, self.group, self.batch_size, len(self.rows), self.seed)
+        return rows_for_groups(samples, self.group, self.batch_size, len(self.rows), self.seed)
 
     def _rewards(self, rolled, update: int, ranks: int) -> dict[str, torch.Tensor]:
         """Every reward of all the update's images [N], over all processes."""
         mine = [(each.chunk.samples, found) for each, found in rolled]
-        every = [chunk for part in gathered(mine, ranks) for chunk in part]
-        found = joined([scored for _, scored in sorted(every, key=lambda each: each[0])])
-        check_up(found, f"update {update + 1}")
+        every = [chunk for part in gather_objects(mine, ranks) for chunk in part]
+        found = concatenated([scored for _, scored in sorted(every, key=lambda each: each[0])])
+        require_scores(found, f"update {update + 1}")
         return found.rewards
 
-    def _count(self, found: dict[str, torch.Tensor], counted_N) -> dict[str, float]:
-        total = weighted_sum(found, self.rewards.weights, torch.zeros(len(counted_N), dtype=torch.long))
+    def _count(self, found: dict[str, torch.Tensor], valid_N) -> dict[str, float]:
+        total = weighted_sum(found, self.rewards.weights, torch.zeros(len(valid_N), dtype=torch.long))
         return {
             "reward": float(total.nanmean()) + self.rewards.offset,
             **{f"reward/{name}": float(values.nanmean()) for name, values in found.items()},
             "failed": int((~total.isfinite()).sum()),
-            "counted": float(counted_N.float().mean()),
+            "counted": float(valid_N.float().mean()),
         }

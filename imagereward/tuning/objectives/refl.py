@@ -13,16 +13,17 @@ from pydantic import Field, model_validator
 from torch.utils.checkpoint import checkpoint
 
 from imagereward.errors import InputError
-from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
-from imagereward.tuning.dynamics import Diffusion, Noise
-from imagereward.tuning.job import GeneratorConfig, Job
+from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.requests import Row, prompts_of
+from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
+from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.objectives.sft import PairsConfig, sft_on
 from imagereward.tuning.objectives.weighted import Weighted
-from imagereward.tuning.policy import Policy
-from imagereward.tuning.randomness import generator, noise_of, rows_of
-from imagereward.tuning.rewards import Rewards
-from imagereward.tuning.rows import Row, prompts_of
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.rewards.weighted import Rewards
+from imagereward.tuning.sampling.base import Noise
+from imagereward.tuning.sampling.diffusion import Diffusion
 
 
 class Gradient(Config):
@@ -98,15 +99,17 @@ class ReFLConfig(GeneratorConfig):
     target: float | None = Field(
         2.0, description="rewards above it have no gradient, on the reward's own scale; null: all have"
     )
-    scale: float = Field(1e-3, gt=0, description="factor of the reward's loss")
-    stay: float = Field(0.0, ge=0, description="weight of the distance to the base model's predictions")
+    reward_loss_weight: float = Field(1e-3, gt=0, description="factor of the reward's loss")
+    reference_weight: float = Field(
+        0.0, ge=0, description="weight of the distance to the base model's predictions"
+    )
     pretraining: Pretraining | None = Field(
         None, description="noise-prediction loss on (prompt, image) pairs beside the reward; null: none"
     )
 
     @property
-    def anchored(self) -> bool:
-        return self.stay > 0
+    def needs_reference(self) -> bool:
+        return self.reference_weight > 0
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
         super().check_processes(ranks, sharded)
@@ -117,7 +120,7 @@ class ReFLConfig(GeneratorConfig):
                 f"take the same steps; expected a multiple of {ranks}"
             )
 
-    def make(self, job: Job) -> Any:
+    def make(self, job: ObjectiveContext) -> Any:
         rewards = job.rewards_for("ReFL")
         self.gradient.check(self.steps)
         if self.eta and not isinstance(job.denoiser.dynamics(self.steps), Diffusion):
@@ -133,8 +136,8 @@ class ReFLConfig(GeneratorConfig):
             batch_size=self.batch_size,
             micro_batch=self.micro_batch,
             target=self.target,
-            scale=self.scale,
-            stay=self.stay,
+            reward_loss_weight=self.reward_loss_weight,
+            reference_weight=self.reference_weight,
             eta=self.eta,
             seed=self.seed,
         )
@@ -241,14 +244,18 @@ class ReFL:
         batch_size: int,
         micro_batch: int,
         target: float | None = 2.0,
-        scale: float = 1e-3,
-        stay: float = 0.0,
+        reward_loss_weight: float = 1e-3,
+        reference_weight: float = 0.0,
         eta: float = 0.0,
         seed: int = 0,
     ):
         self.rows, self.rewards, self.gradient = rows, rewards, gradient
         self.batch_size, self.micro_batch = batch_size, micro_batch
-        self.target, self.scale, self.stay = target, scale, stay
+        self.target, self.reward_loss_weight, self.reference_weight = (
+            target,
+            reward_loss_weight,
+            reference_weight,
+        )
         self.eta, self.seed = eta, seed
 
     @property
@@ -264,17 +271,19 @@ class ReFL:
         """Mean over the chunk's samples of scale * hinge(reward) + stay * distance to the base."""
         rows = self._rows(chunk)
         denoiser = policy.denoiser
-        shared = generator(self.seed, "span", chunk.update, chunk.index // self.gradient.shared_by)
+        shared = random_generator(self.seed, "span", chunk.update, chunk.index // self.gradient.shared_by)
         span = draw_span(self.gradient, policy.dynamics.steps, shared)
-        shape, device = denoiser.latents.shape, policy.device
-        noise = noise_of(chunk.samples, shape, self.seed).to(device)
+        shape, device = denoiser.autoencoder.shape, policy.device
+        noise = noise_for_samples(chunk.samples, shape, self.seed).to(device)
 
         def fresh(i: int) -> torch.Tensor:
-            return noise_of(chunk.samples, shape, self.seed, f"step {i}").to(device)
+            return noise_for_samples(chunk.samples, shape, self.seed, f"step {i}").to(device)
 
         latents, away = denoise(policy, noise, denoiser.encode(rows), span, eta=self.eta, fresh=fresh)
-        rewards, parts = self.rewards(denoiser.latents.decode(latents), rows)
-        loss = self.scale * hinge(rewards, self.target).mean() + self.stay * away.mean()
+        rewards, parts = self.rewards(denoiser.autoencoder.decode(latents), rows)
+        loss = (
+            self.reward_loss_weight * hinge(rewards, self.target).mean() + self.reference_weight * away.mean()
+        )
         metrics = {"reward": rewards, **{f"reward/{name}": values for name, values in parts.items()}}
         if policy.base is not None:
             metrics["distance"] = away
@@ -285,4 +294,4 @@ class ReFL:
         return prompts_of(self._rows(chunk))
 
     def _rows(self, chunk: Chunk) -> list[Row]:
-        return [self.rows[place] for place in rows_of(chunk.samples, len(self.rows), self.seed)]
+        return [self.rows[place] for place in rows_for_samples(chunk.samples, len(self.rows), self.seed)]

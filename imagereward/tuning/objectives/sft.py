@@ -10,12 +10,13 @@ import torch
 from pydantic import Field
 
 from imagereward.errors import InputError
-from imagereward.tuning.batches import Chunk, chunks
 from imagereward.tuning.config import Config
-from imagereward.tuning.job import GeneratorConfig, Job
-from imagereward.tuning.latent_images import LatentImages, open_pairs
-from imagereward.tuning.policy import Policy
-from imagereward.tuning.randomness import generator, noise_of, rows_of
+from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.image_pairs import open_pairs
+from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
+from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
+from imagereward.tuning.objectives.latent_images import LatentImages
+from imagereward.tuning.policy.policy import Policy
 
 
 class PairsConfig(Config):
@@ -25,11 +26,13 @@ class PairsConfig(Config):
     pairs: int = Field(10_000, ge=1, description='how many, for data="shapes"')
     things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
     cache: bool = Field(False, description="encode all images once, and keep their latents in the output")
-    most_bad: float = Field(0.01, ge=0, le=1, description="share of images that may be missing or damaged")
-    min_snr: float | None = Field(
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="share of images that may be missing or damaged"
+    )
+    min_snr_gamma: float | None = Field(
         None, gt=0, description="gamma of min-SNR weights, usually 5; null: all times weigh the same"
     )
-    drop: float = Field(
+    prompt_dropout: float = Field(
         0.0, ge=0, le=1, description="share of samples trained without their prompt, for guidance"
     )
 
@@ -40,11 +43,11 @@ class SFTConfig(GeneratorConfig):
     objective: Literal["sft"] = Field("sft", description="noise or velocity prediction on pairs")
     pairs: PairsConfig = Field(description="the (prompt, image) pairs")
 
-    def make(self, job: Job) -> "SFT":
+    def make(self, job: ObjectiveContext) -> "SFT":
         return sft_on(self.pairs, self.batch_size, self, job)
 
 
-def sft_on(part: PairsConfig, batch_size: int, config: GeneratorConfig, job: Job) -> "SFT":
+def sft_on(part: PairsConfig, batch_size: int, config: GeneratorConfig, job: ObjectiveContext) -> "SFT":
     """SFT on pairs, by itself or beside another objective.
 
     Raises InputError for a model that they cannot train.
@@ -54,24 +57,24 @@ def sft_on(part: PairsConfig, batch_size: int, config: GeneratorConfig, job: Job
         raise InputError(
             f"pairs are a prompt and an image: they cannot train a model that is shown {denoiser.inputs}"
         )
-    if part.min_snr is not None:
-        denoiser.dynamics(config.steps).min_snr_weights(torch.ones(1, dtype=torch.long), part.min_snr)
+    if part.min_snr_gamma is not None:
+        denoiser.dynamics(config.steps).min_snr_weights(torch.ones(1, dtype=torch.long), part.min_snr_gamma)
     pairs = open_pairs(
         part.data,
         denoiser.resolution,
-        part.most_bad,
+        part.max_bad_share,
         count=part.pairs,
         seed=config.seed,
         things=part.things,
         encoding=config.encoding,
     )
-    data = LatentImages(pairs, denoiser.latents, job.output if part.cache else None)
+    data = LatentImages(pairs, denoiser.autoencoder, job.output if part.cache else None)
     return SFT(
         data,
         batch_size=batch_size,
         micro_batch=config.micro_batch,
-        min_snr=part.min_snr,
-        drop=part.drop,
+        min_snr_gamma=part.min_snr_gamma,
+        prompt_dropout=part.prompt_dropout,
         seed=config.seed,
     )
 
@@ -79,7 +82,7 @@ def sft_on(part: PairsConfig, batch_size: int, config: GeneratorConfig, job: Job
 class SFT:
     """The prediction loss, at times drawn as the family draws them, from noise drawn by sample number.
 
-    `drop` is the share of samples that are trained without their prompt, which guidance needs.
+    `prompt_dropout` is the share of samples that are trained without their prompt, which guidance needs.
     """
 
     def __init__(
@@ -88,12 +91,12 @@ class SFT:
         *,
         batch_size: int,
         micro_batch: int,
-        min_snr: float | None = None,
-        drop: float = 0.0,
+        min_snr_gamma: float | None = None,
+        prompt_dropout: float = 0.0,
         seed: int = 0,
     ):
         self.data, self.batch_size, self.micro_batch = data, batch_size, micro_batch
-        self.min_snr, self.drop, self.seed = min_snr, drop, seed
+        self.min_snr_gamma, self.prompt_dropout, self.seed = min_snr_gamma, prompt_dropout, seed
 
     @property
     def texts(self) -> list[str]:
@@ -107,20 +110,25 @@ class SFT:
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean over the chunk's samples of the (weighted) squared error of the prediction."""
         denoiser, dynamics = policy.denoiser, policy.dynamics
-        sources = [generator(self.seed, "time", sample) for sample in chunk.samples]
+        sources = [random_generator(self.seed, "time", sample) for sample in chunk.samples]
         time = torch.cat([dynamics.draw_times(1, source) for source in sources]).to(policy.device)
-        dropped = [float(torch.rand((), generator=source)) < self.drop for source in sources]
-        texts = ["" if drop else text for drop, text in zip(dropped, self.describe(chunk), strict=True)]
-        rows = rows_of(chunk.samples, len(self.data), self.seed)
+        dropped = [float(torch.rand((), generator=source)) < self.prompt_dropout for source in sources]
+        texts = [
+            "" if prompt_dropout else text
+            for prompt_dropout, text in zip(dropped, self.describe(chunk), strict=True)
+        ]
+        rows = rows_for_samples(chunk.samples, len(self.data), self.seed)
         clean = self.data.latents(rows).to(policy.device)
-        noise = noise_of(chunk.samples, denoiser.latents.shape, self.seed, "sft").to(policy.device)
+        noise = noise_for_samples(chunk.samples, denoiser.autoencoder.shape, self.seed, "sft").to(
+            policy.device
+        )
         prediction = denoiser.predict(dynamics.add_noise(clean, noise, time), time, denoiser.encode(texts))
         error = (prediction - dynamics.target(clean, noise, time)).square().flatten(1).mean(1)
         weights = torch.ones_like(error)
-        if self.min_snr is not None:
-            weights = dynamics.min_snr_weights(time, self.min_snr)
+        if self.min_snr_gamma is not None:
+            weights = dynamics.min_snr_weights(time, self.min_snr_gamma)
         return (weights * error).mean(), {"error": error.detach().mean()}
 
     def describe(self, chunk: Chunk) -> list[str]:
         """The chunk's prompts."""
-        return [self.data.texts[row] for row in rows_of(chunk.samples, len(self.data), self.seed)]
+        return [self.data.texts[row] for row in rows_for_samples(chunk.samples, len(self.data), self.seed)]

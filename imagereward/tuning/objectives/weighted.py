@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from imagereward.tuning.objectives import numbers_of
+from imagereward.tuning.objectives.base import update_metrics_of
 
 
-class Part(NamedTuple):
+class WeightedMinibatch(NamedTuple):
     """A minibatch and whose it is."""
 
     child: int
@@ -29,13 +29,17 @@ class Weighted:
         """Every prompt that there is."""
         return [text for _, child in self.children for text in child.texts]
 
-    def minibatches(self, policy, update: int, rank: int, ranks: int) -> Iterator[list[Part]]:
+    def minibatches(self, policy, update: int, rank: int, ranks: int) -> Iterator[list[WeightedMinibatch]]:
         """Step by step, what each child steps through; those with fewer steps take part in the first."""
         streams = [each.minibatches(policy, update, rank, ranks) for _, each in self.children]
         for step in zip_longest(*streams, fillvalue=()):
-            yield [Part(child, batch, batch.share) for child, part in enumerate(step) for batch in part]
+            yield [
+                WeightedMinibatch(child, batch, batch.share)
+                for child, part in enumerate(step)
+                for batch in part
+            ]
 
-    def loss(self, policy, part: Part) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, policy, part: WeightedMinibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The part's child's loss times its weight; the metrics under the child's name."""
         weight, child = self.children[part.child]
         loss, metrics = child.loss(policy, part.batch)
@@ -43,13 +47,13 @@ class Weighted:
 
     def numbers(self) -> dict[str, float]:
         """The children's numbers of the whole update."""
-        every = [self._named(i, numbers_of(child)) for i, (_, child) in enumerate(self.children)]
+        every = [self._named(i, update_metrics_of(child)) for i, (_, child) in enumerate(self.children)]
         return {key: value for each in every for key, value in each.items()}
 
     def _named(self, child: int, values: dict) -> dict:
         """Under the child's name, but for the first child's."""
         return {f"{self.names[child]}/{key}" if child else key: value for key, value in values.items()}
 
-    def describe(self, part: Part) -> Sequence[str]:
+    def describe(self, part: WeightedMinibatch) -> Sequence[str]:
         """The part's prompts."""
         return self.children[part.child][1].describe(part.batch)

@@ -1,0 +1,130 @@
+"""The released architectures with random weights; no tokenizers, which need their files."""
+
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from benchmarks.toy_models.tiny_sd import SCHEDULER
+
+
+def autoencoder(**changes) -> AutoencoderKL:
+    """That of all families, but for its channels."""
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        **changes,
+    )
+
+
+def flow_autoencoder() -> AutoencoderKL:
+    """That of Stable Diffusion 3 and FLUX.1."""
+    return autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1)
+
+
+def clip_l() -> CLIPTextConfig:
+    """CLIP ViT-L/14's text encoder."""
+    return CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
+
+
+def clip_g() -> CLIPTextConfig:
+    """OpenCLIP ViT-bigG/14's."""
+    return CLIPTextConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        projection_dim=1280,
+    )
+
+
+def t5_xxl() -> T5EncoderModel:
+    """T5 v1.1 XXL's encoder."""
+    config = T5Config(
+        d_model=4096,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        d_kv=64,
+        feed_forward_proj="gated-gelu",
+        vocab_size=32128,
+    )
+    return T5EncoderModel(config)
+
+
+def stable_diffusion_15() -> StableDiffusionPipeline:
+    """Stable Diffusion 1.5."""
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    scheduler = DDIMScheduler(**{**SCHEDULER, "prediction_type": "epsilon"})
+    return StableDiffusionPipeline(
+        autoencoder(sample_size=512),
+        CLIPTextModel(clip_l()),
+        None,
+        unet,
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl() -> StableDiffusionXLPipeline:
+    """Stable Diffusion XL."""
+    unet = UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+    vae = autoencoder(sample_size=1024, scaling_factor=0.13025)
+    encoders = CLIPTextModel(clip_l()), CLIPTextModelWithProjection(clip_g())
+    return StableDiffusionXLPipeline(vae, *encoders, None, None, unet, DDIMScheduler(**SCHEDULER))
+
+
+def sd35_medium() -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3.5 Medium."""
+    network = SD3Transformer2DModel(
+        sample_size=128,
+        num_layers=24,
+        attention_head_dim=64,
+        num_attention_heads=24,
+        joint_attention_dim=4096,
+        caption_projection_dim=1536,
+        pooled_projection_dim=2048,
+        pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
+        in_channels=16,
+        out_channels=16,
+    )
+    clips = CLIPTextModelWithProjection(clip_l()), CLIPTextModelWithProjection(clip_g())
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return StableDiffusion3Pipeline(
+        network, scheduler, flow_autoencoder(), clips[0], None, clips[1], None, t5_xxl(), None
+    )
+
+
+def flux_dev() -> FluxPipeline:
+    """FLUX.1-dev."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    network = FluxTransformer2DModel(guidance_embeds=True)
+    encoder = CLIPTextModel(clip_l())
+    return FluxPipeline(scheduler, flow_autoencoder(), encoder, None, t5_xxl(), None, network)

@@ -1,0 +1,57 @@
+"""Write the tables of results/*.json into the pages that show them, between `<!-- name -->` marks.
+
+python -m benchmarks.pages.render
+"""
+
+import json
+import re
+from collections.abc import Callable
+
+from benchmarks.lib.paths import RESULTS, ROOT
+from benchmarks.pages import scoring_tables, training_tables
+
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs/shapes.md",
+    ROOT / "imagereward/assets/ImageReward-tiny/README.md",
+    ROOT / "docs/reward-models.md",
+    ROOT / "docs/bulk.md",
+    ROOT / "docs/server.md",
+    ROOT / "docs/finetuning.md",
+    ROOT / "docs/objectives.md",
+)
+
+TABLES: dict[str, Callable[[dict], str]] = {
+    "throughput-cpu": scoring_tables.throughput,
+    "throughput-cuda": scoring_tables.throughput,
+    "training-step-cpu": training_tables.training_step,
+    "training-step-cuda": training_tables.training_step,
+    "shapes-measure": scoring_tables.shapes_measure,
+    "tiny": training_tables.tiny,
+    "refl-step-cpu": training_tables.refl_step,
+    "refl-step-cuda": training_tables.refl_step,
+    "fits": training_tables.fits,
+    "tiny-drawings": training_tables.tiny_drawings,
+    "finetune": training_tables.finetune,
+    "finetune-flow": training_tables.finetune_flow,
+    "bulk-cpu": scoring_tables.bulk,
+    "bulk-cuda": scoring_tables.bulk,
+    "serve-cpu": scoring_tables.serve,
+    "serve-cuda": scoring_tables.serve,
+    "refused-requests": scoring_tables.refused,
+}
+
+
+def rendered(text: str) -> str:
+    """`text` with every block of a name in `TABLES` filled in from that results file."""
+
+    def fill(match: re.Match) -> str:
+        result = json.loads((RESULTS / f"{match[1]}.json").read_text())
+        return f"<!-- {match[1]} -->\n{TABLES[match[1]](result)}\n<!-- /{match[1]} -->"
+
+    return re.sub(rf"<!-- ({'|'.join(TABLES)}) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))

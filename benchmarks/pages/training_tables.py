@@ -1,0 +1,172 @@
+"""Results of training and fine-tuning, as Markdown."""
+
+from benchmarks.lib import record
+
+
+def training_step(result: dict) -> str:
+    """The full-size training step's file as Markdown."""
+    what = f"{result['prompts']} prompts of {result['images']} images, fix_rate {result['fix_rate']}, float32"
+    return steps(result, what, "checkpointing")
+
+
+def refl_step(result: dict) -> str:
+    """The ReFL step's file as Markdown."""
+    what = f"Stable Diffusion 1.5 at {result['resolution']} pixels, {result['images']} image, float32"
+    return steps(result, f"{what}; AdamW with LoRA alone", "what learns")
+
+
+def steps(result: dict, what: str, setting: str) -> str:
+    """What `benchmarks/lib/steps.py` measured, as Markdown."""
+    rows = [
+        f"| {row['setting']} | {row['seconds']:.1f} | {row['peak_mb']:.0f} | {row['resting_mb']:.0f} "
+        f"| {row['activations_mb']:.0f} | {100 * row['share']:.0f} % "
+        f"| {row['learning_millions']:.1f} | {8 * row['learning_millions'] * 1e6 / 2**20:.0f} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{record.machine(result)}; {what}.",
+            "",
+            f"| {setting} | seconds a step | peak, MB | between steps, MB | activations, MB | of plain "
+            "| millions that learn | Adam's moments, MB |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def fits(result: dict) -> str:
+    """What needs how much memory, as Markdown: how many images a card takes at once."""
+    cards = list(result["rows"][0]["images"])
+    rows = []
+    for row in result["rows"]:
+        apart = [
+            "" if row["checkpointing"] else "no checkpointing",
+            "" if row["encoders"] else "text encoders away",
+            "" if row["decoder"] == "float32" else f"decoder in {row['decoder']}",
+        ]
+        kept = "" if row["kept_mb"] is None else f"{row['kept_mb']:.1f}"
+        images = " | ".join(str(row["images"][card] or "none") for card in cards)
+        gigabytes = f"{row['peak_gb']:.1f} | {row['moments_gb']:.2f} | {row['another_gb']:.1f}"
+        rows.append(
+            f"| {row['objective']} | {row['model']} | {row['learns']} | {', '.join(filter(None, apart))} "
+            f"| {gigabytes} | {kept} | {images} |"
+        )
+    plain, recomputed = (row["activations_gb"] for row in result["float32"])
+    return "\n".join(
+        [
+            "| objective | model | what learns | with | GB for one image | of them AdamW's moments "
+            "| for another | MB kept of each image of an update "
+            + "".join(f"| images at once in {card} GB " for card in cards)
+            + "|",
+            f"|---|---|---|---|---|---|---|---{'|---' * len(cards)}|",
+            *rows,
+            "",
+            f"Counted the same way, activations at SD 1.5's size in float32, with LoRA, are "
+            f"{1024 * plain:.0f} MB, and with checkpointing {1024 * recomputed:.0f}, "
+            f"{100 * recomputed / plain:.0f} % of it.",
+        ]
+    )
+
+
+def tiny(result: dict) -> str:
+    """ImageReward-tiny's file as Markdown: the run, and its accuracy on held-out pairs."""
+    seconds = result["seconds"]
+    since = ", both since it was last resumed" if "resume=true" in result["overrides"] else ""
+    rows = [
+        f"| {row['pairs']} | {100 * row['accuracy']:.1f} % | {100 * row['shuffled']:.1f} % | {row['count']} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{record.machine(result)}. The warm-up took {seconds['warmup'] / 60:.0f} minutes, the rankings "
+            f"{seconds['ranking'] / 60:.0f}{since}; "
+            f"{result['parameters'] / 1e6:.2f} million parameters, {result['megabytes']:.1f} MB. "
+            f"{result['held_out']['prompts']} held-out prompts, seed {result['held_out']['seed']}.",
+            "",
+            "| clear pairs | right | shuffled | pairs |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def tiny_drawings(result: dict) -> str:
+    """What the measure finds in images, by where they are from, as Markdown."""
+    columns = [name for name in result["rows"][0] if name != "images"]
+    rows = [
+        f"| {row['images']} | {' | '.join(f'{row[name]:.2f}' for name in columns)} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{record.machine(result)}; {result['prompts']} prompts, {result['steps']} steps.",
+            "",
+            f"| images | {' | '.join(columns)} |",
+            f"|---|{'---|' * len(columns)}",
+            *rows,
+        ]
+    )
+
+
+def finetune(result: dict) -> str:
+    """Fine-tuning methods side by side as Markdown."""
+    base = result["rows"][0]
+    rows = []
+    for row in result["rows"]:
+        gained = [
+            f"{row[name]:.3f} | {row[f'{name} gained']:+.3f} ({row[f'{name} low']:+.3f} to "
+            f"{row[f'{name} high']:+.3f})"
+            for name in ("reward", "faithfulness")
+        ]
+        others = [
+            f"{row['reward in base deviations']:+.2f}",
+            "" if row["diversity"] is None else f"{row['diversity']:.3f}",
+            "" if row["minutes"] is None else f"{row['minutes']:.0f}",
+        ]
+        name, (reward, faithfulness), (deviations, diversity, minutes) = row["method"], gained, others
+        if row is base:
+            reward, faithfulness, deviations = f"{row['reward']:.3f} |", f"{row['faithfulness']:.3f} |", ""
+        rows.append(f"| {name} | {reward} | {deviations} | {faithfulness} | {diversity} | {minutes} |")
+    return "\n".join(
+        [
+            f"{record.machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} seeds; "
+            "intervals of 95 % over prompts.",
+            "",
+            "| method | reward | gained | in standard deviations of the base's | faithfulness | gained "
+            "| diversity | minutes |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def finetune_flow(result: dict) -> str:
+    """The same for policy gradient on the tiny flow model as Markdown: every judge's mean and its change."""
+
+    def judged(row: dict, name: str) -> str:
+        if name not in row:
+            return ""
+        if row is result["rows"][0]:
+            return f"{row[name]:.3f}"
+        low, high = row[f"{name} low"], row[f"{name} high"]
+        runs = ", ".join(f"{gained:+.3f}" for gained in row[f"{name} of runs"])
+        alone = f"; {runs}" if len(row[f"{name} of runs"]) > 1 else ""
+        return f"{row[name]:.3f}, {row[f'{name} gained']:+.3f} ({low:+.3f} to {high:+.3f}){alone}"
+
+    rows = [
+        f"| {row['method']} | {' | '.join(judged(row, name) for name in ('reward', 'faithfulness', 'jpeg'))} "
+        f"| {row['images'] or ''} | {'' if row['minutes'] is None else format(row['minutes'], '.1f')} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{record.machine(result)}; {result['prompts']} held-out prompts, "
+            f"{result['seeds']} images of each, {result['runs']} runs of each method; "
+            "changes with intervals of 95 % over prompts, and each run's; minutes are the longest run's.",
+            "",
+            "| method | reward | faithfulness | JPEG compressibility | images drawn to learn | minutes |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Benchmarks of scorers, bulk scoring and the server."""

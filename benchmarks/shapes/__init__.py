@@ -1,0 +1,1 @@
+"""The measure of Shapes, and scorers, against the truth of Shapes."""

@@ -1,0 +1,101 @@
+"""Accuracy of a scorer on freshly drawn Shapes, whose truth is known.
+
+    python -m benchmarks.shapes.scorer_accuracy
+
+Prompts are of the test split, which no training sees, and are drawn from a seed of their own. Only clear
+pairs count: one image is better on one axis and not worse on the other.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+import imagereward as RM
+from benchmarks.lib import record
+from imagereward.scoring.scorer import Scorer
+from imagereward.shapes import Truth, ask, candidates, say
+from imagereward.table import table
+
+SEED = 20_260
+IMAGES = 6
+
+
+def kinds(better: Truth, worse: Truth) -> Iterator[str]:
+    """What a clear pair is an example of: it may be several, or none."""
+    yield "all clear pairs"
+    same_quality = (better.quality, better.damage) == (worse.quality, worse.damage)
+    if better.faithfulness == worse.faithfulness == 0:
+        yield "quality"
+        if better.quality == 0:
+            yield f"quality: {worse.damage} {worse.quality}"
+    if better.faithfulness == 0 and worse.faithfulness == 1 and same_quality:
+        yield "faithfulness, one mistake"
+        yield f"faithfulness: {worse.mistakes[0]}"
+    if better.faithfulness == 0 and worse.faithfulness == 3 and same_quality:
+        yield "faithfulness: another scene"
+
+
+def accuracy(
+    scorer: Scorer, prompts: int, seed: int = SEED, shuffled: bool = False
+) -> dict[str, tuple[float, int]]:
+    """Share of clear pairs ranked right, and their number, by kind; a tie of the scorer is wrong.
+
+    With `shuffled`, every prompt's images are scored against another prompt.
+    """
+    rng = np.random.default_rng([seed, 3])
+    drawn = []
+    for _ in range(prompts):
+        request = ask(rng, "test")
+        drawn.append((say(request, rng), candidates(request, IMAGES, rng)))
+    texts = [prompt for prompt, _ in drawn]
+    if shuffled:
+        texts = texts[1:] + texts[:1]
+    images = [image for _, group in drawn for image, _ in group]
+    scores = scorer.score_pairs([text for text in texts for _ in range(IMAGES)], images, batch_size=96)
+    right: dict[str, list[bool]] = defaultdict(list)
+    for start, (_, group) in zip(range(0, len(images), IMAGES), drawn):
+        for a, (_, better) in enumerate(group):
+            for b, (_, worse) in enumerate(group):
+                if better.clearly_beats(worse):
+                    for kind in kinds(better, worse):
+                        right[kind].append(scores[start + a] > scores[start + b])
+    return {kind: (float(np.mean(hits)), len(hits)) for kind, hits in sorted(right.items())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="ImageReward-tiny", help="what imagereward.load takes")
+    parser.add_argument("--prompts", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--out", help="name of a results file")
+    options = parser.parse_args()
+    scorer = RM.load(options.model)
+    plain = accuracy(scorer, options.prompts, options.seed)
+    shuffled = accuracy(scorer, options.prompts, options.seed, shuffled=True)
+    rows = [
+        {
+            "pairs": kind,
+            "accuracy": plain[kind][0],
+            "prompts shuffled": shuffled[kind][0],
+            "count": plain[kind][1],
+        }
+        for kind in plain
+    ]
+    print(table(rows))
+    if options.out:
+        record.write(
+            options.out,
+            {
+                "model": options.model,
+                "prompts": options.prompts,
+                "seed": options.seed,
+                "rows": rows,
+                "environment": record.environment(scorer.device),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

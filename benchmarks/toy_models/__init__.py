@@ -1,0 +1,1 @@
+"""The tiny models in this repository, trained from random weights."""

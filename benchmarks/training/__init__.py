@@ -1,0 +1,1 @@
+"""Benchmarks of reward-model training and fine-tuning."""

@@ -1,0 +1,1 @@
+"""Images of rows to pixels, in processes ahead of the model; cached features."""

@@ -1,0 +1,152 @@
+"""A pool of processes that read, decode and resize images ahead of the model."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import torch
+
+from imagereward.bulk.decoding.processes import end_with_parent, ending, guard_hint, imports_the_script
+from imagereward.errors import ImageRewardError
+
+# Requests that are begun ahead of the one whose answer is taken, for each process.
+AHEAD = 2
+# Seconds a killed process gets to end.
+PATIENCE = 5
+
+
+class Work(Protocol):
+    """What a process does: one request to one answer. Both travel through pipes."""
+
+    def __getitem__(self, request: Any) -> Any: ...
+
+
+class Decoders:
+    """`workers` processes that apply `work` to requests; with 0, one thread of this process does.
+
+    Every process has a pipe and a thread of its own. A process that dies therefore closes its pipe, and
+    the request that it had fails at once; processes that share a queue would leave the reader waiting for
+    the rest of a message. Create and close it in one thread, which outlives the processes.
+    """
+
+    def __init__(self, work: Work, workers: int):
+        self.work = work
+        self.processes: list[_Process] = []
+        self.free: SimpleQueue[_Process] = SimpleQueue()
+        self.most = AHEAD * max(1, workers)
+        self.threads = ThreadPoolExecutor(max(1, workers), "imagereward-decode")
+        try:
+            for _ in range(workers):
+                self.processes.append(_Process(work))
+                self.free.put(self.processes[-1])
+        except BaseException:
+            self.close()
+            raise
+
+    def answers(self, requests: Iterable[Any]) -> Generator[Any, None, None]:
+        """The answer to every request, in order; a few of them are worked on ahead.
+
+        Raises ImageRewardError if a process dies.
+        """
+        ahead: deque[Future] = deque()
+        for request in requests:
+            ahead.append(self.threads.submit(self._answer, request))
+            if len(ahead) > self.most:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def close(self) -> None:
+        """End the processes, also in the middle of a request."""
+        for process in self.processes:
+            process.kill()
+        self.threads.shutdown(cancel_futures=True)
+        for process in self.processes:
+            process.connection.close()
+
+    def __enter__(self) -> "Decoders":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _answer(self, request: Any) -> Any:
+        if not self.processes:
+            return self.work[request]
+        process = self.free.get()
+        try:
+            return process.ask(request)
+        finally:
+            self.free.put(process)
+
+
+class _Process:
+    """One decoding process, and this side of its pipe."""
+
+    def __init__(self, work: Work):
+        self.connection, theirs = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(
+            target=_serve, args=(theirs, work), name="imagereward-decode", daemon=True
+        )
+        self.ready = False
+        try:
+            self.process.start()
+        except (OSError, EOFError) as error:
+            hint = guard_hint() if imports_the_script() else "fewer workers need fewer processes (workers=)"
+            raise ImageRewardError(f"a decoding process could not be started ({error!r}): {hint}") from error
+        finally:
+            theirs.close()  # the pipe then ends with the process
+
+    def ask(self, request: Any) -> Any:
+        """The answer to a request. Raises ImageRewardError if the process dies first."""
+        try:
+            if not self.ready:
+                self._receive()
+                self.ready = True
+            self.connection.send(request)
+            return self._receive()
+        except (EOFError, OSError) as error:
+            raise ImageRewardError(self._death()) from error
+
+    def kill(self) -> None:
+        """End the process now."""
+        with contextlib.suppress(ValueError):
+            self.process.kill()
+            self.process.join(PATIENCE)
+
+    def _receive(self) -> Any:
+        # The pipe may be held open by a process that something else forked meanwhile: the process counts.
+        if self.connection not in wait([self.connection, self.process.sentinel]):
+            raise EOFError
+        return self.connection.recv()
+
+    def _death(self) -> str:
+        self.process.join(PATIENCE)
+        how = ending(self.process.exitcode)
+        if not self.ready and imports_the_script():
+            return f"a decoding process could not be started ({how}): {guard_hint()}"
+        return (
+            f"a process that decodes images {how}. Finished parts are kept: the same call goes on from there "
+            "(fewer workers= or smaller part_rows= need less memory)"
+        )
+
+
+def _serve(connection: Connection, work: Work) -> None:
+    """The life of a decoding process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not a handler that was forked along
+    end_with_parent()
+    torch.set_num_threads(1)  # threads of torch do not survive a fork, and the processes are many
+    try:
+        connection.send(os.getpid())
+        while True:
+            connection.send(work[connection.recv()])
+    except (EOFError, OSError):  # the parent has closed the pipe
+        return

@@ -1,0 +1,1 @@
+"""Tables, folders and shards to rows of a prompt and an image."""

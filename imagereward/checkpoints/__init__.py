@@ -1,0 +1,1 @@
+"""Released checkpoints: what is known of each, and files to loaded scorers and back."""

@@ -1,0 +1,297 @@
+"""load(): from a name, a file, a directory or a hub id to a Scorer that is ready to score."""
+
+import difflib
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from imagereward.checkpoints import hub
+from imagereward.checkpoints.registry import REGISTRY, File
+from imagereward.checkpoints.state_dicts import read_state_dict
+from imagereward.config import ScorerConfig, read_json, whole_number
+from imagereward.errors import (
+    CheckpointError,
+    DeviceError,
+    DownloadError,
+    ImageRewardError,
+    InputError,
+    listing,
+)
+from imagereward.models import model_class
+from imagereward.models.med_config import read_med_config, with_med_config
+from imagereward.precision import DTYPES, on_cpu, resolve_dtype
+from imagereward.scoring.saving import CONFIG_FILE, WEIGHTS_FILE
+from imagereward.scoring.scorer import Scorer
+
+WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
+# As the hub allows them: "./name" and "../name" are paths.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# A buffer that old transformers saved and no model needs.
+LEGACY_BUFFER = "embeddings.position_ids"
+
+
+def load(
+    name: str | os.PathLike = "ImageReward-v1.0",
+    device: str | torch.device | None = None,
+    download_root: str | os.PathLike | None = None,
+    med_config: str | os.PathLike | None = None,
+    *,
+    kind: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    max_length: int | None = None,
+    compile: bool = False,
+    local_files_only: bool = False,
+    apply_exif_rotation: bool | None = None,
+) -> Scorer:
+    """Load a scorer, in evaluation mode and with frozen weights.
+
+    name              a name from `available_models()` or `available_scores()`; a checkpoint file
+                      (.pt, .pth, .safetensors) in a released format; a directory written by
+                      `save_pretrained`; or a hub id `owner/name` of such a directory
+    device            default: the first GPU if there is one, else the CPU
+    download_root     where released files are looked for and put; default: the original's
+                      ~/.cache/ImageReward, then the hub cache
+    med_config        a JSON file with the text encoder's shape, as the original takes it
+    kind              for a checkpoint file: the registry name whose definition of the score to use,
+                      when the keys do not tell (`"HPSv2.1"`)
+    dtype             float32 (default), float16, bfloat16 or float64, as torch dtype or string
+    max_length        prompt tokens to read: up to 512 for BLIP kinds (released: 35), 77 for CLIP kinds
+    compile           put the towers through torch.compile: slow first call, faster ones after
+    local_files_only  never touch the network
+    apply_exif_rotation   turn photos as their EXIF orientation says before they are scored; default: as the
+                      scorer was saved, which for released ones is no, as in the originals
+
+    Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
+    file cannot be had), DeviceError, InputError.
+    """
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
+    if max_length is not None:
+        max_length = whole_number("max_length", max_length, 2)
+    med = None if med_config is None else read_med_config(Path(med_config))
+    with on_cpu():
+        label, config, sources = _located(os.fspath(name), kind, download_root, local_files_only)
+    if med is not None:
+        config = with_med_config(config, med)
+    if max_length is not None:
+        config = replace(config, max_length=max_length)
+    if apply_exif_rotation is not None:
+        preprocess = replace(config.preprocess, apply_exif_rotation=apply_exif_rotation)
+        config = replace(config, preprocess=preprocess)
+    with on_cpu():
+        scorer = assemble(config, _merged(sources), device, dtype, " + ".join(str(p) for _, p in sources))
+    scorer.name = label
+    scorer.files = {file.prefix: path.resolve() for file, path in sources}
+    if compile:
+        scorer.compile_towers()
+    return scorer
+
+
+def load_score(
+    name: str | os.PathLike = "CLIP",
+    device: str | torch.device | None = None,
+    download_root: str | os.PathLike | None = None,
+    **options,
+) -> Scorer:
+    """`load` with the default, and the three positional arguments, of the original's `load_score`."""
+    return load(name, device, download_root, **options)
+
+
+def assemble(
+    config: ScorerConfig,
+    state: dict[str, torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    source: str = "state dict",
+) -> Scorer:
+    """A scorer around given weights: no memory is spent on initial values that would be replaced.
+
+    In float32 on the CPU the parameters *are* the given tensors (mapped from disk, if they are).
+    Raises CheckpointError listing missing and unexpected keys and unequal shapes.
+    """
+    scorer = _laid_out(config)
+    expected = scorer.state_dict()
+    state = {name: value for name, value in state.items() if not name.endswith(LEGACY_BUFFER)}
+    faults = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in state and state[name].shape != value.shape
+        ],
+        "no floating-point numbers": [
+            f"{name} {value.dtype}"
+            for name, value in state.items()
+            if name in expected and value.dtype not in DTYPES.values()
+        ],
+    }
+    if any(faults.values()):
+        raise CheckpointError(
+            f"{source} does not fit a scorer of kind {config.kind}:"
+            + "".join(f"\n  {len(bad)} {what}: {listing(bad)}" for what, bad in faults.items() if bad)
+        )
+    for name in state:
+        kept = name.startswith(scorer.float32_prefixes) and dtype.itemsize < 4
+        state[name] = state[name].to(device, torch.float32 if kept else dtype)
+    scorer.load_state_dict(state, assign=True)
+    return scorer.to(device).eval().requires_grad_(False)
+
+
+def _laid_out(config: ScorerConfig) -> Scorer:
+    """The scorer with shapes but no memory behind them."""
+    try:
+        with torch.device("meta"):
+            return model_class(config.kind)(config)
+    except ImageRewardError:
+        raise
+    except Exception as error:  # the libraries that build towers check shapes in many ways
+        raise CheckpointError(
+            f"a {config.kind} scorer cannot be built as {config.architecture!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def random_scorer(
+    config: ScorerConfig, device: str | torch.device | None = None, dtype=None, seed: int = 0
+) -> Scorer:
+    """A scorer with random weights: for measuring speed and memory, and for tests; its scores mean nothing.
+
+    Weights are normal with the spread that keeps activations of order one, drawn from `seed`.
+    """
+    shapes = {name: value.shape for name, value in _laid_out(config).state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        name: torch.randn(shape, generator=generator).mul_(
+            shape[1:].numel() ** -0.5 if len(shape) > 1 else 0.1
+        )
+        for name, shape in shapes.items()
+    }
+    for name, value in state.items():
+        if value.ndim == 1 and name.endswith("weight"):
+            value.add_(1)
+    return assemble(config, state, resolve_device(device), resolve_dtype(dtype), "random weights")
+
+
+def _located(label: str, kind: str | None, download_root, local_files_only: bool):
+    """(name to show, config, [(file, local path)]) of whatever `load` was given."""
+    where = (download_root, local_files_only)
+    path, exists = _local(label)
+    if kind is not None and not (exists and path.is_file()):
+        raise InputError(f"kind={kind!r} is for checkpoint files; {label!r} is none")
+    if label in REGISTRY:
+        config, sources = REGISTRY[label].config, _fetched(label, where)
+    elif exists and path.is_dir():
+        config, sources = _read_config(path / CONFIG_FILE), [(File(WEIGHTS_FILE), path / WEIGHTS_FILE)]
+        label = path.resolve().name
+    elif exists:
+        config, sources = _released_format(path, kind, where)
+        label = path.name
+    elif HUB_ID.fullmatch(label) and path.suffix not in WEIGHT_SUFFIXES:
+        try:
+            there, weights = (
+                hub.fetch_from_hub(label, part, None, local_files_only)
+                for part in (CONFIG_FILE, WEIGHTS_FILE)
+            )
+        except DownloadError as error:
+            reason = f"there is no directory {label} here, and as a hub id it gives nothing: {error}"
+            raise DownloadError(reason) from error
+        config, sources = _read_config(there), [(File(WEIGHTS_FILE), weights)]
+    elif path.suffix in WEIGHT_SUFFIXES or label.startswith(("~", ".")) or re.search(r"[/\\]", label):
+        expected = (
+            "expected a checkpoint file, a directory written by save_pretrained, or a hub id owner/name"
+        )
+        raise CheckpointError(f"the path {label} does not exist; {expected}")
+    else:
+        near = difflib.get_close_matches(label, REGISTRY, 1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise CheckpointError(
+            f"{label!r} is no known scorer, file, directory or hub id; {hint}known: {', '.join(REGISTRY)}"
+        )
+    return label, config, sources
+
+
+def _fetched(name: str, where) -> list[tuple[File, Path]]:
+    return [(file, hub.fetch(file, *where)) for file in REGISTRY[name].files]
+
+
+def _merged(sources: list[tuple[File, Path]]) -> dict[str, torch.Tensor]:
+    merged = {}
+    for file, path in sources:
+        state = read_state_dict(path)
+        if file.transformers_names and any(name.startswith("vision_model.") for name in state):
+            from imagereward.models.clip import from_transformers
+
+            state = from_transformers(state)
+        prefixed = any(name.startswith(file.prefix) for name in state)
+        for name, value in state.items():
+            if not name.startswith(file.ignored or ("\0",)):
+                merged[name if prefixed else file.prefix + name] = value
+    return merged
+
+
+def _released_format(path: Path, kind: str | None, where) -> tuple[ScorerConfig, list]:
+    """How a lone file is scored, and the files that takes: for an Aesthetic head, CLIP's as well."""
+    kind = kind or _kind_of(path)
+    if kind not in REGISTRY:
+        raise InputError(f"kind={kind!r}: expected one of {', '.join(REGISTRY)}")
+    *others, last = REGISTRY[kind].files
+    if others and any(name.startswith(others[0].prefix) for name in read_state_dict(path)):
+        return REGISTRY[kind].config, [(File(path.name), path)]
+    return REGISTRY[kind].config, [*((file, hub.fetch(file, *where)) for file in others), (last, path)]
+
+
+def _kind_of(path: Path) -> str:
+    state = read_state_dict(path)
+    for key, kind in (
+        ("blip.vision_proj.weight", "ImageReward-v1.0" if "mlp.layers.0.weight" in state else "BLIP"),
+        ("vision_proj.weight", "BLIP"),
+        ("clip_model.visual.proj", "Aesthetic" if "mlp.layers.0.weight" in state else "CLIP"),
+        ("vision_model.post_layernorm.weight", "PickScore-v1"),
+        ("layers.7.weight", "Aesthetic"),
+    ):
+        if key in state:
+            return kind
+    if "visual.proj" not in state:
+        raise CheckpointError(
+            f"{path} is no checkpoint of a known kind; its keys begin with {listing(state, 4)}. "
+            f"Say kind=, one of {', '.join(REGISTRY)}"
+        )
+    if state["visual.proj"].shape[:1] == (1024,):
+        return "CLIP"
+    raise CheckpointError(
+        f"{path} is a CLIP, but of which score its keys do not tell: say kind='HPSv2.0' or 'HPSv2.1'"
+    )
+
+
+def _local(name: str) -> tuple[Path, bool]:
+    try:
+        path = Path(name).expanduser()
+        return path, bool(name) and path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, a null byte: no path, then
+        return Path(name), False
+
+
+def _read_config(path: Path) -> ScorerConfig:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: expected a directory written by save_pretrained")
+    try:
+        return ScorerConfig.from_dict(read_json(path)["scorer"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} does not describe a scorer: {error}") from error
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None is the first GPU, else the CPU. DeviceError if it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        count = torch.cuda.device_count()
+        present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise DeviceError(f"device {device!r} is not on this machine; present: {present}") from error
+    return found

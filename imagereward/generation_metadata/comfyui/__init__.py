@@ -1,0 +1,1 @@
+"""ComfyUI graphs to the prompt of their samplers."""

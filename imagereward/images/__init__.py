@@ -1,0 +1,1 @@
+"""Files, arrays and PIL images to pixels, within bounds."""

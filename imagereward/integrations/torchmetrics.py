@@ -1,0 +1,53 @@
+"""The mean reward as a torchmetrics Metric."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from imagereward.errors import InputError, missing_extra
+from imagereward.images.reading import listed
+from imagereward.scoring.api import Verbs
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise missing_extra("RewardMetric", "loops", error) from error
+
+
+class RewardMetric(Metric):
+    """The mean score of all images so far, over all processes; NaN before the first.
+
+    The scorer is used where it is: `.to()` does not move it, and checkpoints do not hold its weights.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, scorer: Verbs, **options: Any):
+        super().__init__(**options)
+        self.score_pairs = scorer.score_pairs  # the method: the scorer itself would become a submodule
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, images: Any, prompts: str | Sequence[str]) -> None:
+        """Score B images with B prompts, or with one prompt for all.
+
+        images  a list, or a tensor [B, 3, H, W] in [0, 1]; or one image, in any form that `score` takes, such
+                as a PIL image, a path or a tensor [3, H, W]
+
+        Raises InputError for no images, or another number of prompts.
+        """
+        images = listed(images)
+        prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        if not images:
+            raise InputError("no images: expected at least one")
+        self.total += sum(self.score_pairs(prompts, images))
+        self.count += len(images)
+
+    def compute(self) -> torch.Tensor:
+        """The mean, a scalar tensor."""
+        return self.total / self.count

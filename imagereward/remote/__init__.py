@@ -1,0 +1,1 @@
+"""The verbs of a scorer behind an HTTP server."""

@@ -1,0 +1,1 @@
+"""Rewards that need no model: functions of (pixels, prompts)."""

@@ -1,0 +1,244 @@
+"""Scorer: a model on this machine, with every public verb.
+
+A model says three things: what depends on the image alone (`encode_images`), what depends on the
+prompt alone (`encode_prompts`), and how the two make scores (`head`). From these come all verbs:
+those of `verbs.py`, and `reward`.
+Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from imagereward.config import ScorerConfig, whole_number
+from imagereward.errors import InputError
+from imagereward.images.preprocess import Preprocess
+from imagereward.precision import full_precision, on_cpu
+from imagereward.scoring.api import Result, Rows, Scored, Verbs, diagonal, prompt_list, warn_truncated
+from imagereward.scoring.pair_scoring import check_finite, score_rows
+from imagereward.scoring.saving import push, save
+
+# Images a batch where the caller does not say: a CPU is busy with few, an accelerator wants many.
+DEFAULT_BATCH = {"cpu": 8}
+DEFAULT_BATCH_ACCELERATOR = 64
+MOST_AT_ONCE = 2**20
+# How far pixels may lie outside [0, 1] before they are taken for another range altogether.
+PIXEL_SLACK = 0.01
+
+
+class Scorer(Verbs, nn.Module):
+    """A reward: a function of (prompt, image). Subclasses define the three methods and no verbs.
+
+    Every verb takes `batch_size`, the number of images in one pass of the model. Every verb raises,
+    before the model runs, InputError (nothing to score, unequal lengths, a prompt that is no string),
+    ImageNotFound, ImageReadError or ImageTypeError naming the image; and NonFiniteScoreError for
+    scores that are NaN or infinite. All headers are checked first; of more than 512 images, those
+    beyond are decoded while the model runs, so damage inside one is found when its turn comes.
+    A prompt that is longer than the model reads is cut, with a PromptTruncatedWarning.
+    """
+
+    # Parameters under these prefixes stay float32 whatever the dtype of the rest.
+    float32_prefixes = ("mlp.", "clip_model.logit_scale")
+    # Weights under these prefixes are those that `encode_images` uses: what its features are good for.
+    image_prefixes: tuple[str, ...] = ("",)
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__()
+        self.config = config
+        self.name = config.kind
+        self.preprocess: Preprocess = config.preprocess
+        self.files: dict[str, Path] = {}  # key prefix -> the file that holds those weights
+
+    # What a model defines.
+
+    def encode_images(self, pixels: torch.Tensor):
+        """Normalised float32 [B, 3, S, S] to features whose first axis is B: what a cache would keep."""
+        raise NotImplementedError
+
+    def encode_prompts(self, prompts: list[str]):
+        """M prompts to features, or tokens, whose first axis is M."""
+        raise NotImplementedError
+
+    def head(self, image_features, prompt_features, pairs_P_2: torch.Tensor) -> torch.Tensor:
+        """float32 scores [P]; row p pairs image `pairs[p, 0]` with prompt `pairs[p, 1]` (CPU indices)."""
+        raise NotImplementedError
+
+    def forward(self, pixels_B_3_S_S, prompts: list[str], pairs_P_2: torch.Tensor) -> torch.Tensor:
+        """Scores [P] of pixels that are already of the model's size: uint8, or float in [0, 1].
+
+        For training the scorer itself: gradients reach whatever weights are not frozen, and dropout
+        follows the module's mode. Row p pairs image `pairs[p, 0]` with prompt `pairs[p, 1]`.
+        """
+        return self.head(self.encode_pixels([pixels_B_3_S_S]), self.encode_prompts(prompts), pairs_P_2)
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """Tokens per prompt before truncation, special tokens included; 0 if prompts are not read."""
+        raise NotImplementedError
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass of `reward`: slower, far less memory."""
+        raise NotImplementedError
+
+    def compile_towers(self) -> None:
+        """Put the towers through torch.compile, in place."""
+        raise NotImplementedError
+
+    def image_key(self) -> tuple:
+        """Equal for two scorers whose `encode_images` gives the same features."""
+        return (id(self),)
+
+    def truncated(self, prompts: list[str]) -> list[bool]:
+        """Whether each prompt is longer than the model reads."""
+        return self.reading(prompts)[1]
+
+    def reading(self, prompts: list[str]) -> tuple[list[int], list[bool]]:
+        """`count_tokens` and `truncated` at the price of one."""
+        tokens = self.count_tokens(prompts)
+        return tokens, [count > self.config.max_length for count in tokens]
+
+    def __repr__(self) -> str:
+        """Name, kind, device, dtype and input size; `torch.nn.Module.__repr__(scorer)` lists the layers."""
+        parameter = next(self.parameters(), None)
+        where = () if parameter is None else (str(parameter.device), str(parameter.dtype)[len("torch.") :])
+        return f"<{self.name}: {', '.join((self.config.kind, *where, *self._input_size()))}>"
+
+    def _input_size(self) -> tuple[str, ...]:
+        return f"{self.preprocess.size} x {self.preprocess.size} pixels", f"{self.config.max_length} tokens"
+
+    @property
+    def preprocesses(self) -> tuple[Preprocess, ...]:
+        """One per batch of pixels that `encode_images` takes."""
+        return (self.preprocess,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The towers' dtype; what `head` returns is float32, or float64 for float64 towers."""
+        return next(self.parameters()).dtype
+
+    # The verb that only a model on this machine has.
+
+    def reward(
+        self,
+        pixels_B_3_H_W: torch.Tensor,
+        prompts: str | Sequence[str],
+        *,
+        batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """Scores [B] of RGB pixels in [0, 1], any H and W; gradients reach the pixels.
+
+        float32, or float64 from a float64 scorer. `prompts` are B strings, or one for all. Resizing is
+        antialiased. On smooth pictures the result differs from what `score` gives for the same image
+        as a file by 8-bit rounding; pixel noise, which Pillow clips between its two passes, can
+        differ by more. Weights loaded by `load` are frozen, so only the pixels gather gradients.
+        """
+        pixels = pixels_B_3_H_W
+        if not isinstance(pixels, torch.Tensor):
+            raise InputError(f"pixels are a {type(pixels).__name__}; expected a tensor [B, 3, H, W]")
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise InputError(
+                f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected float [B, 3, H, W] in [0, 1]"
+            )
+        count = len(pixels)
+        prompts = [prompts] * count if isinstance(prompts, str) else prompt_list(prompts)
+        if not pixels.numel():
+            raise InputError(f"pixels are empty: {tuple(pixels.shape)}")
+        if len(prompts) != count:
+            raise InputError(f"{len(prompts)} prompts for {count} images; expected one each")
+        low, high = pixels.detach().aminmax()
+        if not (low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK):  # NaN fails both
+            raise InputError(f"pixels are in [{low:.3g}, {high:.3g}]; expected [0, 1]")
+        self._warn_truncated(*self.reading(list(dict.fromkeys(prompts))))
+        size = self._batch_size(batch_size)
+        parts = []
+        with self.evaluating(), on_cpu():
+            for start in range(0, count, size):
+                part = pixels[start : start + size].to(self.device)
+                features = self.encode_pixels([p.resize(full_precision(part)) for p in self.preprocesses])
+                encoded = self.encode_prompts(prompts[start : start + size])
+                parts.append(self.head(features, encoded, diagonal(len(part))))
+        rewards = torch.cat(parts)
+        check_finite(self.name, rewards, lambda row: f"image {row} with {prompts[row][:40]!r}")
+        return rewards
+
+    # Saving.
+
+    def save_pretrained(self, directory: str | os.PathLike) -> Path:
+        """Write `model.safetensors` and `config.json`, which `imagereward.load(directory)` reads.
+
+        Each file is replaced in one step, so an interrupted save leaves the previous one whole.
+        """
+        return save(self, directory)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = ""
+    ) -> str:
+        """Upload what `save_pretrained` writes to a hub repository, made if need be; returns its URL."""
+        return push(self, repo_id, private, token, message or f"{self.name}, saved by imagereward")
+
+    # What the verbs share.
+
+    def _scored(
+        self,
+        rows: Rows,
+        batch_size: int | None,
+        finish: Callable[[Scored], Result],
+        *,
+        head: Callable | None = None,
+    ) -> Result:
+        with on_cpu():
+            tokens, truncated = self.reading(rows.prompts)
+            self._warn_truncated(tokens, truncated)
+            scores = score_rows(self, *rows, self._batch_size(batch_size), head or self.head)
+            return finish(Scored(scores, tokens, truncated))
+
+    def encode_pixels(self, batches: list[torch.Tensor]):
+        """Pixels in [0, 1] (or 8-bit), one batch per preprocess, to image features."""
+        return self.encode_images(
+            *(
+                preprocess.normalize(batch.to(self.device, non_blocking=True))
+                for preprocess, batch in zip(self.preprocesses, batches, strict=True)
+            )
+        )
+
+    def _batch_size(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            return DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH_ACCELERATOR)
+        return whole_number("batch_size", batch_size, 1, MOST_AT_ONCE)
+
+    def _warn_truncated(self, tokens: list[int], truncated: list[bool]) -> None:
+        longest = max((count for count, cut in zip(tokens, truncated) if cut), default=0)
+        remedy = (
+            f"the longest has {longest} tokens; max_length= in load() raises the limit, up to 512 for BLIP "
+            "kinds and 77 for CLIP kinds"
+        )
+        limits = self.token_limits()
+        read = " and ".join(f"the {limit} tokens that {name} reads" for name, limit in limits.items())
+        warn_truncated(self.name, truncated, remedy, read)
+
+    def token_limits(self) -> dict[str, int]:
+        """How many tokens of a prompt are read, by the scorer's name (of an ensemble: by its components')."""
+        return {self.name: self.config.max_length}
+
+    @contextlib.contextmanager
+    def evaluating(self):
+        """Dropout off while scoring, whatever mode a training loop left the model in.
+
+        A model in training mode must not be scored from several threads: the mode is its own.
+        """
+        modes = [(module, module.training) for module in self.modules() if module.training]
+        if modes:
+            self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

@@ -1,0 +1,1 @@
+"""Bodies of requests to prompts and images, within bounds."""

@@ -1,0 +1,75 @@
+"""From what a request holds of images to pixels, within limits. Runs in threads beside the event loop."""
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from imagereward.errors import ImageRewardError
+from imagereward.images.preprocess import Preprocess
+from imagereward.images.reading import read_image, size_of
+from imagereward.serve.limits import Limits, Refused
+from imagereward.serve.meters import DROPPED
+
+NPY_MAGIC = b"\x93NUMPY"
+NPY_HEADER = 1024  # bytes; numpy writes 128
+
+
+def decode(
+    images: Sequence[bytes | np.ndarray],
+    preprocesses: Sequence[Preprocess],
+    limits: Limits,
+    abandoned: Callable[[], bool] = lambda: False,
+) -> list[tuple[torch.Tensor, ...]]:
+    """Each image's pixels under each of `preprocesses`, as `images.load_pixels` gives them.
+
+    Raises Refused 413 for too many pixels, 422 naming every image that is none, and 499 between two images
+    once the request is `abandoned`.
+    """
+    decoded, faults, pixels = [], {}, 0
+    for index, image in enumerate(images):
+        if abandoned():
+            raise Refused(DROPPED, "the client is gone")
+        try:
+            height, width = image.shape[:2] if isinstance(image, np.ndarray) else size_of(image, index)[::-1]
+            pixels += width * height
+            _check_pixels(index, width, height, pixels, limits)
+            picture = read_image(image, index)
+            decoded.append(tuple(preprocess.pixels(picture) for preprocess in preprocesses))
+        except (ImageRewardError, ValueError) as error:
+            faults[index] = str(error).removeprefix(f"images[{index}] ")
+    if faults:
+        reasons = [f"images[{index}] {reason}" for index, reason in list(faults.items())[:3]]
+        more = f" (+{len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise Refused(422, "; ".join(reasons) + more, images=faults)
+    return decoded
+
+
+def array_of(data: bytes) -> np.ndarray:
+    """uint8 [N, H, W, C] or [H, W, C] of an .npy file, a view of `data`; ValueError for anything else."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = header[version](file, max_header_size=NPY_HEADER)
+    except Exception as error:  # the header is a Python literal: parsing a hostile one raises what it likes
+        raise ValueError(f"is no .npy file of version 1 or 2: {type(error).__name__}: {error}") from error
+    if dtype != np.uint8 or fortran or not (len(shape) in (3, 4) and all(side > 0 for side in shape)):
+        order = "Fortran" if fortran else "C"
+        raise ValueError(
+            f"is an .npy array of {dtype} {shape} in {order} order; expected uint8 [N, H, W, 3] in C order"
+        )
+    start, size = file.tell(), int(np.prod(shape, dtype=object))
+    if len(data) - start != size:
+        raise ValueError(f"is an .npy array of {size} bytes by its header, but {len(data) - start} follow it")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _check_pixels(index: int, width: int, height: int, total: int, limits: Limits) -> None:
+    size = f"{width} x {height}"
+    if width * height > limits.image_pixels:
+        reason = f"has {size} pixels; at most {limits.image_pixels} are read here"
+        raise Refused(413, f"images[{index}] {reason}", images={index: reason})
+    if total > limits.request_pixels:
+        raise Refused(413, f"more than {limits.request_pixels} pixels in one request: send fewer images")

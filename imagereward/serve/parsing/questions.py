@@ -1,0 +1,117 @@
+"""What a request may ask, as models: they check a body's fields, and describe them in the documentation."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+
+from imagereward.serve.limits import Refused
+from imagereward.serve.parsing.base64_images import bytes_of
+
+
+def _from_base64(value: Any) -> bytes | np.ndarray:
+    if isinstance(value, (bytes, np.ndarray)):  # a file of a form, an image of an array
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"is a {type(value).__name__}; expected an image file in base64")
+    return bytes_of(value)
+
+
+EncodedImage = Annotated[
+    Any,
+    PlainValidator(_from_base64),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "An image file."}),
+]
+Index = Annotated[int, Field(strict=True, ge=0)]
+
+
+class Question(BaseModel):
+    """What every request may say; the subclasses are the verbs' bodies."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = Field(None, description="A name from /v1/models; default: the first.")
+    images: list[EncodedImage] = Field(min_length=1, fail_fast=True)
+
+    def texts(self) -> list[str]:
+        """The prompts, which every verb has in its own way."""
+        raise NotImplementedError
+
+    def rows(self) -> list[tuple[int, int]]:
+        """(image, prompt) of every score that is asked for."""
+        return [(image, prompt) for prompt in range(len(self.texts())) for image in range(len(self.images))]
+
+
+class ScoreQuestion(Question):
+    """Prompts with images: one score a pair."""
+
+    prompts: list[str] = Field(min_length=1, fail_fast=True)
+    pairs: list[tuple[Index, Index]] | None = Field(
+        None,
+        min_length=1,
+        fail_fast=True,
+        description="[image, prompt] indices of each score; default: image i with prompt i.",
+    )
+
+    def texts(self) -> list[str]:
+        """The prompts."""
+        return self.prompts
+
+    def rows(self) -> list[tuple[int, int]]:
+        """The pairs; Refused 422 if one names what is not there."""
+        images, prompts = len(self.images), len(self.prompts)
+        if self.pairs is None:
+            if images != prompts:
+                raise Refused(
+                    422, f"{prompts} prompts and {images} images: expected as many of each, or `pairs`"
+                )
+            return [(index, index) for index in range(images)]
+        for row, (image, prompt) in enumerate(self.pairs):
+            if image >= images or prompt >= prompts:
+                raise Refused(
+                    422, f"pairs[{row}] is [{image}, {prompt}], of {images} images and {prompts} prompts"
+                )
+        return self.pairs
+
+
+class RankQuestion(Question):
+    """One prompt, images to be ordered."""
+
+    prompt: str
+
+    def texts(self) -> list[str]:
+        """A list of one."""
+        return [self.prompt]
+
+
+class MatrixQuestion(Question):
+    """Every prompt with every image."""
+
+    prompts: list[str] = Field(min_length=1, fail_fast=True)
+
+    def texts(self) -> list[str]:
+        """The prompts."""
+        return self.prompts
+
+
+class SimpleQuestion(BaseModel):
+    """One image and one prompt, as existing training code sends them; other keys are ignored."""
+
+    image_base64: EncodedImage
+    prompt: str
+    model: str | None = None
+
+    @property
+    def images(self) -> list:
+        """A list of one."""
+        return [self.image_base64]
+
+    def texts(self) -> list[str]:
+        """A list of one."""
+        return [self.prompt]
+
+    def rows(self) -> list[tuple[int, int]]:
+        """The one pair."""
+        return [(0, 0)]
+
+
+AnyQuestion = Question | SimpleQuestion

@@ -1,0 +1,195 @@
+"""(prompt, image) pairs from files or drawn by Shapes, and their batches."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from imagereward import shapes
+from imagereward.errors import ImageReadError, InputError, listing
+from imagereward.images.preprocess import Preprocess
+from imagereward.images.reading import read_image
+from imagereward.records import Table, open_table, prompt_error, read_all
+
+log = logging.getLogger(__name__)
+
+
+class Pairs(Protocol):
+    """Pairs by number: `prompt`, and `pixels` as 8-bit [3, S, S]; `identity` says which they are."""
+
+    @property
+    def identity(self) -> str:
+        """Which pairs these are."""
+
+    @property
+    def texts(self) -> list[str]:
+        """All prompts."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict: ...
+
+
+def open_pairs(
+    data: str,
+    size: int,
+    max_bad_share: float,
+    *,
+    count: int,
+    seed: int,
+    things: int,
+    encoding: str | None = None,
+) -> Pairs:
+    """Pairs from a table of {text, image}, or, for "shapes", `count` of Shapes; square, `size` pixels."""
+    if data == "shapes":
+        return ShapesPairs(count, seed, Preprocess(size), things)
+    return ImagePairs(data, Preprocess(size), max_bad_share, encoding)
+
+
+WRONG_PROMPTS = 2  # that an image of Shapes is shown with
+
+
+class ImagePairs(Dataset):
+    """(prompt, image) pairs from a table of one file (see `imagereward.records`), image paths relative to it.
+
+    The columns are found by their usual names: `image`, `image_path` …; `prompt`, `text` …. `encoding` is
+    that of a file of text; default: what a byte order mark says, or else UTF-8.
+    Records may have `wrong`, a list of prompts that are nearly but not quite the image's own: as many in
+    every record.
+    Images are checked as in `RankedImages`. Raises InputError naming the file and the record that is no pair.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        preprocess: Preprocess,
+        max_bad_share: float = 0.01,
+        encoding: str | None = None,
+    ):
+        path = Path(path).expanduser()
+        pairs = list(_pairs(open_table(path, encoding=encoding)))
+        if len(numbers := {len(wrong) for _, _, wrong in pairs}) > 1:
+            raise InputError(
+                f"{path}: records have {listing(sorted(numbers))} wrong prompts; expected as many in each"
+            )
+        self.preprocess = preprocess
+        self.skipped = skipped(path, [image for _, image, _ in pairs], max_bad_share)
+        self.pairs = [pair for pair in pairs if str(pair[1]) not in self.skipped]
+        if not self.pairs:
+            raise InputError(f"{path} holds no pair of a text and a usable image")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def texts(self) -> list[str]:
+        """All prompts."""
+        return [prompt for prompt, _, _ in self.pairs]
+
+    @property
+    def identity(self) -> str:
+        """Which pairs these are: files by name, size and time of their last change."""
+        files = [
+            (text, str(path), path.stat().st_size, path.stat().st_mtime_ns) for text, path, _ in self.pairs
+        ]
+        return repr((self.preprocess, files))
+
+    def __getitem__(self, index: int) -> dict:
+        prompt, path, wrong = self.pairs[index]
+        return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(read_image(path, index))}
+
+
+def _pairs(table: Table) -> Iterator[tuple[str, Path, list[str]]]:
+    columns: tuple[str | None, str | None] | None = None
+    for where, record, folder in read_all(table):
+        if isinstance(record, str):
+            raise InputError(f"{where}: {record}")
+        columns = columns or (table.find_column("prompt"), table.find_column("image"))
+        prompt, image = (record.get(name or "") for name in columns)
+        yield _pair(prompt, image, record.get("wrong") or [], where, folder)
+
+
+def _pair(prompt: Any, image: Any, wrong: Any, where: str, folder: Path) -> tuple[str, Path, list[str]]:
+    """(prompt, image, wrong prompts), checked."""
+    if not isinstance(image, str) or not image:
+        raise InputError(f"{where} has no path of an image; expected records of {{text, image}}")
+    if not isinstance(wrong, list):
+        raise InputError(f"{where}: expected wrong to be a list of prompts")
+    for text in (prompt, *wrong):
+        if error := prompt_error(text):
+            raise InputError(f"{where}: {error}; expected text, and every wrong prompt, to be a string")
+    return str(prompt), folder / image, wrong
+
+
+class ShapesPairs(Dataset):
+    """Clean and faithful Shapes, drawn when asked for, each with prompts that get one thing wrong.
+
+    Pair i is a function of (seed, i).
+    """
+
+    def __init__(self, count: int, seed: int, preprocess: Preprocess, most_things: int = shapes.MOST_THINGS):
+        self.count, self.seed, self.preprocess, self.most_things = count, seed, preprocess, most_things
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def texts(self) -> list[str]:
+        """All prompts, without drawing anything."""
+        return [shapes.prompt(i, self.seed, most_things=self.most_things) for i in range(self.count)]
+
+    @property
+    def identity(self) -> str:
+        """Which pairs these are."""
+        return f"shapes {self.count} {self.seed} {self.most_things} {self.preprocess.size}"
+
+    def __getitem__(self, index: int) -> dict:
+        prompt, image = shapes.pair(index, self.seed, size=self.preprocess.size, most_things=self.most_things)
+        rng = np.random.default_rng([self.seed, index])
+        wrong = [shapes.wrong_prompt(prompt, rng) for _ in range(WRONG_PROMPTS)]
+        return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(image)}
+
+
+def collate_pairs(items: Sequence[dict]) -> dict:
+    """Images [B, 3, S, S], their prompts, and the wrong ones if there are any."""
+    pixels = torch.stack([item["pixels"] for item in items])
+    batch = {"pixels": pixels, "prompts": [item["prompt"] for item in items]}
+    return batch | ({"wrong": [item["wrong"] for item in items]} if items[0]["wrong"] else {})
+
+
+def skipped(source: str | os.PathLike, images: Sequence[Path], max_bad_share: float) -> dict[str, str]:
+    """Those of the source's images that cannot be used, and what is wrong with each; they are logged.
+
+    Raises InputError if they are more than `most_bad`, a share of all.
+    """
+    images = list(dict.fromkeys(images))
+    bad = unreadable(images)
+    found = f"{source}: {len(bad)} of {len(images)} images cannot be used: "
+    if len(bad) > max_bad_share * len(images):
+        raise InputError(f"{found}{listing(bad.values(), 4)}; at most {max_bad_share:.2%} may be (most_bad=)")
+    if bad:
+        log.warning("%s%s; they are skipped", found, listing(bad.values(), 20))
+    return bad
+
+
+def unreadable(paths: Sequence[Path]) -> dict[str, str]:
+    """Those of the files that do not decode, and what is wrong with each."""
+
+    def fault(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except ImageReadError as error:
+            return str(error).removeprefix("images[0] ")
+        return None
+
+    with ThreadPoolExecutor(thread_name_prefix="imagereward-check") as pool:
+        faults = pool.map(fault, paths)
+        bar = tqdm(faults, "checking images", len(paths), disable=len(paths) < 5000, unit="image")
+        return {str(path): found for path, found in zip(paths, bar) if found}

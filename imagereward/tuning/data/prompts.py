@@ -1,0 +1,139 @@
+"""Prompts to train and evaluate on, with pictures for some families, from a file or a list."""
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from imagereward.errors import InputError, listing
+from imagereward.records import (
+    SUFFIXES,
+    Record,
+    find_column,
+    open_table,
+    prompt_error,
+    read_all,
+    read_prompt_lines,
+    usual_columns,
+)
+from imagereward.tuning.data.requests import Request, Row, open_pictures
+
+# What of a record is no metadata.
+PICTURES = ("image", "mask")
+LINES = (".txt", ".text")
+
+
+def read_prompts(
+    source: str | os.PathLike | Sequence[Any], column: str | None = None, encoding: str | None = None
+) -> list[str]:
+    """Prompts from a list of strings, records or requests, or from a file.
+
+    Files are tables (.json, .jsonl, .ndjson, .csv, .tsv, .parquet; see `imagereward.records`), or .txt with a
+    prompt a line, of which empty lines are left out. A record's prompt is in `column`, or else in the first
+    of `prompt`, `text`, `caption` and `txt` that it has; where a record of the file has several of them, in
+    the one that this is for the whole file. `encoding` is that of the file; default: what a byte order mark
+    says, or else UTF-8. Raises InputError naming the file and the record that has no prompt, or a file
+    without any.
+    """
+    items, column = _items(source, column, encoding)
+    return [_prompt(item, where, column)[0] for item, where in items]
+
+
+def read_rows(
+    source: str | os.PathLike | Sequence[Any],
+    inputs: Sequence[str],
+    column: str | None = None,
+    encoding: str | None = None,
+) -> list[Row]:
+    """What `read_prompts` reads, with each record's pictures ("image", "mask") and metadata, its other keys.
+
+    Paths are relative to the file. The pictures that `inputs` names are decoded once; others are for rewards
+    to read. Raises InputError as `read_prompts` does, and for those that are missing or unreadable, or a mask
+    that is not of its image's size.
+    """
+    folder = Path(source).expanduser().parent if isinstance(source, str | os.PathLike) else Path()
+    items, column = _items(source, column, encoding)
+    rows = [_row(item, where, column, folder) for item, where in items]
+    if not inputs:
+        return rows
+
+    def check(row: Row, where: str) -> None:
+        open_pictures(row, inputs, where)
+
+    with ThreadPoolExecutor(thread_name_prefix="imagereward-check") as pool:
+        list(pool.map(check, rows, [where for _, where in items]))
+    return rows
+
+
+def _row(item: Any, where: str, column: str | None, folder: Path) -> Row:
+    prompt, key = _prompt(item, where, column)
+    if isinstance(item, Request):
+        names: dict[str, str | None] = dict(zip(PICTURES, PICTURES))
+        record: Mapping[str, Any] = {"image": item.image, "mask": item.mask}
+        metadata = item.metadata
+    elif isinstance(item, Mapping):
+        names = {name: find_column(item, name, where, (name,)) for name in PICTURES}
+        record = item
+        metadata = {name: value for name, value in item.items() if name not in (key, *names.values())}
+    else:
+        return prompt
+    pictures = {name: _picture(record.get(key or ""), folder) for name, key in names.items()}
+    shown = any(picture is not None for picture in pictures.values())
+    return Request(prompt, **pictures, metadata=metadata) if shown or metadata else prompt
+
+
+def _picture(value: Any, folder: Path) -> Any:
+    return folder / value if isinstance(value, str | os.PathLike) else value
+
+
+def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[tuple[Any, str]], str | None]:
+    """(what the list or the file holds, and what messages call each of them; the column of its prompts)."""
+    if not isinstance(source, str | os.PathLike):
+        if not source:
+            raise InputError("the list holds no prompt")
+        return [(item, f"prompts[{i}]") for i, item in enumerate(source)], column
+    path = Path(source).expanduser()
+    if path.suffix.lower() in LINES:
+        lines = read_prompt_lines(path, encoding)
+        items: list[tuple[Any, str]] = [(line, f"{path}: record {i}") for i, line in enumerate(lines)]
+        if column is not None:
+            raise InputError(f"{path} has a prompt a line and no columns; leave out the column {column!r}")
+    elif path.suffix.lower() in SUFFIXES:
+        table = open_table(path, encoding=encoding, split=False)
+        items = [(_readable(record, where), where) for where, record, _ in read_all(table)]
+        # Where some records have a prompt and a caption, one with a caption alone has no prompt.
+        if column is None and any(len(usual_columns(item, "prompt")) > 1 for item, _ in items):
+            column = table.find_column("prompt")
+    else:
+        raise InputError(
+            f"{path} cannot be read as prompts: expected a name that ends in {', '.join((*LINES, *SUFFIXES))}"
+        )
+    if not items:
+        raise InputError(f"{path} holds no prompt")
+    return items, column
+
+
+def _readable(record: Record, where: str) -> Mapping[str, Any]:
+    if isinstance(record, str):
+        raise InputError(f"{where} has no prompt: {record}")
+    return record
+
+
+def _prompt(item: Any, where: str, column: str | None) -> tuple[str, str | None]:
+    """(the prompt of an item, the key that it stands under)."""
+    key, value = None, item
+    if isinstance(item, Request):
+        value = item.prompt
+    elif isinstance(item, Mapping):
+        key = column or find_column(item, "prompt", where)
+        if key is None or key not in item:
+            expected = repr(column) if column else "prompt or text or caption"
+            raise InputError(
+                f"{where} has no prompt: expected a string, or a record with {expected}; "
+                f"it has {listing(item, 40)}"
+            )
+        value = item[key]
+    if (error := prompt_error(value)) or not value.strip():
+        raise InputError(f"{where} has no prompt: {error or 'it is blank'}")
+    return value, key

@@ -1,0 +1,1 @@
+"""Evaluating a generator during training; comparing two generators."""

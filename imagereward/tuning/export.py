@@ -1,0 +1,133 @@
+"""What a training leaves: a pipeline directory, or LoRA weights, with a model card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagereward.tuning.families.base import Denoiser
+from imagereward.version import __version__
+
+CARD_FILE = "README.md"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def save_result(
+    denoiser: Denoiser,
+    learned: Mapping[str, torch.Tensor],
+    output: Path,
+    config: dict[str, Any],
+    history: Sequence[dict[str, Any]],
+    ended: str,
+) -> None:
+    """Write what `DiffusionPipeline.from_pretrained`, or `load_lora_weights`, reads, and the card."""
+    pipeline, network = denoiser.pipeline, denoiser.network
+    if config["lora"] is not None:
+        save_lora(denoiser, learned, output)
+    else:
+        whole = network
+        if any(
+            name not in learned or value.shape != learned[name].shape or hasattr(value, "full_tensor")
+            for name, value in network.named_parameters()
+        ):  # wrapped, or a shard alone
+            whole = type(network).from_config(network.config)
+            whole.load_state_dict(dict(learned))
+        setattr(pipeline, _name_of(pipeline, network), whole)
+        pipeline.save_pretrained(output)
+        setattr(pipeline, _name_of(pipeline, whole), network)
+    text = card(config, history, ended, loading_lines(denoiser.pipeline, output, config))
+    (output / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def save_lora(denoiser: Denoiser, learned: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """Write adapters as `load_lora_weights` reads them."""
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline, network = denoiser.pipeline, denoiser.network
+    adapters = get_peft_model_state_dict(network, state_dict=dict(learned))
+    # Without these, loading takes alpha to be the rank.
+    facts = network.peft_config["default"].to_dict()
+    facts = {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
+    name = _name_of(pipeline, network)
+    pipeline.save_lora_weights(
+        directory, **{f"{name}_lora_layers": adapters, f"{name}_lora_adapter_metadata": facts}
+    )
+
+
+def loading_lines(pipeline, output: Path, config: dict[str, Any]) -> list[str]:
+    """The Python that loads the result: with one dtype for all parts, and absent parts named as absent."""
+    source, dtype = "directory", "float32"
+    if config["lora"] is not None:
+        base = str(pipeline.name_or_path or "")
+        source, dtype = repr(base), config["precision"]
+        if not base:
+            line = "pipeline.load_lora_weights(directory)  # into the pipeline that was tuned"
+            return [f"directory = {str(output)!r}", line]
+    # diffusers refuses a pipeline that lacks a part, SD3's third text encoder say, unless it is told so.
+    absent = [
+        f", {name}=None"
+        for name, part in pipeline.components.items()
+        if part is None and name not in pipeline._optional_components
+    ]
+    lines = [
+        "import torch",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"directory = {str(output)!r}",
+        f"pipeline = DiffusionPipeline.from_pretrained({source}, dtype=torch.{dtype}{''.join(absent)})",
+    ]
+    return [*lines, "pipeline.load_lora_weights(directory)"] if config["lora"] is not None else lines
+
+
+def evaluated(history: Sequence[Mapping[str, Any]]) -> tuple[int, list[tuple[str, float, float]]]:
+    """The last evaluation's update, and (name, before, after) of what the first and the last measured."""
+    prefix = "evaluation/"
+    found = [entry for entry in history if any(key.startswith(prefix) for key in entry)]
+    if not found:
+        return 0, []
+    first, last = found[0], found[-1]
+    names = [key for key in last if key.startswith(prefix) and key in first]
+    return last["update"], [(key.removeprefix(prefix), first[key], last[key]) for key in names]
+
+
+def card(
+    config: dict[str, Any], history: Sequence[dict[str, Any]], ended: str, loading: Sequence[str]
+) -> str:
+    """A model card: what it was made from and how, what the evaluations found, and how to load it."""
+    kind = "LoRA weights" if config["lora"] is not None else "A pipeline"
+    lines = [
+        "---",
+        f"base_model: {config['model']}",
+        "library_name: diffusers",
+        "tags: [text-to-image, imagereward]",
+        "---",
+        "",
+        f"# {config['model']}, tuned by {config['objective']}",
+        "",
+        f"{kind}, trained with imagereward {__version__}; {ended}. To load it:",
+        "",
+        "```python",
+        *loading,
+        "```",
+        "",
+    ]
+    update, found = evaluated(history)
+    if found:
+        rows = [f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in found]
+        seen = config["evaluation"]
+        lines += [
+            f"Means over at most {seen['count']} fixed prompts with {seen['seeds']} seeds each:",
+            "",
+            f"| | before | after {update} updates |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    lines += ["## Config", "", "```json", json.dumps(config, indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def _name_of(pipeline, network) -> str:
+    return next(name for name, part in pipeline.components.items() if part is network)

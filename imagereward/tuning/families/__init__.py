@@ -1,0 +1,1 @@
+"""One file a family of generators; what they have in common."""

@@ -1,0 +1,101 @@
+"""Pipeline class -> family; opening a diffusers pipeline as a Denoiser."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagereward.errors import CheckpointError, InputError
+from imagereward.lookup import lookup
+from imagereward.tuning.families.base import Denoiser
+
+# The pipeline class that a directory's model_index.json names -> what makes its Denoiser.
+FAMILIES = {
+    "StableDiffusionPipeline": "imagereward.tuning.families.sd:SDDenoiser",
+    "StableDiffusionInpaintPipeline": "imagereward.tuning.families.sd:inpainting",
+    "StableDiffusionXLPipeline": "imagereward.tuning.families.sdxl:SDXLDenoiser",
+    "StableDiffusion3Pipeline": "imagereward.tuning.families.sd3:SD3Denoiser",
+    "FluxPipeline": "imagereward.tuning.families.flux:FluxDenoiser",
+    "FluxKontextPipeline": "imagereward.tuning.families.flux:kontext",
+    "FluxFillPipeline": "imagereward.tuning.families.flux:fill",
+}
+
+
+def family_of(pipeline: str) -> str:
+    """What a pipeline class is an instance of here. Raises InputError naming those that are."""
+    if pipeline not in FAMILIES:
+        raise InputError(
+            f"{pipeline} is no family that can be trained; known: {', '.join(FAMILIES)}; for others "
+            'family="module:name" names what makes their Denoiser'
+        )
+    return FAMILIES[pipeline]
+
+
+def open_denoiser(
+    source: str | os.PathLike | Any,
+    resolution: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    family: str | None = None,
+) -> Denoiser:
+    """A pipeline, or a directory or hub id of one, as its family's Denoiser.
+
+    dtype   what the files are read as; the autoencoder is float32 all the same
+    family  "module:name" of what makes the Denoiser; default: the pipeline's class decides
+
+    Raises InputError for a family that is not known or a resolution that the autoencoder cannot take,
+    CheckpointError for what cannot be read.
+    """
+    pipeline = source
+    if isinstance(source, str | os.PathLike):
+        pipeline = _read(source, dtype, known=family is not None)
+    family = family or family_of(type(pipeline).__name__)
+    try:
+        make = lookup(family)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f'family={family!r}: {error}; expected "module:name", or none for {", ".join(FAMILIES)}'
+        ) from error
+    return make(pipeline, resolution)
+
+
+def _read(source: str | os.PathLike, dtype: torch.dtype, known: bool) -> Any:
+    """A pipeline from its files; one that nobody says is `known` is refused before they are fetched."""
+    from diffusers import DiffusionPipeline
+
+    path = Path(source).expanduser()
+    source = str(path if path.is_dir() else source)
+    try:
+        index = DiffusionPipeline.load_config(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: {_why_absent(path)}; expected a directory with model_index.json, as save_pretrained "
+            f"leaves it, or a repository of the hub as owner/name ({_first_line(error)})"
+        ) from error
+    if not known:
+        family_of(str(index.get("_class_name")))
+    # Parts that it was saved without diffusers wants to be told: SD3's T5, say.
+    absent = [name for name, kind in index.items() if isinstance(kind, list | tuple) and not kind[0]]
+    dtypes = {"default": dtype, "vae": torch.float32}
+    with _reading(source):
+        return DiffusionPipeline.from_pretrained(source, dtype=dtypes, **dict.fromkeys(absent))
+
+
+def _why_absent(path: Path) -> str:
+    if path.is_dir():
+        return "the directory holds no diffusers pipeline"
+    return "there is no such directory here, and no pipeline of that name could be read from the hub"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} cannot be read as a diffusers pipeline: {error}") from error

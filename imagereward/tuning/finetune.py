@@ -1,0 +1,145 @@
+"""Training an image generator: from a config to a tuned pipeline, whatever the family and the objective."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+
+from imagereward.precision import DTYPES, Exact, cast, unrounded
+from imagereward.tuning.config import build
+from imagereward.tuning.data.prompts import read_prompts, read_rows
+from imagereward.tuning.data.requests import Row, prompts_of
+from imagereward.tuning.evaluation.evaluate import Evaluation
+from imagereward.tuning.export import loading_lines, save_lora, save_result
+from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.text_cache import cache_text
+from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
+from imagereward.tuning.objectives.lookup import config_class
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.quantization import quantize_to_4bit
+from imagereward.tuning.policy.snapshots import FrozenCopy
+from imagereward.tuning.policy.trainable import set_trainable
+from imagereward.tuning.rewards.weighted import Rewards, open_rewards
+from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
+from imagereward.tuning.trainer.memory import keep_freed_memory
+from imagereward.tuning.trainer.plan import generator_plan, outcome
+from imagereward.tuning.trainer.progress import tell
+from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
+from imagereward.tuning.trainer.trainer import Trainer
+
+
+@accelerating()
+def train_generator(
+    config: GeneratorConfig, model: Any = None, reward: Any = None, prompts: Sequence[Row] | None = None
+) -> Any:
+    """Train as the config says; the tuned diffusers pipeline is saved in `output`, and returned.
+
+    `model` (a pipeline), `reward` (a scorer or a function) and `prompts` (a list) stand in for what the
+    config names. `output` then holds the pipeline, or with LoRA its weights, a model card, `run.json`,
+    `history.json`, `samples/` and the last checkpoints. Raises InputError for what cannot be trained,
+    NonFiniteLossError when a loss is no number, CheckpointError when a checkpoint cannot be written.
+    """
+    values = config.model_dump(exclude={"resume"})
+    # At a constant rate a run of so many updates is the beginning of a longer one.
+    free = ("updates",) if config.schedule == "constant" else ()
+    output = check_run_directory(config.output, values, config.resume, free)
+    named = prompts if prompts is not None else getattr(config, "prompts", None)
+    form = (config.prompt_column, config.encoding)
+    for source in (named, config.evaluation.prompts or None):
+        if source is not None:
+            read_prompts(source, *form)  # a mistake is found before gigabytes are read
+    accelerator = make_accelerator(config, output)
+    device = accelerator.device
+    if device.type == "cpu":
+        keep_freed_memory()
+    wanted = reward if reward is not None else config.reward
+    rewards = open_rewards(wanted, device) if wanted else None
+    held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
+    denoiser, exact = _open(config, model, device)
+    rows = read_rows(named, denoiser.inputs, *form) if named is not None else []
+    watched = rows
+    if config.evaluation.prompts:
+        watched = read_rows(config.evaluation.prompts, denoiser.inputs, *form)
+    base = FrozenCopy(denoiser, DTYPES[config.precision]) if config.needs_reference else None
+    if config.checkpointing:
+        recompute(denoiser, rewards)
+    objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
+    watched = watched or objective.texts
+    if config.text_cache:
+        cache_text(denoiser, [*objective.texts, *prompts_of(watched)], Path(config.text_cache))
+    policy = Policy(denoiser, config.dynamics(denoiser), config.guidance, base)
+    # A checkpoint of adapters is one that load_lora_weights reads.
+    also = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
+    loop = Trainer(policy, objective, config, output, accelerator, also)
+    if accelerator.is_main_process:
+        create_run_directory(
+            output, values
+        )  # now that everything is in order: a mistake corrected finds it free
+        tell(generator_plan(config, denoiser, objective.texts, len(watched), accelerator))
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, config)
+    ended = loop.run(_watch(config, policy, watched, rewards, held_out, output))
+    loop.settle()
+    learned = loop.learned()
+    if accelerator.is_main_process:
+        with unrounded(exact):
+            save_result(denoiser, learned, output, values, loop.history, ended)
+        tell(outcome(loop.history, output, ended, loading_lines(denoiser.pipeline, output, values)))
+    accelerator.wait_for_everyone()
+    if config.lora is None:  # the network is in float32, and so is the rest of what is returned
+        accelerator.unwrap_model(denoiser.network, keep_fp32_wrapper=False)
+        for value, before in exact:
+            value.data = before.to(value.device)
+    return denoiser.pipeline
+
+
+def recompute(denoiser: Denoiser, rewards: Rewards | None) -> None:
+    """Recompute the activations of network, decoder and scorers in the backward pass: slower, far smaller."""
+    denoiser.network.enable_gradient_checkpointing()
+    denoiser.autoencoder.recompute()
+    for scorer in rewards.scorers if rewards else ():
+        scorer.set_grad_checkpointing()
+
+
+def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[Denoiser, Exact]:
+    """The denoiser on the device: what learns in float32, the frozen rest in the precision asked for.
+
+    With it, what that rounded of the frozen rest, which the result must have as it was.
+    """
+    dtype = torch.float32 if config.lora is None else DTYPES[config.precision]
+    source = model if model is not None else config.model
+    denoiser = open_denoiser(source, config.resolution, dtype, config.family)
+    vae = denoiser.autoencoder.vae
+    # A pipeline that was tuned before computes in that training's precision.
+    extract_model_from_parallel(denoiser.network, keep_fp32_wrapper=False)
+    cast(denoiser.network, dtype)
+    if config.quantize:
+        quantize_to_4bit(denoiser.network, device)
+    denoiser.network.to(device)
+    exact = cast(vae, DTYPES[config.vae_precision])
+    for frozen in denoiser.frozen:
+        if frozen is not vae:
+            exact += cast(frozen, DTYPES[config.precision])
+            # With kept embeddings, text encoders come to the device when they are needed there.
+            frozen.to("cpu" if config.text_cache else device)
+    vae.to(device)
+    set_trainable(denoiser, config.lora, config.seed)
+    return denoiser, exact
+
+
+def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Evaluation:
+    """The evaluation: the policy's network and guidance, on the pipeline's own grid."""
+    chosen, denoiser = config.evaluation, policy.denoiser
+    dynamics = denoiser.dynamics(chosen.steps or config.steps)
+    watched = Policy(denoiser, dynamics, policy.guidance)
+    rows = rows[: chosen.count]
+    return Evaluation(watched, rows, rewards, held_out, chosen, output, config.seed, config.scoring)
+
+
+def tune_generator(values: dict[str, Any], source: str, **objects: Any) -> Any:
+    """`train_generator` of a recipe's values; `source` names them in messages."""
+    config = build(config_class(values["objective"]), values, source)
+    return train_generator(config, **objects)

@@ -1,0 +1,1 @@
+"""Training an autoencoder or a text encoder from random weights."""

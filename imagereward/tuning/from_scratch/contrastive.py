@@ -1,0 +1,40 @@
+"""Learning words and pictures against each other, as CLIP does (Radford et al. 2021, arXiv:2103.00020)."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.image_pairs import Pairs
+from imagereward.tuning.data.seeding import rows_for_samples
+from imagereward.tuning.reward_model.image_text import contrastive_loss
+
+
+class ContrastiveObjective:
+    """The contrastive loss within a batch; each of a pair's `wrong` prompts is one more, and no image's."""
+
+    def __init__(self, pairs: Pairs, tokenizer, *, batch_size: int, seed: int):
+        self.pairs, self.tokenizer, self.batch_size, self.seed = pairs, tokenizer, batch_size, seed
+
+    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
+        """One step of the optimizer. Pairs are held against each other, so a share is never cut."""
+        yield chunks(update, self.batch_size, -(-self.batch_size // ranks))[rank::ranks]
+
+    def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The chunk's loss, and how many images choose their own prompt."""
+        items = [self.pairs[row] for row in rows_for_samples(chunk.samples, len(self.pairs), self.seed)]
+        texts = [item["prompt"] for item in items] + [text for item in items for text in item["wrong"]]
+        images = torch.stack([item["pixels"] for item in items]).to(learner.device).float() / 127.5 - 1
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        images_B, texts_T, log_scale = learner.module(images, tokens.to(learner.device))
+        similarity = log_scale.exp().clamp(max=100) * images_B @ texts_T.T
+        numbers = torch.tensor([texts.index(text) for text in texts], device=learner.device)
+        same = numbers[: len(items), None] == numbers
+        right = same.gather(1, similarity.argmax(1, keepdim=True)).float().mean()
+        return contrastive_loss(similarity, same), {"accuracy": right}
+
+    def describe(self, chunk: Chunk) -> Sequence[str]:
+        """The chunk's prompts."""
+        return [
+            self.pairs[row]["prompt"] for row in rows_for_samples(chunk.samples, len(self.pairs), self.seed)
+        ]

@@ -1,0 +1,213 @@
+"""Training the parts of a small latent-diffusion pipeline from nothing: its autoencoder and its text encoder.
+
+Both ride on the same loop as everything else; the network between them is trained by the objective `sft`.
+"""
+
+from typing import Any, Literal
+
+import diffusers
+import torch
+import torch.nn.functional as F
+import transformers
+from pydantic import Field
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from imagereward.checkpoints.loading import load
+from imagereward.scoring.scorer import Scorer
+from imagereward.tuning.config import build
+from imagereward.tuning.data.image_pairs import Pairs, open_pairs
+from imagereward.tuning.distributed import is_first_process
+from imagereward.tuning.families.autoencoder import KLAutoencoder
+from imagereward.tuning.from_scratch.autoencoder import Autoencoder
+from imagereward.tuning.from_scratch.contrastive import ContrastiveObjective
+from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
+from imagereward.tuning.trainer.memory import keep_freed_memory
+from imagereward.tuning.trainer.plan import part_plan
+from imagereward.tuning.trainer.progress import tell
+from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
+from imagereward.tuning.trainer.trainer import Trainer
+
+# Images by which the latents' scale is measured.
+MEASURED = 256
+# Where the logarithm of posteriors' variance starts: at a variance of 1 noise drowns what the latents say,
+# and colours are learned late or never.
+FIRST_LOGVAR = -6.0
+# How often a text encoder's partner looks at an image, each time for something else.
+QUERIES = 4
+
+
+class FromScratchConfig(TrainerConfig):
+    """What every part needs. `data` is a table of {text, image}, or "shapes"."""
+
+    output: str = Field(description="a new or empty directory for the result")
+    data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
+    encoding: str | None = Field(
+        None, description="encoding of the data; default: as a byte order mark says, else UTF-8"
+    )
+    pairs: int = Field(20_000, ge=1, description='how many, for data="shapes"')
+    things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
+    resolution: int = Field(64, ge=8, description="width and height of the images in pixels")
+    architecture: dict[str, Any] = Field(
+        description="keyword arguments of AutoencoderKL (diffusers) or CLIPTextConfig (transformers)"
+    )
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="share of images that may be missing or damaged"
+    )
+
+
+class AutoencoderConfig(FromScratchConfig):
+    """An AutoencoderKL."""
+
+    objective: Literal["autoencoder"] = Field("autoencoder", description="images to latents and back")
+    kl: float = Field(1e-6, ge=0, description="weight of the KL of the latents to normal(0, 1)")
+    kl_from: int = Field(0, ge=0, description="index of the first update in which the KL counts")
+
+
+class CLIPTextConfig(FromScratchConfig):
+    """A CLIP's text half, against a scorer's image tower. `tokenizer` is a directory of a CLIPTokenizer."""
+
+    objective: Literal["clip"] = Field("clip", description="a text encoder, against an image encoder")
+    tokenizer: str = Field(description="directory of a CLIPTokenizer")
+    tower: str = Field(description="a scorer as load() takes it; its image encoder stays frozen")
+
+
+class CodingModule(nn.Module):
+    """An autoencoder from images and noise to images again, as one call, which data parallelism can wrap."""
+
+    def __init__(self, vae: Any):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images_B_3_H_W, noise):
+        posterior = self.vae.encode(images_B_3_H_W).latent_dist
+        return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior
+
+
+class TowersModule(nn.Module):
+    """A text encoder beside a scorer's image tower: from images and tokens to features and their scale.
+
+    The tower is not trained, what reads it is: Zhai et al. 2022 (arXiv:2111.07991). Words that learn beside a
+    tower know what it knows, and one from nothing knows colours long before shapes. `text` is a transformers
+    CLIPTextConfig.
+    """
+
+    def __init__(self, scorer: Scorer, text: Any):
+        super().__init__()
+        self._scorer = (scorer,)  # no submodule: it learns nothing, and checkpoints need not hold it
+        size = scorer.preprocesses[0].size
+        width = self._seen(torch.zeros(1, 3, size, size)).shape[-1]
+        self.queries = nn.Parameter(torch.randn(QUERIES, width) / width**0.5)
+        self.norm = nn.LayerNorm(width)
+        self.look = nn.MultiheadAttention(width, QUERIES, batch_first=True)
+        self.image_projection = nn.Linear(QUERIES * width, text.projection_dim)
+        self.text = CLIPTextModel(text)
+        self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(self, images_B_3_H_W, tokens):
+        seen = self.norm(self._seen(images_B_3_H_W))
+        looked, _ = self.look(self.queries.expand(len(seen), -1, -1), seen, seen, need_weights=False)
+        images = self.image_projection(looked.flatten(1))
+        texts = self.text_projection(self.text(**tokens).pooler_output)
+        return F.normalize(images, dim=-1), F.normalize(texts, dim=-1), self.log_scale
+
+    def _seen(self, images_B_3_H_W) -> torch.Tensor:
+        """What the tower makes of images in [-1, 1], [B, N, W]; of one that makes vectors, N is 1."""
+        (scorer,) = self._scorer
+        pixels = ((images_B_3_H_W + 1) / 2).to(scorer.device)
+        with torch.no_grad(), scorer.evaluating():
+            seen = scorer.encode_pixels([each.resize(pixels) for each in scorer.preprocesses])
+        return (seen if seen.ndim == 3 else seen[:, None]).float().to(images_B_3_H_W.device)
+
+
+class Training:
+    """What the loop trains: a module, and where it is."""
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        self.module, self.device = module.to(device), device
+
+
+def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
+    """Train an autoencoder as a recipe says; saved in `output` with its latents' scale, and returned."""
+    config = build(AutoencoderConfig, values, source)
+    torch.manual_seed(config.seed)
+    vae: Any = diffusers.AutoencoderKL(**config.architecture)
+    last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
+    nn.init.constant_(last.bias.data[vae.config.latent_channels :], FIRST_LOGVAR)
+    pairs = _pairs(config)
+    objective = Autoencoder(
+        pairs,
+        latent_shape=KLAutoencoder(vae, config.resolution).shape,
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        kl=config.kl,
+        kl_from=config.kl_from,
+        seed=config.seed,
+    )
+    vae.requires_grad_(True)
+    _train(config, CodingModule(vae), objective)
+    vae.eval()
+    few = range(min(MEASURED, len(pairs)))
+    pixels = torch.stack([pairs[i]["pixels"] for i in few]).to(vae.device).float() / 127.5 - 1
+    with torch.no_grad():
+        scale = 1 / float(vae.encode(pixels).latent_dist.mean.std())
+    vae.register_to_config(scaling_factor=scale)
+    if is_first_process():
+        vae.save_pretrained(config.output)
+        _tell_result("diffusers", "AutoencoderKL", config.output)
+    return vae
+
+
+def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
+    """Train a CLIP's text half as a recipe's values say; saved in `output`, and returned."""
+    config = build(CLIPTextConfig, values, source)
+    tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
+    torch.manual_seed(config.seed)
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    text: Any = transformers.CLIPTextConfig(**config.architecture, **ids, eos_token_id=tokenizer.eos_token_id)
+    towers = TowersModule(load(config.tower), text)
+    objective = ContrastiveObjective(
+        _pairs(config), tokenizer, batch_size=config.batch_size, seed=config.seed
+    )
+    _train(config, towers, objective)
+    if is_first_process():
+        towers.text.save_pretrained(config.output)
+        _tell_result("transformers", "CLIPTextModel", config.output)
+    return towers.text
+
+
+def _tell_result(library: str, kind: str, output: str) -> None:
+    tell(
+        f"the result is in {output}; to load it:\n"
+        f"    from {library} import {kind}\n\n    model = {kind}.from_pretrained({output!r})"
+    )
+
+
+def _pairs(config: FromScratchConfig) -> Pairs:
+    return open_pairs(
+        config.data,
+        config.resolution,
+        config.max_bad_share,
+        count=config.pairs,
+        seed=config.seed,
+        things=config.things,
+        encoding=config.encoding,
+    )
+
+
+@accelerating()
+def _train(config: FromScratchConfig, module: nn.Module, objective) -> None:
+    values = config.model_dump(exclude={"resume"})
+    output = check_run_directory(config.output, values, config.resume)
+    accelerator = make_accelerator(config, output)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    if accelerator.is_main_process:
+        create_run_directory(output, values)
+        count = len(objective.pairs)
+        tell(part_plan(config, module, config.data, count, config.output, str(accelerator.device)))
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, config)
+    Trainer(Training(module, accelerator.device), objective, config, output, accelerator).run()

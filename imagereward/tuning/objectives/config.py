@@ -1,0 +1,102 @@
+"""What every training of a generator is asked for, and what its objective is built from."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from imagereward.errors import InputError
+from imagereward.tuning.data.requests import Row
+from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.policy.trainable import LoRA
+from imagereward.tuning.rewards.scoring import ScoringConfig
+from imagereward.tuning.rewards.weighted import Rewards
+from imagereward.tuning.sampling.base import Dynamics
+from imagereward.tuning.settings import EvaluationConfig, TrainerConfig
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class ObjectiveContext(NamedTuple):
+    """What a config names, opened."""
+
+    denoiser: Denoiser
+    rewards: Rewards | None
+    rows: list[Row]
+    output: Path
+
+    def rewards_for(self, objective: str) -> Rewards:
+        """The rewards, for an objective that cannot do without; InputError if there are none."""
+        if self.rewards is None:
+            raise InputError(f'reward="": {objective} needs one, such as reward="ImageReward-v1.0"')
+        return self.rewards
+
+
+class GeneratorConfig(TrainerConfig):
+    """What every objective needs. `model` is a diffusers pipeline: a directory or a hub id."""
+
+    objective: str = Field(description='"refl", "grpo", "sft", or "module:Config" for one of your own')
+    model: str = Field(
+        description="the diffusers pipeline to start from: a directory, or a repository on the hub"
+    )
+    output: str = Field(description="a new or empty directory for the result")
+    prompt_column: str | None = Field(
+        None, description="column of a table of prompts; default: prompt, text, caption or txt"
+    )
+    encoding: str | None = Field(
+        None,
+        description="encoding of files of prompts and pairs; default: as a byte order mark says, else UTF-8",
+    )
+    family: str | None = Field(
+        None, description='"module:name" of a Denoiser of your own; default: decided by the pipeline'
+    )
+    resolution: int | None = Field(
+        None, ge=1, description="width and height of the images in pixels; default: the model's own"
+    )
+    steps: int = Field(40, ge=1, description="denoising steps from noise to image in training")
+    guidance: float = Field(
+        1.0,
+        ge=0,
+        description="classifier-free guidance scale in training; 1 and below is none, as in diffusers. A "
+        "FLUX that was distilled for guidance (guidance_embeds) takes the number itself as an input",
+    )
+    lora: LoRA | None = Field(None, description="low-rank adapters learn; null: all weights of the network")
+    quantize: bool = Field(
+        False, description="hold the network's frozen weights in 4 bits; needs lora and bitsandbytes"
+    )
+    checkpointing: bool = Field(
+        True, description="recompute activations in the backward pass: slower, with less memory"
+    )
+    text_cache: str = Field(
+        "", description="directory to keep prompts' embeddings in; the text encoders then leave the device"
+    )
+    vae_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="number format of the autoencoder"
+    )
+    reward: str | dict[str, float] = Field(
+        "",
+        description='a reward as load() takes it, "module:function", a server\'s address, or {name = weight}',
+    )
+    scoring: ScoringConfig = Field(ScoringConfig(), description="how rewards are computed and retried")
+    evaluation: EvaluationConfig = Field(
+        EvaluationConfig(), description="what is drawn and scored before, during and after training"
+    )
+
+    @model_validator(mode="after")
+    def _quantised_under_lora(self):
+        if self.quantize and self.lora is None:
+            raise ValueError("quantise=true without lora: weights in 4 bits cannot learn; add lora.rank=...")
+        return self
+
+    def dynamics(self, denoiser: Denoiser) -> Dynamics:
+        """The noise and the sampling grid of training, deterministic."""
+        return denoiser.dynamics(self.steps)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective asks for the base model's predictions."""
+        return False
+
+    def make(self, job: ObjectiveContext) -> Any:
+        """The objective. Raises InputError for what only shows with the model at hand."""
+        raise NotImplementedError

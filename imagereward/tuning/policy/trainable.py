@@ -1,0 +1,64 @@
+"""What of a generator learns: all of its network, or LoRA beside it; and what it was before."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from imagereward.errors import InputError
+from imagereward.tuning.config import Config
+from imagereward.tuning.families.base import Denoiser
+
+
+class LoRA(Config):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft."""
+
+    rank: int = Field(4, ge=1, description="rank of the two small matrices beside each adapted layer")
+    alpha: int = Field(4, ge=1, description="the adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs set to 0 in training")
+    init: Literal["gaussian", "default"] = Field(
+        "gaussian",
+        description="how the first matrix begins: normal(0, 1/rank), or peft's default; the second is 0",
+    )
+    targets: tuple[str, ...] = Field(
+        (), strict=False, description="names of the layers to adapt, such as to_q; default: the family's own"
+    )
+
+
+def set_trainable(denoiser: Denoiser, lora: LoRA | None, seed: int = 0) -> None:
+    """Freeze everything but the network, or but fresh adapters in it; what learns is float32."""
+    network = denoiser.network
+    network.requires_grad_(lora is None)
+    if lora is not None:
+        from peft import LoraConfig
+
+        if getattr(network, "peft_config", None):
+            raise InputError(
+                "the model has adapters already; expected it without: call its unload_lora_weights(), or "
+                "fuse_lora() before that to keep what they learned"
+            )
+        targets = list(lora.targets or denoiser.lora_targets)
+        adapter = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+            target_modules=targets,
+        )
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                network.add_adapter(adapter)
+        except ValueError as error:  # peft: no module has such a name
+            raise InputError(f"lora.targets={targets}: {error}") from error
+    for value in network.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()
+    for frozen in denoiser.frozen:
+        frozen.requires_grad_(False).eval()
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What learns, by name."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}

@@ -1,0 +1,141 @@
+"""What is said of a reward model's training: its plan, its outcome, and the card beside its weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs
+from imagereward.tuning.policy.trainable import trainable_parameters
+from imagereward.tuning.reward_model.config import RewardModelConfig
+from imagereward.tuning.reward_model.data import RankedImages
+from imagereward.tuning.trainer.progress import facts
+from imagereward.version import __version__
+
+CARD_FILE = "README.md"
+# Measured over the pairs of the validation images: key of the history -> what the card calls it.
+MEASURED = {"eval_accuracy": "agreement with the rankings, share of pairs", "eval_pair_loss": "loss"}
+
+
+def plan(
+    config: RewardModelConfig,
+    scorer,
+    train: RankedImages,
+    valid: RankedImages,
+    pairs: ShapesPairs | ImagePairs | None,
+    updates: int,
+    device: str,
+) -> str:
+    """What will be learned from what, for how long, and where it goes; `scorer` is frozen as it will be."""
+    count = sum(value.numel() for value in trainable_parameters(scorer).values())
+    whole = sum(value.numel() for value in scorer.parameters())
+    values = {
+        "start": _start(config),
+        "data": f"{config.data}: {len(train)} prompts with {_pairs(train)} pairs of images to learn from, "
+        f"{len(valid)} with {_pairs(valid)} to validate",
+        "learns": f"{count:,} of {whole:,} parameters",
+    }
+    if config.warmup and pairs is not None:
+        stage = config.warmup
+        length = f"{stage.updates} updates" if stage.updates > 0 else f"{stage.epochs:g} epochs"
+        values["warm-up"] = f"{length} of {stage.batch_size} of {len(pairs)} pairs of an image and a prompt"
+    values |= {
+        "updates": f"{updates} of {config.batch_size} prompts, {config.micro_batch} at once",
+        "computes": f"in {config.precision} on {device}",
+        "output": config.output,
+    }
+    return facts(f"{config.objective}:", values)
+
+
+def outcome(history: Sequence[Mapping[str, Any]], output: Path) -> str:
+    """Agreement before and after, where the scorer is, and the Python that loads it."""
+    lines = []
+    if found := before_and_after(history):
+        step, (before, after) = found
+        share, less = after["eval_accuracy"], before["eval_accuracy"]
+        lines = [
+            f"of {after['eval_pairs']} validation pairs {share:.1%} are ranked as in the data, at first "
+            f"{less:.1%} (best checkpoint: update {step})"
+        ]
+    lines.append(f"the result is in {output}, with {CARD_FILE}; to load it:")
+    return "\n".join([*lines, *(f"    {line}" for line in loading_lines(output))])
+
+
+def loading_lines(output: Path) -> list[str]:
+    """The Python that loads the result and scores an image."""
+    return [
+        "import imagereward as RM",
+        "",
+        f"model = RM.load({str(output)!r})",
+        'print(model.score("a red circle", "image.png"))',
+    ]
+
+
+def card(
+    config: RewardModelConfig, scorer, history: Sequence[Mapping[str, Any]], output: Path, data: str
+) -> str:
+    """What it was made from and how, its measured agreement, and how to load it; `data` says how much."""
+    lines = [
+        "---",
+        "library_name: imagereward",
+        "tags: [reward-model, text-to-image, imagereward]",
+        "---",
+        "",
+        f"# {scorer.name}",
+        "",
+        f"A reward model for images and their prompts, trained with imagereward {__version__} from "
+        f"rankings: {data}. It began as {_start(config)}. To load it:",
+        "",
+        "```python",
+        *loading_lines(output),
+        "```",
+        "",
+    ]
+    if found := before_and_after(history):
+        step, (before, after) = found
+        rows = [f"| {name} | {before[key]:.4f} | {after[key]:.4f} |" for key, name in MEASURED.items()]
+        lines += [
+            f"Measured over the {after['eval_pairs']} pairs of unequal rank in `valid.json`, by which the "
+            f"best checkpoint, of update {step}, was chosen:",
+            "",
+            "| | before | after |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    mean, std = scorer.config.mean, scorer.config.std
+    if config.calibrate:
+        lines += [
+            f"{mean:.4g} is subtracted from scores, and they are divided by {std:.4g}, so that those of the "
+            "validation images have mean 0 and standard deviation 1.",
+            "",
+        ]
+    values = json.dumps(config.model_dump(exclude={"resume"}), indent=1)
+    return "\n".join([*lines, "## Config", "", "```json", values, "```", ""])
+
+
+def amount(train: RankedImages, valid: RankedImages, source: str) -> str:
+    """How much data there was, in words."""
+    return f"`{source}`, {len(train)} prompts with {_pairs(train)} pairs of images, {len(valid)} to validate"
+
+
+def before_and_after(history: Sequence[Mapping[str, Any]]):
+    """(update of the best validation, (the first validation, the best one)); None if there was none."""
+    found = [entry for entry in history if "eval_pair_loss" in entry]
+    if not found:
+        return None
+    best = min(found, key=lambda entry: entry["eval_pair_loss"])
+    return best["step"], (found[0], best)
+
+
+def _start(config: RewardModelConfig) -> str:
+    return "random weights" if config.architecture is not None else config.start
+
+
+def _pairs(data: RankedImages) -> int:
+    return sum(
+        first != second
+        for record in data.prompts
+        for index, first in enumerate(record.ranking)
+        for second in record.ranking[:index]
+    )

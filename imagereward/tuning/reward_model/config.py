@@ -1,0 +1,148 @@
+"""What a reward model's training is asked for."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from imagereward.images.preprocess import Preprocess
+from imagereward.tuning.config import Config
+from imagereward.tuning.reward_model.init import Checkpointing, HeadInit
+
+
+class ScheduleConfig(Config):
+    """How long and how fast a stage learns; the defaults are the published ones."""
+
+    epochs: float = Field(10, gt=0, description="passes over the data")
+    updates: int = Field(-1, ge=-1, description="number of updates, instead of epochs; -1: epochs decide")
+    batch_size: int = Field(
+        64, ge=1, description="prompts (of the warm-up: pairs) in an update, over all devices"
+    )
+    micro_batch: int = Field(8, ge=1, description="of these, how many a device computes at once")
+    learning_rate: float = Field(
+        1e-5, gt=0, description="step size of AdamW at its highest; falls to 0 by a cosine"
+    )
+    warmup_updates: int = Field(0, ge=0, description="first updates, in which the learning rate rises")
+    beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment; beta1 is 0.9")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to at most this norm")
+
+
+class WarmupConfig(ScheduleConfig):
+    """The image-text stage before the rankings. `data` is "shapes", or a table of {text, image}."""
+
+    data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
+    pairs: int = Field(50_000, ge=2, description='pairs in an epoch, for data="shapes"')
+    rehearsal: int = Field(
+        0, ge=0, description="pairs learned again beside each ranked prompt after the warm-up"
+    )
+
+
+class ArchitectureConfig(Config):
+    """A scorer to build from nothing. `vocabulary` is "bert", or "shapes" for the words of Shapes alone."""
+
+    vision: dict[str, Any] = Field(
+        default_factory=dict,
+        description="image encoder: img_size, patch_size, embed_dim, depth, num_heads; default: BLIP-large's",
+    )
+    text: dict[str, Any] = Field(
+        default_factory=dict,
+        description="text encoder: width, depth, heads, mlp_width, max_positions; default: BLIP-large's",
+    )
+    projection: int = Field(256, ge=1, description="width of the features compared in the warm-up")
+    vocabulary: Literal["bert", "shapes"] = Field(
+        "bert", description="BERT's vocabulary, or only the words of Shapes"
+    )
+    max_length: int = Field(35, ge=2, description="tokens of a prompt that are read")
+    # TOML has no tuples, only lists.
+    mean: tuple[float, float, float] = Field(
+        Preprocess.mean, strict=False, description="subtracted from red, green and blue in 0..1"
+    )
+    std: tuple[float, float, float] = Field(
+        Preprocess.std, strict=False, description="red, green and blue are divided by it after that"
+    )
+
+
+class RewardModelConfig(ScheduleConfig):
+    """A whole training. Rankings are `data`/train.json and `data`/valid.json; see `ranking_file`."""
+
+    objective: Literal["preference"] = Field("preference", description="the better image scores higher")
+    data: str = Field(
+        description="directory with rankings: train.json and valid.json, or other tables (see the docs)"
+    )
+    encoding: str | None = Field(
+        None, description="encoding of the data; default: as a byte order mark says, else UTF-8"
+    )
+    output: str = Field(description="a new or empty directory for the result")
+    name: str = Field("", description="the scorer's name; default: the output directory's")
+    start: str = Field(
+        "BLIP", description='an ImageReward or a BLIP as load() takes it, or "nothing" for random weights'
+    )
+    architecture: ArchitectureConfig | None = Field(
+        None, description="sizes of a scorer from nothing; null: start's"
+    )
+    warmup: WarmupConfig | None = Field(
+        None, description="image-text training before the rankings; null: none"
+    )
+    head: HeadInit = Field(
+        "published", description="how a new reward head begins; small models need ordinary"
+    )
+    fix_rate: float = Field(0.7, ge=0, le=1, description="share of both encoders' layers that stays frozen")
+    checkpointing: Checkpointing = Field(
+        "torch", description="recompute activations: slower, with less memory"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="number format of the computations"
+    )
+    validations: int = Field(4, ge=1, description="validations in an epoch, one of which gives the result")
+    dead_after: int = Field(
+        500, ge=1, description="updates after which scores that do not spread out stop the training"
+    )
+    calibrate: bool = Field(
+        True, description="shift and scale scores to mean 0 and standard deviation 1 on the validation data"
+    )
+    save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="number format of the saved weights"
+    )
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="share of images that may be missing or damaged"
+    )
+    workers: int = Field(0, ge=0, description="processes that decode images; 0: the training's own")
+    device: str | None = Field(None, description='such as "cpu"; default: a GPU if there is one')
+    seed: int = Field(0, ge=0, description="random weights and the order of prompts depend on it")
+    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
+    trainer: dict[str, Any] = Field({}, description="further keys of transformers.TrainingArguments")
+
+    @field_validator("trainer")
+    @classmethod
+    def _leaves_alone_what_resuming_needs(cls, values):
+        decided = {"output_dir", "gradient_accumulation_steps", "per_device_train_batch_size"}
+        if taken := decided & values.keys():
+            names = ", ".join(sorted(taken))
+            raise ValueError(f"{names} follow from output, batch_size and micro_batch: set those")
+        return values
+
+    @model_validator(mode="after")
+    def _from_nothing_needs_a_shape(self):
+        if (self.start == "nothing") != (self.architecture is not None):
+            raise ValueError('start="nothing" and an [architecture] table belong together')
+        return self
+
+    @model_validator(mode="after")
+    def _fairscale_recomputes_once_a_step(self):
+        # Its checkpoints are reentrant, and data parallelism stops when a layer's gradient is ready twice.
+        if self.checkpointing.startswith("fairscale") and self.warmup and self.warmup.rehearsal:
+            raise ValueError(
+                f'checkpointing="{self.checkpointing}" and warmup.rehearsal={self.warmup.rehearsal} do not '
+                'go together; take checkpointing="torch"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fairscale_knows_no_bfloat16(self):
+        # It recomputes under torch.cuda.amp.autocast, which is float16 on a GPU and nothing on a CPU.
+        if self.checkpointing.startswith("fairscale") and self.precision == "bfloat16":
+            raise ValueError(
+                f'checkpointing="{self.checkpointing}" recomputes in another precision than '
+                'precision="bfloat16"; take checkpointing="torch"'
+            )
+        return self

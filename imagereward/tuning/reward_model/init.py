@@ -1,0 +1,119 @@
+"""Which weights a training starts from, which of them learn, and what is recomputed to save memory."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from imagereward.checkpoints.loading import assemble, load, model_class
+from imagereward.config import ScorerConfig
+from imagereward.errors import InputError, missing_extra
+from imagereward.models.blip import BLIP, BLIPBase
+from imagereward.models.imagereward import ImageReward, RewardHead
+from imagereward.scoring.scorer import Scorer
+
+HeadInit = Literal["published", "ordinary"]
+Checkpointing = Literal["none", "torch", "fairscale", "fairscale-offload"]
+
+
+def from_nothing(config: ScorerConfig, seed: int) -> Scorer:
+    """A scorer with random weights whose spread suits any width, as BERT's fixed 0.02 suits only wide ones.
+
+    Linear layers and patches are Xavier-normal, biases 0, norms 1, embeddings normal(0, 1/width), the head
+    ordinary.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        scorer = model_class(config.kind)(config)
+        for module in scorer.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_normal_(module.weight.view(len(module.weight), -1))  # a patch is one input
+                if isinstance(module.bias, nn.Parameter):
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        for name, value in scorer.named_parameters():
+            if name.endswith(("pos_embed", "cls_token")):
+                nn.init.normal_(value, std=value.shape[-1] ** -0.5)
+        if isinstance(scorer, ImageReward):
+            init_head(scorer.mlp, "ordinary")
+    return scorer.float().eval()
+
+
+def init_head(head: RewardHead, how: HeadInit) -> None:
+    """Fresh weights: normal(0, (1/(width + 1))^2) as published, or of a spread that keeps activations'.
+
+    From the published start the raw scores' spread is about 1e-9 and takes hundreds of updates to grow.
+    """
+    linear = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
+    width = linear[0].in_features
+    for layer in linear:
+        nn.init.normal_(layer.weight, std=1 / (width + 1) if how == "published" else layer.in_features**-0.5)
+        nn.init.zeros_(layer.bias)
+
+
+def start_from(name: str, head: HeadInit, device: str | torch.device | None, seed: int) -> ImageReward:
+    """A scorer to train: an ImageReward as it is, or a BLIP under a fresh reward head.
+
+    `name` is what `imagereward.load` takes. Raws scores are trained, so its mean is 0 and its std 1.
+    """
+    start = load(name, device)
+    if not isinstance(start, BLIPBase):
+        raise InputError(f"start={name!r} is a {start.config.kind}; expected an ImageReward or a BLIP")
+    config = replace(start.config, kind="ImageReward", mean=0.0, std=1.0)
+    state = start.state_dict()
+    if not isinstance(start, ImageReward):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = RewardHead(start.blip.shape.text.width)
+            init_head(fresh, head)
+        state |= {f"mlp.{key}": value for key, value in fresh.state_dict().items()}
+    # Copies: the loaded ones are pages of the checkpoint's file.
+    state = {key: value.clone() for key, value in state.items()}
+    scorer = assemble(config, state, start.device, torch.float32, name)
+    assert isinstance(scorer, ImageReward)
+    return scorer
+
+
+def frozen_names(blip: BLIP, fix_rate: float) -> list[str]:
+    """Names, in `blip`, of what `fix_rate` freezes, with the original's meaning.
+
+    Both encoders freeze in parameter order up to and including the first tensor of layer
+    `int(depth * fix_rate)`; a rate of 1 freezes all of them, 0 none. The projections, which
+    rewards do not use, are frozen always.
+    """
+    if not 0 <= fix_rate <= 1:
+        raise InputError(f"fix_rate={fix_rate}: expected a share in [0, 1]")
+    frozen = [name for name, _ in blip.named_parameters() if "_proj" in name]
+    for encoder, depth, part in (
+        ("text_encoder", len(blip.text_encoder.layers), "layer"),
+        ("visual_encoder", len(blip.visual_encoder.blocks), "blocks"),
+    ):
+        last = f"{part}.{int(depth * fix_rate)}."
+        for name, _ in blip.get_submodule(encoder).named_parameters() if fix_rate else ():
+            frozen.append(f"{encoder}.{name}")
+            if last in name:
+                break
+    return frozen
+
+
+def freeze(scorer: BLIPBase, fix_rate: float) -> None:
+    """Let everything learn but `frozen_names`."""
+    scorer.requires_grad_(True)
+    for name in frozen_names(scorer.blip, fix_rate):
+        scorer.blip.get_parameter(name).requires_grad_(False)
+
+
+def set_checkpointing(scorer: BLIPBase, how: Checkpointing) -> None:
+    """Recompute activations in the backward pass: by torch, or by fairscale, which can offload them."""
+    if how == "torch":
+        scorer.set_grad_checkpointing()
+    elif how != "none":
+        try:
+            from fairscale.nn import checkpoint_wrapper
+        except ImportError as error:
+            raise missing_extra(f"checkpointing={how!r}", "train", error) from error
+        for layers in (scorer.blip.visual_encoder.blocks, scorer.blip.text_encoder.layers):
+            for layer in layers:
+                checkpoint_wrapper(layer, offload_to_cpu=how == "fairscale-offload")

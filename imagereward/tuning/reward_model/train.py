@@ -1,0 +1,294 @@
+"""Training a reward model from rankings, on transformers' Trainer."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import accelerate  # noqa: F401 - Trainer asks for it only once it is made: too late to say which extra has it
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from imagereward.agreement.rankings import ranking_file
+from imagereward.checkpoints.state_dicts import read_state_dict
+from imagereward.config import ScorerConfig
+from imagereward.errors import ImageRewardError, InputError
+from imagereward.images.preprocess import Preprocess
+from imagereward.main_guard import GUARD_HINT
+from imagereward.models.blip import BLIPShape
+from imagereward.models.imagereward import ImageReward
+from imagereward.precision import DTYPES
+from imagereward.scoring.saving import WEIGHTS_FILE
+from imagereward.tuning.config import build
+from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs, collate_pairs
+from imagereward.tuning.distributed import check_together, is_first_process, several_on_cpus
+from imagereward.tuning.reward_model.callbacks import StopDeadHead, TellsPace, WriteScorerConfig
+from imagereward.tuning.reward_model.card import CARD_FILE, amount, card, outcome, plan
+from imagereward.tuning.reward_model.config import RewardModelConfig, ScheduleConfig, WarmupConfig
+from imagereward.tuning.reward_model.data import RankedImages, RankingsWithPairs, collate_rankings
+from imagereward.tuning.reward_model.image_text import ImageText
+from imagereward.tuning.reward_model.init import freeze, from_nothing, set_checkpointing, start_from
+from imagereward.tuning.reward_model.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
+from imagereward.tuning.trainer.accelerate_setup import accelerating
+from imagereward.tuning.trainer.memory import keep_freed_memory
+from imagereward.tuning.trainer.progress import tell
+from imagereward.tuning.trainer.run_directory import (
+    check_run_directory,
+    create_run_directory,
+    latest_checkpoint,
+    write_atomically,
+)
+
+log = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.json"
+
+
+@accelerating()
+def train_reward_model(config: RewardModelConfig) -> ImageReward:
+    """Train as the config says; the best scorer is saved in `output`, and returned.
+
+    `output` then holds what `imagereward.load` reads, `run.json` (the config), `history.json` (losses,
+    accuracies and rates by step) and the last checkpoints. Raises InputError for bad data or config, for an
+    output directory that holds another run, and DeadHeadError when the head learns nothing.
+    """
+    values = config.model_dump(exclude={"resume"})
+    output = check_run_directory(config.output, values, config.resume)
+    arguments = _arguments(config, config, output)  # what cannot be run is refused before anything is loaded
+    if config.warmup:
+        _arguments(config, config.warmup, output)
+    scorer = _starting_scorer(config)
+    if scorer.device.type == "cpu":
+        keep_freed_memory()
+    train, valid = (
+        RankedImages(
+            ranking_file(config.data, split), scorer.preprocess, config.max_bad_share, config.encoding
+        )
+        for split in ("train", "valid")
+    )
+    pairs = _warm_up_pairs(config, scorer.preprocess)
+    if is_first_process():
+        create_run_directory(
+            output, values
+        )  # now that everything is in order: a mistake corrected finds it free
+        skipped = {**train.skipped, **valid.skipped, **getattr(pairs, "skipped", {})}
+        (output / "skipped.json").write_text(json.dumps(skipped, indent=1) + "\n")
+        tell(_plan(config, scorer, train, valid, pairs, arguments))
+    rehearsal = None
+    learned: RankedImages | RankingsWithPairs = train
+    if config.warmup:
+        assert pairs is not None
+        warm = _warm_up(scorer, config, config.warmup, pairs, output / "warmup")
+        if config.warmup.rehearsal:
+            rehearsal, learned = warm, RankingsWithPairs(train, pairs, config.warmup.rehearsal)
+            warm.requires_grad_(False)
+    freeze(scorer, config.fix_rate)
+    set_checkpointing(scorer, config.checkpointing)
+    checkpoint = latest_checkpoint(output) if config.resume else None
+    trainer = _by_rankings(Preference(scorer, rehearsal), config, learned, valid, output, not checkpoint)
+    with _told_about_workers(config):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    scorer.to(DTYPES[config.save_dtype]).float()  # first rounded, then calibrated as rounded
+    if config.calibrate:
+        _calibrate(scorer, trainer.predict(valid))
+    scorer.name = config.name or output.name
+    if trainer.is_world_process_zero():
+        scorer.to(DTYPES[config.save_dtype]).save_pretrained(output)
+        told = trainer.state.log_history
+        text = card(config, scorer, told, output, amount(train, valid, config.data))
+        write_atomically(output / CARD_FILE, text)
+        _write_history(trainer, output)
+        tell(outcome(told, output))
+    return scorer.float().eval().requires_grad_(False)
+
+
+def _plan(config: RewardModelConfig, scorer, train, valid, pairs, arguments: TrainingArguments) -> str:
+    freeze(scorer, config.fix_rate)  # to count what learns; a warm-up sets it anew
+    whole = math.ceil(arguments.num_train_epochs * math.ceil(len(train) / config.batch_size))
+    updates = arguments.max_steps if arguments.max_steps > 0 else whole
+    return plan(config, scorer, train, valid, pairs, updates, str(arguments.device))
+
+
+@contextmanager
+def _told_about_workers(config: RewardModelConfig) -> Iterator[None]:
+    """Within, a worker process of the data loader that dies is an error that says what to look for."""
+    try:
+        yield
+    except RuntimeError as error:
+        if config.workers and "DataLoader worker" in str(error):
+            raise ImageRewardError(
+                f"workers={config.workers}: a process that decodes images ended: {error}. {GUARD_HINT} "
+                "Otherwise look whether memory or shared memory (/dev/shm) is short; workers=0 needs neither"
+            ) from error
+        raise
+
+
+def _by_rankings(
+    objective: Preference,
+    config: RewardModelConfig,
+    learned: RankedImages | RankingsWithPairs,
+    valid: RankedImages,
+    output: Path,
+    from_the_start: bool,
+) -> Trainer:
+    """The stage that learns from rankings, ready to train; it ends with the best checkpoint's weights."""
+    updates = math.ceil(len(learned) / config.batch_size)
+    every = max(1, updates // config.validations)
+    return Trainer(
+        objective,
+        _arguments(
+            config,
+            config,
+            output,
+            label_names=["ranks"],
+            eval_strategy="steps",
+            eval_steps=every,
+            eval_on_start=from_the_start,
+            save_steps=every,
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_pair_loss",
+            greater_is_better=False,
+        ),
+        collate_rankings,
+        learned,
+        valid,
+        compute_metrics=_validation_metrics,
+        callbacks=[StopDeadHead(config.dead_after), WriteScorerConfig(objective.scorer), TellsPace(every)],
+    )
+
+
+def _starting_scorer(config: RewardModelConfig) -> ImageReward:
+    if config.architecture is None:
+        return start_from(config.start, config.head, config.device, config.seed)
+    shape = config.architecture
+    words = None
+    if shape.vocabulary == "shapes":
+        from imagereward.models.tokenizer import SPECIAL_TOKENS
+        from imagereward.shapes import vocabulary
+
+        words = [*SPECIAL_TOKENS, *vocabulary()]
+    text = {"vocab_size": len(words) + 2, **shape.text} if words else shape.text
+    architecture = {"vision": shape.vision, "text": text, "projection": shape.projection, "vocabulary": words}
+    blip = BLIPShape.from_dict(architecture)
+    preprocess = Preprocess(blip.vision.img_size, mean=shape.mean, std=shape.std)
+    scorer_config = ScorerConfig("ImageReward", architecture, preprocess, shape.max_length)
+    scorer = from_nothing(scorer_config, config.seed)
+    assert isinstance(scorer, ImageReward)
+    return scorer
+
+
+def _warm_up_pairs(config: RewardModelConfig, preprocess: Preprocess) -> ShapesPairs | ImagePairs | None:
+    if config.warmup is None:
+        return None
+    if config.warmup.data == "shapes":
+        return ShapesPairs(config.warmup.pairs, config.seed, preprocess)
+    return ImagePairs(config.warmup.data, preprocess, config.max_bad_share, config.encoding)
+
+
+def _warm_up(
+    scorer: ImageReward, config: RewardModelConfig, stage: WarmupConfig, pairs: Dataset, output: Path
+) -> ImageText:
+    """Teach both encoders what images show; in place. A finished warm-up is not repeated on resuming."""
+    scorer.requires_grad_(True)
+    scorer.mlp.requires_grad_(False)  # it takes no part
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        objective = ImageText(scorer)
+    if config.resume and (output / HISTORY_FILE).is_file():
+        objective.load_state_dict(read_state_dict(output / WEIGHTS_FILE))
+        return objective
+    arguments = _arguments(config, stage, output, save_strategy="steps", save_steps=0.1, save_total_limit=1)
+    trainer = Trainer(objective, arguments, collate_pairs, pairs, callbacks=[TellsPace(stage="warm-up")])
+    with _told_about_workers(config):
+        trainer.train(resume_from_checkpoint=latest_checkpoint(output) if config.resume else None)
+    trainer.save_model()
+    _write_history(trainer, output)
+    return objective
+
+
+def _write_history(trainer: Trainer, output: Path) -> None:
+    """Last of a stage's files, so that it also says that the stage is complete."""
+    if trainer.is_world_process_zero():
+        (output / HISTORY_FILE).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+
+
+def _arguments(config: RewardModelConfig, stage: ScheduleConfig, output: Path, **more) -> TrainingArguments:
+    values = {
+        "output_dir": str(output),
+        "num_train_epochs": stage.epochs,
+        "max_steps": stage.updates,
+        "per_device_train_batch_size": stage.micro_batch,
+        "per_device_eval_batch_size": stage.micro_batch,
+        "learning_rate": stage.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": stage.warmup_updates,
+        "adam_beta2": stage.beta2,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_gradient_norm,
+        "logging_steps": 10,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": config.workers,
+        "bf16": config.precision == "bfloat16",
+        "fp16": config.precision == "float16",
+        "use_cpu": config.device == "cpu" or several_on_cpus(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # All that learns takes part in every update, and looking for what does not breaks fairscale.
+        "ddp_find_unused_parameters": False,
+        "seed": config.seed,
+        **more,
+        **config.trainer,
+    }
+    try:
+        arguments = TrainingArguments(**values)
+        check_together(arguments.world_size)
+        accumulate, rest = divmod(stage.batch_size, stage.micro_batch * arguments.world_size)
+        if rest or not accumulate:
+            raise InputError(
+                f"batch_size={stage.batch_size}: expected a multiple of micro_batch={stage.micro_batch} "
+                f"times the number of devices, {arguments.world_size}"
+            )
+        arguments = replace(arguments, gradient_accumulation_steps=accumulate)
+        # Several devices in one process would be DataParallel, which cannot split prompts: use a launcher.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        return arguments
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"transformers.TrainingArguments refuses the config: {error}") from error
+
+
+def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Over all pairs of the validation set, whichever rank or batch they were in."""
+    scores, ranks = (
+        torch.as_tensor(np.asarray(part)) for part in (prediction.predictions, prediction.label_ids)
+    )
+    scores = scores.double()
+    prompt, better, worse = ranked_pairs(ranks).unbind(1)
+    right = scores[prompt, better] > scores[prompt, worse]
+    return {
+        "pair_loss": float(preference_loss(scores, ranks)),
+        "accuracy": float(right.double().mean()),
+        "pairs": len(right),
+        "spread": float(scores[ranks != NO_IMAGE].std()),
+    }
+
+
+def _calibrate(scorer: ImageReward, prediction) -> None:
+    """Set mean and std so that the scores of these predictions have mean 0 and standard deviation 1."""
+    scores = prediction.predictions[prediction.label_ids != NO_IMAGE].astype(np.float64)
+    config = scorer.config
+    mean, std = config.mean + config.std * scores.mean(), config.std * scores.std()
+    scorer.config = replace(config, mean=float(mean), std=float(std))
+
+
+def tune_reward_model(values: dict[str, Any], source: str) -> ImageReward:
+    """`train_reward_model` of a recipe's values; `source` names them in messages."""
+    return train_reward_model(build(RewardModelConfig, values, source))

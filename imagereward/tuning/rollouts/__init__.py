@@ -1,0 +1,1 @@
+"""Sampling trajectories; advantages; minibatches."""

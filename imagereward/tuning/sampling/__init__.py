@@ -1,0 +1,1 @@
+"""Noise schedules and sampling steps of diffusion and flow models."""

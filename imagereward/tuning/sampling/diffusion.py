@@ -1,0 +1,147 @@
+"""How noise is added and taken away: the same `step` samples a trajectory and scores one that was stored.
+
+float32 throughout, or float64. `i` is a step's index on the sampling grid, 0 the noisiest; it is a tensor
+[B], for it may differ from sample to sample.
+"""
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+
+from imagereward.errors import InputError
+from imagereward.precision import full_precision
+from imagereward.tuning.sampling.base import (
+    Noise,
+    Prediction,
+    Step,
+    expand_like,
+    gaussian_step,
+    warn_of_ignored,
+)
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Variance-preserving diffusion in discrete time: DDIM (Song et al. 2021, arXiv:2010.02502), equation 12.
+
+    alphas_T    products of alpha, one for every training time
+    times_N     the sampling grid: training times, descending
+    prediction  what the network predicts
+    eta         0 is deterministic; 1 has DDPM's variance
+    final_alpha the product after the last step
+    storage     what new samples are rounded to
+    """
+
+    alphas_T: torch.Tensor
+    times_N: torch.Tensor
+    prediction: Prediction = "epsilon"
+    eta: float = 0.0
+    final_alpha: float = 1.0
+    storage: torch.dtype | None = None
+
+    @classmethod
+    def like(cls, scheduler, steps: int, eta: float = 0.0) -> "Diffusion":
+        """With the noise and the grid of a diffusers scheduler, of whatever kind, as DDIM spaces its times.
+
+        A step leads to the next time of the grid. diffusers' DDIM steps by T // steps from each time, which
+        is another place where the spacing is "trailing" or "linspace" and `steps` does not divide T: ours
+        then agrees with its DDPM and differs from its DDIM.
+        Raises InputError for a prediction or a number of steps that there is not. Warns, with an
+        IgnoredOptionWarning, of options that clip the predicted clean sample, which is not done here.
+        """
+        from diffusers import DDIMScheduler
+
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise InputError(
+                f"the model's noise, of its {type(scheduler).__name__}, is not the variance-preserving one "
+                "that this family is trained with"
+            )
+        ddim = DDIMScheduler.from_config(scheduler.config)
+        if not 1 <= steps <= ddim.config.num_train_timesteps:
+            raise InputError(f"steps={steps}: expected 1 to {ddim.config.num_train_timesteps}")
+        if ddim.config.prediction_type not in get_args(Prediction):
+            raise InputError(
+                f"the scheduler's prediction_type={ddim.config.prediction_type!r}: this family takes "
+                f"{', '.join(get_args(Prediction))}"
+            )
+        for option in ("clip_sample", "thresholding"):
+            warn_of_ignored(scheduler, option)
+        ddim.set_timesteps(steps)
+        if int(ddim.timesteps.max()) >= len(ddim.alphas_cumprod):
+            raise InputError(
+                f"steps={steps} with the scheduler's steps_offset={ddim.config.steps_offset}: the first time "
+                f"would be {int(ddim.timesteps.max())}, the last there is {len(ddim.alphas_cumprod) - 1}; "
+                "expected fewer steps"
+            )
+        return cls(
+            ddim.alphas_cumprod.float(),
+            ddim.timesteps.long(),
+            ddim.config.prediction_type,
+            eta,
+            float(ddim.final_alpha_cumprod),
+        )
+
+    @property
+    def steps(self) -> int:
+        """How many steps the sampling grid has."""
+        return len(self.times_N)
+
+    def with_noise(self, noise: Noise, storage: torch.dtype | None = None) -> "Diffusion":
+        if noise.kind != "ddim":
+            raise InputError(f"noise.kind={noise.kind!r}: this model is no flow model, and takes 'ddim'")
+        return replace(self, eta=noise.level, storage=storage)
+
+    def without_noise(self) -> "Diffusion":
+        return replace(self, eta=0.0)
+
+    def model_time(self, i_B: torch.Tensor) -> torch.Tensor:
+        return self.times_N.to(i_B.device)[i_B]
+
+    def step(self, x, prediction, i_B, noise=None, next=None) -> Step:
+        x, prediction = full_precision(x), full_precision(prediction)
+        alphas = self.alphas_T.to(x.device)
+        alpha = expand_like(alphas[self.model_time(i_B)], x)
+        later = self.model_time((i_B + 1).clamp(max=self.steps - 1))
+        after = torch.where(i_B + 1 < self.steps, alphas[later], alphas.new_tensor(self.final_alpha))
+        after = expand_like(after, x)
+        x0, epsilon = self._both(x, prediction, alpha)
+        std = self.eta * ((1 - after) / (1 - alpha) * (1 - alpha / after)).clamp(min=0).sqrt()
+        mean = after.sqrt() * x0 + (1 - after - std**2).clamp(min=0).sqrt() * epsilon
+        return gaussian_step(mean, std, torch.ones_like(std), x0, noise, next, self.storage)
+
+    def to_x0(self, x, prediction, i_B) -> torch.Tensor:
+        alpha = expand_like(self.alphas_T.to(x.device)[self.model_time(i_B)], x)
+        return self._both(full_precision(x), full_precision(prediction), alpha)[0]
+
+    def add_noise(self, x0, noise, time_B) -> torch.Tensor:
+        alpha = expand_like(self.alphas_T.to(x0.device)[time_B], x0)
+        return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+
+    def target(self, x0, noise, time_B) -> torch.Tensor:
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "sample":
+            return x0
+        alpha = expand_like(self.alphas_T.to(x0.device)[time_B], x0)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
+
+    def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randint(len(self.alphas_T), (count,), generator=generator)
+
+    def min_snr_weights(self, time_B: torch.Tensor, gamma: float) -> torch.Tensor:
+        """What an error of the prediction counts [B]: that of x0 counts min(signal-to-noise, gamma)."""
+        alpha = self.alphas_T.to(time_B.device)[time_B]
+        ratio = alpha / (1 - alpha)
+        # An error of epsilon is sqrt(ratio) times that of x0; one of v is sqrt(ratio + 1) times.
+        per_x0 = {"epsilon": ratio, "v_prediction": ratio + 1, "sample": torch.ones_like(ratio)}
+        return ratio.clamp(max=gamma) / per_x0[self.prediction]
+
+    def _both(self, x, prediction, alpha):
+        """(x0, epsilon) that the prediction implies."""
+        if self.prediction == "epsilon":
+            return (x - (1 - alpha).sqrt() * prediction) / alpha.sqrt(), prediction
+        if self.prediction == "sample":
+            return prediction, (x - alpha.sqrt() * prediction) / (1 - alpha).sqrt()
+        x0 = alpha.sqrt() * x - (1 - alpha).sqrt() * prediction
+        return x0, alpha.sqrt() * prediction + (1 - alpha).sqrt() * x

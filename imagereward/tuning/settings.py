@@ -1,0 +1,89 @@
+"""Settings that every training of a generator has: trainer, optimizer, evaluation."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from imagereward.errors import InputError
+from imagereward.tuning.config import Config
+
+
+class OptimizerConfig(Config):
+    """How many steps are taken, and how."""
+
+    updates: int = Field(100, ge=1, description="updates of the weights in the whole training")
+    learning_rate: float = Field(1e-5, gt=0, description="step size of AdamW at its highest")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="the learning rate after the warm-up: the same, or falling to 0 at the end"
+    )
+    warmup_updates: int = Field(0, ge=0, description="first updates, in which the learning rate rises")
+    weight_decay: float = Field(
+        1e-2, ge=0, description="decoupled weight decay of AdamW, relative to the rate"
+    )
+    beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment; beta1 is 0.9")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw", description="AdamW; in 8 bits its moments take a quarter of the memory (needs bitsandbytes)"
+    )
+
+
+class TrainerConfig(OptimizerConfig):
+    """How long, how fast, and what is kept."""
+
+    batch_size: int = Field(64, ge=1, description="samples in an update, over all processes")
+    micro_batch: int = Field(4, ge=1, description="samples that a process computes at once")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to at most this norm")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: no average"
+    )
+    ema_every: int = Field(1, ge=1, description="the average moves after so many of `ema_unit`")
+    ema_unit: Literal["updates", "steps"] = Field(
+        "updates", description="steps: the optimizer's, of which an update of GRPO may have several"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="number format of the network's computations; what learns is stored in float32"
+    )
+    evaluate_every: int = Field(20, ge=1, description="updates from one evaluation to the next")
+    save_every: int = Field(20, ge=1, description="updates from one checkpoint to the next")
+    keep_checkpoints: int = Field(3, ge=1, description="how many of the last checkpoints stay on disk")
+    trackers: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description='accelerate\'s trackers that get all logged numbers: ["tensorboard"], ["wandb"]',
+    )
+    seed: int = Field(0, ge=0, description="all noise and the order of prompts depend on it")
+    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
+
+    def check_processes(self, ranks: int, sharded: bool) -> None:
+        """Raises InputError where processes would have unequally much to do in a way that they cannot."""
+        parts = -(-self.batch_size // self.micro_batch)
+        if parts < ranks or (sharded and parts % ranks):
+            expected = f"a multiple of {ranks}, which shards ask for" if sharded else f"at least {ranks}"
+            raise InputError(
+                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: an update has {parts} parts "
+                f"for {ranks} processes; expected {expected}"
+            )
+        if sharded and self.ema:
+            raise InputError(f"ema={self.ema}: no average is kept of sharded weights; expected ema=0")
+
+
+class EvaluationConfig(Config):
+    """What is drawn at every evaluation, by what it is judged, and when it is time to stop."""
+
+    prompts: str = Field(
+        "", description="file of prompts that are not trained on; default: the first of the training prompts"
+    )
+    count: int = Field(16, ge=1, description="how many of the prompts, from the first")
+    seeds: int = Field(
+        2, ge=1, description="images for each prompt; with 2 or more their diversity is measured"
+    )
+    steps: int = Field(0, ge=0, description="denoising steps; 0: as in training")
+    batch_size: int = Field(8, ge=1, description="images that a process draws at once")
+    held_out: str | dict[str, float] = Field(
+        "", description="a reward that is only watched, not trained on, in the forms of `reward`; empty: none"
+    )
+    patience: int = Field(
+        2,
+        ge=0,
+        description="stop after so many evaluations in which the reward rose and held_out fell; 0: never",
+    )
+    grid_prompts: int = Field(6, ge=1, description="prompts in the grid of pictures under samples/")

@@ -1,0 +1,120 @@
+"""A run's state on disk: whole or absent, the last few kept."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from imagereward.errors import CheckpointError
+from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
+
+# Weights lie a folder deeper: diffusers' load_lora_weights takes any .safetensors in the folder that it is
+# given for adapters, and of all weights of a FLUX it would load some without a word.
+WEIGHTS = "weights"
+LEARNED, AVERAGED, OPTIMIZER, STATE = (
+    f"{WEIGHTS}/learned.safetensors",
+    f"{WEIGHTS}/averaged.safetensors",
+    "optimizer.pt",
+    "state.json",
+)
+UNFINISHED = "unfinished-"
+# All of a sharded model's values, on the first process; what does not learn is not kept.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+class Kept(NamedTuple):
+    """What a checkpoint holds besides weights."""
+
+    state: dict[str, Any]
+    averaged: dict[str, torch.Tensor] | None
+
+
+def save_checkpoint(
+    directory: Path,
+    update: int,
+    module,
+    optimizer,
+    averaged,
+    state: dict[str, Any],
+    keep: int,
+    first: bool,
+    also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
+) -> Path:
+    """Write `directory`/checkpoint-`update`, then remove all but the last `keep`.
+
+    `also` writes more into it, from the weights that the result would have: averaged ones where they exist.
+    It is written under another name and renamed once it is whole, so that a full disk or a kill leaves the
+    one before as it was. All processes call this; the `first` writes.
+    """
+    learned = whole_weights(module)
+    moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
+    path = directory / f"checkpoint-{update}"
+    if not first:
+        return path
+    unfinished = directory / f"{UNFINISHED}{path.name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        (unfinished / WEIGHTS).mkdir(parents=True)
+        save_file(learned, unfinished / LEARNED)
+        if averaged is not None:
+            save_file(averaged, unfinished / AVERAGED)
+        torch.save(moments, unfinished / OPTIMIZER)
+        (unfinished / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        if also is not None:
+            also(unfinished, learned if averaged is None else averaged)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as the second
+        shutil.rmtree(unfinished, ignore_errors=True)
+        before = latest_state(directory)
+        raise CheckpointError(
+            f"{path} could not be written: {error}; the last checkpoint is {before or 'none'}"
+        ) from error
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(unfinished, path)
+    for old in checkpoints(directory)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def whole_weights(module) -> dict[str, torch.Tensor]:
+    """What has been learned, whole and on the CPU. All processes call this; the first gets it."""
+    return {name: value.contiguous() for name, value in get_model_state_dict(module, options=WHOLE).items()}  # type: ignore[union-attr]
+
+
+def load_checkpoint(path: Path, module, optimizer) -> Kept:
+    """Put a checkpoint's weights and moments back; returns the rest. Raises CheckpointError."""
+    try:
+        learned: dict[str, Any] = dict(load_file(path / LEARNED))
+        moments = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        averaged = load_file(path / AVERAGED) if (path / AVERAGED).is_file() else None
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    # Not whole, which only the first process would get.
+    expected = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)).keys()
+    if learned.keys() != expected:
+        differing = sorted(learned.keys() ^ expected)
+        raise CheckpointError(f"{path} is of another model: {len(differing)} names differ, {differing[:4]}")
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+    set_model_state_dict(module, learned, options=options)
+    set_optimizer_state_dict(module, optimizer, moments, options=WHOLE)
+    return Kept(state, averaged)
+
+
+def latest_state(directory: Path, most: int | None = None) -> Path | None:
+    """The last checkpoint, of at most so many updates; None if there is none."""
+    found = [path for path in checkpoints(directory) if most is None or updates_of(path) <= most]
+    return found[-1] if found else None

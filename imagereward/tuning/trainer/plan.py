@@ -1,0 +1,77 @@
+"""The plan of a generator's training, told before it starts, and its outcome."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagereward.tuning.export import CARD_FILE, evaluated
+from imagereward.tuning.objectives.config import GeneratorConfig
+from imagereward.tuning.policy.trainable import trainable_parameters
+from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.trainer.progress import facts
+
+
+def generator_plan(
+    config: GeneratorConfig, denoiser, prompts: Sequence[str], watched: int, accelerator
+) -> str:
+    """What will be trained by what, for how long, and where it goes."""
+    source = getattr(config, "prompts", None) or getattr(getattr(config, "pairs", None), "data", "")
+    seen = config.evaluation
+    rewards = config.reward if isinstance(config.reward, str) else ", ".join(config.reward)
+    values = {
+        "model": f"{config.model}, {denoiser.resolution} x {denoiser.resolution} pixels",
+        "data": f"{source}: {len(prompts)} prompts",
+        "learns": learns(denoiser.network, config),
+        "reward": rewards or "none",
+        "updates": updates(config, accelerator.num_processes),
+        "computes": f"in {config.precision} on {accelerator.device}",
+        "evaluates": f"before, every {config.evaluate_every} updates and after: {min(seen.count, watched)} "
+        f"prompts, {seen.seeds} images each",
+        "output": config.output,
+    }
+    return facts(f"{config.objective}:", values)
+
+
+def learns(network, config: GeneratorConfig) -> str:
+    """Which parameters learn, and how many."""
+    count = sum(value.numel() for value in trainable_parameters(network).values())
+    whole = sum(value.numel() for value in network.parameters())
+    name = type(network).__name__
+    if config.lora is None:
+        return f"all of {name}, {count:,} parameters"
+    return f"LoRA of rank {config.lora.rank} in {name}, {count:,} parameters beside {whole - count:,}"
+
+
+def updates(config: TrainerConfig, processes: int) -> str:
+    """How many updates of how many samples."""
+    several = f" in each of {processes} processes" if processes > 1 else ""
+    return (
+        f"{config.updates} of {config.batch_size} samples, {min(config.micro_batch, config.batch_size)} at "
+        f"once{several}"
+    )
+
+
+def part_plan(config: TrainerConfig, module, data: str, count: int, output: str, device: str) -> str:
+    """The same of an autoencoder or a text encoder."""
+    found = sum(value.numel() for value in trainable_parameters(module).values())
+    values = {
+        "data": f"{data}: {count} pairs of an image and a prompt",
+        "learns": f"{found:,} parameters",
+        "updates": updates(config, 1),
+        "computes": f"in {config.precision} on {device}",
+        "output": output,
+    }
+    return facts("training:", values)
+
+
+def outcome(history: Sequence[Mapping[str, Any]], output: Path, ended: str, lines: Sequence[str]) -> str:
+    """What came of it: evaluations before and after, where the result is, and the Python that loads it."""
+    update, rows = evaluated(history)
+    text = [f"{ended}"]
+    if rows:
+        width = max(len(name) for name, *_ in rows)
+        text.append(f"  {'':{width}}  {'before':>10}  {f'update {update}':>10}")
+        text += [f"  {name:{width}}  {before:>10.4f}  {after:>10.4f}" for name, before, after in rows]
+    samples = " and samples/ with pictures" if (output / "samples").is_dir() else ""
+    text += [f"the result is in {output}, with {CARD_FILE}{samples}; to load it:"]
+    return "\n".join([*text, *(f"    {line}" for line in lines)])

@@ -1,0 +1,281 @@
+"""The training loop: blind to what is trained, and by what."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from imagereward.errors import (
+    CheckpointError,
+    ImageRewardError,
+    InputError,
+    NonFiniteLossError,
+    NonFiniteScoreError,
+)
+from imagereward.tuning.distributed import all_reduce_sums, gather_objects
+from imagereward.tuning.objectives.base import Learner, Objective, update_metrics_of
+from imagereward.tuning.policy.snapshots import with_weights
+from imagereward.tuning.policy.trainable import trainable_parameters
+from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.trainer.checkpoint import (
+    latest_state,
+    load_checkpoint,
+    save_checkpoint,
+    whole_weights,
+)
+from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer
+from imagereward.tuning.trainer.progress import Pace, headline, tell
+from imagereward.tuning.trainer.run_directory import write_atomically
+
+log = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.json"
+# What a checkpoint knows of the loop: how far it was, of how many updates, why it ended if early, what was
+# logged, float16's scale, and the optimizer's steps so far.
+STATE = ("update", "updates", "ended", "history", "scaler", "steps")
+
+
+class Trainer:
+    """Accumulation, clipping, averaging, logging, evaluation, checkpoints and exact resuming."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        objective: Objective,
+        config: TrainerConfig,
+        output: Path,
+        accelerator,
+        also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
+    ):
+        """`also` writes more into every checkpoint, given its directory and the weights of the result."""
+        self.learner, self.objective, self.config, self.output = learner, objective, config, output
+        self.also = also
+        self.accelerator: Accelerator = accelerator
+        self.history: list[dict[str, Any]] = []
+        self.bare = learner.module
+        parameters = list(trainable_parameters(self.bare).values())
+        if not parameters:
+            raise InputError("nothing of the network learns")
+        optimizer, bare = make_optimizer(config, parameters), type(learner.module)
+        learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
+        if accelerator.num_processes > 1 and type(learner.module) is bare:
+            raise ImageRewardError(
+                f"accelerate left the network as it was, for {accelerator.distributed_type} in "
+                f"{accelerator.num_processes} processes, and each would train alone; look at its config"
+            )
+        self.averaged: dict[str, torch.Tensor] | None = None  # until it first moves
+        self.steps = 0  # of the optimizer
+
+    def run(self, evaluate: Callable[["Trainer", int], str | None] | None = None) -> str:
+        """Train to the end, or to where `evaluate` says why to stop; returns why it ended."""
+        config, (start, why) = self.config, self._resume()
+        if len(starts := set(gather_objects(start, self.accelerator.num_processes))) > 1:
+            raise CheckpointError(
+                f"processes would go on from different updates, {sorted(starts)}: {self.output} is not the "
+                "same directory for all of them"
+            )
+        pace = Pace(start, config.updates, config.evaluate_every)
+        if evaluate and start == 0:
+            with self._naming(0), pace.evaluating():
+                why = evaluate(self, 0) or ""
+        bar = tqdm(
+            range(start, config.updates),
+            initial=start,
+            total=config.updates,
+            desc="training",
+            unit="update",
+            disable=not self.accelerator.is_main_process,
+        )
+        for update in bar:
+            if why:
+                break
+            with self._naming(update + 1):
+                metrics = self._update(update)
+            self.log(update + 1, metrics)
+            bar.set_postfix(headline(metrics))
+            done, last = update + 1, update + 1 == config.updates
+            if self.accelerator.is_main_process and (estimate := pace.after(done)):
+                tell(estimate)
+            if evaluate and (last or done % config.evaluate_every == 0):
+                with self._naming(done), pace.evaluating():
+                    why = evaluate(self, done) or ""
+            if why or last or done % config.save_every == 0:
+                self._save(done, why)
+        bar.close()
+        self._write_history()
+        self.accelerator.wait_for_everyone()
+        # Not end_training(), which also ends the group of processes, and the result is yet to be gathered.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        return why or f"all {config.updates} updates are done"
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """What has been learned, whole and on the CPU. All processes call this; the first gets it."""
+        return whole_weights(self.learner.module)
+
+    def settle(self) -> None:
+        """Leave the averaged weights, if they are kept, in the network for good."""
+        with torch.no_grad():
+            for name, value in (self.averaged or {}).items():
+                trainable_parameters(self.bare)[name].copy_(value)
+
+    def with_average(self):
+        """Context in which the network has its averaged weights, if they are kept."""
+        return with_weights(self.bare, self.averaged)
+
+    @contextlib.contextmanager
+    def _naming(self, update: int) -> Iterator[None]:
+        """Within, what cannot be scored is an error that names the update, and what to go on from."""
+        try:
+            yield
+        except NonFiniteScoreError as error:
+            raise self._not_finite(update, str(error), []) from error
+
+    def _update(self, update: int) -> dict[str, float]:
+        config, accelerator = self.config, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(update, config)
+        # For dropout, the only randomness that is not drawn by sample.
+        torch.manual_seed(config.seed * 1_000_003 + update * 1009 + accelerator.process_index)
+        self.learner.module.train()
+        sums = {"loss": torch.zeros(2, device=accelerator.device)}
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        for step in self.objective.minibatches(self.learner, update, rank, ranks):
+            if not step:
+                raise InputError(
+                    f"process {rank} of {ranks} has nothing to do in an update: "
+                    "batch_size / micro_batch should be at least the number of processes"
+                )
+            last = len(step) - 1
+            loss = sum(self._backward(update, each, place == last, sums) for place, each in enumerate(step))
+            norm = accelerator.clip_grad_norm_(
+                trainable_parameters(self.learner.module).values(), config.max_gradient_norm
+            )
+            if not torch.isfinite(norm) and not self._scale_can_fall():
+                prompts = [prompt for minibatch in step for prompt in self.objective.describe(minibatch)]
+                raise self._not_finite(update + 1, f"its gradient is {norm.item()}", prompts)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if config.ema_unit == "steps":
+                self._average(self.steps)
+            self.steps += 1
+            if torch.isfinite(norm):
+                _add(sums, "gradient_norm", norm, 1 / ranks)
+            _add(sums, "loss", loss * ranks, 1 / ranks)  # a sum over minibatches, where others are means
+        if config.ema_unit == "updates":
+            self._average(update)
+        total = all_reduce_sums(sums, ranks, accelerator.device)
+        means = {name: value / share for name, (value, share) in total.items() if share}
+        return means | update_metrics_of(self.objective) | {"learning_rate": learning_rate_at(update, config)}
+
+    def _scale_can_fall(self) -> bool:
+        """Whether a gradient may be infinite for its scale alone: the update is skipped, the scale halved."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= 1
+
+    def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The minibatch's part of the step's loss."""
+        accelerator, module = self.accelerator, self.learner.module
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            try:
+                loss, metrics = self.objective.loss(self.learner, minibatch)
+            except NonFiniteScoreError as error:
+                prompts = self.objective.describe(minibatch)
+                raise self._not_finite(update + 1, str(error), prompts) from error
+            if not torch.isfinite(loss):
+                prompts = self.objective.describe(minibatch)
+                raise self._not_finite(update + 1, f"its loss is {loss.item()}", prompts)
+            # Processes' gradients are averaged, and shares add up to 1 over all of them.
+            accelerator.backward(loss * (minibatch.share * accelerator.num_processes))
+        for name, value in metrics.items():
+            _add(sums, name, value, minibatch.share)
+        return loss.detach() * minibatch.share
+
+    def _average(self, number: int) -> None:
+        """Move the average after an update or a step, numbered from 0.
+
+        Its decay grows to the config's as in diffusers' EMAModel, from 0: otherwise a short run's average
+        would be of what it began with.
+        """
+        moves, rest = divmod(number + 1, self.config.ema_every)
+        if not self.config.ema or rest:
+            return
+        decay, now = min(self.config.ema, moves / (moves + 9)), trainable_parameters(self.bare)
+        if self.averaged is None:
+            self.averaged = {name: value.detach().clone() for name, value in now.items()}
+        with torch.no_grad():
+            for name, value in now.items():
+                self.averaged[name].lerp_(value.detach(), 1 - decay)
+
+    def _resume(self) -> tuple[int, str]:
+        """Where to go on, and why not to: a run that was stopped stays so unless it is given more updates."""
+        if not self.config.resume:
+            return 0, ""
+        path = latest_state(self.output, self.config.updates)
+        if path is None and (last := latest_state(self.output)):
+            raise CheckpointError(
+                f"{self.output} has checkpoints, but there is none of at most {self.config.updates} updates; "
+                f"the last is {last.name}. Ask for as many updates, or train anew into another directory"
+            )
+        if path is None:
+            return 0, ""
+        kept = load_checkpoint(path, self.learner.module, self.optimizer.optimizer)
+        if kept.averaged is not None:
+            now = trainable_parameters(self.bare)
+            self.averaged = {name: value.to(now[name].device) for name, value in kept.averaged.items()}
+        try:
+            update, updates, ended, self.history, scaler, self.steps = (kept.state[name] for name in STATE)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} was not written by this version: {error!r}") from error
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        return update, ended if updates == self.config.updates else ""
+
+    def _save(self, update: int, ended: str) -> None:
+        scaler = self.accelerator.scaler
+        scaled = scaler.state_dict() if scaler is not None else None
+        values = (update, self.config.updates, ended, self.history, scaled, self.steps)
+        state = dict(zip(STATE, values, strict=True))
+        first = self.accelerator.is_main_process
+        save_checkpoint(
+            self.output,
+            update,
+            self.learner.module,
+            self.optimizer.optimizer,
+            self.averaged,
+            state,
+            self.config.keep_checkpoints,
+            first,
+            self.also,
+        )
+        self._write_history()
+        self.accelerator.wait_for_everyone()
+
+    def _write_history(self) -> None:
+        if self.accelerator.is_main_process:
+            write_atomically(self.output / HISTORY_FILE, json.dumps(self.history, indent=1) + "\n")
+
+    def log(self, update: int, values: dict[str, float]) -> None:
+        """Add numbers to the history and the trackers."""
+        self.history.append({"update": update, **values})
+        self.accelerator.log(values, step=update)
+
+    def _not_finite(self, update: int, what: str, prompts: Sequence[str]) -> NonFiniteLossError:
+        seen = f", with the prompts {list(dict.fromkeys(prompts))}" if prompts else ""
+        return NonFiniteLossError(
+            f"update {update}: {what}{seen}; the last good checkpoint is "
+            f'{latest_state(self.output) or "none"}. Try a lower learning_rate or precision="float32"'
+        )
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor, share: float) -> None:
+    """Add to a mean's sum, and to that of its shares [2]."""
+    value = value.detach().float()
+    part = torch.stack([value * share, torch.full_like(value, share)])
+    sums[name] = sums[name] + part if name in sums else part

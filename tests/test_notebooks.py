@@ -1,0 +1,36 @@
+"""The notebooks of the docs run from the first cell to the last, offline, and are committed without outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
+SECONDS_A_CELL = 300  # a cell that hangs ends the test
+
+
+def test_there_are_four_notebooks():
+    assert [path.stem for path in NOTEBOOKS] == ["compare", "quickstart", "reward_model", "tune"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert not [each for each in cells if each.get("outputs") or each.get("execution_count")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_first_to_last_cell(path, monkeypatch):
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # no port is opened
+    NotebookClient(notebook, km=kernel, timeout=SECONDS_A_CELL, resources=resources).execute()
+    code = [each for each in notebook.cells if each.cell_type == "code"]
+    assert code
+    assert all(each.execution_count for each in code)

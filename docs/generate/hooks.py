@@ -14,6 +14,7 @@ import commands
 import notebooks
 import recipes
 import results
+import scorers
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,7 @@ FILLED = {
     "benchmarks": results.page,
     "commands": commands.page,
     "recipes": recipes.page,
+    "scorers": scorers.page,
 }
 # Files of the repository that are pages of the site -> their place in it.
 REPOSITORY_PAGES = {

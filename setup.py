@@ -46,6 +46,16 @@ EXTRAS = {
     "scale": ["filelock>=3.32", "pyarrow>=17", "ray[data,serve]>=2.57"],
     "report": ["pyarrow>=17"],
     "loops": ["torchmetrics>=1.4"],
+    # The documentation site, and the notebooks of docs/notebooks.
+    "docs": [
+        "mkdocs>=1.6.1",
+        "mkdocs-material>=9.6.23",
+        "mkdocstrings[python]>=1.0",
+        "griffelib>=2.0",
+        "nbformat>=5.10",
+        "nbclient>=0.10",
+        "ipykernel>=6.30",
+    ],
 }
 TEST = [
     *EXTRAS["train"],
@@ -55,6 +65,7 @@ TEST = [
     "playwright>=1.45",
     *EXTRAS["scale"],
     *EXTRAS["loops"],
+    *EXTRAS["docs"],
     "bitsandbytes>=0.46",
     "psutil>=5.9",
     "pytest>=8",

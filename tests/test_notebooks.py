@@ -1,4 +1,4 @@
-"""The notebooks of the docs run from the first cell to the last, offline, and are committed without outputs."""
+"""The notebooks of the docs run from the first cell to the last, offline; none is committed with outputs."""
 
 from pathlib import Path
 

@@ -19,7 +19,7 @@ def page() -> str:
         path = PACKAGE / f"{home.replace('.', '/')}.py"
         names.append((f"[`{name}`][{target}]", cell(_first_sentence(_docstring_of(path, name)))))
     rooms = [
-        (f"[`{_module(room)}`](api/{_module(room)}.md)", cell(_first_sentence(_docstring_of(room / "__init__.py"))))
+        (f"[`{_module(room)}`](api/{_module(room)}.md)", cell(_first_sentence(_docstring_of(_init(room)))))
         for room in _rooms()
     ]
     return "\n\n".join(
@@ -43,6 +43,10 @@ def room_pages() -> dict[str, str]:
 
 def _rooms() -> list[Path]:
     return sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
+
+
+def _init(room: Path) -> Path:
+    return room / "__init__.py"
 
 
 def _shown(path: Path) -> bool:

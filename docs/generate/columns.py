@@ -1,7 +1,7 @@
 """A griffe extension: columns in docstrings become Markdown lists.
 
-The project's docstrings describe parameters in two columns, a name and its meaning, at least two spaces apart.
-Markdown would join such lines to one paragraph.
+The project's docstrings describe parameters in two columns, a name and its meaning, at least two spaces
+apart. Markdown would join such lines to one paragraph.
 """
 
 import re
@@ -18,12 +18,23 @@ class Columns(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Called by griffe for each object that it has read."""
         if obj.docstring is not None:
-            obj.docstring.value = listed(obj.docstring.value)
+            obj.docstring.value = without_links(listed(obj.docstring.value))
 
 
 def listed(docstring: str) -> str:
     """`docstring` with every paragraph in two columns as a Markdown list; other paragraphs stay."""
     return "\n\n".join(_as_list(each) or each for each in docstring.split("\n\n"))
+
+
+def without_links(docstring: str) -> str:
+    """`docstring` with two indices, as in scores[m][n], escaped: Markdown takes them for a link."""
+    lines = (line if line.startswith("    ") else _escaped(line) for line in docstring.split("\n"))
+    return "\n".join(lines)
+
+
+def _escaped(line: str) -> str:
+    parts = re.split(r"(`[^`]*`)", line)
+    return "".join(part if part.startswith("`") else part.replace("][", "]\\[") for part in parts)
 
 
 def _as_list(paragraph: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from markup import cell, table
+from markup import cell, code, table
 from typer.main import get_command
 
 from imagereward.cli import app
@@ -35,7 +35,7 @@ def _section(name: str, command: Any) -> str:
     for parameter in command.params:
         record = parameter.get_help_record(context)
         if record is not None:  # None: hidden
-            rows[parameter.param_type_name].append((f"`{record[0]}`".replace("|", "\\|"), cell(record[1])))
+            rows[parameter.param_type_name].append((code(record[0]), cell(record[1])))
     parts += [table((kind, "meaning"), found) for kind, found in rows.items() if found]
     if examples := _examples(command.epilog or ""):
         parts.append(f"```bash\n{examples}\n```")

@@ -6,15 +6,18 @@ from collections.abc import Iterable, Sequence
 
 
 def cell(text: object) -> str:
-    """Text on one line, with what a table or HTML would take for its own escaped outside of code spans."""
+    """Text on one line, in which Markdown, HTML and tables find nothing of theirs outside of code spans."""
     parts = re.split(r"(`[^`]*`)", " ".join(str(text).split()))
-    escaped = (part if part.startswith("`") else html.escape(part, quote=False) for part in parts)
-    return "".join(escaped).replace("|", "\\|")
+    return "".join(part if part.startswith("`") else _escaped(part) for part in parts)
 
 
 def code(text: object) -> str:
     """A code span for a cell of a table; nothing for no text."""
-    return f"`{text}`".replace("|", "\\|") if str(text) else ""
+    return f"`{text}`" if str(text) else ""
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False).replace("[", "\\[").replace("|", "\\|").replace("*", "\\*")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -25,7 +25,7 @@ OTHERS: dict[str, type[BaseModel]] = {
 
 
 class Key(NamedTuple):
-    """One key: `name` with dots, `values` that it takes, `default` as in TOML, `meaning`; cells of a table."""
+    """One key: `name` with dots, `values` that it takes, `default` as in TOML, and `meaning`."""
 
     name: str
     values: str
@@ -59,7 +59,9 @@ def page() -> str:
     ]
     parts = ["## Recipes in the package", table(("recipe", "use"), recipes)]
     for objective, kind in config_classes().items():
-        rows = ((code(key.name), cell(key.values), code(key.default), cell(key.meaning)) for key in keys_of(kind))
+        rows = (
+            (code(key.name), cell(key.values), code(key.default), cell(key.meaning)) for key in keys_of(kind)
+        )
         parts += [
             f"## Keys of `{objective}` {{ #{objective} }}",
             (kind.__doc__ or "").split("\n\n")[0],
@@ -85,7 +87,7 @@ def _recipe(name: str) -> str:
     objective = values["objective"]
     known = {key.name: key for key in keys_of(config_classes()[objective])}
     rows = []
-    for key, value in _flat(values, known):
+    for key, value in flat(values, known):
         about = known[key]
         meaning = cell(about.meaning)
         rows.append((code(key), code(toml(value)), cell(about.values), code(about.default), meaning))
@@ -112,12 +114,12 @@ def _header(name: str) -> tuple[str, str]:
     return " ".join(about), "\n".join(commands)
 
 
-def _flat(values: dict[str, Any], known: dict[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], known: dict[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(key with dots, value); a table that the config has no keys for stays a value."""
     for name, value in values.items():
         has_keys = any(each.startswith(f"{prefix}{name}.") for each in known)
         if isinstance(value, dict) and has_keys:
-            yield from _flat(value, known, f"{prefix}{name}.")
+            yield from flat(value, known, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

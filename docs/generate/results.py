@@ -64,7 +64,9 @@ def _row(path: Path) -> tuple[str, ...]:
     measures, command = command_of(path.stem)
     shown = [page for page in PAGES if f"<!-- {path.stem} -->" in page.read_text(encoding="utf-8")]
     machine = result["environment"]
-    where = f"{machine['device']}, {machine['threads']} threads, {machine['date']}, commit {machine['commit']}"
+    where = (
+        f"{machine['device']}, {machine['threads']} threads; commit {machine['commit']}, {machine['date']}"
+    )
     return (
         cell(measures),
         ", ".join(_link(page) for page in shown),

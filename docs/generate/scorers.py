@@ -6,8 +6,8 @@ import torch
 from markup import cell, code, table
 
 from benchmarks.lib.paths import RESULTS
-from imagereward.checkpoints.loading import random_scorer
 from imagereward.checkpoints.registry import REGISTRY, Checkpoint
+from imagereward.models import model_class
 
 # `Preprocess.recipe` -> the part of an image that the model sees.
 SEEN = {
@@ -50,18 +50,19 @@ def _row(name: str, entry: Checkpoint) -> tuple[str, ...]:
 
 def _parameters(entry: Checkpoint) -> int:
     """Weights of the network, counted without memory for them."""
-    scorer = random_scorer(entry.config, torch.device("meta"))
+    with torch.device("meta"):
+        scorer = model_class(entry.config.kind)(entry.config)
     return sum(each.numel() for each in scorer.parameters())
 
 
 def _paper(paper: str) -> str:
     if paper.startswith("arXiv:"):
         return f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})"
-    return "[card](../imagereward/assets/ImageReward-tiny/README.md)" if paper.endswith("README.md") else paper
+    return f"[card](../imagereward/{paper})" if paper.endswith(".md") else paper
 
 
 def measured(name: str) -> str:
-    """Speed or accuracy of a scorer from benchmarks/results, with the file; nothing where none is committed."""
+    """Speed or accuracy of a scorer, with the results file's name; nothing where no file has it."""
     if name == "ImageReward-v1.0":
         result = _result("throughput-cpu")
         speed = next(row["per_s"] for row in result["scoring"] if row["what"] == "score, float32")

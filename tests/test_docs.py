@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -163,3 +163,31 @@ def test_columns_of_a_docstring_become_a_list():
     )
     prose = "One sentence.\n\nAnother, on\ntwo lines."
     assert columns.listed(prose) == prose
+
+
+def test_the_python_on_the_first_page_runs_as_written(tmp_path, monkeypatch):
+    from conftest import pictures, small_scorer
+
+    import imagereward as RM
+    from imagereward import tuning
+
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(RM, "load", lambda name: small_scorer("ImageReward"))
+    monkeypatch.setattr(tuning, "tune", lambda *given, **settings: asked.append(settings))
+    for name, picture in zip("ab", pictures(2)):
+        picture.save(f"{name}.png")
+    score, rank, tune = re.findall(r"```python\n(.*?)```", (ROOT / "docs/index.md").read_text(), re.DOTALL)
+    names: dict = {}
+    for block in (score, rank, tune):
+        exec(block, names)
+    assert len(names["ranking"]) == 2
+    assert asked[0]["recipe"] in recipe_names()
+
+
+def test_links_out_of_the_site_become_text_and_code_stays():
+    hooks = generated("hooks")
+    code = "```\nkinds[name](config)\n```"
+    text = "[a](bulk.md#x) [b](../../setup.py) [c](../../CONTRIBUTING.md) [d](https://x.org)"
+    mended = hooks.with_site_links(f"{text}\n{code}", PurePosixPath("docs/reference/p.md"), "reference/p.md")
+    assert mended == f"[a](bulk.md#x) b [c](../contributing.md) [d](https://x.org)\n{code}"

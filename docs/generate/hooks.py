@@ -33,7 +33,8 @@ REPOSITORY_PAGES = {
     "imagereward/assets/ImageReward-tiny/README.md": "imagereward-tiny.md",
 }
 MARK = re.compile(r"<!-- generated: (\S+) -->")
-LINK = re.compile(r"(?<!`)\[([^\[\]]+)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+LINK = re.compile(r"(?<![`\w])\[([^\[\]]+)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+FENCED = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config: Any) -> Any:
@@ -92,4 +93,5 @@ def with_site_links(markdown: str, source: PurePosixPath, place: str) -> str:
             return text
         return f"[{text}]({os.path.relpath(found, PurePosixPath(place).parent)}{anchor})"
 
-    return LINK.sub(mended, markdown)
+    parts = FENCED.split(markdown)
+    return "".join(part if part.startswith("```") else LINK.sub(mended, part) for part in parts)

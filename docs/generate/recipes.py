@@ -65,7 +65,7 @@ def page() -> str:
         parts += [
             f"## Keys of `{objective}` {{ #{objective} }}",
             (kind.__doc__ or "").split("\n\n")[0],
-            table(("key", "values", "default", "meaning"), rows),
+            table(("key", "allowed", "default", "meaning"), rows),
         ]
     return "\n\n".join(parts)
 
@@ -98,7 +98,7 @@ def _recipe(name: str) -> str:
         cell(about),
         f"Objective: [`{objective}`](../recipes.md#{objective}).",
         f"```bash\n{command}\n```",
-        table(("key", "value", "values", "default", "meaning"), rows),
+        table(("key", "value", "allowed", "default", "meaning"), rows),
     ]
     return "\n\n".join(part for part in parts if part)
 

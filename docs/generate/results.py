@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from markup import cell, code, table
+from markup import code
 
 from benchmarks.lib.paths import RESULTS, ROOT
 from benchmarks.lib.render import PAGES
@@ -49,9 +49,8 @@ COMMANDS = {
 
 
 def page() -> str:
-    """Markdown: a row a results file."""
-    rows = [_row(path) for path in sorted(RESULTS.glob("*.json"))]
-    return table(("measures", "shown in", "command", "results file", "minutes", "measured on"), rows)
+    """Markdown: a section a results file."""
+    return "\n\n".join(_section(path) for path in sorted(RESULTS.glob("*.json")))
 
 
 def command_of(name: str) -> tuple[str, str]:
@@ -59,29 +58,28 @@ def command_of(name: str) -> tuple[str, str]:
     return COMMANDS[max((each for each in COMMANDS if name.startswith(each)), key=len, default=name)]
 
 
-def _row(path: Path) -> tuple[str, ...]:
+def _section(path: Path) -> str:
     result = json.loads(path.read_text(encoding="utf-8"))
     measures, command = command_of(path.stem)
     shown = [page for page in PAGES if f"<!-- {path.stem} -->" in page.read_text(encoding="utf-8")]
     machine = result["environment"]
-    where = (
-        f"{machine['device']}, {machine['threads']} threads; commit {machine['commit']}, {machine['date']}"
-    )
-    return (
-        cell(measures),
-        ", ".join(_link(page) for page in shown),
-        code(command),
-        code(path.relative_to(ROOT)),
-        minutes(result),
-        cell(where),
-    )
+    facts = {
+        "Command": code(command),
+        "Results file": code(path.relative_to(ROOT)),
+        "Shown in": ", ".join(map(_link, shown)),
+        "Minutes of training": minutes(result),
+        "Measured on": f"{machine['device']}, {machine['threads']} threads, {machine['date']}, "
+        f"commit {machine['commit']}",
+    }
+    lines = [f"- {name}: {fact}" for name, fact in facts.items() if fact]
+    return "\n\n".join([f"## {path.stem}", f"Measures {measures}.", "\n".join(lines)])
 
 
 def _link(page: Path) -> str:
-    """A link as a page in docs/ would write it; the hook turns it into one within the site."""
+    """A link as a page in docs/ would write it; the hook turns it into a link within the site."""
     inside = page.is_relative_to(ROOT / "docs")
-    target = page.name if inside else f"../{page.relative_to(ROOT)}"
-    return f"[{page.name if inside else page.relative_to(ROOT)}]({target})"
+    title = next(line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
+    return f"[{title.removeprefix('# ')}]({page.name if inside else f'../{page.relative_to(ROOT)}'})"
 
 
 def minutes(result: dict) -> str:

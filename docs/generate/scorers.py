@@ -67,10 +67,11 @@ def measured(name: str) -> str:
         result = _result("throughput-cpu")
         speed = next(row["per_s"] for row in result["scoring"] if row["what"] == "score, float32")
         threads = result["environment"]["threads"]
-        return f"{speed:.2f} images/s in float32 on {threads} CPU threads ([throughput-cpu](benchmarks.md))"
+        source = "[throughput-cpu](benchmarks.md#throughput-cpu)"
+        return f"{speed:.2f} images/s in float32 on {threads} CPU threads ({source})"
     if name == "ImageReward-tiny":
         row = next(row for row in _result("tiny")["rows"] if row["pairs"] == "all clear pairs")
-        return f"{row['accuracy']:.1%} of clear pairs of Shapes ([tiny](benchmarks.md))"
+        return f"{row['accuracy']:.1%} of clear pairs of Shapes ([tiny](benchmarks.md#tiny))"
     return ""
 
 

@@ -21,16 +21,15 @@ def test_a_notebook_is_committed_without_outputs(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_first_to_last_cell(path, monkeypatch):
-    from jupyter_client.manager import AsyncKernelManager
+def test_a_notebook_runs_from_first_to_last_cell(path, monkeypatch, tmp_path):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # notebooks work in a temporary directory
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # no port is opened
-    NotebookClient(notebook, km=kernel, timeout=SECONDS_A_CELL, resources=resources).execute()
+    NotebookClient(notebook, timeout=SECONDS_A_CELL, kernel_name="python3", resources=resources).execute()
     code = [each for each in notebook.cells if each.cell_type == "code"]
     assert code
     assert all(each.execution_count for each in code)

@@ -14,10 +14,11 @@ PACKAGE = ROOT / "imagereward"
 def page() -> str:
     """Markdown: the names that `import imagereward` gives, and the folders of the package."""
     names = []
-    for name, home in imagereward._HOMES.items():
-        target = f"imagereward.{home}.{name}"
-        path = PACKAGE / f"{home.replace('.', '/')}.py"
-        names.append((f"[`{name}`][{target}]", cell(_first_sentence(_docstring_of(path, name)))))
+    for name in imagereward.__all__:
+        if name != "__version__":
+            public = getattr(imagereward, name)
+            target = f"{public.__module__}.{public.__qualname__}"
+            names.append((f"[`{name}`][{target}]", cell(_first_sentence(public.__doc__ or ""))))
     rooms = [
         (f"[`{_module(room)}`](api/{_module(room)}.md)", cell(_first_sentence(_docstring_of(_init(room)))))
         for room in _rooms()
@@ -57,13 +58,9 @@ def _module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def _docstring_of(path: Path, name: str | None = None) -> str:
-    """The docstring of a module, or of a class or function in it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    if name is None:
-        return ast.get_docstring(tree) or ""
-    defined = (node for node in tree.body if getattr(node, "name", None) == name)
-    return next((text for node in defined if (text := ast.get_docstring(node))), "")  # type: ignore[arg-type]
+def _docstring_of(path: Path) -> str:
+    """The docstring of a module, which is not imported: some need the libraries of an extra."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 def _first_sentence(docstring: str) -> str:

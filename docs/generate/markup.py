@@ -1,4 +1,4 @@
-"""Pieces of Markdown: tables, and text that stands in a cell of one."""
+"""Markdown: tables, and text for their cells."""
 
 import html
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def cell(text: object) -> str:
-    """Text on one line, in which Markdown, HTML and tables find nothing of theirs outside of code spans."""
+    """Text on one line, with the characters of Markdown, HTML and tables escaped outside of code spans."""
     parts = re.split(r"(`[^`]*`)", " ".join(str(text).split()))
     return "".join(part if part.startswith("`") else _escaped(part) for part in parts)
 

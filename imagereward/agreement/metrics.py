@@ -121,7 +121,7 @@ def kendall(scores: Rows, rankings: Rows) -> float:
 def interval(statistic: Statistic, scores: Rows, rankings: Rows, level: float = 0.95) -> tuple[float, float]:
     """(low, high) of `statistic(scores, rankings)`, for other prompts like these.
 
-    Student's t with the jackknife's standard error (`imagereward.intervals`). The jackknife leaves out whole
+    Student's t with the jackknife's standard error (`intervals.py`). The jackknife leaves out whole
     prompts, because the pairs of one prompt depend on each other; it evaluates the statistic once a prompt.
     The interval says nothing about other annotators. Prompts with only ties are dropped first. (nan, nan) for
     one prompt, and where the statistic is NaN without one of them. The interval of a share may reach beyond

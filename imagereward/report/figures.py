@@ -124,7 +124,7 @@ def _histogram(values: np.ndarray, low: float, high: float, bins: int) -> list[i
 def mean_intervals(
     sums_P_K: np.ndarray, counts_P_K: np.ndarray, bounds_K: Sequence[tuple[float, float]]
 ) -> list[Interval]:
-    """Means of K quantities with t intervals over clusters, such as prompts (`imagereward.intervals`).
+    """Means of K quantities with t intervals over clusters, such as prompts (`agreement/intervals.py`).
 
     Cluster p has counts[p, k] values of quantity k, which add up to sums[p, k]. `bounds` are the smallest and
     the largest mean that there can be.

@@ -71,7 +71,7 @@ class Comparison:
 def paired_interval(before_M: np.ndarray, after_M: np.ndarray) -> tuple[float, float]:
     """A 95 % interval of the mean difference over M prompts: Student's t of the differences.
 
-    (nan, nan) for one prompt. Exact for normal differences, however few; see `imagereward.intervals`.
+    (nan, nan) for one prompt. Exact for normal differences, however few; see `agreement/intervals.py`.
     """
     _, low, high = mean_interval(np.asarray(after_M, float) - np.asarray(before_M, float))
     return low, high

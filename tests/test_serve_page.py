@@ -126,7 +126,7 @@ def test_what_is_wrong_is_said_and_nothing_is_lost(visit, url, tmp_path):
     assert page.inner_text("#status") == "Choose images first."
     page.set_input_files("#files", tmp_path / "broken.png")
     page.click("#go")
-    page.wait_for_function("document.getElementById('status').textContent.includes('is no image')")
+    page.locator("#status", has_text="is no image").wait_for()
     assert page.input_value("#prompts") == PROMPT
     assert page.is_enabled("#go")
 

@@ -244,7 +244,7 @@ def test_scaling_the_loss_scales_the_gradient():
     gradients = []
     for scale in (1.0, 1e-3):
         policy = policy_of()
-        refl_of(scale=scale).loss(policy, chunks(0, 4, 2)[0])[0].backward()
+        refl_of(reward_loss_weight=scale).loss(policy, chunks(0, 4, 2)[0])[0].backward()
         gradients.append(policy.denoiser.network.conv_in.weight.grad)
     torch.testing.assert_close(gradients[0] * 1e-3, gradients[1])
 
@@ -743,7 +743,7 @@ def test_half_precision_is_not_of_the_autoencoder(tmp_path):
     pipeline.save_pretrained(tmp_path / "base")
     opened = open_denoiser(tmp_path / "base", 16, torch.bfloat16)
     assert opened.network.dtype == torch.bfloat16
-    for key, value in opened.latents.vae.state_dict().items():
+    for key, value in opened.autoencoder.vae.state_dict().items():
         assert torch.equal(value, pipeline.vae.state_dict()[key]), key
 
 

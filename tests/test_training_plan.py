@@ -160,7 +160,7 @@ def test_explain_says_where_a_value_comes_from():
     assert (found["output"].value, found["output"].origin) == ('"mine"', "command line")
     assert (found["updates"].value, found["updates"].origin) == ("3", "command line")
     assert found["objective"].origin == "recipe"
-    assert (found["keep"].value, found["keep"].origin) == ("3", "default")
+    assert (found["keep_checkpoints"].value, found["keep_checkpoints"].origin) == ("3", "default")
     values = read_recipe("sd15/refl_lora")
     assert float(found["learning_rate"].value) == values["learning_rate"]
 
@@ -178,13 +178,13 @@ def test_what_explain_prints_can_be_given_again(name):
 def test_tune_explain_prints_the_header_and_every_key_without_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for form in (["--explain"], ["--help"], ["-h"]):
-        result = CliRunner().invoke(app, ["tune", "tiny/quick", "updates=1", *form])
+        result = CliRunner().invoke(app, ["tune", "tiny/quick", "rounds=1", *form])
         assert result.exit_code == 0, result.output
         assert "imagereward tune tiny/quick data=shapes output=my-reward" in result.stdout
         for key in explain("tiny/quick"):
             assert f"\n{key.name} = {key.value}" in result.stdout
         assert "output is missing: say output=…" in result.stdout
-        assert "updates is no key; valid: " in result.stdout
+        assert "rounds is no key; valid: " in result.stdout
     assert not list(tmp_path.iterdir())
 
 

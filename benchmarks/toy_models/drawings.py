@@ -62,7 +62,7 @@ def main() -> None:
     scorer, count = RM.load(REWARD), options.prompts
     truth = ShapesPairs(count, 7, Preprocess(64), THINGS)
     pixels = torch.stack([truth[i]["pixels"] for i in range(count)]).float() / 255
-    latents = open_denoiser(str(options.models[0])).latents
+    latents = open_denoiser(str(options.models[0])).autoencoder
     with torch.no_grad():
         seen = torch.cat([latents.decode(latents.encode(part)) for part in pixels.split(BATCH)])
     rows = [

@@ -184,7 +184,7 @@ def gains(axis, points: list[dict], over: str, name: str, **style) -> None:
     axis.plot([point[over] for point in kept], ys, marker=".", **style)
 
 
-def sample_images() -> None:
+def draw() -> None:
     """Reward and faithfulness against updates, as docs/finetune.png."""
     result = json.loads((record.RESULTS / "finetune.json").read_text())
     figure, axes = panels(1, 2, (9, 3.6))
@@ -212,7 +212,7 @@ def main() -> None:
         return
     if not options.draw:
         run(options.work)
-    sample_images()
+    draw()
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def kept(setting: Setting) -> float | None:
     if setting.objective != "GRPO":
         return None
     model = MODELS[setting.model]
-    latents = model.steps * 4 * math.prod(laid_out(setting).latents.shape)
+    latents = model.steps * 4 * math.prod(laid_out(setting).autoencoder.shape)
     words = sum(math.prod(shape) for shape in model.text.values()) * setting.dtype.itemsize
     return (latents + words) / MB
 

@@ -166,7 +166,7 @@ def test_a_reward_models_training_tells_its_plan_and_its_outcome(data, tmp_path,
 def test_the_repositorys_pipelines_load_and_draw_as_their_cards_say(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {}
-    exec(python_of(ROOT / f"benchmarks/{name}/README.md"), names)
+    exec(python_of(ROOT / f"benchmarks/toy_models/{name}/README.md"), names)
     assert dtypes(names["pipeline"]) == {torch.float32}
     assert names["image"].size == (64, 64)
 

@@ -173,7 +173,9 @@ def skipped(source: str | os.PathLike, images: Sequence[Path], max_bad_share: fl
     bad = unreadable(images)
     found = f"{source}: {len(bad)} of {len(images)} images cannot be used: "
     if len(bad) > max_bad_share * len(images):
-        raise InputError(f"{found}{listing(bad.values(), 4)}; at most {max_bad_share:.2%} may be (most_bad=)")
+        raise InputError(
+            f"{found}{listing(bad.values(), 4)}; at most {max_bad_share:.2%} may be (max_bad_share=)"
+        )
     if bad:
         log.warning("%s%s; they are skipped", found, listing(bad.values(), 20))
     return bad

@@ -85,7 +85,7 @@ class GeneratorConfig(TrainerConfig):
     @model_validator(mode="after")
     def _quantised_under_lora(self):
         if self.quantize and self.lora is None:
-            raise ValueError("quantise=true without lora: weights in 4 bits cannot learn; add lora.rank=...")
+            raise ValueError("quantize=true without lora: weights in 4 bits cannot learn; add lora.rank=...")
         return self
 
     def dynamics(self, denoiser: Denoiser) -> Dynamics:

@@ -18,7 +18,7 @@ def quantize_to_4bit(network: nn.Module, device: torch.device | str) -> None:
         import bitsandbytes  # noqa: F401  # here, so that nothing has changed when it is missing
     except ImportError as error:
         raise ImageRewardError(
-            f"quantise=true needs bitsandbytes: python -m pip install bitsandbytes ({error})"
+            f"quantize=true needs bitsandbytes: python -m pip install bitsandbytes ({error})"
         ) from error
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.Linear):

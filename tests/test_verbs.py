@@ -546,9 +546,9 @@ def test_all_components_share_one_decode(monkeypatch, image_paths):
     import imagereward.images.reading
 
     decoded = []
-    original = imagereward.images.read_image
+    original = imagereward.images.reading.read_image
     monkeypatch.setattr(
-        imagereward.images, "read_image", lambda *args: decoded.append(args[0]) or original(*args)
+        imagereward.images.reading, "read_image", lambda *args: decoded.append(args[0]) or original(*args)
     )
     RM.ensemble({small_scorer("ImageReward"): 1.0, small_scorer("HPS"): 1.0}).score("a", image_paths)
     assert sorted(decoded) == image_paths

@@ -44,7 +44,7 @@ def test_gradients_are_no_longer_than_the_clip(clip, tmp_path, monkeypatch):
         norms.append(float(torch.cat(gradients).norm()))
 
     watched_steps(monkeypatch, norm_of)
-    run_refl(tmp_path / "out", clip=clip, reward_loss_weight=1.0, target=None)
+    run_refl(tmp_path / "out", max_gradient_norm=clip, reward_loss_weight=1.0, target=None)
     history = json.loads((tmp_path / "out/history.json").read_text())
     before = [entry["gradient_norm"] for entry in history if "gradient_norm" in entry]
     assert len(before) == len(norms) == 2

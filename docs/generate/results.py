@@ -6,7 +6,7 @@ from pathlib import Path
 from markup import code
 
 from benchmarks.lib.paths import RESULTS, ROOT
-from benchmarks.lib.render import PAGES
+from benchmarks.pages.render import PAGES
 
 # What a results file's name begins with -> (what it measures, the command that writes it).
 COMMANDS = {

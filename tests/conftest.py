@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import secrets
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests that download undo it
@@ -79,6 +81,14 @@ def table(tmp_path):
     ]
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path
+
+
+@pytest.fixture
+def chance():
+    """Random numbers to choose moments of a kill by; IMAGEREWARD_TEST_SEED repeats those of another run."""
+    seed = int(os.environ.get("IMAGEREWARD_TEST_SEED") or secrets.randbits(32))
+    print(f"to choose the same moments again: IMAGEREWARD_TEST_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@
     python tests/mutations.py clip LoRA  those whose names contain one of these words
 
 Each fault is put into a temporary copy of the repository, where its tests are run; pytest does not collect
-this file. The text that a fault replaces must occur in its file exactly once: otherwise the fault is not tried
-and counts as missed. `test_mutations.py` checks all texts, so that a changed line shows at once.
+this file. The text that a fault replaces must occur in its file exactly once: otherwise the fault counts as
+missed without a try. `test_mutations.py` checks all texts, so that a changed line shows at once.
 """
 
 import os

@@ -88,7 +88,7 @@ PARENT = """
 import os, sys, time
 sys.path[:0] = {path!r}
 from test_bulk_decoders import Work
-from imagereward.bulk.decoders import Decoders
+from imagereward.bulk.decoding.decoders import Decoders
 import multiprocessing
 if __name__ == "__main__":
     multiprocessing.set_start_method({method!r})

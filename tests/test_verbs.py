@@ -546,7 +546,7 @@ def test_all_components_share_one_decode(monkeypatch, image_paths):
     import imagereward.images.reading
 
     decoded = []
-    original = imagereward.images.read_image
+    original = imagereward.images.reading.read_image
     monkeypatch.setattr(
         imagereward.images, "read_image", lambda *args: decoded.append(args[0]) or original(*args)
     )

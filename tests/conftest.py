@@ -11,6 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests 
 import numpy as np
 import PIL.Image
 import pytest
+from workers import pytest_cmdline_main as pytest_cmdline_main
+from workers import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 import imagereward as RM
 from benchmarks.lib.browsing import CHROMIUM, FLAGS

@@ -69,6 +69,7 @@ TEST = [
     "bitsandbytes>=0.46",
     "psutil>=5.9",
     "pytest>=8",
+    "pytest-xdist>=3.7",
     "ruff>=0.12",
     "mypy>=1.11",
     "setuptools>=77",

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import secrets
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests that download undo it
@@ -9,6 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; tests 
 import numpy as np
 import PIL.Image
 import pytest
+from workers import pytest_cmdline_main as pytest_cmdline_main
+from workers import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 import imagereward as RM
 from benchmarks.lib.browsing import CHROMIUM, FLAGS
@@ -79,6 +83,14 @@ def table(tmp_path):
     ]
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path
+
+
+@pytest.fixture
+def chance():
+    """Random numbers to choose moments of a kill by; IMAGEREWARD_TEST_SEED repeats those of another run."""
+    seed = int(os.environ.get("IMAGEREWARD_TEST_SEED") or secrets.randbits(32))
+    print(f"to choose the same moments again: IMAGEREWARD_TEST_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""Deliberate faults in lines that decide numbers, and whether the tests notice them.
+"""Puts deliberate faults into lines that decide numbers, and runs the tests that should notice each of them.
 
     python tests/mutations.py            every fault, a line each; exit code 1 if a test missed one
     python tests/mutations.py clip LoRA  those whose names contain one of these words
 
 Each fault is put into a temporary copy of the repository, where its tests are run; pytest does not collect
-this file. The text that a fault replaces must be in its file exactly once: where a line has changed, the
-fault is not tried, which counts as missed, and has to be written anew.
+this file. The text that a fault replaces must occur in its file exactly once: otherwise the fault counts as
+missed without a try. `test_mutations.py` checks all texts, so that a changed line shows at once.
 """
 
 import os
@@ -35,35 +35,35 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault(
         "gradients are not clipped",
-        TUNING + "loop.py",
-        "learning(self.learner.module).values(), config.clip)",
-        "learning(self.learner.module).values(), 1e9)",
+        TUNING + "trainer/trainer.py",
+        "trainable_parameters(self.learner.module).values(), config.max_gradient_norm",
+        "trainable_parameters(self.learner.module).values(), 1e9",
         f"{NUMBERS} -k clip",
     ),
     Fault(
         "AdamW has no weight decay",
-        TUNING + "optimizer.py",
+        TUNING + "trainer/optimizer.py",
         "weight_decay=config.weight_decay",
         "weight_decay=0.0",
         f"{NUMBERS} -k 'decay or adamw'",
     ),
     Fault(
         "AdamW's second moment has its default decay",
-        TUNING + "optimizer.py",
+        TUNING + "trainer/optimizer.py",
         "betas=(0.9, config.beta2)",
         "betas=(0.9, 0.999)",
         f"{NUMBERS} -k adamw",
     ),
     Fault(
         "LoRA's alpha is its rank",
-        TUNING + "adapt.py",
+        TUNING + "policy/trainable.py",
         "lora_alpha=lora.alpha",
         "lora_alpha=lora.rank",
         f"{NUMBERS} -k lora",
     ),
     Fault(
         "the cosine ends at half the rate",
-        TUNING + "optimizer.py",
+        TUNING + "trainer/optimizer.py",
         "math.cos(math.pi * done)",
         "math.cos(math.pi * done / 2)",
         f"{NUMBERS} -k rates",
@@ -71,21 +71,21 @@ FAULTS = [
     Fault(
         "SFT drops the prompts that it should keep",
         TUNING + "objectives/sft.py",
-        "generator=source)) < self.drop",
-        "generator=source)) >= self.drop",
+        "generator=source)) < self.prompt_dropout",
+        "generator=source)) >= self.prompt_dropout",
         "tests/test_sft.py -k dropped",
     ),
     Fault(
         "ReFL's distance has no weight",
         TUNING + "objectives/refl.py",
-        "self.stay * away.mean()",
+        "self.reference_weight * away.mean()",
         "1.0 * away.mean()",
         f"{NUMBERS} -k distance",
     ),
     Fault(
         "ReFL's distance is left out",
         TUNING + "objectives/refl.py",
-        " + self.stay * away.mean()",
+        " + self.reference_weight * away.mean()",
         "",
         f"{NUMBERS} -k distance",
     ),
@@ -105,7 +105,7 @@ FAULTS = [
     ),
     Fault(
         "training times of flow models are shifted by mu",
-        TUNING + "flow.py",
+        TUNING + "sampling/flow.py",
         'shift = math.exp(mu) if config.time_shift_type == "exponential" else mu',
         "shift = mu",
         "tests/test_flow.py -k training_times",
@@ -126,21 +126,21 @@ FAULTS = [
     ),
     Fault(
         "an evaluation with its own steps has no guidance",
-        TUNING + "generator.py",
+        TUNING + "finetune.py",
         "Policy(denoiser, dynamics, policy.guidance)",
         "Policy(denoiser, dynamics, 1.0 if chosen.steps else policy.guidance)",
         "tests/test_guidance.py -k evaluation",
     ),
     Fault(
         "guidance below 1 mixes in the empty prompt",
-        TUNING + "denoisers/guidance.py",
+        TUNING + "families/guidance.py",
         "if scale <= 1.0:",
         "if scale == 1.0:",
         "tests/test_guidance.py -k 'one_and_below or compare'",
     ),
     Fault(
         "advantages are divided by the variance of a group",
-        TUNING + "credit.py",
+        TUNING + "rollouts/advantages.py",
         "deviation = mean_in_groups(away**2, correction).sqrt()",
         "deviation = mean_in_groups(away**2, correction)",
         "tests/test_credit.py",
@@ -149,7 +149,7 @@ FAULTS = [
 
 
 def copy_of_the_repository(directory: Path) -> None:
-    """What git knows of, and what it would add."""
+    """Copy the files that git tracks, and the untracked ones that it does not ignore, to `directory`."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
     for name in filter(None, listed.split("\0")):
@@ -158,12 +158,21 @@ def copy_of_the_repository(directory: Path) -> None:
             shutil.copy2(ROOT / name, directory / name)
 
 
+def obstacle(fault: Fault, directory: Path) -> str:
+    """The reason why the fault cannot be put into its file below `directory`; "" if it can."""
+    path = directory / fault.file
+    if not path.is_file():
+        return f"{fault.file} does not exist"
+    found = path.read_text(encoding="utf-8").count(fault.old)
+    return "" if found == 1 else f"{fault.file} has {found} times {fault.old!r}; expected it once"
+
+
 def outcome(fault: Fault, directory: Path) -> str:
-    """`caught` or `SURVIVED`; `no test ran`, or what else kept the fault from being tried."""
+    """`caught` or `SURVIVED`, or `NOT TRIED` and the reason."""
+    if reason := obstacle(fault, directory):
+        return f"NOT TRIED: {reason}"
     path = directory / fault.file
     whole = path.read_text(encoding="utf-8")
-    if whole.count(fault.old) != 1:
-        return f"NOT TRIED: {fault.file} has {whole.count(fault.old)} times {fault.old!r}; expected it once"
     path.write_text(whole.replace(fault.old, fault.new), encoding="utf-8")
     try:
         command = f'"{sys.executable}" -m pytest -q -x -p no:cacheprovider {fault.tests}'

@@ -336,10 +336,9 @@ def test_a_download_given_up_is_whole_after_the_next_call(endpoint, naps):
 def test_a_server_that_is_not_there_is_reported_in_bounded_time(endpoint, naps):
     (released,) = REGISTRY["ImageReward-v1.0"].files
     endpoint.close()
-    started = time.monotonic()
     with pytest.raises(DownloadError) as caught:
         hub.fetch(replace(released, url=endpoint.url + "/" + released.name))
-    assert time.monotonic() - started + sum(naps) < 60
+    assert sum(naps) < 60
     message = str(caught.value)
     assert all(f"{repo}/{released.name}" in message for repo in released.hub)
     assert f"{endpoint.url}/{released.name}" in message

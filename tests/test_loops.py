@@ -184,7 +184,7 @@ def test_the_python_of_the_page_runs_as_written(tmp_path, monkeypatch, images, c
     by_name = {"ImageReward-v1.0": "ImageReward", "Aesthetic": "Aesthetic"}
     monkeypatch.setattr(RM, "load", lambda name: small_scorer(by_name[name]))
     monkeypatch.setattr("imagereward.ensembles.load", lambda name: small_scorer(by_name[name]))
-    page = (Path(__file__).parents[1] / "docs/loops.md").read_text()
+    page = (Path(__file__).parents[1] / "docs/integrations.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 6
     names: dict = {"pipeline": drawing, "images": images, "prompts": PROMPTS, "metadata": {}}

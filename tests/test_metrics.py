@@ -323,7 +323,9 @@ def saved(tmp_path):
 
 
 def benchmark(ranked, *options, out) -> dict:
-    preference.main([str(ranked), "--device", "cpu", "--out", str(out), *map(str, options)])
+    preference.main(
+        [str(ranked), "--device", "cpu", "--allow-changes", "--out", str(out), *map(str, options)]
+    )
     return json.loads(out.read_text())
 
 

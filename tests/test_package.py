@@ -188,11 +188,20 @@ def test_pictures_and_pages_that_pages_link_to_exist():
             assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
+def test_the_readme_is_short_begins_with_a_picture_and_has_the_command_that_ci_runs():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 150
+    assert next(line for line in lines[1:] if line).startswith("![")
+    assert "python -m pip install . && imagereward demo" in lines
+    assert next(line for line in lines if "python -m pytest" in line).endswith(" && python -m pytest")
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 3), ("docs/scoring.md", 4)])
+def test_the_python_of_the_pages_about_scoring_runs_as_written(page, count, tmp_path, monkeypatch):
     from conftest import CONFIGS, pictures, small_scorer
 
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert len(blocks) == count
     monkeypatch.chdir(tmp_path)
     for name, picture in zip("ab", pictures(2)):
         picture.save(f"{name}.png")
@@ -200,16 +209,15 @@ def test_the_readmes_python_runs_as_written(tmp_path, monkeypatch):
     assert set(by_name.values()) <= set(CONFIGS)
     monkeypatch.setattr(RM, "load", lambda name: small_scorer(by_name[name]))
     monkeypatch.setattr("imagereward.ensembles.load", lambda name: small_scorer(by_name[name]))
-    from test_loops import drawing
 
     from benchmarks.lib.serving import serving
 
-    names: dict = {"pipeline": drawing}
-
+    names: dict = {}
     with serving({"ImageReward-v1.0": small_scorer("ImageReward")}) as url:
         for block in blocks:
             exec(block.replace("http://127.0.0.1:8000", url), names)
-    assert len(names["both"].scorers) == 2
+    assert len(names["ranking"]) == 2
+    assert page == "README.md" or len(names["both"].scorers) == 2
 
 
 def test_the_python_in_the_page_about_finetuning_runs_as_written(monkeypatch, tmp_path):

@@ -1,12 +1,10 @@
 """Rewards that fail, wait, or are elsewhere: tried again, counted, named, and never 0."""
 
+import itertools
 import json
 import math
 import threading
 import time
-import urllib.request
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -26,7 +24,7 @@ from imagereward.tuning.rewards.scoring import RewardPool, ScoredBatch, ScoringC
 from imagereward.tuning.rewards.weighted import open_rewards
 from imagereward.tuning.settings import EvaluationConfig
 
-LATENCY = 0.5
+HANGS = 60  # seconds after which a test is given up
 AT_ONCE = ScoringConfig(wait=0, retries=2)
 
 
@@ -82,10 +80,11 @@ def test_only_what_failed_is_asked_again():
     torch.testing.assert_close(found.rewards["flaky"][::2], brightness(images(), PROMPTS)[::2])
 
 
-def test_a_wait_doubles():
-    began = time.monotonic()
-    scored(Flaky(2), ScoringConfig(wait=0.1, retries=2))
-    assert 0.3 <= time.monotonic() - began < 2
+def test_a_wait_doubles(monkeypatch):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    scored(Flaky(3), ScoringConfig(wait=0.1, retries=3))
+    assert slept == [0.1, 0.2, 0.4]
 
 
 def test_a_reward_of_the_wrong_shape_is_a_mistake_and_not_asked_again():
@@ -230,64 +229,31 @@ def test_a_run_learns_from_a_server(tmp_path):
     assert any(f"reward/{url}" in entry for entry in history)
 
 
-@contextmanager
-def slow_server():
-    """Answers with the number of bytes, after half a second."""
+@pytest.mark.parametrize(("count", "workers"), [(6, 1), (12, 4)])
+def test_while_a_reward_waits_the_next_batch_is_drawn(count, workers, monkeypatch):
+    """No scoring ends before the next batch is drawn, and before every worker has a batch."""
+    objective = grpo_of(
+        micro_batch=2, batch_size=2 * count, scoring=ScoringConfig(workers=workers, retries=0)
+    )
+    drawn = [threading.Event() for _ in range(count)]
+    asked, together, real = itertools.count(), threading.Barrier(workers), grpo.sample_trajectories
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            size = len(self.rfile.read(int(self.headers["Content-Length"])))
-            time.sleep(LATENCY)
-            body = json.dumps(size).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def sample(*given, **options):
+        found = real(*given, **options)
+        next(event for event in drawn if not event.is_set()).set()
+        return found
 
-        def log_message(self, *_):
-            pass
+    def reward(pixels, prompts):
+        following = next(asked) + 1
+        together.wait(HANGS)
+        if following < count and not drawn[following].wait(HANGS):
+            raise TimeoutError(f"batch {following} was not drawn while the one before it was scored")
+        return torch.ones(len(prompts))
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@pytest.mark.parametrize(("sampling", "count", "workers"), [(0.3, 10, 1), (0.25, 20, 4)])
-def test_while_a_reward_waits_the_next_batch_is_drawn(sampling, count, workers, monkeypatch):
-    """Sampling stands still for as long as is said, so that only the overlap is timed."""
-    objective = grpo_of(micro_batch=2, batch_size=2 * count, scoring=ScoringConfig(workers=workers))
-    policy = small()
-    every = chunks(0, 2 * count, 2)
-    with slow_server() as url:
-
-        def reward(pixels, prompts):
-            with urllib.request.urlopen(url, data=bytes(len(prompts))) as answer:
-                return torch.full((len(prompts),), float(json.load(answer)))
-
-        objective.rewards = open_rewards(reward)
-        canned, _ = objective.rollout(policy, every[:1])[0]
-        clean = canned.latents[:, -1].float()
-
-        def roll(*_, **__):
-            time.sleep(sampling)
-            return canned, clean
-
-        monkeypatch.setattr(grpo, "sample_trajectories", roll)
-        monkeypatch.setattr(policy.denoiser, "encode", lambda rows: canned.condition)
-        monkeypatch.setattr(policy.denoiser.autoencoder, "decode", lambda latents: torch.zeros(2, 3, 16, 16))
-        larger, took = max(count * sampling, count * LATENCY / workers), []
-        while len(took) < 3 and min(took, default=math.inf) > 1.15 * larger:  # others may need the machine
-            began = time.monotonic()
-            rolled = objective.rollout(policy, every)
-            took.append(time.monotonic() - began)
-            assert len(rolled) == count
-    assert larger <= min(took) <= 1.15 * larger
+    monkeypatch.setattr(grpo, "sample_trajectories", sample)
+    objective.rewards = open_rewards(reward)
+    rolled = objective.rollout(small(), chunks(0, 2 * count, 2))
+    assert [scored.causes for _, scored in rolled] == [{}] * count
 
 
 def test_few_batches_wait_to_be_scored():

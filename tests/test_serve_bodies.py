@@ -6,7 +6,6 @@ import json
 import random
 import socket
 import struct
-import time
 import zlib
 
 import httpx2
@@ -283,9 +282,7 @@ def test_lengths_that_cannot_be_are_refused(url, length):
 def test_a_body_that_dribbles_in_is_cut_off(url):
     with raw(url) as connection:
         connection.sendall(b"POST /v1/rank HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
-        start = time.monotonic()
         assert connection.recv(100).split()[1] == b"408"
-        assert 1 < time.monotonic() - start < 10
 
 
 def test_bytes_that_are_no_http_are_refused(url):

@@ -72,7 +72,7 @@ def test_prompts_are_dropped_as_often_as_asked(drop, least, most):
     texts = []
     encode = policy.denoiser.encode
     policy.denoiser.encode = lambda prompts: texts.extend(prompts) or encode(prompts)
-    options = {} if drop is None else {"drop": drop}
+    options = {} if drop is None else {"prompt_dropout": drop}
     objective = sft_of(policy, batch_size=200, micro_batch=200, **options)
     with torch.no_grad():
         objective.loss(policy, chunks(0, 200, 200)[0])

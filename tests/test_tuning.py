@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -1268,8 +1267,8 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def kill_after(command, environment, checkpoint: Path, finished: Path) -> None:
-    """Start a training, and kill it a little after this checkpoint appears."""
+def kill_after(command, environment, checkpoint: Path, delay: float, finished: Path) -> None:
+    """Start a training, and kill it `delay` seconds after this checkpoint appears."""
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 120
@@ -1277,7 +1276,7 @@ def kill_after(command, environment, checkpoint: Path, finished: Path) -> None:
             assert process.poll() is None, process.stdout.read().decode()
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        time.sleep(random.SystemRandom().uniform(0, 0.1))
+        time.sleep(delay)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -1286,14 +1285,17 @@ def kill_after(command, environment, checkpoint: Path, finished: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["warmup", "rankings"])
-def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(run, data, tmp_path, environment, stage):
+def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(
+    run, data, tmp_path, environment, chance, stage
+):
     output = tmp_path / "out"
     path = recipe(tmp_path / "mine.toml", data, output, warmup=WARMUP, trainer={"disable_tqdm": True})
-    step = random.SystemRandom().choice([1, 2, 3, 4] if stage == "warmup" else [2, 4, 6, 8, 10, 12, 14])
+    step = chance.choice([1, 2, 3, 4] if stage == "warmup" else [2, 4, 6, 8, 10, 12, 14])
     directory = output / "warmup" if stage == "warmup" else output
     finished = output / "checkpoint-2" if stage == "warmup" else output / "model.safetensors"
     command = [sys.executable, TRAIN, path]
-    kill_after(command, environment, directory / f"checkpoint-{step}", finished)
+    delay = chance.uniform(0, 0.1)
+    kill_after(command, environment, directory / f"checkpoint-{step}", delay, finished)
     run_recipe(path, ["resume=true"])
     assert weights(output) == weights(run[0]), f"killed after checkpoint-{step}"
     losses = [[entry["eval_pair_loss"] for entry in history(path)] for path in (output, run[0])]

@@ -32,12 +32,14 @@ def main(
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--setting", choices=settings, help="measure one, and print it as JSON")
+    record.add_option(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.setting:
         step, learned = prepare(options.setting, device)
         print(json.dumps({"setting": options.setting, **measured(step, learned, device, options.steps)}))
         return
+    record.refuse_changes(options.allow_changes)
     rows: dict[str, dict] = {}
     for setting in settings:
         command = [sys.executable, "-m", benchmark, "--device", options.device, "--steps", str(options.steps)]

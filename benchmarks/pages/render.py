@@ -11,14 +11,10 @@ from benchmarks.lib.paths import RESULTS, ROOT
 from benchmarks.pages import scoring_tables, training_tables
 
 PAGES = (
-    ROOT / "README.md",
+    ROOT / "docs/measured-scoring.md",
+    ROOT / "docs/measured-training.md",
     ROOT / "docs/shapes.md",
     ROOT / "imagereward/assets/ImageReward-tiny/README.md",
-    ROOT / "docs/reward-models.md",
-    ROOT / "docs/bulk.md",
-    ROOT / "docs/server.md",
-    ROOT / "docs/finetuning.md",
-    ROOT / "docs/objectives.md",
 )
 
 TABLES: dict[str, Callable[[dict], str]] = {

@@ -267,10 +267,12 @@ def main() -> None:
     parser.add_argument("--full-rows", type=int)
     parser.add_argument("--only", nargs="*", choices=MEASURES)
     parser.add_argument("--score", nargs=3, help=argparse.SUPPRESS)
+    record.add_option(parser)
     arguments = parser.parse_args()
     if arguments.score:
         _score_and_print_peak(*arguments.score)
         return
+    record.refuse_changes(arguments.allow_changes)
     device = torch.device(arguments.device)
     full_rows = arguments.full_rows or (256 if device.type == "cpu" else 8192)
     name = f"bulk-{device.type}"

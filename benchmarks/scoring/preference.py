@@ -154,8 +154,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--download-root", type=Path)
     parser.add_argument("--allow-missing", action="store_true", help="leave missing images out")
     parser.add_argument("--out", type=Path, help="write results to this JSON file as well")
+    record.add_option(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.out:
+        record.refuse_changes(arguments.allow_changes)
     try:
-        run(parser.parse_args(argv))
+        run(arguments)
     except ImageRewardError as error:
         sys.exit(f"error: {error}")
 

@@ -283,7 +283,9 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=200, help="of each kind")
     parser.add_argument("--strangers", type=int, default=STRANGERS, help="connections without a token")
+    record.add_option(parser)
     arguments = parser.parse_args()
+    record.refuse_changes(arguments.allow_changes)
     result = {
         "environment": record.environment(torch.device("cpu")),
         "strangers": strangers(arguments.strangers),

@@ -249,6 +249,7 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=["throughput", "cpu", "latency", "answers"], help="print one, write none"
     )
+    record.add_option(parser)
     arguments = parser.parse_args()
     parts = {
         "throughput": lambda: throughput(arguments.images, arguments.device, arguments.rounds),
@@ -259,6 +260,7 @@ def main() -> None:
     if arguments.only:
         print(parts[arguments.only]())
         return
+    record.refuse_changes(arguments.allow_changes)
     result = {"environment": record.environment(torch.device(arguments.device))}
     for name, measure in parts.items():
         print(name, file=sys.stderr)

@@ -184,10 +184,12 @@ def main() -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
+    record.add_option(parser)
     arguments = parser.parse_args()
     if arguments.peak_memory_of:
         peak_memory_of(arguments.peak_memory_of)
         return
+    record.refuse_changes(arguments.allow_changes)
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
     batch_size = arguments.batch_size or (256 if on_gpu else 8)

@@ -183,7 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000, help="a condition, and a mistake in it")
     parser.add_argument("--seed", type=int, default=2023)
+    record.add_option(parser)
     arguments = parser.parse_args()
+    record.refuse_changes(arguments.allow_changes)
     result = {
         "environment": record.environment(torch.device("cpu")),
         "images": arguments.images,

@@ -70,7 +70,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", help="name of a results file")
+    record.add_option(parser)
     options = parser.parse_args()
+    if options.out:
+        record.refuse_changes(options.allow_changes)
     scorer = RM.load(options.model)
     plain = accuracy(scorer, options.prompts, options.seed)
     shuffled = accuracy(scorer, options.prompts, options.seed, shuffled=True)

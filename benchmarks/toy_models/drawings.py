@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="*", default=MODELS)
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0])
+    record.add_option(parser)
     options = parser.parse_args()
+    record.refuse_changes(options.allow_changes)
     scorer, count = RM.load(REWARD), options.prompts
     truth = ShapesPairs(count, 7, Preprocess(64), THINGS)
     pixels = torch.stack([truth[i]["pixels"] for i in range(count)]).float() / 255

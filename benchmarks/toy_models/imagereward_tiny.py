@@ -107,10 +107,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--adopt", action="store_true", help="put the weights into the package")
     parser.add_argument("--draw", action="store_true", help="only draw the picture")
+    record.add_option(parser)
     options = parser.parse_args()
     if not options.draw:
         if options.work is None:
             parser.error("which directory to work in?")
+        record.refuse_changes(options.allow_changes)
         run(options.work, options.overrides, options.adopt)
     draw()
 

@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, nargs="?", help="a directory for runs")
     parser.add_argument("--only", choices=METHODS, help="one method's run, without the table")
     parser.add_argument("--draw", action="store_true", help="only draw the picture")
+    record.add_option(parser)
     options = parser.parse_args()
     if not options.draw and options.work is None:
         parser.error("which directory to work in?")
@@ -211,6 +212,7 @@ def main() -> None:
         print(train(options.only, options.work))
         return
     if not options.draw:
+        record.refuse_changes(options.allow_changes)
         run(options.work)
     draw()
 

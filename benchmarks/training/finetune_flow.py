@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--only", choices=RECIPES, help="one method")
     parser.add_argument("--run", type=int, choices=RUNS, default=1, help="with --only: which of its runs")
     parser.add_argument("--draw", action="store_true", help="only draw the picture")
+    record.add_option(parser)
     options = parser.parse_args()
     if not options.draw and options.work is None:
         parser.error("which directory to work in?")
@@ -151,6 +152,7 @@ def main() -> None:
         print(train(options.only, options.run, options.work, options.model))
         return
     if not options.draw:
+        record.refuse_changes(options.allow_changes)
         run_all(options.work, options.model)
     draw()
 

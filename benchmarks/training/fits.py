@@ -10,6 +10,7 @@ a card is left, and what GRPO keeps of an update's images, which is said apart. 
 float32 as well, where refl_step.py can measure them. Writes results/fits.json.
 """
 
+import argparse
 import math
 import weakref
 from collections.abc import Callable, Iterable
@@ -249,6 +250,9 @@ def row(setting: Setting) -> dict:
 
 def main() -> None:
     """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    record.add_option(parser)
+    record.refuse_changes(parser.parse_args().allow_changes)
     logging.set_verbosity_error()
     rows, beside = [], []
     for setting in SETTINGS:

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from benchmarks.lib.render import PAGES
 from markup import code
 
 from benchmarks.lib.paths import RESULTS, ROOT
+from benchmarks.pages.render import PAGES
 
 # What a results file's name begins with -> (what it measures, the command that writes it).
 COMMANDS = {
@@ -16,6 +16,10 @@ COMMANDS = {
     ),
     "bulk": ("scoring of tables: speed, overhead, memory, kills, cache", "python -m benchmarks.scoring.bulk"),
     "serve": ("the server: throughput, CPU time, latency, answers", "python -m benchmarks.scoring.serve"),
+    "refused-requests": (
+        "memory and answers of a server under requests that it refuses",
+        "python -m benchmarks.scoring.refused_requests",
+    ),
     "tiny-drawings": (
         "faithfulness of the tiny generators' images",
         "python -m benchmarks.toy_models.drawings",

@@ -1,4 +1,4 @@
-"""Images of parts, read, decoded and resized in worker processes ahead of the model."""
+"""Images of a part: read, decoded and resized in processes; an unreadable image is an error of its row."""
 
 import hashlib
 from collections import deque

@@ -89,7 +89,7 @@ class GRPOConfig(GeneratorConfig):
     whole_times: bool = Field(
         False, description="flow models: the network's times, of 0..1000, are rounded down, as in DanceGRPO"
     )
-    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to -most..most")
+    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to this much either way")
     normalize_rewards: bool = Field(False, description="standardise each reward before they are added up")
     optimizer_steps: int = Field(
         1, ge=1, description="steps of the optimizer in an update, each on its part of the images"

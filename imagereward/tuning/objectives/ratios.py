@@ -1,4 +1,4 @@
-"""Ratios of a step's probability now to that when it was drawn: clipped, and of one scale at all steps."""
+"""GRPO's clipped loss, and the probability ratios that it clips, centred and on one scale at all steps."""
 
 import torch
 

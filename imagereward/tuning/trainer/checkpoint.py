@@ -1,4 +1,4 @@
-"""A run's state on disk: whole or absent, the last few kept."""
+"""Checkpoints: weights, optimizer, averages and progress of a training, written whole; the last few kept."""
 
 import json
 import os

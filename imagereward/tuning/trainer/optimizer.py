@@ -1,4 +1,4 @@
-"""What takes the steps of a training, and how long they are."""
+"""The optimizer of a training, and the learning rate at every update: warm-up and schedule."""
 
 import math
 from typing import Any

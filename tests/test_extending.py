@@ -25,7 +25,7 @@ from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.objectives.grpo import KL
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.trainable import LoRA
-from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.rollouts.window import Window
 
 FAMILY = "my_family:PixArt"
@@ -202,7 +202,8 @@ def test_an_image_costs_as_many_passes_as_the_page_says():
     assert passes(grpo_of(batch_size=2, window=Window(size=W)), small()) == T + W
     policy = small(lora=LoRA(rank=2), base=True)
     with_kl = grpo_of(batch_size=2, window=Window(size=W), kl=KL(form="true", beta=0.1))
-    with_kl.rewards.parts = {"tilted": (1.0, lambda pixels, prompts: torch.arange(len(pixels)).float())}
+    tilted = {"tilted": (1.0, lambda pixels, prompts: torch.arange(len(pixels)).float())}
+    with_kl.rewards = Rewards(tilted)
     assert passes(with_kl, policy) == T + 2 * W
     late = refl_of(gradient={"steps": "one", "first": 2, "last": 2}, batch_size=2)
     assert len(chunks(0, 2, 2)) == 1

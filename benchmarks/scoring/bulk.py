@@ -26,7 +26,7 @@ from benchmarks.lib import record
 from imagereward import shapes
 from imagereward.bulk import score_table
 from imagereward.bulk.decoding.loading import Loader, Wish
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 
 TINY = "ImageReward-tiny"

@@ -1,8 +1,7 @@
-"""Scorer: a model on this machine, with every public verb.
+"""Scorer: a model on this machine, made of three methods, with every verb and gradients.
 
-A model says three things: what depends on the image alone (`encode_images`), what depends on the
-prompt alone (`encode_prompts`), and how the two make scores (`head`). From these come all verbs:
-those of `verbs.py`, and `reward`.
+A model defines `encode_images` (features of images alone), `encode_prompts` (features of prompts
+alone) and `head` (scores of pairs of both). The verbs of `PairScorer`, and `reward`, follow from these.
 Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
 """
 
@@ -10,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +18,9 @@ from imagereward.config import ScorerConfig, whole_number
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
 from imagereward.precision import full_precision, on_cpu
-from imagereward.scoring.api import Result, Rows, Scored, Verbs, diagonal, prompt_list, warn_truncated
+from imagereward.scoring.api import PairScorer, warn_truncated
 from imagereward.scoring.pair_scoring import check_finite, score_rows
+from imagereward.scoring.questions import Rows, Scored, diagonal, prompt_list
 from imagereward.scoring.saving import push, save
 
 # Images a batch where the caller does not say: a CPU is busy with few, an accelerator wants many.
@@ -30,7 +31,7 @@ MOST_AT_ONCE = 2**20
 PIXEL_SLACK = 0.01
 
 
-class Scorer(Verbs, nn.Module):
+class Scorer(PairScorer, nn.Module):
     """A reward: a function of (prompt, image). Subclasses define the three methods and no verbs.
 
     Every verb takes `batch_size`, the number of images in one pass of the model. Every verb raises,
@@ -41,6 +42,8 @@ class Scorer(Verbs, nn.Module):
     A prompt that is longer than the model reads is cut, with a PromptTruncatedWarning.
     """
 
+    differentiable = True
+    takes_turns = True
     # Parameters under these prefixes stay float32 whatever the dtype of the rest.
     float32_prefixes = ("mlp.", "clip_model.logit_scale")
     # Weights under these prefixes are those that `encode_images` uses: what its features are good for.
@@ -169,6 +172,12 @@ class Scorer(Verbs, nn.Module):
         check_finite(self.name, rewards, lambda row: f"image {row} with {prompts[row][:40]!r}")
         return rewards
 
+    def pixel_rewards(
+        self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
+    ) -> torch.Tensor:
+        """`reward`: gradients reach the pixels."""
+        return self.reward(pixels_B_3_H_W, prompts)
+
     # Saving.
 
     def save_pretrained(self, directory: str | os.PathLike) -> Path:
@@ -186,19 +195,12 @@ class Scorer(Verbs, nn.Module):
 
     # What the verbs share.
 
-    def _scored(
-        self,
-        rows: Rows,
-        batch_size: int | None,
-        finish: Callable[[Scored], Result],
-        *,
-        head: Callable | None = None,
-    ) -> Result:
+    def _scored(self, rows: Rows, batch_size: int | None, *, head: Callable | None = None) -> Scored:
         with on_cpu():
             tokens, truncated = self.reading(rows.prompts)
             self._warn_truncated(tokens, truncated)
             scores = score_rows(self, *rows, self._batch_size(batch_size), head or self.head)
-            return finish(Scored(scores, tokens, truncated))
+            return Scored(scores, tokens, truncated)
 
     def encode_pixels(self, batches: list[torch.Tensor]):
         """Pixels in [0, 1] (or 8-bit), one batch per preprocess, to image features."""

@@ -13,6 +13,7 @@ from imagereward.checkpoints.loading import load
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
+from imagereward.images.processor import Processor
 from imagereward.images.reading import as_list
 from imagereward.scoring.api import Images, PairScorer
 from imagereward.scoring.questions import Ranked, Scored, one_prompt
@@ -85,7 +86,8 @@ class Ensemble(Scorer):
         self.name = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, self.names))
         self.weights = weights
         self.shifts = shifts
-        self._preprocesses = tuple(dict.fromkeys(each for scorer in scorers for each in scorer.preprocesses))
+        self._processors = tuple(dict.fromkeys(each for scorer in scorers for each in scorer.processors))
+        self.pairs_per_forward = min(scorer.pairs_per_forward for scorer in scorers)
         # Scorers with an equal key compute the same image features; the first of them does it.
         keys = [scorer.image_key() for scorer in scorers]
         distinct = list(dict.fromkeys(keys))
@@ -98,8 +100,8 @@ class Ensemble(Scorer):
         return cast(list[Scorer], list(self.parts))
 
     @property
-    def preprocesses(self) -> tuple[Preprocess, ...]:
-        return self._preprocesses
+    def processors(self) -> tuple[Processor, ...]:
+        return self._processors
 
     @property
     def encoders(self) -> list[Scorer]:
@@ -107,9 +109,9 @@ class Ensemble(Scorer):
         return [self.scorers[index] for index in self._encoders]
 
     def encode_images(self, *pixels: torch.Tensor) -> tuple:
-        of = dict(zip(self._preprocesses, pixels))
+        of = dict(zip(self._processors, pixels))
         return tuple(
-            scorer.encode_images(*(of[each] for each in scorer.preprocesses)) for scorer in self.encoders
+            scorer.encode_images(*(of[each] for each in scorer.processors)) for scorer in self.encoders
         )
 
     def encode_prompts(self, prompts: list[str]) -> tuple:
@@ -169,7 +171,13 @@ class Ensemble(Scorer):
         return limits
 
     def _input_size(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(f"{each.size} x {each.size} pixels" for each in self.preprocesses))
+        return tuple(
+            dict.fromkeys(
+                f"{each.size} x {each.size} pixels"
+                for each in self.processors
+                if isinstance(each, Preprocess)
+            )
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for scorer in self.scorers:

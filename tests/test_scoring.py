@@ -191,7 +191,7 @@ def test_what_failed_is_counted_and_the_rest_is_learned_from():
     )
     policy = small()
     batches = next(objective.minibatches(policy, 0, 0, 1))
-    counted = torch.cat([batch.counted for batch in batches if batch.place == 0])
+    counted = torch.cat([batch.valid for batch in batches if batch.place == 0])
     assert counted.tolist() == [False, True, True, False, True, True]
     assert objective.numbers()["failed"] == 2
     assert math.isfinite(objective.numbers()["reward"])

@@ -50,6 +50,12 @@ def assemble(
         kept = name.startswith(scorer.float32_prefixes) and dtype.itemsize < 4
         state[name] = state[name].to(device, torch.float32 if kept else dtype)
     scorer.load_state_dict(state, assign=True)
+    scorer.init_buffers()
+    if empty := [name for name, value in scorer.named_buffers() if value.is_meta]:
+        raise CheckpointError(
+            f"a scorer of kind {config.kind} has buffers that no checkpoint holds and its init_buffers does "
+            f"not make: {listing(empty)}"
+        )
     return scorer.to(device).eval().requires_grad_(False)
 
 

@@ -39,6 +39,7 @@ def load(
     compile: bool = False,
     local_files_only: bool = False,
     apply_exif_rotation: bool | None = None,
+    adapter: str | os.PathLike | None = None,
 ) -> Scorer:
     """Load a scorer, in evaluation mode and with frozen weights.
 
@@ -59,10 +60,13 @@ def load(
     local_files_only  never touch the network
     apply_exif_rotation   turn photos as their EXIF orientation says before they are scored; default: as the
                       scorer was saved, which for released ones is no, as in the originals
+    adapter           the adapter to use the scorer with; no kind is known yet, so only None is taken
 
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
     """
+    if adapter is not None:
+        raise InputError(f"adapter={os.fspath(adapter)!r}: no kind of adapter is known yet; expected None")
     if is_reference(label := os.fspath(name)) and not _local(label)[1]:
         options: dict[str, Any] = {
             "device": device,

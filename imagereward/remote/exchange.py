@@ -32,7 +32,9 @@ class Transport(Protocol):
         """The response, of any status; raises httpx2.RequestError if there is none."""
         ...
 
-    async def sleep(self, seconds: float) -> None: ...
+    async def sleep(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+        ...
 
     async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function(*arguments)`, which decodes or encodes images."""

@@ -1,4 +1,4 @@
-"""What defines a scorer's numbers, apart from its weights."""
+"""ScorerConfig: all that a scorer's numbers depend on but the weights; reading and checking configs."""
 
 import difflib
 import json
@@ -19,6 +19,21 @@ LARGEST = {"layers": 1000, "depth": 1000, "context_length": 4096}
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """A small change to a scorer's weights, saved beside them. No kind of adapter is known yet.
+
+    kind   the method, such as a low-rank update
+    name   the adapter's name: what `load(..., adapter=)` asks for
+    """
+
+    kind: str
+    name: str = "default"
+
+    def __post_init__(self) -> None:
+        raise InputError(f"adapter of kind {self.kind!r}: no kind of adapter is known yet")
+
+
+@dataclass(frozen=True)
 class ScorerConfig:
     """Everything but the weights that a score depends on; saved as `config.json` beside them.
 
@@ -29,6 +44,7 @@ class ScorerConfig:
     scaled        multiply a cosine by the learned logit scale
     tokenization  how CLIP kinds read a prompt: "open_clip" repairs broken Unicode and unescapes HTML first,
                   as CLIP's and HPS's code does; "transformers" does neither, as PickScore's processor
+    adapters      adapters that the weights are used with, in order; none is known yet, so it is empty
     """
 
     kind: str
@@ -39,6 +55,7 @@ class ScorerConfig:
     std: float = 1.0
     scaled: bool = False
     tokenization: str = "open_clip"
+    adapters: tuple[AdapterConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str):
@@ -53,10 +70,17 @@ class ScorerConfig:
         if self.tokenization not in TOKENIZATIONS:
             raise InputError(f"tokenization={self.tokenization!r}: expected {' or '.join(TOKENIZATIONS)}")
         check_sizes(self.architecture)
+        if not isinstance(self.adapters, tuple) or not all(
+            isinstance(each, AdapterConfig) for each in self.adapters
+        ):
+            raise InputError(f"adapters={self.adapters!r}: expected a list of adapters' configs")
 
     def to_dict(self) -> dict:
-        """Plain values, as `config.json` holds them."""
-        return asdict(self)
+        """Plain values, as `config.json` holds them; without `adapters` where there are none."""
+        values = asdict(self)
+        if not self.adapters:  # configs of scorers without adapters stay as released
+            del values["adapters"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict) -> "ScorerConfig":
@@ -65,6 +89,10 @@ class ScorerConfig:
         preprocess = dict(values.pop("preprocess", {}))
         for key in {"mean", "std"} & preprocess.keys():
             preprocess[key] = tuple(preprocess[key])
+        adapters = values.pop("adapters", [])
+        if not isinstance(adapters, list) or not all(isinstance(each, dict) for each in adapters):
+            raise InputError(f"adapters={adapters!r}: expected a list of adapters' configs")
+        values["adapters"] = tuple(strict(AdapterConfig, each) for each in adapters)
         return strict(cls, {**values, "preprocess": strict(Preprocess, preprocess)})
 
 

@@ -13,8 +13,10 @@ from imagereward.checkpoints.loading import load
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
+from imagereward.images.processor import Processor
 from imagereward.images.reading import as_list
-from imagereward.scoring.api import Images, Scored, Verbs, one_prompt
+from imagereward.scoring.api import Images, PairScorer
+from imagereward.scoring.questions import Ranked, Scored, one_prompt
 from imagereward.scoring.ranking import Ranking
 from imagereward.scoring.scorer import Scorer
 
@@ -37,12 +39,7 @@ def ensemble(
     if not isinstance(weights, Mapping) or not weights:
         raise InputError("an ensemble needs at least one component, as {name: weight}")
     keys = list(weights)
-    remote: list[Any] = [key for key in keys if isinstance(key, Verbs) and not isinstance(key, Scorer)]
-    if remote:
-        raise InputError(
-            f"{remote[0].name!r} runs elsewhere, where an ensemble's components share one decoding of every "
-            "image: serve the ensemble itself (`create_app`), or add up what score_matrix returns"
-        )
+    _refuse_pair_scorers(keys)
     numbers = {key: weight for key, weight in weights.items() if isinstance(weight, Real)}
     if bad := [str(key) for key in keys if key not in numbers or not math.isfinite(numbers[key])]:
         raise InputError(f"the weights of {bad} are not finite numbers")
@@ -51,9 +48,20 @@ def ensemble(
         raise InputError(f"normalise names {strangers}, which are not among the components")
     shifts = [_mean_and_std(key, normalise.get(key, (0.0, 1.0))) for key in keys]
     loaded = {key: load(key, **load_options) for key in keys if not isinstance(key, Scorer)}
+    _refuse_pair_scorers(list(loaded.values()))
     _share_towers(list(loaded.values()))
     scorers = [key if isinstance(key, Scorer) else loaded[key] for key in keys]
     return Ensemble(scorers, [float(numbers[key]) for key in keys], shifts)
+
+
+def _refuse_pair_scorers(components: Sequence[Any]) -> None:
+    """InputError for a component whose images cannot be decoded and encoded along with the others'."""
+    for each in components:
+        if isinstance(each, PairScorer) and not isinstance(each, Scorer):
+            raise InputError(
+                f"{each.name!r} scores pairs alone, where an ensemble's components share one decoding of "
+                "every image: serve the ensemble itself (`create_app`), or add up what score_matrix returns"
+            )
 
 
 def _mean_and_std(key, shift) -> tuple[float, float]:
@@ -78,7 +86,8 @@ class Ensemble(Scorer):
         self.name = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, self.names))
         self.weights = weights
         self.shifts = shifts
-        self._preprocesses = tuple(dict.fromkeys(each for scorer in scorers for each in scorer.preprocesses))
+        self._processors = tuple(dict.fromkeys(each for scorer in scorers for each in scorer.processors))
+        self.pairs_per_forward = min(scorer.pairs_per_forward for scorer in scorers)
         # Scorers with an equal key compute the same image features; the first of them does it.
         keys = [scorer.image_key() for scorer in scorers]
         distinct = list(dict.fromkeys(keys))
@@ -91,8 +100,8 @@ class Ensemble(Scorer):
         return cast(list[Scorer], list(self.parts))
 
     @property
-    def preprocesses(self) -> tuple[Preprocess, ...]:
-        return self._preprocesses
+    def processors(self) -> tuple[Processor, ...]:
+        return self._processors
 
     @property
     def encoders(self) -> list[Scorer]:
@@ -100,9 +109,9 @@ class Ensemble(Scorer):
         return [self.scorers[index] for index in self._encoders]
 
     def encode_images(self, *pixels: torch.Tensor) -> tuple:
-        of = dict(zip(self._preprocesses, pixels))
+        of = dict(zip(self._processors, pixels))
         return tuple(
-            scorer.encode_images(*(of[each] for each in scorer.preprocesses)) for scorer in self.encoders
+            scorer.encode_images(*(of[each] for each in scorer.processors)) for scorer in self.encoders
         )
 
     def encode_prompts(self, prompts: list[str]) -> tuple:
@@ -126,16 +135,23 @@ class Ensemble(Scorer):
     ) -> dict[str, list[float]]:
         """Each component's own scores, before weights and normalisation, in list order."""
         rows = one_prompt(prompt, as_list(images))
-        return self._scored(rows, batch_size, self._by_name, head=self.heads)
+        return self._by_name(self._scored(rows, batch_size, head=self.heads))
 
     def rank(self, prompt: str, images: Images, *, batch_size: int | None = None) -> Ranking:
-        rows = one_prompt(prompt, as_list(images))
+        question = Ranked(one_prompt(prompt, as_list(images)), self.name)
+        scored = self._scored(question.rows, batch_size, head=self.heads)
+        total = scored._replace(scores=self._weighted(scored.scores))
+        return question.answer(total, self._by_name(scored))
 
-        def finish(scored: Scored) -> Ranking:
-            total = scored._replace(scores=self._weighted(scored.scores))
-            return self._ranking(rows, total, components=self._by_name(scored))
-
-        return self._scored(rows, batch_size, finish, head=self.heads)
+    def summands(self) -> tuple[dict[str, tuple[float, PairScorer]], float]:
+        summands: dict[str, tuple[float, PairScorer]] = {}
+        offset = 0.0
+        for name, scorer, weight, (mean, std) in zip(
+            self.names, self.scorers, self.weights, self.shifts, strict=True
+        ):
+            summands[name] = (weight / std, scorer)
+            offset -= weight * mean / std
+        return summands, offset
 
     def _by_name(self, scored: Scored) -> dict[str, list[float]]:
         return {name: column.tolist() for name, column in zip(self.names, scored.scores.T)}
@@ -155,7 +171,13 @@ class Ensemble(Scorer):
         return limits
 
     def _input_size(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(f"{each.size} x {each.size} pixels" for each in self.preprocesses))
+        return tuple(
+            dict.fromkeys(
+                f"{each.size} x {each.size} pixels"
+                for each in self.processors
+                if isinstance(each, Preprocess)
+            )
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for scorer in self.scorers:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.errors import CheckpointError
 

@@ -11,7 +11,7 @@ from test_tokenizer import TEXTS
 from transformers import CLIPTokenizer
 
 import imagereward as RM
-from imagereward.checkpoints.loading import assemble
+from imagereward.checkpoints.assembling import assemble
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError

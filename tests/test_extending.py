@@ -10,11 +10,20 @@ from pathlib import Path
 
 import pipelines
 import pytest
+import tokenizers
 import torch
+from conftest import pictures
 from diffusers import DDIMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 from test_grpo import grpo_of, run, small
 from test_refl import PROMPTS, ROOT, brightness, refl_of
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+)
 
+import imagereward as RM
 from imagereward.errors import InputError
 from imagereward.tuning import run_recipe, tune
 from imagereward.tuning.config import read_recipe, recipe_names
@@ -25,7 +34,7 @@ from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.objectives.grpo import KL
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.trainable import LoRA
-from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.rollouts.window import Window
 
 FAMILY = "my_family:PixArt"
@@ -36,13 +45,67 @@ PAGE = (ROOT / "docs/extending.md").read_text()
 def examples(tmp_path, monkeypatch):
     """The page's modules, to be imported."""
     found = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL)
-    assert [name for name, _ in found] == ["my_family", "my_objective"]
+    assert [name for name, _ in found] == ["my_scorer", "my_family", "my_objective"]
     for name, text in found:
         assert len(text.splitlines()) < 60
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
+
+
+def tiny_qwen(directory):
+    """A random Qwen2-VL of two layers, with a tokenizer of words, in a directory."""
+    special = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<unk>"]
+    words = [
+        *special,
+        "yes",
+        "no",
+        "Does",
+        "this",
+        "image",
+        "show",
+        "Answer",
+        "or",
+        "a",
+        "red",
+        "cat",
+        ":",
+        "?",
+    ]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: place for place, word in enumerate(words)}, "<unk>")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    fast.add_special_tokens({"additional_special_tokens": special[:3]})
+    fast.save_pretrained(directory)
+    Qwen2VLImageProcessor(min_pixels=784, max_pixels=7840).save_pretrained(directory)
+    text = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    torch.manual_seed(0)
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=0, vision_start_token_id=1)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(directory)
+    return str(directory)
+
+
+def test_the_worked_scorer_scores_ragged_images_everywhere(examples, monkeypatch):
+    import my_scorer
+
+    made = my_scorer.Asked(tiny_qwen(examples / "qwen"))
+    monkeypatch.setattr(my_scorer, "MODEL", None)
+    monkeypatch.setattr(my_scorer, "make", lambda: made, raising=False)
+    scorer, images = RM.load("my_scorer:make", "cpu"), pictures(3)
+    shapes = {tuple(scorer.processor.load(image)["pixel_values"].shape) for image in images}
+    assert len(shapes) > 1
+    matrix = scorer.score_matrix(["a red cat", "a cat", "a"], images, batch_size=2)
+    single = [[scorer.score(prompt, image) for image in images] for prompt in ("a red cat", "a cat", "a")]
+    torch.testing.assert_close(torch.tensor(matrix), torch.tensor(single), atol=1e-5, rtol=0)
+    assert len(set(matrix.flatten().tolist())) == 9
+    rewards = open_rewards("my_scorer:make", "cpu")
+    assert rewards(torch.rand(2, 3, 40, 64), ["a cat", "a"])[0].isfinite().all()
 
 
 def pixart():
@@ -202,7 +265,8 @@ def test_an_image_costs_as_many_passes_as_the_page_says():
     assert passes(grpo_of(batch_size=2, window=Window(size=W)), small()) == T + W
     policy = small(lora=LoRA(rank=2), base=True)
     with_kl = grpo_of(batch_size=2, window=Window(size=W), kl=KL(form="true", beta=0.1))
-    with_kl.rewards.parts = {"tilted": (1.0, lambda pixels, prompts: torch.arange(len(pixels)).float())}
+    tilted = {"tilted": (1.0, lambda pixels, prompts: torch.arange(len(pixels)).float())}
+    with_kl.rewards = Rewards(tilted)
     assert passes(with_kl, policy) == T + 2 * W
     late = refl_of(gradient={"steps": "one", "first": 2, "last": 2}, batch_size=2)
     assert len(chunks(0, 2, 2)) == 1

@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import imagereward as RM
 from benchmarks.lib.plain_loop import PlainImageReward
-from imagereward.checkpoints.loading import assemble
+from imagereward.checkpoints.assembling import assemble
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.models.clip import from_transformers
 

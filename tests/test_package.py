@@ -13,15 +13,17 @@ import pytest
 
 import imagereward as RM
 from imagereward.bulk.inputs.source import Source
+from imagereward.images.processor import Processor
 from imagereward.records.layouts import Layout
 from imagereward.records.record import Reader
+from imagereward.scoring.questions import Question
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.objectives.config import GeneratorConfig
 from imagereward.tuning.sampling.base import Dynamics
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "imagereward"
-SEAMS = (RM.Scorer, Source, Reader, Layout, Denoiser, Dynamics, GeneratorConfig)
+SEAMS = (RM.Scorer, Processor, Question, Source, Reader, Layout, Denoiser, Dynamics, GeneratorConfig)
 
 
 def python(code: str, **options) -> str:
@@ -137,6 +139,8 @@ import PIL.Image
 import torch
 
 import imagereward as RM
+from imagereward.images.processor import Processor
+from imagereward.scoring.questions import Question
 
 scorer, picture, pixels = RM.load(), PIL.Image.new("RGB", (9, 9)), torch.rand(2, 3, 9, 9)
 assert_type(scorer, RM.Scorer)

@@ -177,7 +177,7 @@ def test_a_pickle_holds_settings_and_no_token(local, expected, monkeypatch):
         monkeypatch.setenv("IMAGEREWARD_TOKEN", TOKEN)
         loaded = pickle.loads(data)
         assert (loaded.url, loaded.name, loaded.limits) == (remote.url, "second", remote.limits)
-        assert (loaded._retries, loaded._connections, loaded._options["timeout"].read) == (2, 3, 33)
+        assert (loaded.retries, loaded.connections, loaded._options["timeout"].read) == (2, 3, 33)
         assert loaded.score(PROMPTS[0], IMAGES[0]) == pytest.approx(expected[0], abs=1e-6)
 
 

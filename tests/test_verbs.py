@@ -73,7 +73,7 @@ def test_batch_size_changes_no_score(scorer, batch_size):
 def test_a_matrix_in_many_parts_equals_the_matrix_in_one(scorer, monkeypatch):
     images, prompts = pictures(5), [f"{prompt} {n}" for n in range(3) for prompt in PROMPTS]
     whole = scorer.score_matrix(prompts, images)
-    monkeypatch.setattr("imagereward.scoring.pair_scoring.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("imagereward.scoring.scorer.Scorer.pairs_per_forward", 7)
     np.testing.assert_allclose(scorer.score_matrix(prompts, images, batch_size=3), whole, **CLOSE)
 
 
@@ -81,7 +81,7 @@ def test_irregular_pairs_in_many_parts_equal_single_scores(scorer, monkeypatch):
     images = pictures(3)
     which = [(0, 0), (1, 0), (2, 0), (3, 0), (1, 2), (0, 1), (1, 2), (3, 2)]
     expected = [scorer.score(PROMPTS[m], images[n]) for m, n in which]
-    monkeypatch.setattr("imagereward.scoring.pair_scoring.PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr("imagereward.scoring.scorer.Scorer.pairs_per_forward", 3)
     pairs = scorer.score_pairs([PROMPTS[m] for m, _ in which], [images[n] for _, n in which], batch_size=2)
     np.testing.assert_allclose(pairs, expected, **CLOSE)
 

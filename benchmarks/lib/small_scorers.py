@@ -1,6 +1,6 @@
 """Scorers of every kind with random weights of a few hundred kilobytes."""
 
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 from imagereward.config import ScorerConfig
 from imagereward.images.preprocess import Preprocess
 from imagereward.scoring.scorer import Scorer

@@ -26,7 +26,7 @@ from benchmarks.lib import record
 from imagereward import shapes
 from imagereward.bulk import score_table
 from imagereward.bulk.decoding.loading import Loader, Wish
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 
 TINY = "ImageReward-tiny"
@@ -105,7 +105,7 @@ class Bench:
         table = write_table(self.work / "full.jsonl", images, paintings(self.full_rows))
         scorer = RM.load(model, self.device)
         batch_size = 8 if scorer.device.type == "cpu" else 64
-        loader = Loader(scorer.preprocesses)
+        loader = Loader(scorer.processors)
         start = time.perf_counter()
         pixels = [loader.load(Wish(row, image, False)).pixels[0] for row, image in enumerate(images)]
         decode = time.perf_counter() - start
@@ -144,7 +144,7 @@ class Bench:
         table = self.shapes_table("tiny", self.rows)
         prompts = [json.loads(line)["prompt"] for line in table.read_text().splitlines()]
         scorer = RM.load(TINY, self.device)
-        loader = Loader(scorer.preprocesses)
+        loader = Loader(scorer.processors)
         parts = [range(at, min(at + 256, self.rows)) for at in range(0, self.rows, 256)]
 
         def bare() -> None:

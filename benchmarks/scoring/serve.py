@@ -30,7 +30,7 @@ import imagereward as RM
 from benchmarks.lib import record
 from benchmarks.scoring.throughput import CONFIG, PROMPTS, images
 from imagereward import shapes
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 
 CLIENTS = 64
 

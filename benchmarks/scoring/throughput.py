@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import imagereward as RM
 from benchmarks.lib import record
 from benchmarks.lib.plain_loop import PlainImageReward
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.models import model_class
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.lib import record
 from benchmarks.lib.full_size import flux_dev, sd35_medium, sdxl, stable_diffusion_15
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.table import table
 from imagereward.tuning.families.base import Denoiser

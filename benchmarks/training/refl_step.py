@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.lib import steps
 from benchmarks.lib.full_size import stable_diffusion_15
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.tuning.data.chunks import chunks
 from imagereward.tuning.families.condition import Condition

@@ -9,7 +9,7 @@ results/training-step-*.json.
 import torch
 
 from benchmarks.lib import steps
-from imagereward.checkpoints.loading import random_scorer
+from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.tuning.reward_model.init import freeze, set_checkpointing
 from imagereward.tuning.reward_model.preference import Preference

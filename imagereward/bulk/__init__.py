@@ -18,7 +18,7 @@ from imagereward.bulk.inputs.sources import open_source
 from imagereward.bulk.job import Cache, Job, default_workers
 from imagereward.bulk.output import ROW_GROUP, Output, Summary
 from imagereward.bulk.scoring import SCORE, schema
-from imagereward.checkpoints.loading import resolve_device
+from imagereward.checkpoints.assembling import resolve_device
 from imagereward.config import whole_number
 from imagereward.errors import InputError, OutputError
 from imagereward.generation_metadata import Markup, check_markup

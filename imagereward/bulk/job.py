@@ -20,7 +20,7 @@ from imagereward.bulk.versions import versions
 from imagereward.checkpoints.hub import sha256_of
 from imagereward.checkpoints.loading import load
 from imagereward.ensembles import Ensemble, ensemble
-from imagereward.images.preprocess import Preprocess
+from imagereward.images.processor import Processor
 
 # Beyond this many for one model, decoding is hardly what it waits for.
 MOST_WORKERS = 16
@@ -96,7 +96,7 @@ class Job:
 
     def decoding_loader(self) -> Loader:
         """The loader of a machine that scores nothing itself."""
-        return self.loader(self._ensemble(device="cpu").preprocesses)
+        return self.loader(self._ensemble(device="cpu").processors)
 
     def parts(self, wanted: Container[int]) -> Iterator[Part]:
         """The parts with these indices, in order."""
@@ -110,16 +110,16 @@ class Job:
         scorer = self._ensemble(device=device, dtype=self.dtype)
         settings = (self.batch_size, self.columns.keep)
         if self.cache is None:
-            return PartScorer(scorer, self.loader(scorer.preprocesses), *settings)
+            return PartScorer(scorer, self.loader(scorer.processors), *settings)
         cache = FeatureCache(self.cache.directory, self.cache.budget)
         towers = tuple(tower_of(encoder) for encoder in scorer.encoders)
-        loader = self.loader(scorer.preprocesses, cache.reader(towers))
+        loader = self.loader(scorer.processors, cache.reader(towers))
         return PartScorer(scorer, loader, *settings, cache, towers)
 
-    def loader(self, preprocesses: tuple[Preprocess, ...], features: FeatureReader | None = None) -> Loader:
+    def loader(self, processors: tuple[Processor, ...], features: FeatureReader | None = None) -> Loader:
         """What reads and decodes images for this job."""
         return Loader(
-            preprocesses,
+            processors,
             digests=self.cache is not None,
             features=features,
             markup=self.columns.markup,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from imagereward.bulk.inputs.changes import ROWS_DIGEST, digest_of
 from imagereward.bulk.inputs.rows import Part, Row, as_text
 from imagereward.ensembles import Ensemble
 from imagereward.errors import ImageReadError, listing
+from imagereward.images.processor import Processor, as_tensors
 from imagereward.records import prompt_error
 from imagereward.records.arrow import arrow
 from imagereward.scoring.pair_scoring import distinct, score_blocks
@@ -94,7 +96,7 @@ class PartScorer:
         """Features of the rows' images, from each of the encoders."""
         if self.cache is None:
             pixels = zip(*(self._pixels(row, images) for row in rows))
-            return self.scorer.encode_pixels([_stack(view) for view in pixels])
+            return self.scorer.encode_pixels([_batch(*view) for view in zip(self.scorer.processors, pixels)])
         return tuple(
             self._cached(encoder, tower, rows, images)
             for encoder, tower in zip(self.scorer.encoders, self.towers)
@@ -107,9 +109,11 @@ class PartScorer:
         found = [cache.get(tower, digest) for digest in digests]
         missing = [place for place, features in enumerate(found) if features is None]
         if missing:
-            view = self.scorer.preprocesses.index(encoder.preprocess)
+            view = self.scorer.processors.index(encoder.processor)
             pixels = [self._pixels(rows[place], images)[view] for place in missing]
-            for place, features in zip(missing, encoder.encode_pixels([_stack(pixels)]).cpu()):
+            for place, features in zip(
+                missing, encoder.encode_pixels([_batch(encoder.processor, pixels)]).cpu()
+            ):
                 found[place] = features
                 cache.put(tower, digests[place], features)
         return torch.stack([features for features in found if features is not None]).to(encoder.device)
@@ -168,5 +172,5 @@ def _error(row: Row, prompt: str | None, images: Images) -> str | None:
     return images[row.image].error or (prompt_error(prompt) if prompt is not None else None)
 
 
-def _stack(pixels: Sequence) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(each) for each in pixels])
+def _batch(processor: Processor, items: Sequence) -> Any:
+    return processor.collate([as_tensors(each) for each in items])

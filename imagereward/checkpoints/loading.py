@@ -5,32 +5,26 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from imagereward.checkpoints import hub
+from imagereward.checkpoints.assembling import assemble, resolve_device
+from imagereward.checkpoints.own import load_own
 from imagereward.checkpoints.registry import REGISTRY, File
 from imagereward.checkpoints.state_dicts import read_state_dict
 from imagereward.config import ScorerConfig, read_json, whole_number
-from imagereward.errors import (
-    CheckpointError,
-    DeviceError,
-    DownloadError,
-    ImageRewardError,
-    InputError,
-    listing,
-)
-from imagereward.models import model_class
+from imagereward.errors import CheckpointError, DownloadError, InputError, listing
+from imagereward.lookup import is_reference
 from imagereward.models.med_config import read_med_config, with_med_config
-from imagereward.precision import DTYPES, on_cpu, resolve_dtype
+from imagereward.precision import on_cpu, resolve_dtype
 from imagereward.scoring.saving import CONFIG_FILE, WEIGHTS_FILE
 from imagereward.scoring.scorer import Scorer
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
 # As the hub allows them: "./name" and "../name" are paths.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# A buffer that old transformers saved and no model needs.
-LEGACY_BUFFER = "embeddings.position_ids"
 
 
 def load(
@@ -45,12 +39,15 @@ def load(
     compile: bool = False,
     local_files_only: bool = False,
     apply_exif_rotation: bool | None = None,
+    adapter: str | os.PathLike | None = None,
 ) -> Scorer:
     """Load a scorer, in evaluation mode and with frozen weights.
 
     name              a name from `available_models()` or `available_scores()`; a checkpoint file
                       (.pt, .pth, .safetensors) in a released format; a directory written by
-                      `save_pretrained`; or a hub id `owner/name` of such a directory
+                      `save_pretrained`; a hub id `owner/name` of such a directory; or "module:attribute",
+                      a scorer of your own: a PairScorer, a function that makes one, or a function of
+                      (pixels, prompts)
     device            default: the first GPU if there is one, else the CPU
     download_root     where released files are looked for and put; default: the original's
                       ~/.cache/ImageReward, then the hub cache
@@ -63,16 +60,32 @@ def load(
     local_files_only  never touch the network
     apply_exif_rotation   turn photos as their EXIF orientation says before they are scored; default: as the
                       scorer was saved, which for released ones is no, as in the originals
+    adapter           the adapter to use the scorer with; no kind is known yet, so only None is taken
 
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
     """
+    if adapter is not None:
+        raise InputError(f"adapter={os.fspath(adapter)!r}: no kind of adapter is known yet; expected None")
+    if is_reference(label := os.fspath(name)) and not _local(label)[1]:
+        options: dict[str, Any] = {
+            "device": device,
+            "download_root": download_root,
+            "med_config": med_config,
+            "kind": kind,
+            "dtype": dtype,
+            "max_length": max_length,
+            "compile": compile or None,
+            "local_files_only": local_files_only or None,
+            "apply_exif_rotation": apply_exif_rotation,
+        }
+        return load_own(label, {option: value for option, value in options.items() if value is not None})
     device, dtype = resolve_device(device), resolve_dtype(dtype)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, 2)
     med = None if med_config is None else read_med_config(Path(med_config))
     with on_cpu():
-        label, config, sources = _located(os.fspath(name), kind, download_root, local_files_only)
+        label, config, sources = _located(label, kind, download_root, local_files_only)
     if med is not None:
         config = with_med_config(config, med)
     if max_length is not None:
@@ -97,82 +110,6 @@ def load_score(
 ) -> Scorer:
     """`load` with the default, and the three positional arguments, of the original's `load_score`."""
     return load(name, device, download_root, **options)
-
-
-def assemble(
-    config: ScorerConfig,
-    state: dict[str, torch.Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    source: str = "state dict",
-) -> Scorer:
-    """A scorer around given weights: no memory is spent on initial values that would be replaced.
-
-    In float32 on the CPU the parameters *are* the given tensors (mapped from disk, if they are).
-    Raises CheckpointError listing missing and unexpected keys and unequal shapes.
-    """
-    scorer = _laid_out(config)
-    expected = scorer.state_dict()
-    state = {name: value for name, value in state.items() if not name.endswith(LEGACY_BUFFER)}
-    faults = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)}, expected {tuple(value.shape)}"
-            for name, value in expected.items()
-            if name in state and state[name].shape != value.shape
-        ],
-        "no floating-point numbers": [
-            f"{name} {value.dtype}"
-            for name, value in state.items()
-            if name in expected and value.dtype not in DTYPES.values()
-        ],
-    }
-    if any(faults.values()):
-        raise CheckpointError(
-            f"{source} does not fit a scorer of kind {config.kind}:"
-            + "".join(f"\n  {len(bad)} {what}: {listing(bad)}" for what, bad in faults.items() if bad)
-        )
-    for name in state:
-        kept = name.startswith(scorer.float32_prefixes) and dtype.itemsize < 4
-        state[name] = state[name].to(device, torch.float32 if kept else dtype)
-    scorer.load_state_dict(state, assign=True)
-    return scorer.to(device).eval().requires_grad_(False)
-
-
-def _laid_out(config: ScorerConfig) -> Scorer:
-    """The scorer with shapes but no memory behind them."""
-    try:
-        with torch.device("meta"):
-            return model_class(config.kind)(config)
-    except ImageRewardError:
-        raise
-    except Exception as error:  # the libraries that build towers check shapes in many ways
-        raise CheckpointError(
-            f"a {config.kind} scorer cannot be built as {config.architecture!r}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def random_scorer(
-    config: ScorerConfig, device: str | torch.device | None = None, dtype=None, seed: int = 0
-) -> Scorer:
-    """A scorer with random weights: for measuring speed and memory, and for tests; its scores mean nothing.
-
-    Weights are normal with the spread that keeps activations of order one, drawn from `seed`.
-    """
-    shapes = {name: value.shape for name, value in _laid_out(config).state_dict().items()}
-    generator = torch.Generator().manual_seed(seed)
-    state = {
-        name: torch.randn(shape, generator=generator).mul_(
-            shape[1:].numel() ** -0.5 if len(shape) > 1 else 0.1
-        )
-        for name, shape in shapes.items()
-    }
-    for name, value in state.items():
-        if value.ndim == 1 and name.endswith("weight"):
-            value.add_(1)
-    return assemble(config, state, resolve_device(device), resolve_dtype(dtype), "random weights")
 
 
 def _located(label: str, kind: str | None, download_root, local_files_only: bool):
@@ -281,17 +218,3 @@ def _read_config(path: Path) -> ScorerConfig:
         return ScorerConfig.from_dict(read_json(path)["scorer"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} does not describe a scorer: {error}") from error
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; None is the first GPU, else the CPU. DeviceError if it is not there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        count = torch.cuda.device_count()
-        present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        raise DeviceError(f"device {device!r} is not on this machine; present: {present}") from error
-    return found

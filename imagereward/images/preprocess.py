@@ -10,8 +10,9 @@ of 255 at most on smooth pictures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -19,6 +20,7 @@ import PIL.Image
 from imagereward.errors import ImageReadError, InputError
 from imagereward.images.encoded import max_pixels
 from imagereward.images.orientation import upright
+from imagereward.images.processor import Processor
 
 if TYPE_CHECKING:  # imported where it is used: the registry of scorers, all facts, is listed without it
     import torch
@@ -28,8 +30,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
-class Preprocess:
-    """How one scorer turns an image into its input: facts, and the two paths that use them.
+class Preprocess(Processor):
+    """The default `Processor`: pixels [3, size, size] of every image, stacked and normalised.
 
     `recipe` says whose order of operations is followed:
 
@@ -63,6 +65,24 @@ class Preprocess:
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
         return self.normalize(self.pixels(eight_bits(image, "image"))[None])[0]
+
+    def load(self, image: PIL.Image.Image) -> torch.Tensor:
+        """`pixels`: [3, size, size]."""
+        return self.pixels(image)
+
+    def collate(self, items: Sequence[Any]) -> torch.Tensor:
+        """[B, 3, size, size], not normalised."""
+        import torch
+
+        return torch.stack(tuple(items))
+
+    def from_pixels(self, pixels_B_3_H_W: torch.Tensor) -> torch.Tensor:
+        """`resize`: [B, 3, size, size], not normalised."""
+        return self.resize(pixels_B_3_H_W)
+
+    def on_device(self, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """[B, 3, size, size], normalised on the device."""
+        return self.normalize(batch.to(device, non_blocking=True))
 
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
         """The exact path: a PIL image to [3, size, size], uint8 where the recipe rounds."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -14,7 +15,8 @@ from PIL import Image
 
 from imagereward.errors import ImageNotFound, ImageReadError, ImageTypeError, InputError
 from imagereward.images.encoded import Encoded, max_pixels, open_encoded, read_file, set_max_pixels
-from imagereward.images.preprocess import Preprocess, eight_bits
+from imagereward.images.preprocess import eight_bits
+from imagereward.images.processor import Processor
 
 __all__ = [
     "ImageLike",
@@ -136,21 +138,21 @@ def read_encoded(path: str | os.PathLike, index: int = 0) -> bytes:
 
 def load_pixels(
     images: Sequence[ImageLike],
-    preprocesses: Sequence[Preprocess],
+    processors: Sequence[Processor],
     indices: Sequence[int] | None = None,
-) -> Generator[tuple[torch.Tensor, ...], None, None]:
-    """For each of `indices` (default: all), in order, the image's pixels under each of `preprocesses`.
+) -> Generator[tuple[Any, ...], None, None]:
+    """For each of `indices` (default: all), in order, the image as each of `processors` loads it.
 
-    One decode serves all preprocesses. Every header is checked and the first `DECODE_AHEAD` images
+    One decode serves all processors. Every header is checked and the first `DECODE_AHEAD` images
     are decoded before anything is yielded; later ones are decoded by threads while the consumer works.
     """
     waiting = deque(range(len(images)) if indices is None else indices)
     for index in waiting:
         check_image(images[index], index)
 
-    def work(index: int) -> tuple[torch.Tensor, ...]:
+    def work(index: int) -> tuple[Any, ...]:
         image = read_image(images[index], index)
-        return tuple(preprocess.pixels(image) for preprocess in preprocesses)
+        return tuple(processor.load(image) for processor in processors)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "imagereward-decode") as pool:
         try:

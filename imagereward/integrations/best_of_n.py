@@ -7,7 +7,7 @@ import torch
 
 from imagereward.config import whole_number
 from imagereward.errors import InputError
-from imagereward.scoring.api import Verbs
+from imagereward.scoring.api import PairScorer
 from imagereward.scoring.ranking import Ranking
 
 OURS = ("prompt", "generator", "num_images_per_prompt")
@@ -15,7 +15,7 @@ OURS = ("prompt", "generator", "num_images_per_prompt")
 
 def best_of(
     pipeline: Callable[..., Any],
-    scorer: Verbs,
+    scorer: PairScorer,
     prompt: str,
     n: int = 8,
     *,

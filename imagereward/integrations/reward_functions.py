@@ -5,10 +5,10 @@ from typing import Any
 
 from imagereward.errors import InputError
 from imagereward.images.reading import listed
-from imagereward.scoring.api import Verbs
+from imagereward.scoring.api import PairScorer
 
 
-def ddpo_reward(scorer: Verbs) -> Callable[..., tuple[list[float], dict]]:
+def ddpo_reward(scorer: PairScorer) -> Callable[..., tuple[list[float], dict]]:
     """`(images, prompts, metadata) -> (scores, {})`, as ddpo-pytorch and what descends from it call a reward.
 
     Images are a float tensor [B, 3, H, W] in [0, 1], a uint8 array [B, H, W, 3], or a list of PIL images;
@@ -21,7 +21,7 @@ def ddpo_reward(scorer: Verbs) -> Callable[..., tuple[list[float], dict]]:
     return _named(reward, scorer)
 
 
-def flow_grpo_reward(scorer: Verbs) -> Callable[..., tuple[dict[str, list[float]], dict]]:
+def flow_grpo_reward(scorer: PairScorer) -> Callable[..., tuple[dict[str, list[float]], dict]]:
     """`(images, prompts, metadata) -> ({"avg": scores, NAME: scores}, {})`: Flow-GRPO's multi_score.
 
     It trains on "avg" and logs all of them. Other arguments that its loop passes (ref_images, only_strict)
@@ -38,7 +38,9 @@ def flow_grpo_reward(scorer: Verbs) -> Callable[..., tuple[dict[str, list[float]
     return _named(reward, scorer)
 
 
-def trl_reward(scorer: Verbs, images: str = "images", prompts: str = "prompts") -> Callable[..., list[float]]:
+def trl_reward(
+    scorer: PairScorer, images: str = "images", prompts: str = "prompts"
+) -> Callable[..., list[float]]:
     """`(prompts=, completions=, **columns) -> list[float]`, for TRL's GRPOTrainer and RLOOTrainer.
 
     `images` and `prompts` name the arguments that hold an image and a text for each completion: columns of
@@ -59,7 +61,7 @@ def trl_reward(scorer: Verbs, images: str = "images", prompts: str = "prompts") 
     return _named(reward, scorer)
 
 
-def _named(reward: Callable, scorer: Verbs) -> Callable:
+def _named(reward: Callable, scorer: PairScorer) -> Callable:
     """Trainers log a reward under its function's name."""
     reward.__name__ = scorer.name
     return reward

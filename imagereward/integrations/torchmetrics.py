@@ -7,7 +7,7 @@ import torch
 
 from imagereward.errors import InputError, missing_extra
 from imagereward.images.reading import listed
-from imagereward.scoring.api import Verbs
+from imagereward.scoring.api import PairScorer
 
 try:
     from torchmetrics import Metric
@@ -27,7 +27,7 @@ class RewardMetric(Metric):
     total: torch.Tensor
     count: torch.Tensor
 
-    def __init__(self, scorer: Verbs, **options: Any):
+    def __init__(self, scorer: PairScorer, **options: Any):
         super().__init__(**options)
         self.score_pairs = scorer.score_pairs  # the method: the scorer itself would become a submodule
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")

@@ -35,7 +35,6 @@ class CLIPBase(Scorer):
             architecture = open_clip.get_model_config(architecture)
         _refuse_references(architecture)
         self.clip_model = open_clip.CLIP(**architecture)
-        self._causal_mask()
         if config.max_length > self.clip_model.context_length:
             raise InputError(
                 f"max_length={config.max_length}: this CLIP reads {self.clip_model.context_length} tokens"
@@ -44,9 +43,8 @@ class CLIPBase(Scorer):
         if config.tokenization == "transformers":
             self.bpe = TransformersBPE(self.bpe)
 
-    def _causal_mask(self) -> None:
-        # The only buffer that no checkpoint holds: made here so that it is real even when the
-        # rest of the model is being laid out without memory.
+    def init_buffers(self) -> None:
+        """The causal mask [T, T] of the text tower."""
         length = self.clip_model.context_length
         mask = torch.full((length, length), float("-inf"), device="cpu").triu_(1)
         self.clip_model.register_buffer("attn_mask", mask, persistent=False)

@@ -1,7 +1,7 @@
-"""What travels between a client and a reward server. The travelling itself is in `remote.py`.
+"""Requests to a reward server and their answers, as data; `exchange.py` sends them.
 
-Rows become parts, a part becomes a form, an answer becomes scores; and of a failure it is decided whether
-to try again, and when.
+Rows to score are split into parts, a part becomes the form of one request, and its answer the scores of
+the part's rows. A failure says which images are at fault and whether other requests would fare better.
 """
 
 import email.utils
@@ -21,7 +21,7 @@ import torch
 from imagereward.errors import ImageRewardError, InputError, RemoteError, listing
 from imagereward.images.orientation import ORIENTATION, orientation
 from imagereward.images.reading import ImageLike, check_image, identity, name_of, read_encoded, read_image
-from imagereward.scoring.api import Rows, Scored
+from imagereward.scoring.questions import Rows, Scored
 
 # Modes that the formats hold as they are; what Pillow has besides is rare and not worth a format
 # (a TIFF of YCbCr can be read again only by the newer Pillows).

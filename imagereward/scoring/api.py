@@ -1,60 +1,97 @@
-"""The verbs, once: what people ask, as rows of (prompt, image) pairs, and what becomes of the rows' scores.
+"""PairScorer: the base of everything that scores (prompt, image) pairs, with every verb, each written once.
 
-Whoever can score rows has every verb by defining `_scored`: a model on this machine (`Scorer`), a
-server (`RemoteScorer`), or a server that is awaited, where each verb returns an awaitable.
-Shapes: M prompts, N images, P (prompt, image) pairs.
+Shapes: B images in a batch, M prompts, N images, P (prompt, image) rows.
 """
 
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar, overload
+from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 import PIL.Image
 import torch
 
 from imagereward.config import whole_number
-from imagereward.errors import InputError, PromptTruncatedWarning
-from imagereward.images.reading import ImageLike, as_list, is_many, name_of
-from imagereward.scoring.ranking import Ranking, ranks_of
+from imagereward.errors import InputError, NonFiniteScoreError, PromptTruncatedWarning
+from imagereward.images.reading import ImageLike, as_list, is_many, to_pil
+from imagereward.scoring.questions import (
+    Best,
+    Matrix,
+    Places,
+    Question,
+    Ranked,
+    Result,
+    Rows,
+    Scored,
+    Scores,
+    SingleScore,
+    every_prompt,
+    one_each,
+    one_prompt,
+)
+from imagereward.scoring.ranking import Ranking
 
-# Where indices are, whatever torch's default device is.
-CPU = torch.device("cpu")
-
-Result = TypeVar("Result")
-# What every verb but `score` takes as its images; a single image is a list of one.
+# The images of every verb; a single image is a list of one (but for `score`, which then gives a float).
 Images = ImageLike | Sequence[ImageLike]
 
 
-class Rows(NamedTuple):
-    """What to score: row p pairs images[pairs[p, 0]] with prompts[pairs[p, 1]]."""
+class PairScorer:
+    """A reward: a function of (prompt, image). Trainer, server and reports ask nothing else of a reward.
 
-    prompts: list[str]
-    images: list
-    pairs_P_2: torch.Tensor
+    A subclass defines one of two methods and has all verbs (score, rank, inference_rank, best_of,
+    score_pairs, score_matrix) and `pixel_rewards`:
 
-
-class Scored(NamedTuple):
-    """Scores [P], or [P, C] of an ensemble's parts; and of each prompt its tokens and whether it was cut."""
-
-    scores: torch.Tensor
-    tokens: list[int]
-    truncated: list[bool]
-
-
-class Verbs:
-    """score, rank, inference_rank, best_of, score_pairs and score_matrix, over one method, `_scored`.
+    - `score_pairs(prompts, images, *, batch_size=None)`, if each pair is scored for itself: a written
+      verdict, an API, a function;
+    - `_scored(rows, batch_size)`, if images or prompts that recur should cost once: `Scorer` (a model on
+      this machine), `RemoteScorer` (a server).
 
     `batch_size` is the number of images that go together: through the model, or in one request.
     """
 
     name: str
+    # Whether the gradient of `pixel_rewards` reaches the pixels.
+    differentiable = False
+    # Whether only one batch at a time may be scored: a model in this process, whose activations take memory.
+    takes_turns = False
 
-    def _scored(self, rows: Rows, batch_size: int | None, finish: Callable[[Scored], Result]) -> Result:
-        """`finish` of what scoring the rows gives."""
-        raise NotImplementedError
+    def _scored(self, rows: Rows, batch_size: int | None) -> Scored:
+        """Scores of the rows."""
+        if type(self).score_pairs is PairScorer.score_pairs:
+            raise NotImplementedError(f"{type(self).__name__} defines neither score_pairs nor _scored")
+        if not rows.prompts or not rows.images:
+            raise InputError(f"nothing to score: {len(rows.prompts)} prompts and {len(rows.images)} images")
+        image_P, prompt_P = rows.pairs_P_2.T.tolist()
+        prompts = [rows.prompts[index] for index in prompt_P]
+        images = [rows.images[index] for index in image_P]
+        scores = torch.tensor(self.score_pairs(prompts, images, batch_size=batch_size), dtype=torch.float32)
+        if scores.shape != (len(prompts),):
+            raise InputError(f"{self.name} gave scores {list(scores.shape)}; expected [{len(prompts)}]")
+        if bad := (~scores.isfinite()).nonzero().flatten().tolist():
+            raise NonFiniteScoreError(f"{self.name} gave {scores[bad[0]]} for {prompts[bad[0]][:40]!r}")
+        return Scored(scores, [0] * len(rows.prompts), [False] * len(rows.prompts))
+
+    def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
+        return question.answer(self._scored(question.rows, batch_size))
+
+    def pixel_rewards(
+        self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
+    ) -> torch.Tensor:
+        """Rewards [B] of pixels in [0, 1], any H and W, for training a generator; NaN where one failed.
+
+        `rows` are the requests that the prompts are of (with images, masks, metadata), for rewards that read
+        them. Here: scores of the images at 8 bits, without gradient. `Scorer` is differentiable.
+        """
+        return torch.tensor(self.score_pairs(list(prompts), [to_pil(image) for image in pixels_B_3_H_W]))
+
+    def summands(self) -> "tuple[dict[str, tuple[float, PairScorer]], float]":
+        """({name: (weight, scorer)}, offset): the score is offset + sum of weight * the scorer's score.
+
+        A scorer is its own only summand; an ensemble has its components.
+        """
+        return {self.name: (1.0, self)}, 0.0
 
     @overload
     def score(  # type: ignore[overload-overlap]  # a str is a sequence of str, but as an image it is a path
@@ -88,13 +125,9 @@ class Verbs:
         One image gives a float. Several give a list of the same length: a list, a tuple, or an array or
         tensor of four dimensions. The registry has the range of each scorer.
         """
-        many = is_many(image)
-
-        def finish(scored: Scored) -> float | list[float]:
-            scores = scored.scores.tolist()
-            return scores if many else scores[0]
-
-        return self._scored(one_prompt(prompt, as_list(image)), batch_size, finish)
+        rows = one_prompt(prompt, as_list(image))
+        question: Question[Any] = Scores(rows) if is_many(image) else SingleScore(rows)
+        return self._ask(question, batch_size)
 
     def inference_rank(
         self,
@@ -108,21 +141,11 @@ class Verbs:
         As there, a list of one image gives two bare numbers. Equal scores get consecutive places in
         list order; `rank` lets them share one.
         """
-
-        def finish(scored: Scored) -> tuple[list[int] | int, list[float] | float]:
-            scores = scored.scores
-            places = torch.empty(len(scores), dtype=torch.long, device=CPU)
-            places[scores.argsort(descending=True, stable=True)] = torch.arange(
-                1, len(scores) + 1, device=CPU
-            )
-            return places.squeeze().tolist(), scores.squeeze().tolist()
-
-        return self._scored(one_prompt(prompt, as_list(generations_list)), batch_size, finish)
+        return self._ask(Places(one_prompt(prompt, as_list(generations_list))), batch_size)
 
     def rank(self, prompt: str, images: Images, *, batch_size: int | None = None) -> Ranking:
         """The images in order, with rewards and ranks: prints as a table, shows itself in a notebook."""
-        rows = one_prompt(prompt, as_list(images))
-        return self._scored(rows, batch_size, lambda scored: self._ranking(rows, scored))
+        return self._ask(Ranked(one_prompt(prompt, as_list(images)), self.name), batch_size)
 
     def best_of(
         self,
@@ -135,11 +158,7 @@ class Verbs:
         """Indices of the k best images, best first."""
         images = as_list(images)
         k = whole_number("k", k, 1, max(1, len(images)))
-
-        def finish(scored: Scored) -> list[int]:
-            return scored.scores.argsort(descending=True, stable=True)[:k].tolist()
-
-        return self._scored(one_prompt(prompt, images), batch_size, finish)
+        return self._ask(Best(one_prompt(prompt, images), k), batch_size)
 
     def score_pairs(
         self,
@@ -149,14 +168,7 @@ class Verbs:
         batch_size: int | None = None,
     ) -> list[float]:
         """N prompts with N images, one score a pair. Repeated images and prompts are encoded once."""
-        prompts, images = prompt_list(prompts), as_list(images)
-        if len(prompts) != len(images):
-            raise InputError(
-                f"{len(prompts)} prompts and {len(images)} images: score_pairs needs as many of "
-                "each (score_matrix scores every prompt with every image)"
-            )
-        rows = Rows(prompts, images, diagonal(len(images)))
-        return self._scored(rows, batch_size, lambda scored: scored.scores.tolist())
+        return self._ask(Scores(one_each(prompts, as_list(images))), batch_size)
 
     def score_matrix(
         self,
@@ -166,59 +178,7 @@ class Verbs:
         batch_size: int | None = None,
     ) -> np.ndarray:
         """M prompts by N images: float32 array [M, N], at the price of N image passes."""
-        prompts, images = prompt_list(prompts), as_list(images)
-        pairs = torch.cartesian_prod(*(torch.arange(len(each), device=CPU) for each in (images, prompts)))
-
-        def finish(scored: Scored) -> np.ndarray:
-            return scored.scores.reshape(len(images), len(prompts)).T.contiguous().numpy()
-
-        return self._scored(Rows(prompts, images, pairs.reshape(-1, 2)), batch_size, finish)
-
-    def _ranking(self, rows: Rows, scored: Scored, **extra) -> Ranking:
-        rewards = scored.scores.tolist()
-        return Ranking(
-            prompt=rows.prompts[0],
-            images=rows.images,
-            names=[name_of(image, index) for index, image in enumerate(rows.images)],
-            rewards=rewards,
-            ranks=ranks_of(rewards),
-            model=self.name,
-            tokens=scored.tokens[0],
-            truncated=scored.truncated[0],
-            **extra,
-        )
-
-
-def one_prompt(prompt: str, images: list) -> Rows:
-    """One prompt with each of the images; InputError if it is no string."""
-    if not isinstance(prompt, str):
-        raise InputError(
-            f"prompt is a {type(prompt).__name__}; expected one string "
-            "(score_pairs and score_matrix take lists of prompts)"
-        )
-    places = torch.arange(len(images), device=CPU)
-    pairs = torch.stack([places, torch.zeros_like(places)], 1)
-    return Rows(prompt_list([prompt]), images, pairs)
-
-
-def prompt_list(prompts: Iterable[str]) -> list[str]:
-    """The prompts as a list; InputError naming the first that is no valid text."""
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-        raise InputError(f"prompts is a {type(prompts).__name__}; expected a list of strings")
-    prompts = list(prompts)
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise InputError(f"prompts[{index}] is a {type(prompt).__name__}; expected a string")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"prompts[{index}] is not valid text: {error}") from error
-    return prompts
-
-
-def diagonal(count: int) -> torch.Tensor:
-    """Pairs [count, 2] of equal indices: image i with prompt i."""
-    return torch.arange(count, device=CPU)[:, None].expand(-1, 2)
+        return self._ask(Matrix(every_prompt(prompts, as_list(images))), batch_size)
 
 
 def warn_truncated(name: str, truncated: list[bool], remedy: str, limit: str | None = None) -> None:

@@ -15,9 +15,6 @@ from tqdm import tqdm
 from imagereward.errors import InputError, NonFiniteScoreError, listing
 from imagereward.images.reading import identity, load_pixels, name_of
 
-# Pairs that meet in one call of `head`: bounds memory when many prompts meet few images.
-PAIRS_AT_ONCE = 512
-
 
 def score_rows(
     scorer, prompts: list[str], images: list, pairs_P_2: torch.Tensor, batch_size: int, head: Callable
@@ -31,7 +28,7 @@ def score_rows(
         raise InputError(f"nothing to score: {len(prompts)} prompts and {len(images)} images")
     kept, image_of = distinct([identity(image) for image in images])
     pairs = torch.stack([image_of[pairs_P_2[:, 0]], pairs_P_2[:, 1]], 1)
-    decoded = load_pixels(images, scorer.preprocesses, kept)
+    decoded = load_pixels(images, scorer.processors, kept)
     bar = tqdm(iterable=decoded, total=len(kept), desc=scorer.name, unit="image", delay=2, leave=False)
     with contextlib.closing(decoded), bar:
         scores = score_pixels(scorer, prompts, bar, pairs, batch_size, head)
@@ -47,7 +44,7 @@ def score_rows(
 def score_pixels(
     scorer,
     prompts: list[str],
-    pixels: Iterable[tuple[torch.Tensor, ...]],
+    pixels: Iterable[tuple],
     pairs_P_2: torch.Tensor,
     batch_size: int,
     head: Callable,
@@ -57,9 +54,12 @@ def score_pixels(
     pairs = torch.stack([pairs_P_2[:, 0], prompt_of[pairs_P_2[:, 1]]], 1)
     pixels = iter(pixels)
 
+    size = min(batch_size, scorer.pairs_per_forward)
+
     def blocks():
-        while block := list(islice(pixels, batch_size)):
-            yield scorer.encode_pixels([torch.stack(part) for part in zip(*block)]), len(block)
+        while block := list(islice(pixels, size)):
+            batches = [each.collate(items) for each, items in zip(scorer.processors, zip(*block))]
+            yield scorer.encode_pixels(batches), len(block)
 
     return score_blocks(scorer, [prompts[index] for index in kept], blocks(), pairs, head)
 
@@ -80,7 +80,7 @@ def score_blocks(
             if encoded_prompts is None:
                 encoded_prompts = scorer.encode_prompts(prompts)
             start, end = torch.searchsorted(image_of_row, torch.tensor([first, first + count])).tolist()
-            for part in _parts(by_image[start:end], pairs_P_2, count):
+            for part in _parts(by_image[start:end], pairs_P_2, count, scorer.pairs_per_forward):
                 local = pairs_P_2[part] - torch.tensor([first, 0])
                 results.append(head(features, encoded_prompts, local).float().cpu())
                 order.append(part)
@@ -111,12 +111,11 @@ def distinct(keys: Sequence) -> tuple[list[int], torch.Tensor]:
     return firsts, torch.tensor(places)
 
 
-def _parts(rows: torch.Tensor, pairs_P_2: torch.Tensor, images: int) -> list[torch.Tensor]:
-    """`rows`, sorted by image, in parts of about PAIRS_AT_ONCE; every image in every part if possible."""
-    if len(rows) <= PAIRS_AT_ONCE:
+def _parts(rows: torch.Tensor, pairs_P_2: torch.Tensor, images: int, most: int) -> list[torch.Tensor]:
+    """`rows`, sorted by image, in parts of at most `most`; every image in every part if possible."""
+    if len(rows) <= most:
         return [rows]
     counts = torch.bincount(pairs_P_2[rows, 0])[-images:]
-    if bool((counts == counts[0]).all()):
-        step = max(1, PAIRS_AT_ONCE // images)
-        return [part.reshape(-1) for part in rows.view(images, -1).split(step, dim=1)]
-    return list(rows.split(PAIRS_AT_ONCE))
+    if images <= most and bool((counts == counts[0]).all()):
+        return [part.reshape(-1) for part in rows.view(images, -1).split(most // images, dim=1)]
+    return list(rows.split(most))

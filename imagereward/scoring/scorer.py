@@ -1,8 +1,7 @@
-"""Scorer: a model on this machine, with every public verb.
+"""Scorer: a model on this machine, made of three methods, with every verb and gradients.
 
-A model says three things: what depends on the image alone (`encode_images`), what depends on the
-prompt alone (`encode_prompts`), and how the two make scores (`head`). From these come all verbs:
-those of `verbs.py`, and `reward`.
+A model defines `encode_images` (features of images alone), `encode_prompts` (features of prompts
+alone) and `head` (scores of pairs of both). The verbs of `PairScorer`, and `reward`, follow from these.
 Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
 """
 
@@ -10,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +17,11 @@ from torch import nn
 from imagereward.config import ScorerConfig, whole_number
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
+from imagereward.images.processor import Processor
 from imagereward.precision import full_precision, on_cpu
-from imagereward.scoring.api import Result, Rows, Scored, Verbs, diagonal, prompt_list, warn_truncated
+from imagereward.scoring.api import PairScorer, warn_truncated
 from imagereward.scoring.pair_scoring import check_finite, score_rows
+from imagereward.scoring.questions import Rows, Scored, diagonal, prompt_list
 from imagereward.scoring.saving import push, save
 
 # Images a batch where the caller does not say: a CPU is busy with few, an accelerator wants many.
@@ -30,7 +32,7 @@ MOST_AT_ONCE = 2**20
 PIXEL_SLACK = 0.01
 
 
-class Scorer(Verbs, nn.Module):
+class Scorer(PairScorer, nn.Module):
     """A reward: a function of (prompt, image). Subclasses define the three methods and no verbs.
 
     Every verb takes `batch_size`, the number of images in one pass of the model. Every verb raises,
@@ -41,6 +43,9 @@ class Scorer(Verbs, nn.Module):
     A prompt that is longer than the model reads is cut, with a PromptTruncatedWarning.
     """
 
+    takes_turns = True
+    # Pairs that meet in one call of `head`: bounds memory when many prompts meet few images.
+    pairs_per_forward = 512
     # Parameters under these prefixes stay float32 whatever the dtype of the rest.
     float32_prefixes = ("mlp.", "clip_model.logit_scale")
     # Weights under these prefixes are those that `encode_images` uses: what its features are good for.
@@ -51,12 +56,16 @@ class Scorer(Verbs, nn.Module):
         self.config = config
         self.name = config.kind
         self.preprocess: Preprocess = config.preprocess
+        self.processor: Processor = config.preprocess
         self.files: dict[str, Path] = {}  # key prefix -> the file that holds those weights
 
     # What a model defines.
 
-    def encode_images(self, pixels: torch.Tensor):
-        """Normalised float32 [B, 3, S, S] to features whose first axis is B: what a cache would keep."""
+    def encode_images(self, pixels):
+        """A batch of images to features whose first axis is B.
+
+        The batch is `processor.on_device`'s: normalised float32 [B, 3, S, S] of a `Preprocess`.
+        """
         raise NotImplementedError
 
     def encode_prompts(self, prompts: list[str]):
@@ -78,6 +87,13 @@ class Scorer(Verbs, nn.Module):
     def count_tokens(self, prompts: list[str]) -> list[int]:
         """Tokens per prompt before truncation, special tokens included; 0 if prompts are not read."""
         raise NotImplementedError
+
+    def init_buffers(self) -> None:
+        """Make the buffers that no checkpoint holds, on the CPU.
+
+        Loading lays a scorer out on the meta device and fills in parameters and saved buffers; buffers
+        registered with `persistent=False`, such as rotary frequencies, have no values until this is called.
+        """
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass of `reward`: slower, far less memory."""
@@ -107,12 +123,20 @@ class Scorer(Verbs, nn.Module):
         return f"<{self.name}: {', '.join((self.config.kind, *where, *self._input_size()))}>"
 
     def _input_size(self) -> tuple[str, ...]:
-        return f"{self.preprocess.size} x {self.preprocess.size} pixels", f"{self.config.max_length} tokens"
+        tokens = f"{self.config.max_length} tokens"
+        if self.processor is not self.preprocess:
+            return (tokens,)
+        return f"{self.preprocess.size} x {self.preprocess.size} pixels", tokens
 
     @property
-    def preprocesses(self) -> tuple[Preprocess, ...]:
-        """One per batch of pixels that `encode_images` takes."""
-        return (self.preprocess,)
+    def processors(self) -> tuple[Processor, ...]:
+        """One for each argument of `encode_images`."""
+        return (self.processor,)
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether `reward` exists: all processors take pixels differentiably."""
+        return all(processor.differentiable for processor in self.processors)
 
     @property
     def device(self) -> torch.device:
@@ -162,12 +186,20 @@ class Scorer(Verbs, nn.Module):
         with self.evaluating(), on_cpu():
             for start in range(0, count, size):
                 part = pixels[start : start + size].to(self.device)
-                features = self.encode_pixels([p.resize(full_precision(part)) for p in self.preprocesses])
+                features = self.encode_pixels([p.from_pixels(full_precision(part)) for p in self.processors])
                 encoded = self.encode_prompts(prompts[start : start + size])
                 parts.append(self.head(features, encoded, diagonal(len(part))))
         rewards = torch.cat(parts)
         check_finite(self.name, rewards, lambda row: f"image {row} with {prompts[row][:40]!r}")
         return rewards
+
+    def pixel_rewards(
+        self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
+    ) -> torch.Tensor:
+        """`reward`, whose gradients reach the pixels; scores without gradient where there is none."""
+        if self.differentiable:
+            return self.reward(pixels_B_3_H_W, prompts)
+        return super().pixel_rewards(pixels_B_3_H_W, prompts, rows)
 
     # Saving.
 
@@ -186,28 +218,18 @@ class Scorer(Verbs, nn.Module):
 
     # What the verbs share.
 
-    def _scored(
-        self,
-        rows: Rows,
-        batch_size: int | None,
-        finish: Callable[[Scored], Result],
-        *,
-        head: Callable | None = None,
-    ) -> Result:
+    def _scored(self, rows: Rows, batch_size: int | None, *, head: Callable | None = None) -> Scored:
         with on_cpu():
             tokens, truncated = self.reading(rows.prompts)
             self._warn_truncated(tokens, truncated)
             scores = score_rows(self, *rows, self._batch_size(batch_size), head or self.head)
-            return finish(Scored(scores, tokens, truncated))
+            return Scored(scores, tokens, truncated)
 
-    def encode_pixels(self, batches: list[torch.Tensor]):
-        """Pixels in [0, 1] (or 8-bit), one batch per preprocess, to image features."""
-        return self.encode_images(
-            *(
-                preprocess.normalize(batch.to(self.device, non_blocking=True))
-                for preprocess, batch in zip(self.preprocesses, batches, strict=True)
-            )
-        )
+    def encode_pixels(self, batches: list[Any]):
+        """One batch per processor, as its `collate` or `from_pixels` gives it, to image features."""
+        device = self.device
+        inputs = [each.on_device(batch, device) for each, batch in zip(self.processors, batches, strict=True)]
+        return self.encode_images(*inputs)
 
     def _batch_size(self, batch_size: int | None) -> int:
         if batch_size is None:

@@ -166,7 +166,7 @@ class _Desk:
             raise Refused(404, f"no model {name[:100]!r} here; there are: {', '.join(self.scorers)}")
         ticket.take("images", len(question.images) - 1)
         scorer, prompts = self.scorers[name], question.texts()
-        pixels = decode(question.images, scorer.preprocesses, self.limits, lambda: ticket.closed)
+        pixels = decode(question.images, scorer.processors, self.limits, lambda: ticket.closed)
         ticket.give("bytes")
         tokens, truncated = scorer.reading(prompts)
         pairs = torch.tensor(question.rows(), dtype=torch.long)

@@ -20,7 +20,7 @@ class Job:
 
     model: str
     prompts: list[str]
-    pixels: list[tuple[torch.Tensor, ...]]
+    pixels: list[tuple]
     pairs_P_2: torch.Tensor
     answer: Future = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)

@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 
 def tower_of(encoder: Scorer) -> bytes:
     """What `encoder`'s image features are good for: equal weights, pixels, precision, device, versions."""
+    if encoder.processor is not encoder.preprocess:
+        raise InputError(f"features of {encoder.name} cannot be cached: its inputs are no stacked pixels")
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         if name.startswith(encoder.image_prefixes):

@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
-import numpy as np
-
 from imagereward.bulk.decoding.cache import FeatureReader
 from imagereward.bulk.decoding.decoders import Decoders
 from imagereward.bulk.inputs.changes import content_of
@@ -16,7 +14,7 @@ from imagereward.bulk.inputs.rows import Image, Part
 from imagereward.bulk.inputs.stored import Stored
 from imagereward.errors import ImageRewardError
 from imagereward.generation_metadata import Markup, prompt_of
-from imagereward.images.preprocess import Preprocess
+from imagereward.images.processor import Processor, as_arrays
 from imagereward.images.reading import check_image, read_encoded, read_image, size_of
 
 # Images in one message from a worker: few enough to keep all workers busy at the end of a part.
@@ -42,7 +40,7 @@ class Loaded:
     features of such an image were there. `content` is `content_of` the image, if the loader takes it.
     """
 
-    pixels: tuple[np.ndarray, ...] | None = None
+    pixels: tuple | None = None
     width: int | None = None
     height: int | None = None
     prompt: str | None = None
@@ -55,7 +53,7 @@ class Loaded:
 class Loader:
     """What a worker does: wishes to loaded images."""
 
-    preprocesses: tuple[Preprocess, ...]
+    processors: tuple[Processor, ...]
     digests: bool = False
     features: FeatureReader | None = None  # images whose features are there need no pixels
     markup: Markup = "strip"  # what becomes of weights and LoRA tags in generators' prompts
@@ -79,7 +77,7 @@ class Loader:
             if loaded.width is None:
                 image = read_image(source, wish.number)
                 loaded.width, loaded.height = image.size
-                loaded.pixels = tuple(each.pixels(image).numpy() for each in self.preprocesses)
+                loaded.pixels = tuple(as_arrays(each.load(image)) for each in self.processors)
             if wish.with_prompt:
                 loaded.prompt = prompt_of(source, self.markup, str(wish.image))
         except ImageRewardError as error:

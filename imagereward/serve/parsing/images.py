@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
 from imagereward.errors import ImageRewardError
-from imagereward.images.preprocess import Preprocess
+from imagereward.images.processor import Processor
 from imagereward.images.reading import read_image, size_of
 from imagereward.serve.limits import Limits, Refused
 from imagereward.serve.meters import DROPPED
@@ -18,11 +18,11 @@ NPY_HEADER = 1024  # bytes; numpy writes 128
 
 def decode(
     images: Sequence[bytes | np.ndarray],
-    preprocesses: Sequence[Preprocess],
+    processors: Sequence[Processor],
     limits: Limits,
     abandoned: Callable[[], bool] = lambda: False,
-) -> list[tuple[torch.Tensor, ...]]:
-    """Each image's pixels under each of `preprocesses`, as `images.load_pixels` gives them.
+) -> list[tuple[Any, ...]]:
+    """Each image as each of `processors` loads it, as `images.load_pixels` gives them.
 
     Raises Refused 413 for too many pixels, 422 naming every image that is none, and 499 between two images
     once the request is `abandoned`.
@@ -36,7 +36,7 @@ def decode(
             pixels += width * height
             _check_pixels(index, width, height, pixels, limits)
             picture = read_image(image, index)
-            decoded.append(tuple(preprocess.pixels(picture) for preprocess in preprocesses))
+            decoded.append(tuple(processor.load(picture) for processor in processors))
         except (ImageRewardError, ValueError) as error:
             faults[index] = str(error).removeprefix(f"images[{index}] ")
     if faults:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from imagereward.errors import CheckpointError, InputError
-from imagereward.lookup import lookup
+from imagereward.lookup import find
 from imagereward.tuning.families.base import Denoiser
 
 # The pipeline class that a directory's model_index.json names -> what makes its Denoiser.
@@ -52,12 +52,7 @@ def open_denoiser(
     if isinstance(source, str | os.PathLike):
         pipeline = _read(source, dtype, known=family is not None)
     family = family or family_of(type(pipeline).__name__)
-    try:
-        make = lookup(family)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f'family={family!r}: {error}; expected "module:name", or none for {", ".join(FAMILIES)}'
-        ) from error
+    make = find(family, "family", f"none for {', '.join(FAMILIES)}")
     return make(pipeline, resolution)
 
 

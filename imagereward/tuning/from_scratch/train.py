@@ -96,7 +96,7 @@ class TowersModule(nn.Module):
     def __init__(self, scorer: Scorer, text: Any):
         super().__init__()
         self._scorer = (scorer,)  # no submodule: it learns nothing, and checkpoints need not hold it
-        size = scorer.preprocesses[0].size
+        size = scorer.preprocess.size
         width = self._seen(torch.zeros(1, 3, size, size)).shape[-1]
         self.queries = nn.Parameter(torch.randn(QUERIES, width) / width**0.5)
         self.norm = nn.LayerNorm(width)
@@ -118,7 +118,7 @@ class TowersModule(nn.Module):
         (scorer,) = self._scorer
         pixels = ((images_B_3_H_W + 1) / 2).to(scorer.device)
         with torch.no_grad(), scorer.evaluating():
-            seen = scorer.encode_pixels([each.resize(pixels) for each in scorer.preprocesses])
+            seen = scorer.encode_pixels([each.from_pixels(pixels) for each in scorer.processors])
         return (seen if seen.ndim == 3 else seen[:, None]).float().to(images_B_3_H_W.device)
 
 

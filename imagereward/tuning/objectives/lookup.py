@@ -1,9 +1,10 @@
 """An objective's name in recipes -> its config class."""
 
+from importlib import import_module
 from typing import Any
 
 from imagereward.errors import InputError
-from imagereward.lookup import lookup
+from imagereward.lookup import find
 from imagereward.tuning.config import Config
 
 # A recipe's objective -> its config, whose `make` builds it. A recipe may also name "module:Config" itself.
@@ -17,12 +18,12 @@ OBJECTIVES = {
 def config_class(objective: str) -> Any:
     """The config of a recipe's objective. Raises InputError for one that is not there."""
     known = f"known: {', '.join(OBJECTIVES)}"
-    try:
-        found = lookup(OBJECTIVES.get(objective, objective))
-    except (ImportError, AttributeError) as error:
-        if objective in OBJECTIVES:
-            raise  # a library of the extra is missing
-        raise InputError(f"objective={objective!r}: {error}; {known}") from error
+    if objective not in OBJECTIVES and ":" not in objective:
+        raise InputError(f"objective={objective!r}: expected a known one or module:name; {known}")
+    if objective in OBJECTIVES:
+        module, _, name = OBJECTIVES[objective].partition(":")
+        return getattr(import_module(module), name)  # an ImportError names the missing extra
+    found = find(objective, "objective", known)
     if not (isinstance(found, type) and issubclass(found, Config)):
         raise InputError(f"objective={objective!r} is no config of an objective; {known}")
     return found

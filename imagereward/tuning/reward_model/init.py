@@ -6,9 +6,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from imagereward.checkpoints.loading import assemble, load, model_class
+from imagereward.checkpoints.assembling import assemble
+from imagereward.checkpoints.loading import load
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError, missing_extra
+from imagereward.models import model_class
 from imagereward.models.blip import BLIP, BLIPBase
 from imagereward.models.imagereward import ImageReward, RewardHead
 from imagereward.scoring.scorer import Scorer

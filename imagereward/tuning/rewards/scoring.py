@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 
 from imagereward.errors import InputError, RewardError
-from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.requests import Row
 from imagereward.tuning.rewards.weighted import Rewards, check_images
@@ -113,8 +112,8 @@ class RewardPool:
         return found, cause
 
     def _once(self, name: str, pixels_B_3_H_W, rows: list[Row]) -> torch.Tensor:
-        if isinstance(self.rewards.parts[name][1], Scorer):
-            with self._models:  # or a device would hold the activations of several
+        if self.rewards.parts[name][1].takes_turns:
+            with self._models:  # or a device would hold the activations of several batches
                 return self.rewards.part(name, pixels_B_3_H_W, rows).float().cpu()
         return self.rewards.part(name, pixels_B_3_H_W, rows).float().cpu()
 

@@ -1,36 +1,34 @@
-"""What is pushed up: any scorers and functions, weighted, frozen, and logged one by one."""
+"""Rewards: the weighted sum of scorers and functions that a generator is trained or judged by."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 import imagereward
-from imagereward.ensembles import Ensemble
-from imagereward.errors import InputError, NonFiniteScoreError, RemoteError
-from imagereward.images.reading import to_pil
-from imagereward.lookup import lookup
-from imagereward.remote.client import RemoteScorer
+from imagereward.errors import InputError, NonFiniteScoreError
+from imagereward.scoring.api import PairScorer
+from imagereward.scoring.functions import FunctionScorer
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.data.requests import Row, as_request, prompts_of
 
-# (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]; one with a parameter `rows` is given them as well.
-RewardFunction = Callable[..., torch.Tensor]
-RewardSource = Scorer | RemoteScorer | RewardFunction
+# A scorer on this machine or behind a server, a scorer of one's own, or a function
+# (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B], which may have a parameter `rows`.
+RewardSource = PairScorer | Callable[..., torch.Tensor]
 
 
 class Rewards:
-    """A weighted sum of rewards: `(pixels, rows) -> (sum [B], {name: its own [B]})`.
+    """A weighted sum of rewards: `(pixels, rows) -> (sum [B], {name: its own rewards [B]})`.
 
-    `parts` are scorers, here or behind a server, or functions of (pixels, prompts), which get the rows, with
-    their pictures and metadata, if they have a parameter `rows`. Scorers are frozen, in place: no gradient
-    and no memory gathers in them. `offset` is added to the sum.
+    parts    {name: (weight, scorer)}; functions become a `FunctionScorer`, and scorers are frozen in place,
+             so that no gradient and no memory gathers in their weights
+    offset   is added to the sum
     """
 
     def __init__(self, parts: Mapping[str, tuple[float, RewardSource]], offset: float = 0.0):
         if not parts:
             raise InputError("no reward: expected at least one scorer or function")
-        self.parts, self.offset = dict(parts), offset
+        self.parts = {name: (weight, _scorer(source, name)) for name, (weight, source) in parts.items()}
+        self.offset = offset
         for scorer in self.scorers:
             scorer.requires_grad_(False).eval()
 
@@ -48,16 +46,9 @@ class Rewards:
         return total, each
 
     def part(self, name: str, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """One of them [B], unweighted; NaN where a server or a function has none for an image."""
-        part, prompts = self.parts[name][1], prompts_of(rows)
-        if isinstance(part, Scorer):
-            rewards = part.reward(pixels_B_3_H_W, prompts)
-        elif isinstance(part, RemoteScorer):
-            rewards = _asked(part, pixels_B_3_H_W, prompts)
-        elif _takes_rows(part):
-            rewards = part(pixels_B_3_H_W, prompts, rows=[as_request(row) for row in rows])
-        else:
-            rewards = part(pixels_B_3_H_W, prompts)
+        """The rewards [B] of one part, unweighted; NaN where a server or a function has none for an image."""
+        prompts = prompts_of(rows)
+        rewards = self.parts[name][1].pixel_rewards(pixels_B_3_H_W, prompts, list(map(as_request, rows)))
         if not isinstance(rewards, torch.Tensor) or rewards.shape != (len(prompts),):
             got = getattr(rewards, "shape", type(rewards).__name__)
             raise InputError(f"reward {name} gave {got}; expected a tensor [{len(prompts)}]")
@@ -65,24 +56,29 @@ class Rewards:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Every part's weight."""
+        """The weight of every part."""
         return {name: weight for name, (weight, _) in self.parts.items()}
 
     @property
     def scorers(self) -> list[Scorer]:
-        """Those of the parts that are scorers."""
+        """The parts that are models on this machine."""
         return [part for _, part in self.parts.values() if isinstance(part, Scorer)]
 
     def check_differentiable(self, size: int, row: Row) -> None:
-        """Raises InputError naming a reward whose gradient does not reach the pixels of an image of `row`."""
-        for name, part in self.parts.items():
+        """Raises InputError naming a reward whose gradient does not reach the pixels of an image of `row`.
+
+        `size` is the image's height and width in pixels.
+        """
+        for name, (weight, part) in self.parts.items():
             pixels = torch.full((1, 3, size, size), 0.5, requires_grad=True)
-            device = part[1].device if isinstance(part[1], Scorer) else "cpu"
-            try:
-                rewards, _ = Rewards({name: part})(pixels.to(device), [row])
-                (gradient,) = torch.autograd.grad(rewards.sum(), pixels, allow_unused=True)
-            except (RuntimeError, NotImplementedError) as error:
-                raise InputError(f"reward {name} is not differentiable: {error}") from error
+            device = part.device if isinstance(part, Scorer) else "cpu"
+            gradient = None
+            if part.differentiable:
+                try:
+                    rewards, _ = Rewards({name: (weight, part)})(pixels.to(device), [row])
+                    (gradient,) = torch.autograd.grad(rewards.sum(), pixels, allow_unused=True)
+                except (RuntimeError, NotImplementedError) as error:
+                    raise InputError(f"reward {name} is not differentiable: {error}") from error
             if gradient is None:
                 raise InputError(
                     f"reward {name} is not differentiable: its gradient does not reach the pixels, which "
@@ -91,77 +87,43 @@ class Rewards:
 
 
 def check_images(pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Raises NonFiniteScoreError naming the prompt of an image that is not finite."""
+    """Raises NonFiniteScoreError naming the prompt of the first image that is not finite."""
     bad = (~pixels_B_3_H_W.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise NonFiniteScoreError(f"what was drawn for {prompts_of(rows)[bad[0]]!r} is not finite")
 
 
 def open_rewards(
-    what: str | Mapping[str, float] | RewardSource | Rewards, device: torch.device | str | None = None
+    reward: str | Mapping[str, float] | RewardSource | Rewards, device: torch.device | str | None = None
 ) -> Rewards:
-    """Rewards from a name, names with weights, a scorer, or a function.
+    """Rewards from a name, {name: weight}, a scorer, or a function.
 
-    A name is what `imagereward.load` takes, "module:function" for a function of (pixels, prompts), or a
-    reward server's address, with "#model" for another than its first. A scorer is moved to the device.
+    A name is anything that `imagereward.load` takes, or a reward server's address, with "#model" for another
+    model than its first. Scorers are moved to the device. An ensemble's components become the parts, so that
+    each is logged.
     """
-    if isinstance(what, Rewards):
-        return what
-    if isinstance(what, str):
-        what = {what: 1.0}
-    if isinstance(what, Mapping):
-        return Rewards({name: (weight, _open(name, device)) for name, weight in what.items()})
-    if isinstance(what, Scorer) and device is not None:
-        what.to(device)
-    if isinstance(what, Ensemble):
-        return _parts_of(what)
-    if isinstance(what, Scorer | RemoteScorer):
-        return Rewards({what.name: (1.0, what)})
-    if callable(what):
-        return Rewards({getattr(what, "__name__", type(what).__name__): (1.0, what)})
-    raise InputError(f"reward is a {type(what).__name__}; expected a name, names, a scorer or a function")
+    if isinstance(reward, Rewards):
+        return reward
+    if isinstance(reward, str):
+        reward = {reward: 1.0}
+    if isinstance(reward, Mapping):
+        return Rewards({name: (weight, _open(name, device)) for name, weight in reward.items()})
+    if not callable(reward) and not isinstance(reward, PairScorer):
+        raise InputError(
+            f"reward is a {type(reward).__name__}; expected a name, names, a scorer or a function"
+        )
+    scorer = _scorer(reward)
+    if isinstance(scorer, Scorer) and device is not None:
+        scorer.to(device)
+    return Rewards(*scorer.summands())
 
 
-def _parts_of(ensemble: Ensemble) -> Rewards:
-    """Its components one by one, so that each is logged; their sum is the ensemble's score."""
-    parts, offset = {}, 0.0
-    for name, scorer, weight, (mean, std) in zip(
-        ensemble.names, ensemble.scorers, ensemble.weights, ensemble.shifts, strict=True
-    ):
-        parts[name] = (weight / std, scorer)
-        offset -= weight * mean / std
-    return Rewards(parts, offset)
+def _scorer(source: RewardSource, name: str | None = None) -> PairScorer:
+    return source if isinstance(source, PairScorer) else FunctionScorer(source, name)
 
 
-def _open(name: str, device) -> RewardSource:
+def _open(name: str, device: torch.device | str | None) -> PairScorer:
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         return imagereward.connect(url, model or None)
-    if ":" not in name or "/" in name or "\\" in name:
-        return imagereward.load(name, device)
-    try:
-        found = lookup(name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"reward {name}: {error}") from error
-    if not callable(found):
-        raise InputError(f"reward {name} is no function")
-    return found
-
-
-def _takes_rows(function: RewardFunction) -> bool:
-    try:
-        return "rows" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # built in, without one
-        return False
-
-
-def _asked(scorer: RemoteScorer, pixels_B_3_H_W: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    try:
-        return torch.tensor(scorer.score_pairs(prompts, [to_pil(image) for image in pixels_B_3_H_W]))
-    except RemoteError as error:
-        if error.scores is None or len(error.scores) != len(prompts):
-            raise
-        scores = torch.as_tensor(error.scores, dtype=torch.float32)
-        if not scores.isfinite().any():
-            raise
-        return scores
+    return imagereward.load(name, device)

@@ -1,0 +1,127 @@
+"""The settings of a reward server's client: address, token, model, retries; how it is copied and pickled."""
+
+import contextlib
+import os
+from multiprocessing.context import get_spawning_popen
+from typing import Any, NoReturn, Self
+
+from imagereward.config import whole_number
+from imagereward.errors import InputError, RemoteError, missing_extra
+from imagereward.remote import protocol
+from imagereward.scoring.api import PairScorer
+
+try:
+    import httpx2
+except ImportError:  # of an extra, named when a client is made; this module can be imported without it
+    httpx2 = None  # type: ignore[assignment]
+
+TOKEN_VARIABLE = "IMAGEREWARD_TOKEN"
+CLOSED = "is closed: connect again"
+
+
+class RemoteBase(PairScorer):
+    """The address, model and retries of a client, blocking or async; copies and pickles hold these alone."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout: float = 120.0,
+        retries: int = 5,
+        connections: int = 8,
+    ):
+        if httpx2 is None:
+            raise missing_extra("a remote scorer", "serve")
+        address = _address(url)
+        # For messages and logs too, httpx2's own among them: so without what is secret in it.
+        self.url = str(address.copy_with(username=None, password=None)).rstrip("/")
+        self.name = self.url
+        self.limits: dict[str, int] = {}
+        self.retries = whole_number("retries", retries, 0)
+        self.connections = whole_number("connections", connections, 1)
+        self._settings: dict[str, Any] = {
+            "url": url,
+            "token": token,
+            "timeout": timeout,
+            "retries": retries,
+            "connections": connections,
+        }
+        self._withheld = False  # whether a token was left out of the pickle that this comes from
+        self._unusable: str | None = None  # why no request can be sent
+        given = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        given = protocol.checked_token(given, "the token") if given else None
+        if given and address.username:
+            raise InputError(f"{self.url}: give a token, or a user name in the address, not both")
+        self._options: dict[str, Any] = {
+            "base_url": self.url,
+            "auth": (address.username, address.password) if address.username else None,
+            "headers": {"Authorization": f"Bearer {given}"} if given else {},
+            "timeout": httpx2.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
+            "limits": httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, model={self.name!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        settings = dict(self._settings)
+        # As multiprocessing does with its own keys: a secret goes to worker processes, not into files.
+        if settings["token"] and get_spawning_popen() is None:
+            settings["token"] = None
+            withheld = True
+        else:
+            withheld = self._withheld
+        return {"settings": settings, "withheld": withheld, "name": self.name, "limits": self.limits}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["settings"])  # type: ignore[misc]
+        self.name, self.limits = state["name"], dict(state["limits"])
+        self._withheld = state["withheld"]
+        if self._withheld and not self._options["headers"]:
+            self._unusable = (
+                "was pickled, and a pickle leaves the token out: set the environment variable "
+                f"{TOKEN_VARIABLE} in the process that loads it, or connect there"
+            )
+
+    def __copy__(self) -> Self:
+        state = {**self.__getstate__(), "settings": self._settings, "withheld": self._withheld}
+        copied = type(self).__new__(type(self))
+        copied.__setstate__(state)
+        return copied
+
+    def __deepcopy__(self, _: dict) -> Self:
+        return self.__copy__()
+
+    def _check_usable(self) -> None:
+        if self._unusable:
+            raise InputError(f"the remote scorer of {self.url} {self._unusable}")
+
+    def choose(self, model: str | None, offered: Any) -> None:
+        """Take `model`, or the first, of what `ask_models` gave."""
+        try:
+            names = [card["name"] for card in offered["models"]]
+            limits = {name: int(offered["limits"][name]) for name in ("body", "images", "prompts", "pairs")}
+            default = names[0]
+        except (TypeError, KeyError, IndexError, ValueError) as error:
+            raise RemoteError(f"{self.url} is no reward server: /v1/models gives {offered!r:.200}") from error
+        if model is not None and model not in names:
+            raise InputError(f"{self.url} has no model {model!r}; it has: {', '.join(names)}")
+        self.name = default if model is None else model
+        self.limits = limits
+
+    def reward(self, *arguments, **options) -> NoReturn:
+        """Gradients do not travel over HTTP: always an InputError."""
+        raise InputError(
+            "a remote scorer has no `reward`: gradients do not travel over HTTP. Load the model where "
+            f"you train, with imagereward.load({self.name!r}), or train from scores, without gradients"
+        )
+
+
+def _address(url: str) -> "httpx2.URL":
+    """`url`, parsed; InputError if it is no server's address."""
+    with contextlib.suppress(httpx2.InvalidURL, TypeError):
+        parsed = httpx2.URL(url)
+        if parsed.scheme in ("http", "https") and parsed.host:
+            return parsed
+    raise InputError(f"{url!r} is no server's address; expected one like 'http://127.0.0.1:8000'")

@@ -73,10 +73,10 @@ class Rewards:
         """Those of the parts that are scorers."""
         return [part for _, part in self.parts.values() if isinstance(part, Scorer)]
 
-    def check_differentiable(self, size: int, row: Row) -> None:
+    def check_differentiable(self, size: tuple[int, int], row: Row) -> None:
         """Raises InputError naming a reward whose gradient does not reach the pixels of an image of `row`."""
         for name, part in self.parts.items():
-            pixels = torch.full((1, 3, size, size), 0.5, requires_grad=True)
+            pixels = torch.full((1, 3, *size), 0.5, requires_grad=True)
             device = part[1].device if isinstance(part[1], Scorer) else "cpu"
             try:
                 rewards, _ = Rewards({name: part})(pixels.to(device), [row])

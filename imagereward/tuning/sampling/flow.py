@@ -172,4 +172,6 @@ class Flow:
 
     def min_snr_weights(self, time_B: torch.Tensor, gamma: float) -> torch.Tensor:
         """Refused: a flow model's weights are in how its times are drawn."""
-        raise InputError(f"min_snr={gamma}: flow models draw their training times unevenly instead")
+        raise InputError(
+            f"min_snr_gamma={gamma}: flow models draw their training times unevenly instead; expected null"
+        )

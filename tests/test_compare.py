@@ -71,7 +71,7 @@ def test_lora_weights_are_gone_from_the_base_afterwards(lora, monkeypatch):
     for name in ("before", "after"):
         np.testing.assert_array_equal(getattr(first, name)["brightness"], getattr(second, name)["brightness"])
 
-    real = comparing.draw
+    real = comparing.sample_images
 
     def failing(policy, *rest):
         if getattr(policy.denoiser.network, "peft_config", None):
@@ -185,7 +185,7 @@ def test_models_that_take_pictures_are_compared_on_them(tmp_path):
         steps=3,
         resolution=16,
         device="cpu",
-        advantage_clip=2,
+        most=2,
     )
     assert found.prompts == list(pipelines.PROMPTS[:2])
     assert found.before["brightness"].shape == (2, 1)
@@ -209,7 +209,7 @@ def test_an_image_depends_on_its_prompts_place_and_its_number_alone(monkeypatch)
 
     monkeypatch.setattr(Policy, "sample", counted)
     many = compared(pipelines.sd(), pipelines.sd(), seeds=3).images[0]
-    few = compared(pipelines.sd(), pipelines.sd(), seeds=1, advantage_clip=1).images[0]
+    few = compared(pipelines.sd(), pipelines.sd(), seeds=1, most=1).images[0]
     torch.testing.assert_close(few[0, 0], many[0, 0], atol=1e-5, rtol=1e-5)
     assert len({image.numpy().tobytes() for image in many.flatten(0, 1)}) == 6
     assert sizes == [4, 2, 4, 2, 1, 1]

@@ -84,7 +84,7 @@ def test_the_autoencoder_is_asked_for_one_image_at_a_time(family, monkeypatch):
 
 
 def test_images_decoded_one_by_one_are_those_of_a_batch_with_gradient():
-    latents, sizes = open_denoiser(pipelines.sd(), 16).latents, []
+    latents, sizes = open_denoiser(pipelines.sd(), 16).autoencoder, []
     real = latents.vae.decode
     latents.vae.decode = lambda x: sizes.append(len(x)) or real(x)
     noise = torch.randn(3, *latents.shape, generator=torch.Generator().manual_seed(0))

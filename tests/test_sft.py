@@ -80,7 +80,7 @@ def test_prompts_are_dropped_as_often_as_asked(drop, least, most):
 
 
 def test_cached_latents_are_those_of_the_images(tmp_path):
-    latents = open_denoiser(pipelines.sd(), 16).latents
+    latents = open_denoiser(pipelines.sd(), 16).autoencoder
     pairs = ShapesPairs(40, 0, Preprocess(16))
     plain, cached = LatentImages(pairs, latents), LatentImages(pairs, latents, tmp_path)
     torch.testing.assert_close(cached.latents([3, 39, 3]), plain.latents([3, 39, 3]), atol=1e-5, rtol=1e-5)
@@ -90,7 +90,7 @@ def test_cached_latents_are_those_of_the_images(tmp_path):
     assert file.stat().st_mtime_ns == written
     others = {
         "seed": LatentImages(ShapesPairs(40, 1, Preprocess(16)), latents, tmp_path),
-        "weights": LatentImages(pairs, open_denoiser(pipelines.sd(seed=1), 16).latents, tmp_path),
+        "weights": LatentImages(pairs, open_denoiser(pipelines.sd(seed=1), 16).autoencoder, tmp_path),
         "size": LatentImages(ShapesPairs(40, 0, Preprocess(32)), latents, tmp_path),
     }
     for count, other in enumerate(others.values(), 2):

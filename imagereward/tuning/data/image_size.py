@@ -59,17 +59,18 @@ def parse_resolution(value: Any) -> Resolution:
     if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(x\s*\d+\s*)?", value):
         numbers = [int(side) for side in value.split("x")]
         found = numbers[0] if len(numbers) == 1 else numbers
-    sides = [found] if isinstance(found, int) else found
-    if (
-        not isinstance(sides, list | tuple)
-        or len(sides) not in (1, 2)
-        or any(type(side) is not int or side < 1 for side in sides)
-    ):
-        raise InputError(
-            f"resolution={value!r}: expected pixels, at least 1: one number for a square, or height and "
-            "width as [768, 1152] (on the command line also 768x1152)"
-        )
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+    if _is_side(found):
+        return found
+    if isinstance(found, list | tuple) and len(found) == 2 and all(map(_is_side, found)):
+        return found[0], found[1]
+    raise InputError(
+        f"resolution={value!r}: expected pixels, at least 1: one number for a square, or height and width as "
+        "[768, 1152] (on the command line also 768x1152)"
+    )
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value >= 1  # no bool
 
 
 def covering(height: int, width: int, size: ImageSize) -> tuple[int, int]:

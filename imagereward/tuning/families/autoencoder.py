@@ -100,11 +100,11 @@ class KLAutoencoder:
 
 
 class PerChannelAutoencoder:
-    """An autoencoder with a mean and a deviation for each channel (Qwen-Image, Wan; Playground v2.5's SDXL).
+    """An autoencoder with a mean and a deviation for each channel (Qwen-Image, Wan, Playground v2.5).
 
     latents = (z - latents_mean) * scaling_factor / latents_std, channel by channel, with a scaling_factor of
-    1 where the config has none. An autoencoder for videos, whose z is [B, C, frames, h, w], takes an image as a
-    video of one frame: its latents are [B, C, h, w] here all the same.
+    1 where the config has none. An autoencoder for videos, whose z is [B, C, frames, h, w], takes an image as
+    a video of one frame: its latents are [B, C, h, w] here all the same.
     """
 
     def __init__(self, vae: Any, size: ImageSize, patch: int = 1):
@@ -142,7 +142,7 @@ class PerChannelAutoencoder:
         for layer in _decoder_layers(self.vae.decoder):
             forward = type(layer).forward.__get__(layer)
             if self._frames:
-                # Layers of video decoders take a cache of earlier frames and a counter, which they advance:
+                # Layers of video decoders take a cache of earlier frames and a counter that they advance:
                 # run again in the backward pass, they would advance it twice. The first frame, which an
                 # image is, has no earlier frames and comes out the same without a cache.
                 layer.forward = partial(_recomputed_without_cache, forward)

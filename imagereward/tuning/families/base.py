@@ -61,9 +61,8 @@ class Denoiser(Protocol):
         """The network's prediction at noisy latents, float32 [B, C, h, w]; gradients reach weights and x.
 
         x          noisy latents [B, C, h, w], unscaled, as `Dynamics.add_noise` and `Dynamics.step` make them
-        time_B     the noise level [B] as `Dynamics.model_time` gives it: for diffusion models the index of a
-                   training time, 0 to 999, for flow models 1000 * sigma, not rounded, in [0, 1000]; the
-                   larger, the noisier
+        time_B     the noise level [B] as `Dynamics.model_time` gives it, the larger the noisier: the
+                   index of a training time, 0 to 999, for diffusion models; 1000 * sigma for flow models
         condition  of the same B rows
         guidance   scale of classifier-free guidance; 1 and below is none. A model that was distilled for
                    guidance takes the number as an input instead

@@ -178,7 +178,7 @@ def log_probability(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> t
 
 
 def kl_divergence(mean: torch.Tensor, reference: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """KL of N(mean, std^2) to N(reference, std^2) [B], averaged over elements: (mean - reference)^2 / (2 std^2)."""
+    """KL of N(mean, std^2) to N(reference, std^2) [B]: the average of (mean - reference)^2 / (2 std^2)."""
     return ((mean - reference) ** 2 / (2 * std**2)).flatten(1).mean(1)
 
 

@@ -293,4 +293,4 @@ def test_grpo_learns_from_a_reward_without_gradient(tmp_path):
     name = "imagereward.rewards.jpeg:jpeg_compressibility"
     run(tmp_path / "out", reward=name, updates=1)
     with pytest.raises(InputError, match="is not differentiable"):
-        open_rewards(name).check_differentiable(16, "a picture")
+        open_rewards(name).check_differentiable((16, 16), "a picture")

@@ -177,8 +177,12 @@ def compare(
         typer.Option(min=0, help="Guidance scale; 1 and below is none.  [default: the pipeline's own]"),
     ] = None,
     resolution: Annotated[
-        int | None,
-        typer.Option(min=1, help="Width and height in pixels.  [default: the pipeline's own]"),
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Size of the images: 512 for a square, 768x1152 for height x width.  "
+            "[default: the pipeline's own]",
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="All noise depends on it.")] = 0,

@@ -17,12 +17,13 @@ from imagereward.errors import ImageReadError, InputError, listing
 from imagereward.images.preprocess import Preprocess
 from imagereward.images.reading import read_image
 from imagereward.records import Table, open_table, prompt_error, read_all
+from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 
 log = logging.getLogger(__name__)
 
 
 class Pairs(Protocol):
-    """Pairs by number: `prompt`, and `pixels` as 8-bit [3, S, S]; `identity` says which they are."""
+    """Pairs by number: `prompt`, and `pixels` as 8-bit [3, H, W]; `identity` says which they are."""
 
     @property
     def identity(self) -> str:
@@ -39,7 +40,7 @@ class Pairs(Protocol):
 
 def open_pairs(
     data: str,
-    size: int,
+    size: ImageSize,
     max_bad_share: float,
     *,
     count: int,
@@ -47,10 +48,16 @@ def open_pairs(
     things: int,
     encoding: str | None = None,
 ) -> Pairs:
-    """Pairs from a table of {text, image}, or, for "shapes", `count` of Shapes; square, `size` pixels."""
-    if data == "shapes":
-        return ShapesPairs(count, seed, Preprocess(size), things)
-    return ImagePairs(data, Preprocess(size), max_bad_share, encoding)
+    """Pairs from a table of {text, image}, or, for "shapes", `count` of Shapes; all images of one size.
+
+    Images are resized to cover `size` and cropped at the centre. Raises InputError for Shapes that are not
+    square.
+    """
+    if data != "shapes":
+        return ImagePairs(data, CoverCrop(size), max_bad_share, encoding)
+    if size.height != size.width:
+        raise InputError(f"resolution={size.short}: Shapes are square; expected one number of pixels")
+    return ShapesPairs(count, seed, Preprocess(size.height), things)
 
 
 WRONG_PROMPTS = 2  # that an image of Shapes is shown with
@@ -69,7 +76,7 @@ class ImagePairs(Dataset):
     def __init__(
         self,
         path: str | os.PathLike,
-        preprocess: Preprocess,
+        preprocess: Preprocess | CoverCrop,
         max_bad_share: float = 0.01,
         encoding: str | None = None,
     ):
@@ -158,7 +165,7 @@ class ShapesPairs(Dataset):
 
 
 def collate_pairs(items: Sequence[dict]) -> dict:
-    """Images [B, 3, S, S], their prompts, and the wrong ones if there are any."""
+    """Images [B, 3, H, W], their prompts, and the wrong ones if there are any."""
     pixels = torch.stack([item["pixels"] for item in items])
     batch = {"pixels": pixels, "prompts": [item["prompt"] for item in items]}
     return batch | ({"wrong": [item["wrong"] for item in items]} if items[0]["wrong"] else {})

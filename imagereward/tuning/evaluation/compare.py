@@ -19,6 +19,7 @@ from imagereward.errors import InputError
 from imagereward.images.reading import to_pil
 from imagereward.precision import cast
 from imagereward.scoring.ranking import thumbnail
+from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.prompts import read_prompts, read_rows
 from imagereward.tuning.data.requests import Row
 from imagereward.tuning.evaluation.evaluate import diversity, sample_images
@@ -97,7 +98,7 @@ def compare(
     seeds: int = 2,
     steps: int | None = None,
     guidance: float | None = None,
-    resolution: int | None = None,
+    resolution: int | str | Sequence[int] | None = None,
     batch_size: int = 4,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -112,8 +113,10 @@ def compare(
     LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken;
     `prompt_column` and `encoding` are as in `read_prompts`.
     Without `steps`, as many as the base's pipeline takes by itself; without `guidance`, what each pipeline
-    draws with by itself. A guidance of 1 and below is none. What is loaded is in `dtype`, but for the
-    autoencoder, which is in float32. `family` is "module:name" for one that is not ours.
+    draws with by itself. A guidance of 1 and below is none. `resolution` is in pixels: one number for a
+    square, (height, width) or "768x1152", height first; without it the pipelines' own. Weights that are read
+    from files are in `dtype`, but for the autoencoder's, which are in float32. `family` is "module:name" of
+    a Denoiser of one's own.
     Raises InputError for families that draw from noise of different shapes, for one pipeline as both, and for
     a base that has adapters already where `tuned` is LoRA weights.
     """
@@ -124,6 +127,7 @@ def compare(
         )
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
         raise InputError(f"guidance={guidance}: expected a finite number of at least 0")
+    size = None if resolution is None else ImageSize.of(resolution)
     texts = read_prompts(prompts, prompt_column, encoding)[:most]
     if len(texts) < FEW:
         log.warning(
@@ -135,7 +139,7 @@ def compare(
     judge = open_rewards(rewards, where)
     drawn, shapes = [], []
     for source, adapter in ((base, None), (base, tuned) if _is_lora(tuned) else (tuned, None)):
-        with _opened(source, adapter, resolution, where, dtype, family) as denoiser:
+        with _opened(source, adapter, size, where, dtype, family) as denoiser:
             shapes.append(denoiser.autoencoder.shape)
             if shapes[0] != shapes[-1]:
                 raise InputError(
@@ -171,10 +175,10 @@ def _is_lora(source: Any) -> bool:
 
 @contextlib.contextmanager
 def _opened(
-    source: Any, adapter: Any, resolution: int | None, device, dtype, family: str | None
+    source: Any, adapter: Any, size: ImageSize | None, device, dtype, family: str | None
 ) -> Iterator[Denoiser]:
     """The denoiser on the device; afterwards a pipeline that was given has the weights that it had."""
-    denoiser = open_denoiser(source, resolution, dtype, family)
+    denoiser = open_denoiser(source, size, dtype, family)
     pipeline, vae, parts = denoiser.pipeline, denoiser.autoencoder.vae, (denoiser.network, *denoiser.frozen)
     if adapter is not None and any(getattr(part, "peft_config", None) for part in parts):
         raise InputError(

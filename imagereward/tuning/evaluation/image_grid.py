@@ -1,4 +1,4 @@
-"""Pictures side by side, with words, as one image to look at."""
+"""Lays images out in a grid with labels, as one picture to look at."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from imagereward.images.reading import to_pil
 LABEL_HEIGHT = 16
 LETTER_WIDTH = 6
 GAP = 4
-LEAST_SIDE = 128  # a heading's width
+LEAST_SIDE = 128  # pixels of width that a heading needs
 
 
 def make_grid(
@@ -19,20 +19,26 @@ def make_grid(
     columns: Sequence[str],
     most_side: int = 256,
 ) -> Image.Image:
-    """One picture: images [3, H, W] in [0, 1], each row under its label, each column under its heading."""
-    side = max(LEAST_SIDE, min(most_side, max(image.shape[-1] for row in rows for image in row)))
-    width = max(len(row) for row in rows) * (side + GAP) + GAP
-    height = LABEL_HEIGHT + len(rows) * (side + LABEL_HEIGHT + GAP)
+    """One picture of images [3, H, W] in [0, 1]: each row under its label, each column under its heading.
+
+    Every image gets a cell of the size and the proportions of the largest one, whose longer side is at most
+    `most_side` pixels, and which is at least LEAST_SIDE pixels wide, for its heading.
+    """
+    largest = max((image for row in rows for image in row), key=lambda image: image.shape[-1]).shape[-2:]
+    scale = max(min(1.0, most_side / max(largest)), LEAST_SIDE / largest[1])
+    high, wide = (max(1, round(side * scale)) for side in largest)
+    width = max(len(row) for row in rows) * (wide + GAP) + GAP
+    height = LABEL_HEIGHT + len(rows) * (high + LABEL_HEIGHT + GAP)
     page = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(page)
     for place, heading in enumerate(columns):
-        pen.text((GAP + place * (side + GAP), 2), _cut(heading, side), "black")
+        pen.text((GAP + place * (wide + GAP), 2), _cut(heading, wide), "black")
     for at, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        top = LABEL_HEIGHT + at * (side + LABEL_HEIGHT + GAP)
+        top = LABEL_HEIGHT + at * (high + LABEL_HEIGHT + GAP)
         pen.text((GAP, top), _cut(label, width), "black")
         for place, image in enumerate(row):
-            picture = to_pil(image).resize((side, side), Image.Resampling.BICUBIC)
-            page.paste(picture, (GAP + place * (side + GAP), top + LABEL_HEIGHT))
+            picture = to_pil(image).resize((wide, high), Image.Resampling.BICUBIC)
+            page.paste(picture, (GAP + place * (wide + GAP), top + LABEL_HEIGHT))
     return page
 
 

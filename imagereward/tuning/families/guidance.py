@@ -1,4 +1,4 @@
-"""Classifier-free guidance, as every family that has it does it."""
+"""Classifier-free guidance, which all families share: predictions with and without a prompt, combined."""
 
 import inspect
 from collections.abc import Callable
@@ -11,20 +11,27 @@ from imagereward.tuning.families.condition import Condition
 
 
 def with_guidance(
-    forward: Callable, x, time_B, condition: Condition, without: Callable[[], Condition], scale: float
+    forward: Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor],
+    x: torch.Tensor,
+    time_B: torch.Tensor,
+    condition: Condition,
+    without: Callable[[], Condition],
+    scale: float,
 ) -> torch.Tensor:
-    """`forward(x, time, condition)` pushed away from what it gives without a prompt (`without`, a row).
+    """prediction_0 + scale * (prediction - prediction_0), float32 [B, C, h, w].
 
-    Pictures stay: what is taken away are the words.
+    forward  (x [B, C, h, w], time [B], condition) -> the network's prediction [B, C, h, w]
+    without  makes the one row of text embeddings of an empty prompt; prediction_0 is made with these in the
+             place of the prompts' and with the rows' own pictures
+    scale    1 and below: `prediction` alone, as in diffusers, in one pass; above: one of twice the rows
 
-    Ho and Salimans 2022, arXiv:2207.12598, equation 6 in the form prediction_0 + scale * (prediction -
-    prediction_0). A scale of 1 and below is none, as in diffusers, and costs one pass, any other two.
+    Ho and Salimans 2022, arXiv:2207.12598, equation 6 with w = scale - 1.
     """
     if scale <= 1.0:
         return forward(x, time_B, condition)
     both = Condition.cat([condition.with_others(without()), condition])
-    nothing, prompted = forward(torch.cat([x, x]), torch.cat([time_B, time_B]), both).chunk(2)
-    return nothing + scale * (prompted - nothing)
+    unprompted, prompted = forward(torch.cat([x, x]), torch.cat([time_B, time_B]), both).chunk(2)
+    return unprompted + scale * (prompted - unprompted)
 
 
 def refuse_embedded_guidance(unet: Any) -> None:
@@ -37,9 +44,10 @@ def refuse_embedded_guidance(unet: Any) -> None:
 
 
 def default_guidance(pipeline: Any, network: Any) -> float:
-    """The guidance that a pipeline draws with where none is asked for.
+    """The guidance scale that a diffusers pipeline uses when its caller gives none.
 
-    A FLUX without `guidance_embeds` does not use its `guidance_scale`: what guides it is `true_cfg_scale`.
+    That is the default of its argument `guidance_scale`; of `true_cfg_scale` for a FLUX without
+    `guidance_embeds`, which does not use its `guidance_scale`.
     """
     parameters = inspect.signature(pipeline.__call__).parameters
     if getattr(getattr(network, "config", None), "guidance_embeds", None) is False:

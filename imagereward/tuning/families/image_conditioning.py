@@ -1,79 +1,87 @@
-"""What a network is shown of the pictures in a row: as channels beside its input, or as a second picture."""
+"""Encodes the image and mask of a row into channels beside the latents, or into a second token sequence."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import PIL.Image
 import torch
-from torchvision.transforms import v2
 
-from imagereward.images.preprocess import Preprocess
+from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 from imagereward.tuning.data.requests import Row, name_row, open_pictures
-from imagereward.tuning.families.autoencoder import KLAutoencoder
+from imagereward.tuning.families.autoencoder import Autoencoder
 
 
 @dataclass(frozen=True)
 class ImageConditioning:
-    """Which pictures a row brings, and what becomes of them.
+    """Which pictures a row brings, and how they are encoded into tensors of the condition.
 
-    inputs  "image" and "mask", or fewer
-    shown   (latents, images [B, 3, S, S], masks [B, 1, S, S]), as many as inputs -> tensors of the condition;
-            images are in [0, 1], masks 0 or 1
+    inputs  names of the pictures in the order in which `encode` takes them: "image", or "image" and "mask"
+    encode  (autoencoder, images [B, 3, H, W] in [0, 1], masks [B, 1, H, W] of 0 and 1, where `inputs` has
+            "mask") -> tensors [B, ...]: "channels" [B, C', h, w], laid beside the latents as channels, or
+            "beside" [B, C, h, w], a second picture whose tokens follow the sample's
     """
 
     inputs: tuple[str, ...] = ()
-    shown: Callable[..., dict[str, torch.Tensor]] = dict
+    encode: Callable[..., dict[str, torch.Tensor]] = dict
 
     def __call__(
-        self, rows: Sequence[Row], autoencoder: KLAutoencoder, resolution: int
+        self, rows: Sequence[Row], autoencoder: Autoencoder, size: ImageSize
     ) -> dict[str, torch.Tensor]:
-        """The rows' pictures, cut to squares of the resolution. Raises InputError for one that is missing."""
+        """The condition tensors of the rows' pictures, resized to cover `size` and cropped at the centre.
+
+        Raises InputError for a picture that is missing, and for a mask that is not of its image's size.
+        """
         if not self.inputs:
             return {}
         opened = [open_pictures(row, self.inputs, name_row(row, i)) for i, row in enumerate(rows)]
-        cut = [PREPROCESSING[name] for name in self.inputs]
-        columns = [[fit(each[at], resolution) for each in opened] for at, fit in enumerate(cut)]
-        return self.shown(
+        to_pixels = [TO_PIXELS[name] for name in self.inputs]
+        columns = [[convert(each[at], size) for each in opened] for at, convert in enumerate(to_pixels)]
+        return self.encode(
             autoencoder, *(torch.stack(column).to(autoencoder.vae.device) for column in columns)
         )
 
 
-def image_pixels(image: PIL.Image.Image, size: int) -> torch.Tensor:
-    """float32 [3, size, size] in [0, 1]: the short side resized, then the centre."""
-    return Preprocess(size).pixels(image).float() / 255
+def image_pixels(image, size: ImageSize) -> torch.Tensor:
+    """float32 [3, H, W] in [0, 1] of a PIL image, resized to cover the size and cropped at the centre."""
+    return CoverCrop(size).pixels(image).float() / 255
 
 
-def mask_pixels(mask: PIL.Image.Image, size: int) -> torch.Tensor:
-    """float32 [1, size, size], 1 where the mask is at least half white, cut as its image is."""
-    small = v2.functional.resize(mask.convert("L"), [size], v2.InterpolationMode.NEAREST)
-    square = v2.functional.center_crop(small, [size, size])
-    return (v2.functional.pil_to_tensor(square) >= 128).float()
+def mask_pixels(mask, size: ImageSize) -> torch.Tensor:
+    """float32 [1, H, W] of a PIL mask, 1 where it is at least half white, cropped as its image is."""
+    return CoverCrop(size).mask(mask)
 
 
-def reference_image(autoencoder: KLAutoencoder, images) -> dict[str, torch.Tensor]:
-    """FLUX Kontext: the image's latents, to be laid beside the sample's."""
+def reference_image(autoencoder: Autoencoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """FLUX Kontext: "beside" is the image's latents [B, C, h, w], whose tokens follow the sample's."""
     return {"beside": autoencoder.encode(images)}
 
 
-def latent_mask(autoencoder: KLAutoencoder, images, masks) -> dict[str, torch.Tensor]:
-    """Stable Diffusion: the mask in the latents' size, and the latents of what it leaves."""
+def latent_mask(
+    autoencoder: Autoencoder, images: torch.Tensor, masks: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Stable Diffusion inpainting: "channels" [B, 1 + C, h, w], the mask in the latents' size, then the
+    latents of the masked image.
+    """
     small = torch.nn.functional.interpolate(masks, size=autoencoder.shape[-2:])
     return {"channels": torch.cat([small, autoencoder.encode(masked_image(images, masks))], 1)}
 
 
-def pixel_mask(autoencoder: KLAutoencoder, images, masks) -> dict[str, torch.Tensor]:
-    """FLUX Fill: the latents of what the mask leaves, and all of its pixels as channels."""
+def pixel_mask(
+    autoencoder: Autoencoder, images: torch.Tensor, masks: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """FLUX Fill: "channels" [B, C + downscale^2, h, w], the latents of the masked image, then all of the
+    mask's pixels, as channels.
+    """
     pixels = torch.nn.functional.pixel_unshuffle(masks, autoencoder.downscale)
     return {"channels": torch.cat([autoencoder.encode(masked_image(images, masks)), pixels], 1)}
 
 
-def masked_image(images, masks) -> torch.Tensor:
-    """The images with grey, which the autoencoder takes as 0, where they are painted anew."""
-    return images * (1 - masks) + 0.5 * masks
+def masked_image(images_B_3_H_W: torch.Tensor, masks_B_1_H_W: torch.Tensor) -> torch.Tensor:
+    """The images with the masked region set to 0.5, which is 0 in the autoencoder's range [-1, 1]."""
+    return images_B_3_H_W * (1 - masks_B_1_H_W) + 0.5 * masks_B_1_H_W
 
 
-# How each of a row's pictures becomes pixels.
-PREPROCESSING = {"image": image_pixels, "mask": mask_pixels}
+# Name of a picture -> (PIL image, size) -> pixels.
+TO_PIXELS = {"image": image_pixels, "mask": mask_pixels}
 TEXT_ONLY = ImageConditioning()
 REFERENCE_IMAGE = ImageConditioning(("image",), reference_image)
 LATENT_MASK = ImageConditioning(("image", "mask"), latent_mask)

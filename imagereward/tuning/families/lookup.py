@@ -1,4 +1,4 @@
-"""Pipeline class -> family; opening a diffusers pipeline as a Denoiser."""
+"""Opens a diffusers pipeline as its family's Denoiser; which pipeline class belongs to which family."""
 
 import os
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import torch
 
 from imagereward.errors import CheckpointError, InputError
 from imagereward.lookup import find
+from imagereward.tuning.data.image_size import Resolution
 from imagereward.tuning.families.base import Denoiser
 
 # The pipeline class that a directory's model_index.json names -> what makes its Denoiser.
@@ -25,7 +26,7 @@ FAMILIES = {
 
 
 def family_of(pipeline: str) -> str:
-    """What a pipeline class is an instance of here. Raises InputError naming those that are."""
+    """The "module:name" of a pipeline class's family. Raises InputError naming the known classes."""
     if pipeline not in FAMILIES:
         raise InputError(
             f"{pipeline} is no family that can be trained; known: {', '.join(FAMILIES)}; for others "
@@ -36,17 +37,20 @@ def family_of(pipeline: str) -> str:
 
 def open_denoiser(
     source: str | os.PathLike | Any,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     dtype: torch.dtype = torch.float32,
     family: str | None = None,
 ) -> Denoiser:
-    """A pipeline, or a directory or hub id of one, as its family's Denoiser.
+    """A diffusers pipeline as its family's Denoiser.
 
-    dtype   what the files are read as; the autoencoder is float32 all the same
-    family  "module:name" of what makes the Denoiser; default: the pipeline's class decides
+    source      a pipeline, or a directory or hub id of one
+    resolution  of the images in pixels: one number for a square, or (height, width); default: the model's own
+    dtype       of the weights that are read from files; the autoencoder's are float32 always
+    family      "module:name" of a class or function (pipeline, resolution) -> Denoiser; default: the
+                pipeline's class decides, see FAMILIES
 
-    Raises InputError for a family that is not known or a resolution that the autoencoder cannot take,
-    CheckpointError for what cannot be read.
+    Raises InputError for a family that is not known, and for a height or width that is no multiple of what
+    the model takes; CheckpointError for a pipeline that cannot be read.
     """
     pipeline = source
     if isinstance(source, str | os.PathLike):
@@ -57,7 +61,7 @@ def open_denoiser(
 
 
 def _read(source: str | os.PathLike, dtype: torch.dtype, known: bool) -> Any:
-    """A pipeline from its files; one that nobody says is `known` is refused before they are fetched."""
+    """A pipeline from its files. Unless `known`, its class must be in FAMILIES, or no file is fetched."""
     from diffusers import DiffusionPipeline
 
     path = Path(source).expanduser()
@@ -71,7 +75,7 @@ def _read(source: str | os.PathLike, dtype: torch.dtype, known: bool) -> Any:
         ) from error
     if not known:
         family_of(str(index.get("_class_name")))
-    # Parts that it was saved without diffusers wants to be told: SD3's T5, say.
+    # diffusers must be told which components the pipeline was saved without, such as SD3's T5.
     absent = [name for name, kind in index.items() if isinstance(kind, list | tuple) and not kind[0]]
     dtypes = {"default": dtype, "vae": torch.float32}
     with _reading(source):

@@ -1,31 +1,41 @@
-"""Stable Diffusion XL: two text encoders, a pooled embedding, and the picture's size as a condition."""
+"""Stable Diffusion XL: a U-Net with two text encoders, a pooled embedding, and the image's size as inputs."""
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from imagereward.precision import full_precision
+from imagereward.tuning.data.image_size import Resolution
 from imagereward.tuning.data.requests import Row, prompts_of
-from imagereward.tuning.families.autoencoder import KLAutoencoder
+from imagereward.tuning.families.autoencoder import image_size, open_autoencoder
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.guidance import refuse_embedded_guidance, with_guidance
-from imagereward.tuning.families.text import Text, tokenize
+from imagereward.tuning.families.text import FIXED_LENGTH, Text, tokenize
 from imagereward.tuning.sampling.diffusion import Diffusion
 
 
 class SDXLDenoiser:
-    """A StableDiffusionXLPipeline as what objectives ask for; see `denoisers.Denoiser`."""
+    """A StableDiffusionXLPipeline as a Denoiser (`families.base`).
 
+    pipeline    the diffusers pipeline
+    resolution  of the images in pixels: one number, or (height, width), multiples of 8 with SDXL's
+                autoencoder; default: the U-Net's own size
+
+    `predict` gives epsilon, v or x0, by the scheduler's prediction_type, at a training time of 0 to 999.
+    Raises InputError for a U-Net with embedded guidance and for a size that is no such multiple.
+    """
+
+    text_sequences = FIXED_LENGTH
     lora_targets = ("to_k", "to_out.0", "to_q", "to_v")
 
-    def __init__(self, pipeline, resolution: int | None = None):
+    def __init__(self, pipeline, resolution: Resolution | None = None):
         self.pipeline, self.network = pipeline, pipeline.unet
         refuse_embedded_guidance(self.network)
         self.module = self.network
-        downscale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-        self.resolution = resolution or self.network.config.sample_size * downscale
-        self.autoencoder = KLAutoencoder(pipeline.vae, self.resolution)
+        self.resolution = image_size(resolution, self.network.config.sample_size, pipeline.vae)
+        self.autoencoder = open_autoencoder(pipeline.vae, self.resolution)
         self.text: Text = self._encode_text
         for encoder in self._encoders:
             encoder.requires_grad_(False).eval()
@@ -42,23 +52,26 @@ class SDXLDenoiser:
         return Diffusion.like(self.pipeline.scheduler, steps)
 
     def encode(self, rows: Sequence[Row]) -> Condition:
-        """Both encoders' last hidden states but one, side by side, the second's pooled embedding, and sizes.
+        """Hidden states [B, 77, D1 + D2] of both encoders, the second's pooled embedding [B, D2], time ids.
 
-        The sizes are those of an uncropped picture at the resolution that is trained: original, crop, target.
+        The hidden states are those of the last layer but one. Time ids [B, 6] are (height, width) of the
+        original image, (top, left) of the crop and (height, width) of the target, in pixels: here those of
+        an uncropped image of the size that is trained (Podell et al. 2023, arXiv:2307.01952, section 2.2).
         """
-        side = self.resolution
-        sizes = torch.tensor([[side, side, 0, 0, side, side]]).repeat(len(rows), 1)
+        sizes = torch.tensor([[*self.resolution, 0, 0, *self.resolution]]).repeat(len(rows), 1)
         return Condition({**self.text(prompts_of(rows)), "time_ids": sizes}).to(self.autoencoder.vae.device)
 
-    def predict(self, x, time_B, condition: Condition, guidance: float = 1.0) -> torch.Tensor:
-        return with_guidance(self._forward, x, time_B, condition, lambda: self._nothing, guidance)
+    def predict(
+        self, x: torch.Tensor, time_B: torch.Tensor, condition: Condition, guidance: float = 1.0
+    ) -> torch.Tensor:
+        return with_guidance(self._forward, x, time_B, condition, lambda: self._unprompted, guidance)
 
     @cached_property
-    def _nothing(self) -> Condition:
-        nothing = self.text([""])
+    def _unprompted(self) -> Condition:
+        tensors = self.text([""])
         if self.pipeline.config.get("force_zeros_for_empty_prompt", False):
-            nothing = {name: torch.zeros_like(value) for name, value in nothing.items()}
-        return Condition(nothing).to(self.autoencoder.vae.device)
+            tensors = {name: torch.zeros_like(value) for name, value in tensors.items()}
+        return Condition(tensors).to(self.autoencoder.vae.device)
 
     def _encode_text(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         hidden: list[torch.Tensor] = []
@@ -70,14 +83,14 @@ class SDXLDenoiser:
         return {"encoder_hidden_states": torch.cat(hidden, -1), "text_embeds": output.text_embeds}
 
     @property
-    def _tokenizers(self):
+    def _tokenizers(self) -> tuple[Any, Any]:
         return self.pipeline.tokenizer, self.pipeline.tokenizer_2
 
     @property
-    def _encoders(self):
+    def _encoders(self) -> tuple[Any, Any]:
         return self.pipeline.text_encoder, self.pipeline.text_encoder_2
 
-    def _forward(self, x, time_B, condition: Condition):
+    def _forward(self, x: torch.Tensor, time_B: torch.Tensor, condition: Condition) -> torch.Tensor:
         dtype = self.network.dtype
         tensors = dict(condition.to(dtype).tensors)
         hidden = tensors.pop("encoder_hidden_states")

@@ -1,9 +1,9 @@
-"""Text embeddings kept on disk: every prompt is encoded once, and text encoders can leave the device."""
+"""Keeps text embeddings on disk, so that every prompt is encoded once and text encoders leave the device."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,25 @@ from tqdm import tqdm
 
 from imagereward.errors import CheckpointError, InputError
 from imagereward.tuning.families.base import Denoiser
-from imagereward.tuning.families.text import Text
+from imagereward.tuning.families.condition import Condition
+from imagereward.tuning.families.text import FIXED_LENGTH, Text
 
 FACTS_FILE = "embeddings.json"
 ENCODED_AT_ONCE = 16
-# Raised when what families make of prompts changes.
+# Increased whenever the embeddings that a family computes for a prompt change.
 FORMAT = "1"
-# Facts of a config or a tokenizer that no embedding depends on.
-IDLE = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
+# Keys of a config that no embedding depends on.
+NEUTRAL_FACTS = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
 
 
 def cache_text(denoiser: Denoiser, prompts: Iterable[str], directory: Path) -> None:
-    """Encode the prompts that the directory lacks, and take embeddings from there from now on.
+    """Encode the prompts that the directory lacks, and make `denoiser.text` read embeddings from there.
 
-    Text encoders are on the autoencoder's device only while they encode these; others later are
-    encoded on the CPU. Raises InputError for a directory whose embeddings are another model's.
+    The text encoders are on the autoencoder's device only meanwhile; prompts that come later are encoded on
+    the CPU. Raises InputError for a directory that holds another model's embeddings.
     """
     encoders = [encoder.to("cpu") for encoder in _encoders(denoiser)]
-    cached = CachedText(denoiser.text, facts_of(denoiser), directory)
+    cached = CachedText(denoiser.text, facts_of(denoiser), directory, denoiser.text_sequences)
     if missing := cached.missing([*prompts, ""]):
         for encoder in encoders:
             encoder.to(denoiser.autoencoder.vae.device)
@@ -42,23 +43,35 @@ def cache_text(denoiser: Denoiser, prompts: Iterable[str], directory: Path) -> N
 
 
 class CachedText:
-    """A family's `text` with a memory: a file a prompt, in a directory that says what they depend on."""
+    """A family's `text` that keeps its results: one safetensors file a prompt, and the facts they depend on.
 
-    def __init__(self, encode: Text, facts: dict[str, str], directory: Path):
-        self.encode, self.directory = encode, directory.expanduser()
+    encode     prompts -> tensors [B, ...] by name
+    facts      names and digests of everything that embeddings depend on, from `facts_of`
+    directory  where the files are; made if missing
+    sequences  which tensors are sequences of a varying length, and their masks: see `Condition.sequences`
+    """
+
+    def __init__(
+        self,
+        encode: Text,
+        facts: dict[str, str],
+        directory: Path,
+        sequences: Mapping[str, str] = FIXED_LENGTH,
+    ):
+        self.encode, self.directory, self.sequences = encode, directory.expanduser(), sequences
         self._claim(facts)
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         self.fill(prompts)
         rows = [self._load(prompt) for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return Condition.cat([Condition(row, self.sequences) for row in rows]).tensors
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
-        """Those of the prompts that have not been encoded yet."""
+        """The prompts, each once, whose embeddings are not in the directory."""
         return [prompt for prompt in dict.fromkeys(prompts) if not self._path(prompt).is_file()]
 
     def fill(self, prompts: Sequence[str]) -> None:
-        """Encode those of the prompts that are not there yet."""
+        """Encode and store the prompts whose embeddings are not in the directory."""
         missing = self.missing(prompts)
         starts = range(0, len(missing), ENCODED_AT_ONCE)
         for start in tqdm(starts, "embeddings", unit="batch", disable=len(starts) < 2):
@@ -102,7 +115,7 @@ class CachedText:
 
 
 def facts_of(denoiser: Denoiser) -> dict[str, str]:
-    """What embeddings depend on: encoders with weights, tokenizers, and the network's sizes, as digests."""
+    """Digests by name of everything that embeddings depend on: encoders, tokenizers, the network's config."""
     pipeline = denoiser.pipeline
     family = f"{type(denoiser).__module__}:{type(denoiser).__qualname__}"
     facts = {"format": FORMAT, "pipeline": type(pipeline).__name__, "family": family}
@@ -125,13 +138,13 @@ def _tokenizer_facts(tokenizer) -> dict[str, Any]:
     facts["special"] = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Padding and truncation are the last call's.
+        # Padding and truncation are leftovers of the tokenizer's last call.
         facts["backend"] = {k: v for k, v in backend.items() if k not in ("padding", "truncation")}
     return facts
 
 
 def _digest(facts: Any, weights: Iterable[tuple[str, torch.Tensor]] = ()) -> str:
-    kept = {name: value for name, value in dict(facts).items() if name not in IDLE}
+    kept = {name: value for name, value in dict(facts).items() if name not in NEUTRAL_FACTS}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, value in weights:
         digest.update(name.encode())

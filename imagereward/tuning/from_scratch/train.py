@@ -17,6 +17,7 @@ from imagereward.checkpoints.loading import load
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.config import build
 from imagereward.tuning.data.image_pairs import Pairs, open_pairs
+from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.distributed import is_first_process
 from imagereward.tuning.families.autoencoder import KLAutoencoder
 from imagereward.tuning.from_scratch.autoencoder import Autoencoder
@@ -139,7 +140,7 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     pairs = _pairs(config)
     objective = Autoencoder(
         pairs,
-        latent_shape=KLAutoencoder(vae, config.resolution).shape,
+        latent_shape=KLAutoencoder(vae, ImageSize.of(config.resolution)).shape,
         batch_size=config.batch_size,
         micro_batch=config.micro_batch,
         kl=config.kl,
@@ -188,7 +189,7 @@ def _tell_result(library: str, kind: str, output: str) -> None:
 def _pairs(config: FromScratchConfig) -> Pairs:
     return open_pairs(
         config.data,
-        config.resolution,
+        ImageSize.of(config.resolution),
         config.max_bad_share,
         count=config.pairs,
         seed=config.seed,

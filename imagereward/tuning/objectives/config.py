@@ -1,11 +1,12 @@
 """What every training of a generator is asked for, and what its objective is built from."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from imagereward.errors import InputError
+from imagereward.tuning.data.image_size import Resolution, parse_resolution
 from imagereward.tuning.data.requests import Row
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.policy.trainable import LoRA
@@ -50,8 +51,10 @@ class GeneratorConfig(TrainerConfig):
     family: str | None = Field(
         None, description='"module:name" of a Denoiser of your own; default: decided by the pipeline'
     )
-    resolution: int | None = Field(
-        None, ge=1, description="width and height of the images in pixels; default: the model's own"
+    resolution: Annotated[Resolution, BeforeValidator(parse_resolution)] | None = Field(
+        None,
+        description="size of the images in pixels, at least 1: one number for a square, or [height, width], "
+        "on the command line also HEIGHTxWIDTH; default: the model's own",
     )
     steps: int = Field(40, ge=1, description="denoising steps from noise to image in training")
     guidance: float = Field(

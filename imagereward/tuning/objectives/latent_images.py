@@ -1,4 +1,4 @@
-"""(prompt, image) pairs as latents, computed when asked for or once for all."""
+"""(prompt, image) pairs as latents, encoded when asked for or once and kept in a file."""
 
 import hashlib
 import os
@@ -10,20 +10,22 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from imagereward.tuning.data.image_pairs import Pairs
-from imagereward.tuning.families.autoencoder import KLAutoencoder
+from imagereward.tuning.families.autoencoder import Autoencoder, digest_of_autoencoder
 
 ENCODED_AT_ONCE = 32
 
 
 class LatentImages:
-    """Pairs as `texts` and `latents(rows)`.
+    """Pairs as prompts (`texts`) and latents (`latents(rows)`).
 
-    With a `cache` directory all latents are computed when the first are asked for, and kept there, under a
-    name that depends on the data and the autoencoder.
+    pairs        (prompt, image) pairs of the autoencoder's image size
+    autoencoder  encodes their images, by the posterior's mean
+    cache        directory of a file with all latents, encoded when the first are asked for, whose name is
+                 a digest of the pairs and the autoencoder; None: encoded each time
     """
 
-    def __init__(self, pairs: Pairs, latents: KLAutoencoder, cache: Path | None = None):
-        self.pairs, self._latents = pairs, latents
+    def __init__(self, pairs: Pairs, autoencoder: Autoencoder, cache: Path | None = None):
+        self.pairs, self._autoencoder = pairs, autoencoder
         self.texts = pairs.texts
         self._cache = cache
         self._cached: torch.Tensor | None = None
@@ -32,7 +34,7 @@ class LatentImages:
         return len(self.pairs)
 
     def latents(self, rows: Sequence[int]) -> torch.Tensor:
-        """float32 [B, C, h, w]."""
+        """The latents of pairs by index, float32 [B, C, h, w]."""
         if self._cache is None:
             return self._encoded(rows)
         if self._cached is None:
@@ -43,8 +45,8 @@ class LatentImages:
         return self._cached[list(rows)]
 
     def _encoded(self, rows: Sequence[int]) -> torch.Tensor:
-        pixels = torch.stack([self.pairs[row]["pixels"] for row in rows]).to(self._latents.vae.device)
-        return self._latents.encode(pixels.float() / 255)
+        pixels = torch.stack([self.pairs[row]["pixels"] for row in rows]).to(self._autoencoder.vae.device)
+        return self._autoencoder.encode(pixels.float() / 255)
 
     def _fill(self, path: Path) -> None:
         starts = tqdm(range(0, len(self), ENCODED_AT_ONCE), desc="latents", unit="batch")
@@ -55,9 +57,7 @@ class LatentImages:
         os.replace(unfinished, path)
 
     def _key(self) -> str:
-        vae, shift = self._latents.vae, self._latents.shift
-        digest = hashlib.sha256(f"{self.pairs.identity} {vae.config.scaling_factor} {shift}".encode())
-        for name, value in vae.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        digest = hashlib.sha256(
+            f"{self.pairs.identity} {digest_of_autoencoder(self._autoencoder.vae)}".encode()
+        )
         return digest.hexdigest()[:16]

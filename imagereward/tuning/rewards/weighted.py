@@ -64,13 +64,13 @@ class Rewards:
         """The parts that are models on this machine."""
         return [part for _, part in self.parts.values() if isinstance(part, Scorer)]
 
-    def check_differentiable(self, size: int, row: Row) -> None:
+    def check_differentiable(self, size: tuple[int, int], row: Row) -> None:
         """Raises InputError naming a reward whose gradient does not reach the pixels of an image of `row`.
 
-        `size` is the image's height and width in pixels.
+        `size` is (height, width) of the image in pixels.
         """
         for name, (weight, part) in self.parts.items():
-            pixels = torch.full((1, 3, size, size), 0.5, requires_grad=True)
+            pixels = torch.full((1, 3, *size), 0.5, requires_grad=True)
             device = part.device if isinstance(part, Scorer) else "cpu"
             gradient = None
             if part.differentiable:

@@ -1,7 +1,7 @@
-"""How noise is added and taken away: the same `step` samples a trajectory and scores one that was stored.
+"""Diffusion models: variance-preserving noise in discrete time, with DDIM and DDPM steps.
 
-float32 throughout, or float64. `i` is a step's index on the sampling grid, 0 the noisiest; it is a tensor
-[B], for it may differ from sample to sample.
+x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) epsilon, where alpha_t is the product of the alphas up to training
+time t (Ho et al. 2020, arXiv:2006.11239, equation 4; their alpha-bar). Symbols are in `sampling.base`.
 """
 
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ from imagereward.tuning.sampling.base import (
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Variance-preserving diffusion in discrete time: DDIM (Song et al. 2021, arXiv:2010.02502), equation 12.
+    """Variance-preserving diffusion with DDIM's steps (Song et al. 2021, arXiv:2010.02502, equation 12).
 
-    alphas_T    products of alpha, one for every training time
+    alphas_T    products of alphas, in (0, 1), one for every training time 0..T-1
     times_N     the sampling grid: training times, descending
-    prediction  what the network predicts
-    eta         0 is deterministic; 1 has DDPM's variance
-    final_alpha the product after the last step
-    storage     what new samples are rounded to
+    prediction  what the network predicts: "epsilon", "v_prediction" or "sample" (x0)
+    eta         0: deterministic steps; 1: steps with DDPM's variance
+    final_alpha the product of alphas after the last step
+    storage     dtype that new samples are rounded to; None: not rounded
     """
 
     alphas_T: torch.Tensor
@@ -42,13 +42,17 @@ class Diffusion:
 
     @classmethod
     def like(cls, scheduler, steps: int, eta: float = 0.0) -> "Diffusion":
-        """With the noise and the grid of a diffusers scheduler, of whatever kind, as DDIM spaces its times.
+        """The noise and the grid of a diffusers scheduler of any variance-preserving kind.
 
-        A step leads to the next time of the grid. diffusers' DDIM steps by T // steps from each time, which
-        is another place where the spacing is "trailing" or "linspace" and `steps` does not divide T: ours
-        then agrees with its DDPM and differs from its DDIM.
-        Raises InputError for a prediction or a number of steps that there is not. Warns, with an
-        IgnoredOptionWarning, of options that clip the predicted clean sample, which is not done here.
+        scheduler  its config decides: alphas, prediction_type, timestep_spacing, steps_offset
+        steps      of the grid, 1 to the scheduler's num_train_timesteps
+        eta        0 is deterministic, 1 has DDPM's variance
+
+        Times are spaced as DDIMScheduler spaces them, and a step leads to the next time of the grid.
+        diffusers' DDIM goes T // steps down from each time instead, which differs for the spacings "trailing"
+        and "linspace" where `steps` does not divide T; these steps then agree with diffusers' DDPM.
+        Raises InputError for another kind of noise or prediction, or a number of steps out of range. Warns
+        with IgnoredOptionWarning of options that clip x0, which these steps do not.
         """
         from diffusers import DDIMScheduler
 
@@ -89,7 +93,7 @@ class Diffusion:
 
     def with_noise(self, noise: Noise, storage: torch.dtype | None = None) -> "Diffusion":
         if noise.kind != "ddim":
-            raise InputError(f"noise.kind={noise.kind!r}: this model is no flow model, and takes 'ddim'")
+            raise InputError(f"noise.kind={noise.kind!r}: this is no flow model, and takes 'ddim'")
         return replace(self, eta=noise.level, storage=storage)
 
     def without_noise(self) -> "Diffusion":
@@ -98,27 +102,34 @@ class Diffusion:
     def model_time(self, i_B: torch.Tensor) -> torch.Tensor:
         return self.times_N.to(i_B.device)[i_B]
 
-    def step(self, x, prediction, i_B, noise=None, next=None) -> Step:
+    def step(
+        self,
+        x: torch.Tensor,
+        prediction: torch.Tensor,
+        i_B: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        next: torch.Tensor | None = None,
+    ) -> Step:
         x, prediction = full_precision(x), full_precision(prediction)
         alphas = self.alphas_T.to(x.device)
         alpha = expand_like(alphas[self.model_time(i_B)], x)
         later = self.model_time((i_B + 1).clamp(max=self.steps - 1))
         after = torch.where(i_B + 1 < self.steps, alphas[later], alphas.new_tensor(self.final_alpha))
         after = expand_like(after, x)
-        x0, epsilon = self._both(x, prediction, alpha)
+        x0, epsilon = self._x0_and_epsilon(x, prediction, alpha)
         std = self.eta * ((1 - after) / (1 - alpha) * (1 - alpha / after)).clamp(min=0).sqrt()
         mean = after.sqrt() * x0 + (1 - after - std**2).clamp(min=0).sqrt() * epsilon
         return gaussian_step(mean, std, torch.ones_like(std), x0, noise, next, self.storage)
 
-    def to_x0(self, x, prediction, i_B) -> torch.Tensor:
+    def to_x0(self, x: torch.Tensor, prediction: torch.Tensor, i_B: torch.Tensor) -> torch.Tensor:
         alpha = expand_like(self.alphas_T.to(x.device)[self.model_time(i_B)], x)
-        return self._both(full_precision(x), full_precision(prediction), alpha)[0]
+        return self._x0_and_epsilon(full_precision(x), full_precision(prediction), alpha)[0]
 
-    def add_noise(self, x0, noise, time_B) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
         alpha = expand_like(self.alphas_T.to(x0.device)[time_B], x0)
         return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
-    def target(self, x0, noise, time_B) -> torch.Tensor:
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "sample":
@@ -130,15 +141,21 @@ class Diffusion:
         return torch.randint(len(self.alphas_T), (count,), generator=generator)
 
     def min_snr_weights(self, time_B: torch.Tensor, gamma: float) -> torch.Tensor:
-        """What an error of the prediction counts [B]: that of x0 counts min(signal-to-noise, gamma)."""
-        alpha = self.alphas_T.to(time_B.device)[time_B]
-        ratio = alpha / (1 - alpha)
-        # An error of epsilon is sqrt(ratio) times that of x0; one of v is sqrt(ratio + 1) times.
-        per_x0 = {"epsilon": ratio, "v_prediction": ratio + 1, "sample": torch.ones_like(ratio)}
-        return ratio.clamp(max=gamma) / per_x0[self.prediction]
+        """Loss weights [B] of the prediction's squared error, so that an error of x0 weighs min(SNR, gamma).
 
-    def _both(self, x, prediction, alpha):
-        """(x0, epsilon) that the prediction implies."""
+        With SNR = alpha / (1 - alpha): min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v,
+        min(SNR, gamma) for x0 (Hang et al. 2023, arXiv:2303.09556).
+        """
+        alpha = self.alphas_T.to(time_B.device)[time_B]
+        snr = alpha / (1 - alpha)
+        # An error of epsilon is sqrt(SNR) times that of x0; an error of v is sqrt(SNR + 1) times.
+        per_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+        return snr.clamp(max=gamma) / per_x0[self.prediction]
+
+    def _x0_and_epsilon(
+        self, x: torch.Tensor, prediction: torch.Tensor, alpha: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x0, epsilon) that the prediction at x implies."""
         if self.prediction == "epsilon":
             return (x - (1 - alpha).sqrt() * prediction) / alpha.sqrt(), prediction
         if self.prediction == "sample":

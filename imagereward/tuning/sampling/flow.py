@@ -1,7 +1,8 @@
-"""Flow models' noise: straight lines from data to noise, and three ways to walk them back.
+"""Flow models: straight lines from data to noise, and their steps by the ODE, an SDE or CPS.
 
-x = (1 - sigma) x0 + sigma epsilon, and networks predict the velocity epsilon - x0 (Lipman et al. 2022,
-arXiv:2210.02747; Esser et al. 2024, arXiv:2403.03206). sigma is in [0, 1], `after` the next one.
+x = (1 - sigma) x0 + sigma epsilon, with sigma in [0, 1]; the network predicts the velocity epsilon - x0 and
+takes time_scale * sigma as its time (Lipman et al. 2022, arXiv:2210.02747; Esser et al. 2024,
+arXiv:2403.03206). A step goes from `sigma` to the smaller `after`. Symbols are in `sampling.base`.
 """
 
 import math
@@ -15,26 +16,39 @@ from imagereward.errors import InputError
 from imagereward.precision import full_precision
 from imagereward.tuning.sampling.base import Noise, Step, expand_like, gaussian_step, warn_of_ignored
 
-# (x, velocity, i_B, sigma, after) -> the next sample's mean and standard deviation, and the step's `dt`.
+# (x, velocity, i_B, sigma, after) -> mean [B, C, h, w], standard deviation and dt [B, 1, 1, 1], as in `Step`;
+# sigma and after are [B, 1, 1, 1].
 Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Transition = Callable[..., Moments]
 
 
-def euler(x, velocity, i_B, sigma, after) -> Moments:
-    """The flow's ODE, one Euler step."""
+def euler(
+    x: torch.Tensor, velocity: torch.Tensor, i_B: torch.Tensor, sigma: torch.Tensor, after: torch.Tensor
+) -> Moments:
+    """One Euler step of the flow's ODE: mean = x + (after - sigma) * velocity, without noise."""
     return x + (after - sigma) * velocity, torch.zeros_like(sigma), sigma - after
 
 
 @dataclass(frozen=True)
 class SDE:
-    """A stochastic equation with the ODE's marginals as steps shrink (Liu et al. 2025, arXiv:2505.05470).
+    """Steps of a stochastic equation that has the ODE's marginals (Liu et al. 2025, arXiv:2505.05470).
 
-    `spreads_N` is sigma_t of every step; where it is 0 the step is Euler's.
+    With dt = after - sigma < 0 and s = sigma_t:
+    mean = x (1 + s^2 / (2 sigma) dt) + velocity (1 + s^2 (1 - sigma) / (2 sigma)) dt, std = s sqrt(-dt).
+
+    spreads_N  sigma_t of every step, at least 0; a step whose sigma_t is 0 is Euler's
     """
 
     spreads_N: torch.Tensor
 
-    def __call__(self, x, velocity, i_B, sigma, after) -> Moments:
+    def __call__(
+        self,
+        x: torch.Tensor,
+        velocity: torch.Tensor,
+        i_B: torch.Tensor,
+        sigma: torch.Tensor,
+        after: torch.Tensor,
+    ) -> Moments:
         spread, dt = expand_like(self.spreads_N.to(x.device)[i_B], x), after - sigma
         drift = spread**2 / (2 * sigma)
         mean = x * (1 + drift * dt) + velocity * (1 + drift * (1 - sigma)) * dt
@@ -43,15 +57,26 @@ class SDE:
 
 @dataclass(frozen=True)
 class CPS:
-    """Part of the predicted noise is exchanged for new, so that its amount stays what the next sigma says.
+    """Steps that replace part of the predicted noise by new noise, so that its variance stays after^2.
 
-    Wang and Yu 2025, arXiv:2509.05952. Their log-probabilities are -|x - mean|^2, without variance
-    or constant; these are the normal ones, so clip ranges do not carry over.
+    std = after sin(level pi / 2), mean = (1 - after) x0 + sqrt(after^2 - std^2) epsilon, with the x0 and
+    epsilon that the velocity implies (Wang and Yu 2025, arXiv:2509.05952). Their log-probabilities are
+    -|x - mean|^2, without variance and constant; here they are those of the normal distribution, so that
+    published clip ranges do not fit.
+
+    level  in [0, 1]: 0 is deterministic, 1 replaces all of the noise
     """
 
     level: float
 
-    def __call__(self, x, velocity, i_B, sigma, after) -> Moments:
+    def __call__(
+        self,
+        x: torch.Tensor,
+        velocity: torch.Tensor,
+        i_B: torch.Tensor,
+        sigma: torch.Tensor,
+        after: torch.Tensor,
+    ) -> Moments:
         std = after * math.sin(self.level * math.pi / 2)
         x0, epsilon = x - sigma * velocity, x + (1 - sigma) * velocity
         return (1 - after) * x0 + (after**2 - std**2).clamp(min=0).sqrt() * epsilon, std, torch.ones_like(std)
@@ -59,14 +84,14 @@ class CPS:
 
 @dataclass(frozen=True)
 class Flow:
-    """A sampling grid, how it is walked, and the noise of training.
+    """A sampling grid with its kind of steps, and the noise of training.
 
-    sigmas_N1   the grid, descending, and the 0 after its last step
-    time_scale  the network's time is sigma times this
-    shift       training times t, logit-normal, become shift t / (1 + (shift - 1) t), as the grid's do
-    transition  euler, an SDE or CPS
-    storage     what new samples are rounded to
-    whole_times the network's times on the grid are rounded down to whole numbers
+    sigmas_N1   the grid: sigma before each of the N steps, descending, and the 0 after the last
+    time_scale  the network's time is sigma times this number
+    shift       training times t in (0, 1), logit-normal, become shift t / (1 + (shift - 1) t), as the grid's
+    transition  the kind of steps: `euler`, an SDE or CPS
+    storage     dtype that new samples are rounded to; None: not rounded
+    whole_times whether the network's times on the grid are rounded down to whole numbers
     """
 
     sigmas_N1: torch.Tensor
@@ -78,10 +103,16 @@ class Flow:
 
     @classmethod
     def like(cls, scheduler, steps: int, tokens: int, even: bool = False) -> "Flow":
-        """With the grid of a pipeline's FlowMatchEulerDiscreteScheduler.
+        """The grid and the noise of a pipeline's FlowMatchEulerDiscreteScheduler.
 
-        tokens  image patches of a sample: with dynamic shifting, more of them shift the grid towards noise
-        even    from 1 to 1 / steps before shifting, as FLUX asks; else as the scheduler spaces it
+        steps   of the grid, 1 to the scheduler's num_train_timesteps
+        tokens  number of tokens of a sample (height x width in patches): with use_dynamic_shifting, more
+                tokens shift the grid towards noise
+        even    True: sigmas from 1 to 1 / steps before shifting, as FLUX's pipeline asks; False: as the
+                scheduler spaces them
+
+        Raises InputError for a number of steps out of range and for inverted sigmas. Warns with
+        IgnoredOptionWarning of stochastic_sampling, which these steps do not have.
         """
         from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -109,12 +140,12 @@ class Flow:
         return len(self.sigmas_N1) - 1
 
     def on_grid(self, shift: float | None, whole_times: bool) -> "Flow":
-        """As many steps on another grid: sigma = shift t / (1 + (shift - 1) t), t even from 1 to 0.
+        """As many steps on another grid: sigma = shift t / (1 + (shift - 1) t), t evenly from 1 to 0.
 
-        shift        None: the grid as it is
+        shift        at least 1 moves the grid towards noise; None: the grid as it is
         whole_times  whether the network's times are rounded down to whole numbers, as in DanceGRPO
 
-        Training times, which are drawn, stay as they are.
+        The distribution of training times (`draw_times`) stays as it is.
         """
         sigmas = self.sigmas_N1
         if shift is not None:
@@ -133,8 +164,8 @@ class Flow:
             return replace(self, transition=CPS(noise.level), storage=storage)
         sigmas = self.sigmas_N1[:-1]
         if noise.kind == "flow_grpo":
-            # At sigma = 1, which shifting rounds, the denominator would be 0: that of the second step stands
-            # in, as published.
+            # At sigma = 1 (1 - 1e-5 and above, because of rounding) the denominator would be 0: the second
+            # step's is taken, as in Flow-GRPO's code.
             below = torch.where(sigmas > 1 - 1e-5, self.sigmas_N1[1], sigmas)
             spreads = noise.level * (sigmas / (1 - below)).sqrt()
         else:
@@ -148,28 +179,37 @@ class Flow:
         times = self.sigmas_N1.to(i_B.device)[i_B] * self.time_scale
         return times.floor() if self.whole_times else times
 
-    def step(self, x, prediction, i_B, noise=None, next=None) -> Step:
+    def step(
+        self,
+        x: torch.Tensor,
+        prediction: torch.Tensor,
+        i_B: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        next: torch.Tensor | None = None,
+    ) -> Step:
         x, velocity = full_precision(x), full_precision(prediction)
         sigmas = self.sigmas_N1.to(x.device)
         sigma, after = expand_like(sigmas[i_B], x), expand_like(sigmas[i_B + 1], x)
         mean, std, dt = self.transition(x, velocity, i_B, sigma, after)
         return gaussian_step(mean, std, dt, x - sigma * velocity, noise, next, self.storage)
 
-    def to_x0(self, x, prediction, i_B) -> torch.Tensor:
+    def to_x0(self, x: torch.Tensor, prediction: torch.Tensor, i_B: torch.Tensor) -> torch.Tensor:
         sigma = expand_like(self.sigmas_N1.to(x.device)[i_B], x)
         return full_precision(x) - sigma * full_precision(prediction)
 
-    def add_noise(self, x0, noise, time_B) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
         sigma = expand_like(time_B / self.time_scale, x0)
         return (1 - sigma) * x0 + sigma * noise
 
-    def target(self, x0, noise, time_B) -> torch.Tensor:
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
         return noise - x0
 
     def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        even = torch.randn(count, generator=generator).sigmoid()
+        even = torch.randn(count, generator=generator).sigmoid()  # logit-normal(0, 1)
         return self.shift * even / (1 + (self.shift - 1) * even) * self.time_scale
 
     def min_snr_weights(self, time_B: torch.Tensor, gamma: float) -> torch.Tensor:
-        """Refused: a flow model's weights are in how its times are drawn."""
-        raise InputError(f"min_snr_gamma={gamma}: flow models draw their training times unevenly instead")
+        """Raises InputError: flow models weight times by drawing them unevenly (`draw_times`)."""
+        raise InputError(
+            f"min_snr_gamma={gamma}: flow models draw their training times unevenly instead; expected null"
+        )

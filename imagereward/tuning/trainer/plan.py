@@ -19,7 +19,7 @@ def generator_plan(
     seen = config.evaluation
     rewards = config.reward if isinstance(config.reward, str) else ", ".join(config.reward)
     values = {
-        "model": f"{config.model}, {denoiser.resolution} x {denoiser.resolution} pixels",
+        "model": f"{config.model}, {denoiser.resolution} pixels",
         "data": f"{source}: {len(prompts)} prompts",
         "learns": learns(denoiser.network, config),
         "reward": rewards or "none",

@@ -162,8 +162,8 @@ def test_features_that_went_while_their_image_was_on_its_way_are_computed(table,
     _, first = score(table, models, out="a.parquet", **options)
     load = Loader.load
 
-    def load_then_lose(self, wish, use_cache=True):
-        loaded = load(self, wish, use_cache)
+    def load_then_lose(self, request, use_cache=True):
+        loaded = load(self, request, use_cache)
         with sqlite3.connect(table / "cache/features.sqlite") as file:
             file.execute("DELETE FROM features")
         return loaded

@@ -25,7 +25,7 @@ import imagereward as RM
 from benchmarks.lib import record
 from imagereward import shapes
 from imagereward.bulk import score_table
-from imagereward.bulk.decoding.loading import Loader, Wish
+from imagereward.bulk.decoding.loading import ImageRequest, Loader
 from imagereward.checkpoints.loading import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 
@@ -107,7 +107,7 @@ class Bench:
         batch_size = 8 if scorer.device.type == "cpu" else 64
         loader = Loader(scorer.preprocesses)
         start = time.perf_counter()
-        pixels = [loader.load(Wish(row, image, False)).pixels[0] for row, image in enumerate(images)]
+        pixels = [loader.load(ImageRequest(row, image, False)).pixels[0] for row, image in enumerate(images)]
         decode = time.perf_counter() - start
         prompts = [json.loads(line)["prompt"] for line in table.read_text().splitlines()]
         batches = [
@@ -149,7 +149,9 @@ class Bench:
 
         def bare() -> None:
             for part in parts:
-                pixels = [loader.load(Wish(row, self.pool[row % POOL], False)).pixels[0] for row in part]
+                pixels = [
+                    loader.load(ImageRequest(row, self.pool[row % POOL], False)).pixels[0] for row in part
+                ]
                 for at in range(0, len(part), 8):
                     batch = torch.from_numpy(np.stack(pixels[at : at + 8]))
                     words = [prompts[row] for row in part[at : at + 8]]

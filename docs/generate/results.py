@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+from benchmarks.lib.render import PAGES
 from markup import code
 
 from benchmarks.lib.paths import RESULTS, ROOT
-from benchmarks.lib.render import PAGES
 
 # What a results file's name begins with -> (what it measures, the command that writes it).
 COMMANDS = {

@@ -20,7 +20,7 @@ SCAN, END = 0xDA, 0xD9
 APP0, APP1, APP2, APP14, APP15, COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 
 
-class Reader(Protocol):
+class ByteReader(Protocol):
     """A file at its beginning, which may raise over its bounds."""
 
     def read(self, size: int = -1, /) -> bytes:
@@ -30,7 +30,7 @@ class Reader(Protocol):
         """As of any file."""
 
 
-def strip_png(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
+def strip_png(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
     """(the PNG with chunks that pixels depend on, its EXIF block or b"").
 
     With `header_only` it ends where the first pixels would begin. What is damaged stays so.
@@ -55,7 +55,7 @@ def strip_png(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes
     return b"".join(kept), exif
 
 
-def strip_jpeg(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
+def strip_jpeg(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
     """(the JPEG with segments that pixels depend on, its first EXIF block, or b"").
 
     JFIF and Adobe segments stay: they say how colours are coded. With `header_only` it ends where the first
@@ -91,7 +91,7 @@ def strip_jpeg(reader: Reader, header_only: bool, most_scans: int) -> tuple[byte
     return b"".join(kept), exif
 
 
-def strip_avif(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
+def strip_avif(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
     """(the AVIF or HEIF with its EXIF block under a type that nothing reads, b"").
 
     How the picture is turned is said elsewhere in these formats (irot, imir). `header_only` changes nothing.
@@ -103,7 +103,7 @@ def strip_avif(reader: Reader, header_only: bool, most_scans: int) -> tuple[byte
 EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 
 
-def strip_for(beginning: bytes) -> Callable[[Reader, bool, int], tuple[bytes, bytes]] | None:
+def strip_for(beginning: bytes) -> Callable[[ByteReader, bool, int], tuple[bytes, bytes]] | None:
     """Which of these functions a file with this beginning (12 bytes) needs, if any."""
     if beginning.startswith(b"\x89PNG\r\n\x1a\n"):
         return strip_png
@@ -112,7 +112,7 @@ def strip_for(beginning: bytes) -> Callable[[Reader, bool, int], tuple[bytes, by
     return strip_avif if beginning[4:8] == b"ftyp" else None
 
 
-def _next_marker(reader: Reader) -> int | None:
+def _next_marker(reader: ByteReader) -> int | None:
     """The code of the next marker, past fill bytes and whatever else lies before it; None at the end."""
     before = b""
     while byte := reader.read(1):

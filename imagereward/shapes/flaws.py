@@ -7,14 +7,14 @@ from scipy import ndimage
 
 from imagereward.shapes.render import distance
 from imagereward.shapes.scene import SHAPES
-from imagereward.shapes.segmentation import SIDE, Seen, white_noise
+from imagereward.shapes.segmentation import SIDE, Segmentation, white_noise
 
 # Blur, in pixels, that the outlines of sharp drawings measure: each pixel averages its own area.
 _SHARP = 0.43
 _MESS = 0.1  # root mean square by which pixels around a place must miss the paper to be no paper
 
 
-def flaws(seen: Seen) -> dict[str, float]:
+def flaws(seen: Segmentation) -> dict[str, float]:
     """Strength of each of `corrupt.DAMAGES`, 0 none; levels 1 to 3 are those of `corrupt.STRENGTH`.
 
     noise      standard deviation on the paper, of single pixels and of blocks of 2 x 2 beyond what those make
@@ -38,7 +38,7 @@ def flaws(seen: Seen) -> dict[str, float]:
     }
 
 
-def _noise(seen: Seen) -> float:
+def _noise(seen: Segmentation) -> float:
     half = SIDE // 2
     coarse = seen.pixels.reshape(half, 2, half, 2, 3).mean((1, 3))
     fine = seen.noise
@@ -47,7 +47,7 @@ def _noise(seen: Seen) -> float:
     return float(np.hypot(fine, max(0.0, mottle**2 - (fine / 2) ** 2) ** 0.5))
 
 
-def _blur(seen: Seen) -> float:
+def _blur(seen: Segmentation) -> float:
     """In pixels: across a blurred step the squared slope sums to 1 / (2 sqrt(pi) blur).
 
     The best template says within which bounds; beyond them edges have run into each other.
@@ -93,7 +93,7 @@ def _steps(medians: np.ndarray, noise: float) -> float:
     return float(np.mean((largest**2 - noise**2).clip(0)) ** 0.5) if len(largest) else 0.0
 
 
-def _on_border(seen: Seen) -> float:
+def _on_border(seen: Segmentation) -> float:
     """Also of slivers too small to be things; a tenth of the side is a thing's usual radius."""
     edges = (seen.vivid[0], seen.vivid[-1], seen.vivid[:, 0], seen.vivid[:, -1])
     radii = [piece.thing.radius for piece in seen.pieces] or [0.1]

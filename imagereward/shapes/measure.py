@@ -13,7 +13,7 @@ from imagereward.shapes.flaws import flaws
 from imagereward.shapes.language import read
 from imagereward.shapes.render import PAPER
 from imagereward.shapes.scene import POSITIONS, RELATION_GAP, SIZES, Group, SceneRequest
-from imagereward.shapes.segmentation import Found, see, to_pixels
+from imagereward.shapes.segmentation import MeasuredThing, see, to_pixels
 
 _GOOD_FIT, _NO_FIT = 0.85, 0.5
 _MIDDLING = (SIZES["small"][1] + SIZES["large"][0]) / 2
@@ -45,7 +45,7 @@ class Measurement:
     In shape and thing a malformed thing counts less: its fit's place between 0.5 and 0.85.
     """
 
-    found: tuple[Found, ...]
+    found: tuple[MeasuredThing, ...]
     background: str
     attributes: dict[str, float]
     faithfulness: float
@@ -83,7 +83,7 @@ def measure(image: ImageLike, prompt: str | SceneRequest) -> Measurement:
     )
 
 
-def judge(found: Sequence[Found], paper: Sequence[float], request: SceneRequest) -> dict[str, float]:
+def judge(found: Sequence[MeasuredThing], paper: Sequence[float], request: SceneRequest) -> dict[str, float]:
     """`Measurement.attributes` of things on a paper of this RGB, by what the request asks."""
     groups = request.groups
     weights = [_between(thing.fit, _NO_FIT, _GOOD_FIT) for thing in found]
@@ -126,9 +126,9 @@ def _agreement(asked: list, there: list, weights: list[float]) -> float:
     return min(1.0, sum(sums.values()) / min(len(asked), len(there))) * present
 
 
-def _members(groups: Sequence[Group], found: Sequence[Found]) -> list[list[Found]]:
+def _members(groups: Sequence[Group], found: Sequence[MeasuredThing]) -> list[list[MeasuredThing]]:
     """Which things stand for each group: those of its kind, else of its colour, else of its shape."""
-    members: list[list[Found]] = [[] for _ in groups]
+    members: list[list[MeasuredThing]] = [[] for _ in groups]
     rest = list(found)
     for same in (("colour", "shape"), ("colour",), ("shape",)):
         for place, group in enumerate(groups):
@@ -140,7 +140,7 @@ def _members(groups: Sequence[Group], found: Sequence[Found]) -> list[list[Found
     return members
 
 
-def _relation(relation: str, first: Sequence[Found], second: Sequence[Found]) -> float:
+def _relation(relation: str, first: Sequence[MeasuredThing], second: Sequence[MeasuredThing]) -> float:
     """Falls off where the middles are nearer than the world draws them, or further across than along."""
     if not first or not second:
         return 0.0
@@ -157,7 +157,7 @@ def _size(radius: float, size: str) -> float:
     return _between(-beyond, -_SIZE_SLACK, 0)
 
 
-def _position(thing: Found, position: str) -> float:
+def _position(thing: MeasuredThing, position: str) -> float:
     beyond = (
         max(low - at, at - high) - _TOLERANCE
         for at, (low, high) in zip((thing.x, thing.y), POSITIONS[position])

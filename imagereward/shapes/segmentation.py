@@ -33,7 +33,7 @@ _SPLIT_BELOW = 0.9  # a fit worse than this may be two things that touch
 
 
 @dataclass(frozen=True)
-class Found:
+class MeasuredThing:
     """One thing as read from pixels.
 
     shape, colour  the nearest of `SHAPES` and `COLOURS`
@@ -57,13 +57,13 @@ class Piece(NamedTuple):
     blur   lowest and highest standard deviation, in pixels, that its best template leaves likely
     """
 
-    thing: Found
+    thing: MeasuredThing
     cover: np.ndarray
     full: float
     blur: tuple[float, float]
 
 
-class Seen(NamedTuple):
+class Segmentation(NamedTuple):
     """An image in parts.
 
     pixels  float32 [64, 64, 3] in [0, 1]
@@ -99,7 +99,7 @@ def to_pixels(image: ImageLike) -> np.ndarray:
     return np.asarray(picture, np.float32) / 255
 
 
-def see(pixels: np.ndarray) -> Seen:
+def see(pixels: np.ndarray) -> Segmentation:
     """What is in float pixels [64, 64, 3] in [0, 1]."""
     noise = white_noise(pixels)
     opponent = pixels @ _OPPONENT
@@ -118,7 +118,7 @@ def see(pixels: np.ndarray) -> Seen:
         bare &= ~ndimage.binary_dilation(piece.cover > 0.2, iterations=2)
     paper = np.median(pixels[bare] if bare.any() else pixels.reshape(-1, 3), 0)
     vivid = np.hypot(smooth[..., 0], smooth[..., 1]) > max(_VIVID, faintest)
-    return Seen(pixels, noise, tuple(pieces), vivid, bare, tuple(paper.tolist()))
+    return Segmentation(pixels, noise, tuple(pieces), vivid, bare, tuple(paper.tolist()))
 
 
 def white_noise(pixels: np.ndarray, blocks: np.ndarray | None = None) -> float:
@@ -197,7 +197,7 @@ def _fitted(opponent: np.ndarray, part: np.ndarray, region: np.ndarray, noise: f
     y, x = np.average(row, weights=weight), np.average(column, weights=weight)
     unit = max(2.0, float(np.sqrt(cover[near].clip(0).sum() / full)))
     match = best_match(cover, x, y, unit, noise)
-    thing = Found(
+    thing = MeasuredThing(
         match.shape,
         COLOURS[int((_hues() @ direction).argmax())],
         float(x + 0.5) / SIDE,

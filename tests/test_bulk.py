@@ -309,7 +309,7 @@ def test_the_commands_and_the_python_of_the_pages_run_as_written(tmp_path, model
     by_name = {"ImageReward-v1.0": models["ImageReward"], "Aesthetic": models["Aesthetic"]}
 
     def load(name, *arguments, **options):
-        scorer = imagereward.loading.load(by_name[name], *arguments, **options)
+        scorer = imagereward.checkpoints.loading.load(by_name[name], *arguments, **options)
         scorer.name = name
         return scorer
 

@@ -1,4 +1,4 @@
-"""Bulk scoring: `score_table` scores tables, folders and shards of images, on one machine or on many."""
+"""Bulk scoring of tables, folders and shards of images, resumable, on one machine or many: `score_table`."""
 
 import os
 from collections.abc import Sequence

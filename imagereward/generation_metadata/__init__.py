@@ -102,7 +102,7 @@ def _the_one(captions: dict[str, str]) -> str:
 
 
 def _agreed(claims: list[Claim], problems: list[str], markup: Markup) -> str:
-    """The prompt that all claims state. UnclearPrompt if they differ; LookupError without claims, problems."""
+    """The prompt that all claims state. UnclearPrompt if they differ; LookupError if there is nothing."""
     found: dict[str, tuple[Claim, str]] = {}
     for claim in claims:
         try:

@@ -1,4 +1,4 @@
-"""Reads tables record by record: JSON Lines, JSON lists, CSV, TSV and Parquet.
+"""Reads records of tables in JSON Lines, JSON, CSV, TSV and Parquet.
 
 Bulk scoring, training, comparing, benchmarks and reports read their tables, prompts and rankings with it.
 """

@@ -1,4 +1,4 @@
-"""Reports: `write_report` renders a table of scores as one self-contained HTML page."""
+"""Renders a table of scores as one self-contained HTML page: `write_report`."""
 
 import os
 from dataclasses import dataclass

@@ -4,7 +4,7 @@
     python -m benchmarks.training.finetune_flow WORKDIR --only GRPO --run 2 one run alone, or the rest of it
     python -m benchmarks.training.finetune_flow --draw                      only draws the picture again
 
-All methods but "GRPO, JPEG" maximise ImageReward-tiny's score. Images of test-split prompts, with fixed seeds,
+All methods but "GRPO, JPEG" maximise ImageReward-tiny's score. Images of test-split prompts, at fixed seeds,
 are judged by that reward, by `shapes.measure`, which no method was trained on, and by their size as JPEG.
 Intervals are over prompts, of differences averaged over the runs; each run's own gain is listed too.
 """

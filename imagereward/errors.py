@@ -1,11 +1,12 @@
-"""Every error this package raises on purpose.
+"""All errors that this package raises on purpose, and helpers for their messages.
 
-Each one is an `ImageRewardError` and also the builtin that a caller would expect, so both
+Each error is an `ImageRewardError` and also the builtin that a caller would expect, so both
 `except ImageRewardError` and, say, `except FileNotFoundError` work. A message names the thing
-(path, index, key), what was expected, and what to do.
+(path, index, key), the expected value, and the remedy.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -102,7 +103,16 @@ def how_to_install(extra: str) -> str:
 
 
 def listing(names, most: int = 8) -> str:
-    """`a, b, c (+5 more)`: the beginning of a long list, for messages."""
+    """`a, b, c (+5 more)`: the first `most` names, for messages."""
     names = [str(name) for name in names]
     rest = f" (+{len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def did_you_mean(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str:
+    """The question `did you mean 'x'?`, with the valid name nearest to `name`; "" if none is near.
+
+    cutoff   least similarity of names in [0, 1], as of difflib.get_close_matches
+    """
+    near = difflib.get_close_matches(name, list(valid), 1, cutoff)
+    return f"did you mean {near[0]!r}?" if near else ""

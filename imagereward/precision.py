@@ -1,4 +1,4 @@
-"""In what precision numbers are kept and computed."""
+"""Floating-point precision: names of dtypes, casts of modules, and float32 for sensitive steps."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -193,9 +193,10 @@ def test_a_cache_that_is_none_is_refused_by_name(table, models):
         score(table, models, cache=table / "other", cache_budget=1e-9, overwrite=True)
 
 
+ANOTHER_BYTE = "CASE substr(value, 201, 1) WHEN x'00' THEN x'01' ELSE x'00' END"
 DAMAGE = {
-    "a bit": "CAST(substr(value, 1, 200) || x'00' || substr(value, 202) AS BLOB)",
-    "a bit and the type": "substr(value, 1, 200) || x'00' || substr(value, 202)",
+    "a byte": f"CAST(substr(value, 1, 200) || {ANOTHER_BYTE} || substr(value, 202) AS BLOB)",
+    "a byte and the type": f"substr(value, 1, 200) || {ANOTHER_BYTE} || substr(value, 202)",
     "its end": "substr(value, 1, length(value) - 100)",
     "its beginning": "substr(value, 9)",
     "all of it": "x''",

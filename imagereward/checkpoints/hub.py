@@ -1,4 +1,4 @@
-"""From a file's name to a verified local file."""
+"""Finds or downloads the files of a checkpoint and verifies their hashes."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Every fact about every released checkpoint, in one dict.
+"""The registry: a dict with all facts about every released checkpoint.
 
 Adding a scorer that is a CLIP cosine or an ImageReward costs one entry here and no code.
 """

@@ -1,4 +1,4 @@
-"""EXIF's orientation: how a picture has to be turned to stand upright.
+"""Turns images upright by their EXIF orientation.
 
 Pillow turns TIFF pictures while it decodes them; all others come as they are stored.
 """

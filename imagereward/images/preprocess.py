@@ -1,4 +1,4 @@
-"""From a decoded image to the pixels a model takes.
+"""`Preprocess`: resizes, crops and normalises images to a model's pixels, on PIL images or on tensors.
 
 There are two paths and one set of numbers. The **PIL path** (`Preprocess.pixels`) repeats what the
 original implementations do, bit for bit, including their resizing in the image's own mode. The

@@ -1,4 +1,4 @@
-"""From whatever a caller calls an image to a decoded one, and many of them to pixels, ahead of the model."""
+"""Reads images given as paths, bytes, arrays, tensors or PIL images, and decodes many ahead of a model."""
 
 import os
 import re

@@ -1,7 +1,7 @@
-"""PNG, JPEG and AVIF files without what no pixel depends on: text, EXIF, XMP, previews, later frames.
+"""Strips PNG, JPEG and AVIF files of data that no pixel depends on (text, EXIF, XMP, previews, frames).
 
-Kept are the chunks and segments that a decoder needs, and the colour profile, which thumbnails in pages carry
-on. The EXIF block is handed back beside the picture, cut to a length within which its orientation is found.
+The chunks and segments that a decoder needs are kept, and the colour profile, which thumbnails in pages pass
+on. The EXIF block is returned beside the image, cut to a length that includes its orientation.
 """
 
 import re
@@ -21,7 +21,7 @@ APP0, APP1, APP2, APP14, APP15, COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 
 
 class ByteReader(Protocol):
-    """A file at its beginning, which may raise over its bounds."""
+    """A binary file, positioned at its beginning; reading may raise beyond its bounds (`Bounded`)."""
 
     def read(self, size: int = -1, /) -> bytes:
         """As of any file."""

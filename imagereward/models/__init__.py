@@ -1,4 +1,4 @@
-"""The scorers: one small file each, holding what differs."""
+"""The networks of all scorers: ImageReward, BLIP, CLIP (with HPS and PickScore) and Aesthetic."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""BLIP's two encoders and projections, and the BLIP score: their cosine.
+"""BLIP's image encoder, text encoder and projections, and the BLIP score: the cosine of both embeddings.
 
 Li et al., "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language
 Understanding and Generation", 2022 (arXiv:2201.12086).

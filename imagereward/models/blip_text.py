@@ -1,4 +1,4 @@
-"""BLIP's text encoder: BERT whose every layer can also attend to an image.
+"""BLIP's text encoder: a BERT in which every layer can also attend to an image.
 
 Parameter names are those of the released checkpoints. Three things make it fast without changing
 a number: padded positions are never computed beyond the longest prompt at hand, an image's keys

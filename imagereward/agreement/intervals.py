@@ -1,4 +1,4 @@
-"""Confidence intervals over prompts: Student's t with the jackknife's standard error.
+"""Confidence intervals over prompts, by Student's t with the jackknife's standard error.
 
 A percentile bootstrap covers too seldom for few prompts: 80, 87 and 93 % at 4, 8 and 16 prompts instead of
 95 %. For a mean, the interval here is the textbook t interval, exact for normal values at any number of

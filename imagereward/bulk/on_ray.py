@@ -1,4 +1,4 @@
-"""The Ray engine of bulk scoring: Ray tasks read and decode parts, actors score them, this process writes.
+"""The Ray engine of bulk scoring, in which tasks read and decode parts and actors score them.
 
 Ray places tasks near their data, holds readers back while scorers are busy, and repeats the work of a machine
 that is lost. Every machine must reach images and weights under the same paths.

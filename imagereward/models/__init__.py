@@ -1,4 +1,4 @@
-"""The networks of all scorers: ImageReward, BLIP, CLIP (with HPS and PickScore) and Aesthetic."""
+"""The networks of all scorers (ImageReward, BLIP, CLIP with HPS and PickScore, Aesthetic)."""
 
 from importlib import import_module
 

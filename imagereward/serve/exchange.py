@@ -1,4 +1,4 @@
-"""One HTTP exchange: ASGI's `receive` and `send` of a request, with counts of bytes read and the status."""
+"""ASGI's `receive` and `send` of one HTTP request, with counts of bytes read and the answer's status."""
 
 import asyncio
 import contextlib

@@ -83,9 +83,9 @@ def read_json(path: Path) -> Any:
 
 
 def check_sizes(architecture: Any) -> None:
-    """InputError for a network whose size, as a config from elsewhere says it, nobody has trained.
+    """InputError for implausibly large sizes in a network's config.
 
-    Building one takes time and memory before any weight is looked at.
+    A hostile config could otherwise take time and memory before any weight is read.
     """
     if not isinstance(architecture, dict):
         return

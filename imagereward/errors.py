@@ -19,7 +19,7 @@ class InputError(ImageRewardError, ValueError):
 
 
 class ImageReadError(ImageRewardError, ValueError):
-    """A file or a buffer is there but does not hold a readable image."""
+    """A file or a buffer exists but does not hold a readable image."""
 
 
 class ImageNotFound(ImageReadError, FileNotFoundError):
@@ -27,7 +27,7 @@ class ImageNotFound(ImageReadError, FileNotFoundError):
 
 
 class ImageTypeError(ImageRewardError, TypeError):
-    """An object given as an image is of a type that cannot be one."""
+    """An object passed as an image has an unsupported type."""
 
 
 class CheckpointError(ImageRewardError, RuntimeError):
@@ -35,7 +35,7 @@ class CheckpointError(ImageRewardError, RuntimeError):
 
 
 class DownloadError(CheckpointError, ConnectionError):
-    """A file could not be fetched, or what arrived is not the file that was asked for."""
+    """A file could not be downloaded, or the download is not the expected file."""
 
 
 class DeviceError(ImageRewardError, RuntimeError):
@@ -43,7 +43,7 @@ class DeviceError(ImageRewardError, RuntimeError):
 
 
 class OutputError(ImageRewardError, OSError):
-    """A result cannot be written: it is there already, another run's, or the disk is full."""
+    """A result cannot be written: the file exists, belongs to another run, or the disk is full."""
 
 
 class MissingExtraError(ImageRewardError, ImportError):
@@ -55,7 +55,7 @@ class NonFiniteScoreError(ImageRewardError, ArithmeticError):
 
 
 class DeadHeadError(ImageRewardError, ArithmeticError):
-    """A reward model in training gives every image the same score and does not move from there."""
+    """A reward model in training gives every image the same score, and its weights no longer change that."""
 
 
 class RemoteError(ImageRewardError, ConnectionError):
@@ -73,11 +73,11 @@ class RemoteError(ImageRewardError, ConnectionError):
 
 
 class RewardError(ImageRewardError, RuntimeError):
-    """A reward that is trained by gave no score at all, however often it was asked."""
+    """A reward used for training failed for all images of an update, despite retries."""
 
 
 class NonFiniteLossError(ImageRewardError, ArithmeticError):
-    """A training's loss or gradient came out NaN or infinite; no update was made of it."""
+    """A loss or gradient in training was NaN or infinite; the update was not applied."""
 
 
 class PromptTruncatedWarning(UserWarning):

@@ -24,16 +24,16 @@ class ByteReader(Protocol):
     """A binary file, positioned at its beginning; reading may raise beyond its bounds (`Bounded`)."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of any file."""
+        """Like a file's."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """As of any file."""
+        """Like a file's."""
 
 
 def strip_png(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
     """(the PNG with chunks that pixels depend on, its EXIF block or b"").
 
-    With `header_only` it ends where the first pixels would begin. What is damaged stays so.
+    With `header_only` it ends before the first pixels. Damage is not repaired.
     """
     kept, exif = [reader.read(8)], b""
     while len(head := reader.read(8)) == 8:
@@ -94,7 +94,7 @@ def strip_jpeg(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[
 def strip_avif(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
     """(the AVIF or HEIF with its EXIF block under a type that nothing reads, b"").
 
-    How the picture is turned is said elsewhere in these formats (irot, imir). `header_only` changes nothing.
+    These formats store the orientation outside EXIF (irot, imir). `header_only` has no effect.
     """
     return EXIF_ITEM.sub(rb"\1none", reader.read()), b""
 
@@ -104,7 +104,7 @@ EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 
 
 def strip_for(beginning: bytes) -> Callable[[ByteReader, bool, int], tuple[bytes, bytes]] | None:
-    """Which of these functions a file with this beginning (12 bytes) needs, if any."""
+    """The function for a file with this beginning (12 bytes): PNG, JPEG or AVIF; None for others."""
     if beginning.startswith(b"\x89PNG\r\n\x1a\n"):
         return strip_png
     if beginning.startswith(b"\xff\xd8\xff"):

@@ -80,7 +80,7 @@ class BLIP(nn.Module):
 
 
 class BLIPBase(Scorer):
-    """What ImageReward and the BLIP score share: a BLIP, and WordPiece prompts."""
+    """Base of ImageReward and the BLIP score: a BLIP and its WordPiece tokenizer."""
 
     image_prefixes: tuple[str, ...] = ("blip.visual_encoder.",)
 

@@ -53,7 +53,7 @@ class Attention(nn.Module):
         self.output = _output(shape.width, shape)
 
     def keys_values(self, source_B_N_W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is attended to, projected: two of [B, heads, N, width / heads]."""
+        """Keys and values of the attended states: two tensors [B, heads, N, width / heads]."""
         project = self._projections()
         return self._split(project["key"](source_B_N_W)), self._split(project["value"](source_B_N_W))
 

@@ -1,4 +1,4 @@
-"""`python -m imagereward` is the `imagereward` command."""
+"""Makes `python -m imagereward` the same as the `imagereward` command."""
 
 from imagereward.cli import main
 

@@ -1,6 +1,5 @@
-"""ScorerConfig: all that a scorer's numbers depend on but the weights; reading and checking configs."""
+"""`ScorerConfig`: all settings that a score depends on, apart from the weights; and checks of values."""
 
-import difflib
 import json
 import math
 import operator
@@ -9,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from imagereward.errors import InputError
+from imagereward.errors import InputError, did_you_mean
 from imagereward.images.preprocess import Preprocess
 
 TOKENIZATIONS = ("open_clip", "transformers")
@@ -112,9 +111,9 @@ def read_json(path: Path) -> Any:
 
 
 def check_sizes(architecture: Any) -> None:
-    """InputError for a network whose size, as a config from elsewhere says it, nobody has trained.
+    """InputError for implausibly large sizes in a network's config.
 
-    Building one takes time and memory before any weight is looked at.
+    A hostile config could otherwise take time and memory before any weight is read.
     """
     if not isinstance(architecture, dict):
         return
@@ -142,7 +141,6 @@ def strict(cls, values: dict):
     valid = [item.name for item in fields(cls)]
     for key in values:
         if key not in valid:
-            near = difflib.get_close_matches(key, valid, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
+            hint = did_you_mean(key, valid) or f"valid: {', '.join(valid)}"
             raise InputError(f"{cls.__name__} has no {key!r}; {hint}")
     return cls(**values)

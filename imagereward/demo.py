@@ -1,4 +1,4 @@
-"""`imagereward demo`: the embedded model ranks pictures whose truth is known, on any machine, offline."""
+"""`imagereward demo`: ranks newly drawn Shapes with the model in the package, beside their true utility."""
 
 import html
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ figcaption b { font-size: 1rem } .truth { color: #4a5568 } .good { color: #14713
 
 @dataclass(frozen=True)
 class Judged:
-    """One prompt's candidates: how the model ranks them, and the truth about each."""
+    """A prompt's candidate images: the model's ranking of them, and the truth about each."""
 
     ranking: Ranking
     truths: list[shapes.Truth]
 
     @property
     def clear_pairs(self) -> list[bool]:
-        """For every pair of which one image is clearly better, whether the model scores it higher."""
+        """For each pair of which one image is clearly better, whether the model scores that image higher."""
         rewards, count = self.ranking.rewards, len(self.truths)
         return [
             rewards[better] > rewards[worse]
@@ -48,7 +48,7 @@ class Judged:
         ]
 
     def rows(self) -> list[dict]:
-        """One dict an image, best first: the model's rank and reward, the true utility, and why."""
+        """A dict for each image, best first: rank and reward by the model, true utility, damage in words."""
         return [
             {
                 "rank": self.ranking.ranks[index],
@@ -61,7 +61,10 @@ class Judged:
 
 
 def judge(prompts: int, images: int, seed: int, device: str | None = None) -> list[Judged]:
-    """Draw prompts the model never learned from, with candidates of mixed merit, and rank them."""
+    """Draw prompts of the test split, with candidate images of random damage, and rank them.
+
+    prompts, images   number of prompts, and of images for each
+    """
     scorer = load(MODEL, device)
     rng = np.random.default_rng([seed, 77])
     judged = []
@@ -74,7 +77,7 @@ def judge(prompts: int, images: int, seed: int, device: str | None = None) -> li
 
 
 def page(judged: list[Judged]) -> str:
-    """A self-contained HTML page: the pictures of every prompt in the model's order, beside the truth."""
+    """A self-contained HTML page with the images of each prompt in the model's order, and their truth."""
     right = [pair for each in judged for pair in each.clear_pairs]
     sections = "".join(_section(each) for each in judged)
     return f"""<!doctype html>
@@ -91,7 +94,10 @@ when it was drawn. Of the {len(right)} pairs in which one picture is clearly bet
 
 
 def write_page(judged: list[Judged], out: Path, overwrite: bool = False) -> Path:
-    """`page` in a file. OutputError if it exists and `overwrite` is false, or if it cannot be written."""
+    """Write `page` to the file `out`; returns its path.
+
+    Raises OutputError if the file exists and `overwrite` is false, or if it cannot be written.
+    """
     return write_text(check_free(out, overwrite), page(judged))
 
 

@@ -1,4 +1,4 @@
-"""Several scorers as one: a weighted sum that is itself a Scorer."""
+"""`Ensemble`: a weighted sum of several scorers that is itself a Scorer."""
 
 import math
 import os

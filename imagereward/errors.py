@@ -1,11 +1,12 @@
-"""Every error this package raises on purpose.
+"""All errors that this package raises on purpose, and helpers for their messages.
 
-Each one is an `ImageRewardError` and also the builtin that a caller would expect, so both
+Each error is an `ImageRewardError` and also the builtin that a caller would expect, so both
 `except ImageRewardError` and, say, `except FileNotFoundError` work. A message names the thing
-(path, index, key), what was expected, and what to do.
+(path, index, key), the expected value, and the remedy.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -18,7 +19,7 @@ class InputError(ImageRewardError, ValueError):
 
 
 class ImageReadError(ImageRewardError, ValueError):
-    """A file or a buffer is there but does not hold a readable image."""
+    """A file or a buffer exists but does not hold a readable image."""
 
 
 class ImageNotFound(ImageReadError, FileNotFoundError):
@@ -26,7 +27,7 @@ class ImageNotFound(ImageReadError, FileNotFoundError):
 
 
 class ImageTypeError(ImageRewardError, TypeError):
-    """An object given as an image is of a type that cannot be one."""
+    """An object passed as an image has an unsupported type."""
 
 
 class CheckpointError(ImageRewardError, RuntimeError):
@@ -34,7 +35,7 @@ class CheckpointError(ImageRewardError, RuntimeError):
 
 
 class DownloadError(CheckpointError, ConnectionError):
-    """A file could not be fetched, or what arrived is not the file that was asked for."""
+    """A file could not be downloaded, or the download is not the expected file."""
 
 
 class DeviceError(ImageRewardError, RuntimeError):
@@ -42,7 +43,7 @@ class DeviceError(ImageRewardError, RuntimeError):
 
 
 class OutputError(ImageRewardError, OSError):
-    """A result cannot be written: it is there already, another run's, or the disk is full."""
+    """A result cannot be written: the file exists, belongs to another run, or the disk is full."""
 
 
 class MissingExtraError(ImageRewardError, ImportError):
@@ -54,7 +55,7 @@ class NonFiniteScoreError(ImageRewardError, ArithmeticError):
 
 
 class DeadHeadError(ImageRewardError, ArithmeticError):
-    """A reward model in training gives every image the same score and does not move from there."""
+    """A reward model in training gives every image the same score, and its weights no longer change that."""
 
 
 class RemoteError(ImageRewardError, ConnectionError):
@@ -72,11 +73,11 @@ class RemoteError(ImageRewardError, ConnectionError):
 
 
 class RewardError(ImageRewardError, RuntimeError):
-    """A reward that is trained by gave no score at all, however often it was asked."""
+    """A reward used for training failed for all images of an update, despite retries."""
 
 
 class NonFiniteLossError(ImageRewardError, ArithmeticError):
-    """A training's loss or gradient came out NaN or infinite; no update was made of it."""
+    """A loss or gradient in training was NaN or infinite; the update was not applied."""
 
 
 class PromptTruncatedWarning(UserWarning):
@@ -102,7 +103,16 @@ def how_to_install(extra: str) -> str:
 
 
 def listing(names, most: int = 8) -> str:
-    """`a, b, c (+5 more)`: the beginning of a long list, for messages."""
+    """`a, b, c (+5 more)`: the first `most` names, for messages."""
     names = [str(name) for name in names]
     rest = f" (+{len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def did_you_mean(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str:
+    """The question `did you mean 'x'?`, with the valid name nearest to `name`; "" if none is near.
+
+    cutoff   least similarity of names in [0, 1], as of difflib.get_close_matches
+    """
+    near = difflib.get_close_matches(name, list(valid), 1, cutoff)
+    return f"did you mean {near[0]!r}?" if near else ""

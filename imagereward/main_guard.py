@@ -1,4 +1,4 @@
-"""Scripts that train without `if __name__ == "__main__":`, which spawned processes run again from the top."""
+"""`check_main_guard`: detects training scripts without `if __name__ == "__main__":` in spawned processes."""
 
 import inspect
 
@@ -11,13 +11,13 @@ GUARD_HINT = (
 
 
 def check_main_guard() -> None:
-    """Raises ImageRewardError where a spawned process runs the main script again and has come to a training.
+    """Raise ImageRewardError if a spawned process runs the main script again and reaches a training.
 
-    Without this it would find its parent's output directory, and say that another run is there.
+    Without this check the process would report that its parent's output directory is in use.
     """
     frame = inspect.currentframe()
     while frame is not None:
-        # multiprocessing runs the script of the parent under this name, before the process does its work.
+        # A spawned process first runs the parent's script as the module __mp_main__.
         if frame.f_globals.get("__name__") == "__mp_main__" and frame.f_code.co_name == "<module>":
             raise ImageRewardError(
                 f"{frame.f_code.co_filename}, line {frame.f_lineno}, starts a training again, in a process "

@@ -1,4 +1,4 @@
-"""In what precision numbers are kept and computed."""
+"""Floating-point precision: names of dtypes, casts of modules, and float32 for sensitive steps."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,12 +17,12 @@ SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloa
 
 
 def on_cpu() -> AbstractContextManager:
-    """Within, tensors made without saying where are on the CPU, whatever torch's default device is."""
+    """A context in which new tensors are on the CPU by default, whatever torch's default device is."""
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:
-    """float32, unless it is float64, which gradient checks need."""
+    """The tensor as float32; float64, which gradient checks need, stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -30,9 +30,9 @@ Exact = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def cast(module: torch.nn.Module, dtype: torch.dtype) -> Exact:
-    """Put a module's floats into `dtype`; returns what `unrounded` puts back for a while.
+    """Cast a module's floating-point tensors to `dtype`; returns their values before, for `unrounded`.
 
-    diffusers warns of every cast, also of one that changes nothing.
+    Does nothing if all have that dtype, since diffusers warns of every cast.
     """
     if all(value.dtype == dtype or not value.is_floating_point() for value in module.state_dict().values()):
         return []
@@ -43,7 +43,7 @@ def cast(module: torch.nn.Module, dtype: torch.dtype) -> Exact:
 
 @contextmanager
 def unrounded(exact: Exact) -> Iterator[None]:
-    """Within, parameters are what they were before they were cast."""
+    """A context in which parameters have their values from before `cast`."""
     now = [value.data for value, _ in exact]
     for value, before in exact:
         value.data = before
@@ -55,7 +55,7 @@ def unrounded(exact: Exact) -> Iterator[None]:
 
 
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    """The dtype of that name, of `DTYPES` or `SHORT`; None is float32. InputError if there is none."""
+    """The torch dtype of a name in `DTYPES` or `SHORT`; None is float32. InputError for other names."""
     if dtype is None:
         return torch.float32
     wanted = DTYPES.get(SHORT.get(name := dtype.lower(), name)) if isinstance(dtype, str) else dtype

@@ -1,10 +1,10 @@
-"""Rows of figures and names as aligned text."""
+"""Formats rows of numbers and names as a table of aligned text."""
 
 from typing import Any
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One line a row under a line of keys; numbers to the right with four decimals, text to the left."""
+    """Lines of text: the keys, then a line for each row; numbers right-aligned with four decimals."""
     heads = list(rows[0])
     cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells)]

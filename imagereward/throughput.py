@@ -1,4 +1,4 @@
-"""How fast is this machine? Images per second of the model alone, by dtype and batch size."""
+"""`imagereward bench`: measures a model's images per second by dtype and batch size."""
 
 import time
 from statistics import median
@@ -16,9 +16,12 @@ PROMPT = "a painting of an ocean with clouds and birds, day time, low depth fiel
 def throughput(
     model: str, device: str | None, dtypes: list[str], batch_sizes: list[int], seconds: float
 ) -> list[dict[str, Any]]:
-    """Rows of dtype, batch size and images per second, on random weights of the model's shape.
+    """A dict for each dtype and batch size: device, dtype, batch, images_per_s, with random weights.
 
-    Each figure is the median over passes that together take at least `seconds`, and at least three.
+    model     a name of the registry; CheckpointError for others
+    seconds   least time to measure each setting; the median is over at least three forward passes
+
+    Images are random tensors, so that decoding is not measured.
     """
     if model not in REGISTRY:
         raise CheckpointError(f"{model!r} is no known scorer; known: {', '.join(REGISTRY)}")

@@ -1,4 +1,4 @@
-"""Output files: an existing one is kept unless the caller says overwrite, and none is ever half written."""
+"""Writes files atomically, and refuses to replace existing ones without `overwrite`."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imagereward.errors import OutputError
 
-# How the names of temporary files begin.
+# Prefix of the names of temporary files.
 TEMPORARY = ".writing-"
 
 
@@ -23,13 +23,13 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> Path:
 
 @contextmanager
 def replacing(path: str | os.PathLike, folder: Path | None = None) -> Iterator[Path]:
-    """A temporary file to write to; it takes the name `path` when the block ends without error.
+    """Yield a temporary path to write to, and rename it to `path` when the block ends without error.
 
-    folder   where the temporary file is, on the file system of `path`; default: beside it
+    folder   of the temporary file, on the file system of `path`; default: the folder of `path`
 
-    Folders above `path` are made. The file is on disk before it takes the name. An error leaves whatever was
-    at `path` as it was, and no temporary file. OutputError, which names `path`, for any OSError (no
-    permission, a full disk).
+    Creates missing folders. The file is flushed to disk before it is renamed. If the block raises, `path`
+    stays as it was, and the temporary file is removed. Any OSError (no permission, a full disk) becomes an
+    OutputError that names `path`.
     """
     path = Path(path).expanduser()
     temporary = (folder or path.parent) / f"{TEMPORARY}{path.name}-{os.getpid()}"
@@ -42,7 +42,7 @@ def replacing(path: str | os.PathLike, folder: Path | None = None) -> Iterator[P
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
         finally:
-            with suppress(OSError):  # the folder itself may be unusable, which is then the error
+            with suppress(OSError):  # an unusable folder has already raised the error above
                 temporary.unlink(missing_ok=True)
     except OutputError:
         raise
@@ -51,7 +51,7 @@ def replacing(path: str | os.PathLike, folder: Path | None = None) -> Iterator[P
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write `text` as UTF-8 by way of `replacing`; returns the path, with `~` expanded."""
+    """Write `text` as UTF-8, atomically (`replacing`); returns the path with `~` expanded."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path).expanduser()

@@ -162,8 +162,8 @@ def test_features_that_went_while_their_image_was_on_its_way_are_computed(table,
     _, first = score(table, models, out="a.parquet", **options)
     load = Loader.load
 
-    def load_then_lose(self, wish, use_cache=True):
-        loaded = load(self, wish, use_cache)
+    def load_then_lose(self, request, use_cache=True):
+        loaded = load(self, request, use_cache)
         with sqlite3.connect(table / "cache/features.sqlite") as file:
             file.execute("DELETE FROM features")
         return loaded
@@ -193,10 +193,10 @@ def test_a_cache_that_is_none_is_refused_by_name(table, models):
         score(table, models, cache=table / "other", cache_budget=1e-9, overwrite=True)
 
 
-OTHER_BYTE = "CASE substr(value, 201, 1) WHEN x'00' THEN x'01' ELSE x'00' END"
+ANOTHER_BYTE = "CASE substr(value, 201, 1) WHEN x'00' THEN x'01' ELSE x'00' END"
 DAMAGE = {
-    "a byte": f"CAST(substr(value, 1, 200) || {OTHER_BYTE} || substr(value, 202) AS BLOB)",
-    "a byte and the type": f"substr(value, 1, 200) || {OTHER_BYTE} || substr(value, 202)",
+    "a byte": f"CAST(substr(value, 1, 200) || {ANOTHER_BYTE} || substr(value, 202) AS BLOB)",
+    "a byte and the type": f"substr(value, 1, 200) || {ANOTHER_BYTE} || substr(value, 202)",
     "its end": "substr(value, 1, length(value) - 100)",
     "its beginning": "substr(value, 9)",
     "all of it": "x''",

@@ -42,7 +42,7 @@ def expected(local):
     return scores
 
 
-class Scored(torch.utils.data.Dataset):
+class ScoredRows(torch.utils.data.Dataset):
     """Row i is the remote score of prompt i with image i."""
 
     def __init__(self, remote, length: int):
@@ -84,10 +84,14 @@ def test_forked_dataloader_workers_get_their_own_scores_while_the_parent_scores(
                 remote.score_pairs(PROMPTS, IMAGES, batch_size=1), expected, atol=1e-6, rtol=0
             )
             loader = torch.utils.data.DataLoader(
-                Scored(remote, 32), batch_size=None, num_workers=4, timeout=60, multiprocessing_context="fork"
+                ScoredRows(remote, 32),
+                batch_size=None,
+                num_workers=4,
+                timeout=60,
+                multiprocessing_context="fork",
             )
             with ThreadPoolExecutor(1) as threads:
-                meanwhile = threads.submit(lambda: [Scored(remote, 8)[row] for row in ROWS])
+                meanwhile = threads.submit(lambda: [ScoredRows(remote, 8)[row] for row in ROWS])
                 np.testing.assert_allclose(
                     [float(score) for score in loader], np.tile(expected, 4), atol=1e-6, rtol=0
                 )
@@ -96,7 +100,7 @@ def test_forked_dataloader_workers_get_their_own_scores_while_the_parent_scores(
 
 def test_a_fork_of_a_fork_and_a_fork_of_a_busy_process_score_their_own_rows(url, expected):
     with RM.connect(url) as remote:
-        rows = Scored(remote, 8)
+        rows = ScoredRows(remote, 8)
         rows[0]
         assert in_fork(lambda: (rows[1], in_fork(lambda: rows[2]), rows[1])) == pytest.approx(
             (expected[1], expected[2], expected[1]), abs=1e-6
@@ -143,7 +147,7 @@ def test_the_async_client_scores_in_forks_and_in_one_event_loop_after_another(ur
 
 def test_threads_share_one_client(url, expected):
     with RM.connect(url) as remote, ThreadPoolExecutor(8) as threads:
-        scores = list(threads.map(Scored(remote, 64).__getitem__, range(64)))
+        scores = list(threads.map(ScoredRows(remote, 64).__getitem__, range(64)))
         assert len(remote._clients) == 1
     np.testing.assert_allclose(scores, np.tile(expected, 8), atol=1e-6, rtol=0)
 
@@ -157,7 +161,11 @@ def test_spawned_dataloader_workers_get_the_scorer_pickled_with_its_token(local,
     monkeypatch.delenv("IMAGEREWARD_TOKEN", raising=False)
     with serving(local, token=TOKEN) as url, RM.connect(url, token=TOKEN) as remote:
         loader = torch.utils.data.DataLoader(
-            Scored(remote, 8), batch_size=None, num_workers=1, timeout=120, multiprocessing_context="spawn"
+            ScoredRows(remote, 8),
+            batch_size=None,
+            num_workers=1,
+            timeout=120,
+            multiprocessing_context="spawn",
         )
         np.testing.assert_allclose([float(score) for score in loader], expected, atol=1e-6, rtol=0)
 

@@ -20,8 +20,8 @@ from imagereward.bulk import score_table
 from imagereward.cli import app
 from imagereward.errors import InputError, OutputError
 from imagereward.report import figures, selection, write_report
-from imagereward.report.pictures import SIDE
 from imagereward.report.scores import read_scores
+from imagereward.report.thumbnails import SIDE
 
 ROOT = Path(__file__).parents[1]
 GENERATORS = ["first", "second", "third"]

@@ -32,7 +32,7 @@ from imagereward.shapes.corrupt import STRENGTH, damaged, misread, possible_mist
 from imagereward.shapes.measure import judge
 from imagereward.shapes.render import PAINT
 from imagereward.shapes.scene import SIZES
-from imagereward.shapes.segmentation import Found
+from imagereward.shapes.segmentation import MeasuredThing
 
 RED, BLUE = Group(1, "red", "circle"), Group(1, "blue", "star")
 # Written by hand: what people may say, and what is meant.
@@ -112,8 +112,8 @@ def bag(request: SceneRequest) -> Counter:
     return Counter({(g.colour, g.shape): g.count for g in request.groups})
 
 
-def found(shape: str = "circle", colour: str = "red", x=0.5, y=0.5, radius=0.13, fit=1.0) -> Found:
-    return Found(shape, colour, x, y, radius, fit)
+def found(shape: str = "circle", colour: str = "red", x=0.5, y=0.5, radius=0.13, fit=1.0) -> MeasuredThing:
+    return MeasuredThing(shape, colour, x, y, radius, fit)
 
 
 def by_pillow(things, paper: int = 235, size: int = 512) -> PIL.Image.Image:

@@ -1,1 +1,1 @@
-"""Used by several benchmarks, and by tests."""
+"""Helpers that several benchmarks and the tests share."""

@@ -1,4 +1,4 @@
-"""A real browser: where it is, how it starts, and whether a page in it can be read."""
+"""Finds Chromium, its command-line flags, and checks that a page in it is readable."""
 
 import shutil
 
@@ -15,7 +15,7 @@ FLAGS = [
 
 
 def assert_readable(page, scheme: str) -> None:
-    """The page is as light or dark as asked, and its text has WCAG's strictest contrast."""
+    """Assert that the page follows the colour `scheme`, "light" or "dark", with WCAG's AAA contrast of 7."""
     colours = page.evaluate(
         """['color', 'backgroundColor'].map((name) =>
             getComputedStyle(document.body)[name].match(/[\\d.]+/g).map(Number))"""
@@ -26,6 +26,6 @@ def assert_readable(page, scheme: str) -> None:
 
 
 def _luminance(rgb: list[float]) -> float:
-    """WCAG's relative luminance of 8-bit sRGB."""
+    """WCAG's relative luminance, in [0, 1], of 8-bit sRGB."""
     linear = [value / 255 / 12.92 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in rgb]
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear))

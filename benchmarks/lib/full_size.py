@@ -1,4 +1,4 @@
-"""The released architectures with random weights; no tokenizers, which need their files."""
+"""Released generators at full size with random weights, without tokenizers, whose files would be needed."""
 
 from diffusers import (
     AutoencoderKL,
@@ -18,7 +18,7 @@ from benchmarks.toy_models.tiny_sd import SCHEDULER
 
 
 def autoencoder(**changes) -> AutoencoderKL:
-    """That of all families, but for its channels."""
+    """The autoencoder of all families; `changes` are a family's own arguments, such as latent_channels."""
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -29,17 +29,17 @@ def autoencoder(**changes) -> AutoencoderKL:
 
 
 def flow_autoencoder() -> AutoencoderKL:
-    """That of Stable Diffusion 3 and FLUX.1."""
+    """The autoencoder of Stable Diffusion 3 and FLUX.1."""
     return autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1)
 
 
 def clip_l() -> CLIPTextConfig:
-    """CLIP ViT-L/14's text encoder."""
+    """The config of CLIP ViT-L/14's text encoder."""
     return CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
 
 
 def clip_g() -> CLIPTextConfig:
-    """OpenCLIP ViT-bigG/14's."""
+    """The config of OpenCLIP ViT-bigG/14's text encoder."""
     return CLIPTextConfig(
         hidden_size=1280,
         intermediate_size=5120,
@@ -50,7 +50,7 @@ def clip_g() -> CLIPTextConfig:
 
 
 def t5_xxl() -> T5EncoderModel:
-    """T5 v1.1 XXL's encoder."""
+    """The encoder of T5 v1.1 XXL."""
     config = T5Config(
         d_model=4096,
         d_ff=10240,

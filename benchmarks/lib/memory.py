@@ -1,4 +1,4 @@
-"""Megabytes that a process holds, now and at most, on the CPU and on a GPU."""
+"""Current and peak memory of this process in megabytes, on the CPU or on a GPU."""
 
 import ctypes
 import gc
@@ -8,7 +8,7 @@ import torch
 
 
 def resident(device: torch.device) -> float:
-    """Megabytes held now, after everything freed was given back."""
+    """Megabytes held now; on the CPU after freed memory was returned to the system."""
     gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
@@ -17,7 +17,7 @@ def resident(device: torch.device) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peak begin anew."""
+    """Reset the peak that `peak` reports."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -25,11 +25,11 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> float:
-    """The most megabytes since `reset_peak`."""
+    """Peak megabytes since `reset_peak`."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else status("VmHWM")
 
 
 def status(key: str) -> float:
-    """A size in /proc/self/status, in megabytes."""
+    """A size in /proc/self/status, such as VmRSS, in megabytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024

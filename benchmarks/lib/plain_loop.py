@@ -1,9 +1,8 @@
-"""ImageReward as the original computes it, written plainly: the baseline for speed, an oracle for tests.
+"""ImageReward computed as by the original code: a baseline for speed, and a reference for tests.
 
-One image at a time, the prompt padded to 35 tokens, eager attention in both towers, every layer in
-full. The image tower is timm's without fused attention; the text encoder is transformers' BLIP text
-model, which is independent of ours. Only the weights and the image preprocessing come from the
-scorer that it is built from.
+It scores one image at a time, with the prompt padded to 35 tokens and eager attention in both towers. The
+image tower is timm's without fused attention; the text encoder is transformers' BLIP text model, which is
+independent of this package. Only the weights, the tokenizer and the image size come from the scorer.
 """
 
 import torch
@@ -14,7 +13,7 @@ from imagereward.images.preprocess import CLIP_MEAN, CLIP_STD
 
 
 class PlainImageReward:
-    """`score(prompt, PIL image) -> float`, on a full-size or small `imagereward` ImageReward scorer."""
+    """`score(prompt, PIL image) -> float` with the weights of an ImageReward scorer of any size."""
 
     def __init__(self, scorer, max_length: int = 35):
         shape = scorer.blip.shape
@@ -53,7 +52,7 @@ class PlainImageReward:
 
     @torch.inference_mode()
     def score(self, prompt: str, image) -> float:
-        # The image tower is shared with the scorer, which fuses attention: switched off for this call.
+        # The scorer shares the image tower and fuses attention: switch that off for this call.
         fused = [block.attn.fused_attn for block in self.visual.blocks]
         for block in self.visual.blocks:
             block.attn.fused_attn = False

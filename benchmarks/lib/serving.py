@@ -1,4 +1,4 @@
-"""A real server in a thread, scorers that wait to be let go, and bodies to send."""
+"""Runs a real reward server in a thread, with scorers that can be held back, and builds request bodies."""
 
 import base64
 import contextlib
@@ -16,7 +16,7 @@ from imagereward.serve.run import server
 
 @contextlib.contextmanager
 def serving(scorers, **options):
-    """The address of a server of `scorers`; a single one is served under its name."""
+    """Serve `scorers`, a scorer or {name: scorer}, in a thread; yields the address."""
     if not isinstance(scorers, dict):
         scorers = {scorers.name: scorers}
     running = server(create_app(scorers, **options), "127.0.0.1", 0)
@@ -44,7 +44,7 @@ def wait_until(condition, seconds: float = 30) -> None:
 
 
 class Gate:
-    """A scorer whose model waits until it is opened, and says which batches it was given."""
+    """A scorer whose image encoder waits until the gate is opened; `batches` are the sizes of its batches."""
 
     def __init__(self, kind: str = "CLIP"):
         self.scorer = small_scorer(kind)
@@ -80,7 +80,7 @@ def base64_of(data: bytes) -> str:
 
 
 def metric(url: str, line: str, **options) -> float:
-    """The value of one line of /metrics; 0 if it is not there yet."""
+    """The value of the metric in the given line of /metrics; 0 if that line is missing."""
     text = client(url, **options).get("/metrics").text
     return next(
         (float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith(line + " ")), 0.0

@@ -1,4 +1,4 @@
-"""Scorers of every kind with random weights of a few hundred kilobytes."""
+"""Small scorers of every kind with random weights, a few hundred kilobytes each."""
 
 from imagereward.checkpoints.assembling import random_scorer
 from imagereward.config import ScorerConfig

@@ -1,4 +1,4 @@
-"""Time and memory of a training step under several settings, every setting in a process of its own.
+"""Measures time and memory of a training step under several settings, each in its own process.
 
 Activation memory is the peak of a step less what stays between steps: weights, gradients and optimizer.
 """
@@ -54,7 +54,7 @@ def main(
 
 
 def measured(step: Callable[[], None], learned: list[torch.Tensor], device: torch.device, steps: int) -> dict:
-    """Seconds a step (median) and megabytes; `learned` is what the optimizer has."""
+    """Median seconds of a step, and megabytes; `learned` are the optimizer's parameters."""
     step()  # gradients and the optimizer's state exist from here on
     resting, seconds = resident(device), []
     reset_peak(device)

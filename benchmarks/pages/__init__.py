@@ -1,1 +1,1 @@
-"""Results as tables, plots and screenshots in README and docs."""
+"""Renders results files as tables, plots and screenshots for README and docs."""

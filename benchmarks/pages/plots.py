@@ -1,10 +1,10 @@
-"""Plots for the docs, all in one style."""
+"""The common style of the docs' plots."""
 
 from pathlib import Path
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **options):
-    """(figure, axes) as pyplot.subplots gives them; `size` in inches."""
+    """(figure, axes) of pyplot.subplots in the docs' style; `size` in inches."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -15,6 +15,6 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options):
 
 
 def save(figure, path: Path) -> None:
-    """As a PNG that says nothing of when or with what it was drawn."""
+    """Save as a PNG without date and software in its metadata, so that equal plots have equal bytes."""
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})

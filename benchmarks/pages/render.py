@@ -39,7 +39,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
 
 
 def rendered(text: str) -> str:
-    """`text` with every block of a name in `TABLES` filled in from that results file."""
+    """`text` with the blocks `<!-- name -->` of every name in `TABLES` filled in from its results file."""
 
     def fill(match: re.Match) -> str:
         result = json.loads((RESULTS / f"{match[1]}.json").read_text())

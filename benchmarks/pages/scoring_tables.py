@@ -1,10 +1,10 @@
-"""Results of scoring and measuring, as Markdown."""
+"""Markdown tables of the results of benchmarks/scoring and benchmarks/shapes."""
 
 from benchmarks.lib import record
 
 
 def throughput(result: dict) -> str:
-    """The throughput file as Markdown."""
+    """A table of results/throughput-*.json."""
     speed = [
         f"| {row['what']} | {row['per_s']:.2f} | {row['times_loop']:.2f} x |" for row in result["scoring"]
     ]
@@ -38,7 +38,7 @@ def throughput(result: dict) -> str:
 
 
 def bulk(result: dict) -> str:
-    """The file of scoring in bulk as Markdown: one line for each thing that was measured."""
+    """A list of results/bulk-*.json: a line for each measure."""
     full, over, memory = result["throughput"], result["overhead"], result["memory"]
     kills, corrupt, cache = result["kills"], result["corrupt"], result["cache"]
     sizes = " and ".join(f"{rows}" for rows in memory["rows"])
@@ -61,7 +61,7 @@ def bulk(result: dict) -> str:
 
 
 def serve(result: dict) -> str:
-    """The server's file as Markdown: one line for each thing that was measured, and latency by clients."""
+    """A list of results/serve-*.json: a line for each measure, and a table of latency by clients."""
     speed, cpu, answers = result["throughput"], result["cpu"], result["answers"]
     memory = answers["memory_mib"]
     lines = {
@@ -98,7 +98,7 @@ def serve(result: dict) -> str:
 
 
 def shapes_measure(result: dict) -> str:
-    """The measure's file as Markdown: agreement by attribute and condition, and clean against damaged."""
+    """Tables of results/shapes-measure.json: accuracy by attribute and condition, and of cleanliness."""
     rows = result["attributes"]
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     agreement = {(row["attribute"], row["condition"]): row["agreement"] for row in rows}
@@ -132,7 +132,7 @@ def shapes_measure(result: dict) -> str:
 
 
 def refused(result: dict) -> str:
-    """The file of refused requests as Markdown: memory by kind, and answers beside strangers."""
+    """Tables of results/refused-requests.json: memory by kind of request, and answers beside strangers."""
     memory = result["memory"]
     kinds = [
         f"| {row['kind']} | {row['body_mb']:.0f} | {row['status']} | {row['ms']:.0f} "

@@ -1,6 +1,6 @@
-"""The docs' pictures of pages, taken by a headless browser: `python -m benchmarks.pages.screenshots`.
+"""Takes the docs' screenshots with a headless browser: `python -m benchmarks.pages.screenshots`.
 
-Writes docs/demo.png, what `imagereward demo` draws, and docs/server.png, the server's page with a ranking.
+Writes docs/demo.png, the page of `imagereward demo`, and docs/server.png, the server's page with a ranking.
 """
 
 import tempfile
@@ -16,14 +16,14 @@ from imagereward import demo
 
 
 def of_the_demo(browser, work: Path) -> None:
-    """Two of its prompts."""
+    """docs/demo.png: the page of `imagereward demo` with two prompts."""
     page = browser.new_page(viewport={"width": 950, "height": 535})
     page.goto(demo.write_page(demo.judge(4, 6, 0), work / "demo.html").as_uri())
     page.screenshot(path=DOCS / "demo.png")
 
 
 def of_the_server(browser, work: Path) -> None:
-    """Eight pictures of differing merit under one prompt, ranked by ImageReward-tiny."""
+    """docs/server.png: eight pictures of one prompt, ranked by ImageReward-tiny on the server's page."""
     judged = demo.judge(1, 8, 11)[0]
     files = [str(work / f"{place}.png") for place in range(8)]
     for file, image in zip(files, judged.ranking.images):

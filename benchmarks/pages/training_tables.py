@@ -1,22 +1,22 @@
-"""Results of training and fine-tuning, as Markdown."""
+"""Markdown tables of the results of benchmarks/training and benchmarks/toy_models."""
 
 from benchmarks.lib import record
 
 
 def training_step(result: dict) -> str:
-    """The full-size training step's file as Markdown."""
+    """A table of results/training-step-*.json."""
     what = f"{result['prompts']} prompts of {result['images']} images, fix_rate {result['fix_rate']}, float32"
     return steps(result, what, "checkpointing")
 
 
 def refl_step(result: dict) -> str:
-    """The ReFL step's file as Markdown."""
+    """A table of results/refl-step-*.json."""
     what = f"Stable Diffusion 1.5 at {result['resolution']} pixels, {result['images']} image, float32"
     return steps(result, f"{what}; AdamW with LoRA alone", "what learns")
 
 
 def steps(result: dict, what: str, setting: str) -> str:
-    """What `benchmarks/lib/steps.py` measured, as Markdown."""
+    """A table of results of benchmarks/lib/steps.py, a row for each setting."""
     rows = [
         f"| {row['setting']} | {row['seconds']:.1f} | {row['peak_mb']:.0f} | {row['resting_mb']:.0f} "
         f"| {row['activations_mb']:.0f} | {100 * row['share']:.0f} % "
@@ -36,7 +36,7 @@ def steps(result: dict, what: str, setting: str) -> str:
 
 
 def fits(result: dict) -> str:
-    """What needs how much memory, as Markdown: how many images a card takes at once."""
+    """A table of results/fits.json: memory of a step, and images at once on each card."""
     cards = list(result["rows"][0]["images"])
     rows = []
     for row in result["rows"]:
@@ -70,7 +70,7 @@ def fits(result: dict) -> str:
 
 
 def tiny(result: dict) -> str:
-    """ImageReward-tiny's file as Markdown: the run, and its accuracy on held-out pairs."""
+    """Tables of results/tiny.json: the run, and its accuracy on held-out pairs."""
     seconds = result["seconds"]
     since = ", both since it was last resumed" if "resume=true" in result["overrides"] else ""
     rows = [
@@ -92,7 +92,7 @@ def tiny(result: dict) -> str:
 
 
 def tiny_drawings(result: dict) -> str:
-    """What the measure finds in images, by where they are from, as Markdown."""
+    """A table of the measure's mean attributes of images, by their source."""
     columns = [name for name in result["rows"][0] if name != "images"]
     rows = [
         f"| {row['images']} | {' | '.join(f'{row[name]:.2f}' for name in columns)} |"
@@ -110,7 +110,7 @@ def tiny_drawings(result: dict) -> str:
 
 
 def finetune(result: dict) -> str:
-    """Fine-tuning methods side by side as Markdown."""
+    """A table of results/finetune.json: fine-tuning methods side by side."""
     base = result["rows"][0]
     rows = []
     for row in result["rows"]:
@@ -142,7 +142,7 @@ def finetune(result: dict) -> str:
 
 
 def finetune_flow(result: dict) -> str:
-    """The same for policy gradient on the tiny flow model as Markdown: every judge's mean and its change."""
+    """A table of results/finetune-flow.json: mean and change of each judge, by method."""
 
     def judged(row: dict, name: str) -> str:
         if name not in row:

@@ -1,4 +1,4 @@
-"""Scoring in bulk: throughput against the bare model, overhead, memory, kills, corrupt images, the cache.
+"""Benchmark of bulk scoring: throughput beside the bare model, overhead, memory, kills, bad images, cache.
 
     python -m benchmarks.scoring.bulk [--device cuda] [--rows 10000] [--full-rows N] [--only NAME …]
 
@@ -25,7 +25,7 @@ import imagereward as RM
 from benchmarks.lib import record
 from imagereward import shapes
 from imagereward.bulk import score_table
-from imagereward.bulk.decoding.loading import Loader, Wish
+from imagereward.bulk.decoding.loading import ImageRequest, Loader
 from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 
@@ -72,7 +72,7 @@ def paintings(count: int, style: str = "") -> list[str]:
 
 
 class Bench:
-    """A directory with scorers and images, and one method for each thing that is measured."""
+    """A directory with scorers and images, and a method for each measure."""
 
     def __init__(self, work: Path, device: str, rows: int, full_rows: int):
         self.work, self.device, self.rows, self.full_rows = work, device, rows, full_rows
@@ -100,14 +100,14 @@ class Bench:
         return str(directory), [str(images / f"{index}.png") for index in range(self.full_rows)]
 
     def throughput(self) -> dict:
-        """Rows per second at full size, beside the bare model on batches decoded before."""
+        """Rows per second at full size, beside the bare model on batches that are already decoded."""
         model, images = self.full()
         table = write_table(self.work / "full.jsonl", images, paintings(self.full_rows))
         scorer = RM.load(model, self.device)
         batch_size = 8 if scorer.device.type == "cpu" else 64
         loader = Loader(scorer.processors)
         start = time.perf_counter()
-        pixels = [loader.load(Wish(row, image, False)).pixels[0] for row, image in enumerate(images)]
+        pixels = [loader.load(ImageRequest(row, image, False)).pixels[0] for row, image in enumerate(images)]
         decode = time.perf_counter() - start
         prompts = [json.loads(line)["prompt"] for line in table.read_text().splitlines()]
         batches = [
@@ -140,7 +140,7 @@ class Bench:
         }
 
     def overhead(self) -> dict:
-        """CPU milliseconds a row of one process, beyond those of decoding and of the model."""
+        """CPU milliseconds per row of one process, without those of decoding and of the model."""
         table = self.shapes_table("tiny", self.rows)
         prompts = [json.loads(line)["prompt"] for line in table.read_text().splitlines()]
         scorer = RM.load(TINY, self.device)
@@ -149,7 +149,9 @@ class Bench:
 
         def bare() -> None:
             for part in parts:
-                pixels = [loader.load(Wish(row, self.pool[row % POOL], False)).pixels[0] for row in part]
+                pixels = [
+                    loader.load(ImageRequest(row, self.pool[row % POOL], False)).pixels[0] for row in part
+                ]
                 for at in range(0, len(part), 8):
                     batch = torch.from_numpy(np.stack(pixels[at : at + 8]))
                     words = [prompts[row] for row in part[at : at + 8]]
@@ -170,7 +172,7 @@ class Bench:
         }
 
     def memory(self) -> dict:
-        """Peak resident memory of the scoring process at so many rows, and at ten times as many."""
+        """Peak resident memory of the scoring process for the given rows and for ten times as many."""
         peaks = []
         for rows in (self.rows, 10 * self.rows):
             table = self.shapes_table("memory", rows)
@@ -187,7 +189,7 @@ class Bench:
         return {"rows": [self.rows, 10 * self.rows], "peak_mb": peaks, "ratio": peaks[1] / peaks[0]}
 
     def kills(self) -> dict:
-        """kill -9 at random moments, resuming each time: is the file that of an undisturbed run?"""
+        """Kill runs with SIGKILL at random moments and resume; compare the file with an undisturbed run's."""
         table = self.shapes_table("kills", self.rows)
         undisturbed = self.score(table, "undisturbed.parquet", TINY)
         out = self.work / "killed.parquet"
@@ -211,7 +213,7 @@ class Bench:
         return {"rows": self.rows, "kills": killed, "equal": equal}
 
     def corrupt(self) -> dict:
-        """Rows with a damaged image, and rows with an error: the same ones?"""
+        """Compare the rows with a damaged image with the rows that have an error."""
         chosen = set(random.Random(0).sample(range(POOL), int(CORRUPT * POOL)))
         images = draw_shapes(self.work / "damaged")
         for index in chosen:
@@ -225,7 +227,7 @@ class Bench:
         return {"rows": self.rows, "damaged": len(chosen) / POOL, "failed": failed, "wrong": len(wrong)}
 
     def cache(self) -> dict:
-        """Seconds of a first pass at full size, and of a second with other prompts."""
+        """Seconds of a first run at full size, and of a second with other prompts and cached features."""
         model, images = self.full()
         seconds = []
         one = write_table(self.work / "one.jsonl", images, paintings(1))

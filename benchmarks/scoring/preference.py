@@ -63,7 +63,7 @@ def without_missing(
 
 
 def scores_of(scorer: Scorer, prompts: Sequence[RankedPrompt], batch_size: int | None) -> list[list[float]]:
-    """One list of scores a prompt, in the order of its images; a progress bar counts images."""
+    """A list of scores for each prompt, in the order of its images; a progress bar counts images."""
     pairs = [(each.prompt, path) for each in prompts for path in each.generations]
     scores = iter(scorer.score_pairs(*zip(*pairs), batch_size=batch_size))
     return [list(islice(scores, len(each.generations))) for each in prompts]
@@ -82,7 +82,7 @@ def columns(agreement: Agreement) -> dict[str, float]:
 
 
 def by_chance(rankings: Sequence[Sequence[float]]) -> dict[str, float]:
-    """What these columns are on average for scores drawn at random."""
+    """Expectation of these columns for random scores."""
     return {
         "pair accuracy": 0.5,
         **{f"recall@{k}": recall_by_chance(rankings, k) for k in KS},
@@ -91,7 +91,7 @@ def by_chance(rankings: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def evaluate(name: str, prompts: Sequence[RankedPrompt], arguments) -> dict:
-    """One model's row of the results file."""
+    """The row of one model in the results file."""
     scorer = RM.load(name, arguments.device, arguments.download_root, dtype=arguments.dtype)
     agreement = summarise(
         scores_of(scorer, prompts, arguments.batch_size),

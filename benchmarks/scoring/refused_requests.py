@@ -1,10 +1,10 @@
-"""A reward server that is asked what it refuses: the memory that it keeps, and who is answered meanwhile.
+"""Benchmark of a reward server under requests that it refuses: its memory, and its answers to other clients.
 
     python -m benchmarks.scoring.refused_requests [--requests 200]
 
-`memory`: of each kind in `KINDS` so many requests, four at a time, and the server's resident memory before,
-at its peak, and after. The bodies are up to 65 MiB; many would take ten times that if they were parsed.
-`strangers`: connections that send no token and hold a request half sent, while a client with the token asks.
+`memory` sends N requests of each kind in `KINDS`, four at a time, and measures the server's resident memory
+before, at its peak, and after. The bodies have up to 65 MiB; parsed, many would take ten times that.
+`strangers` holds connections without a token and with half a request, while a client with the token asks.
 The server is `imagereward serve -m ImageReward-tiny`. Writes results/refused-requests.json.
 """
 
@@ -168,7 +168,7 @@ def peak_mib(pid: int, reset: bool = False) -> float:
 
 
 def refused(http: httpx2.Client, kind: Kind, count: int) -> list[int]:
-    """The statuses of `count` requests of one kind, four at a time."""
+    """Send `count` requests of one kind, four at a time; returns the statuses of their answers."""
     path, headers, body, _ = kind
 
     def ask(_: int) -> int:
@@ -182,7 +182,7 @@ def refused(http: httpx2.Client, kind: Kind, count: int) -> list[int]:
 
 
 def scored(http: httpx2.Client, count: int) -> list[float]:
-    """Seconds of `count` ordinary requests, one after the other; RuntimeError if one is not answered."""
+    """Seconds of each of `count` ordinary requests in sequence; RuntimeError for one without an answer."""
     times = []
     for _ in range(count):
         start = time.perf_counter()
@@ -194,7 +194,7 @@ def scored(http: httpx2.Client, count: int) -> list[float]:
 
 
 def memory(count: int) -> dict:
-    """A row for each kind: statuses, milliseconds a request, and the server's MiB before, at most, after.
+    """A row for each kind: statuses, milliseconds per request, and the server's MiB before, at peak, after.
 
     Also the server's MiB before the first and after the last kind.
     """
@@ -235,7 +235,7 @@ def memory(count: int) -> dict:
 
 
 def half_sent(url: str, path: str, count: int) -> list[socket.socket]:
-    """So many connections with a request for `path`, without a token, whose body does not end."""
+    """Open connections without a token that send the head of a request for `path` and half of its body."""
     head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n".encode()
     opened = []
     for _ in range(count):
@@ -247,7 +247,7 @@ def half_sent(url: str, path: str, count: int) -> list[socket.socket]:
 
 
 def strangers(count: int) -> list[dict]:
-    """A row for each path: a client with the token asks while `count` connections hold requests half sent."""
+    """A row for each path: times of a client with the token, beside `count` half-sent requests without."""
     rows = []
     with command(IMAGEREWARD_TOKEN=TOKEN) as (url, pid):
         headers = {"Authorization": f"Bearer {TOKEN}"}

@@ -1,12 +1,12 @@
-"""The reward server under load: throughput, CPU a request, latency as the queue fills, lost answers, memory.
+"""Benchmark of the reward server under load: throughput, CPU per request, latency, lost answers, memory.
 
     python -m benchmarks.scoring.serve [--requests 50000] [--images 256] [--device cuda]
 
-The server is a process of its own. `throughput` compares 64 clients with single-image requests to offline
-scoring of the same files, at full size with random weights. `cpu` is what a request costs a server of
-ImageReward-tiny beyond decoding and the model, which are measured alone. `latency` is of clients that ask
-more than the server can do, until its queue is full. `answers` checks every answer of many requests against
-the local score, and the server's memory on the way. Writes results/serve-*.json.
+The server runs in its own process. `throughput` compares 64 clients with single-image requests to offline
+scoring of the same files, at full size with random weights. `cpu` measures the CPU time of a request to a
+server of ImageReward-tiny, minus decoding and the model, which are measured alone. `latency` adds clients
+until the server's queue is full. `answers` compares every answer of many requests with the local score, and
+records the server's memory. Writes results/serve-*.json.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Speed, memory and error of the ImageReward scorer at full size, against a plain loop in the same run.
+"""Benchmark of the ImageReward scorer at full size: speed, memory and error, against a plain loop.
 
     python -m benchmarks.scoring.throughput [--device cuda] [--rounds 3] [--batch-size N]
 
-Weights are random (speed does not depend on their values), images are drawn here, everything
-alternates within a round, and every figure is a median over rounds. Writes results/throughput-*.json.
+Weights are random, since speed does not depend on them. The variants alternate within a round, and every
+figure is a median over rounds. Writes results/throughput-*.json.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def timed(function, device: torch.device) -> float:
 
 
 def alternate(variants: dict, rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each variant: one warm-up each, then `rounds` passes over all of them in turn."""
+    """Median seconds of each variant, after one warm-up each, over `rounds` rounds of all variants."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, function in variants.items():

@@ -1,1 +1,1 @@
-"""The measure of Shapes, and scorers, against the truth of Shapes."""
+"""Accuracy of the measure of Shapes, and of scorers, on images of Shapes with known truth."""

@@ -1,11 +1,11 @@
-"""How often the measure of Shapes agrees with the truth: attribute by attribute, and clean against damaged.
+"""Accuracy of `shapes.measure` on images with known truth: for each attribute, and clean against damaged.
 
     python -m benchmarks.shapes.measure_accuracy [--images 2000] [--seed 2023]
 
-Images are drawn afresh: as they should be, or with one mistake, in four conditions: clean, noise at level 1,
-blur at level 1, and as an autoencoder leaves them (blur of 0.9 and then noise of 0.03 at 64 pixels). Which
-attributes a mistake makes wrong follows from the mistake alone. Where a prompt leaves size, position or
-background open no mistake touches them, so they are also measured against a prompt that asks for another.
+Images are drawn without or with one mistake, in four conditions: clean, noise at level 1, blur at level 1,
+and like an autoencoder's output (blur of 0.9, then noise of 0.03, at 64 pixels). The mistake determines which
+attributes are wrong. No mistake changes size, position or background, so these are also measured against a
+prompt that asks for another one.
 Writes results/shapes-measure.json.
 """
 
@@ -51,7 +51,7 @@ ATTRIBUTES = ("colour", "shape", "thing", "count", "relation", "size", "position
 
 
 def shown(scene: Scene, condition: str, rng: np.random.Generator):
-    """The scene as an image in one of `CONDITIONS`."""
+    """A drawing of the scene in one of `CONDITIONS`."""
     if condition == "clean":
         return to_image(draw(scene, rng))
     if condition == "autoencoder":
@@ -62,7 +62,7 @@ def shown(scene: Scene, condition: str, rng: np.random.Generator):
 
 
 def case(mistake: str | None, rng: np.random.Generator) -> tuple[SceneRequest, SceneRequest]:
-    """(what is asked, what is drawn), with this mistake if any."""
+    """(requested scene, drawn scene), which differ by `mistake`; None: equal."""
     while True:
         request = ask(rng)
         if mistake is None:
@@ -72,7 +72,7 @@ def case(mistake: str | None, rng: np.random.Generator) -> tuple[SceneRequest, S
 
 
 def truth(request: SceneRequest, drawn: SceneRequest, mistake: str | None) -> dict[str, bool]:
-    """Which attributes are right; those of which nothing can be said are left out."""
+    """{attribute: whether it is right}, without attributes that the mistake may or may not affect."""
     asked = {"colour", "shape", "thing", "count"}
     asked |= {name for name in ("relation", "position", "background") if getattr(request, name)}
     asked |= {"size"} if any(group.size for group in request.groups) else set()
@@ -96,7 +96,7 @@ def otherwise(request: SceneRequest, rng: np.random.Generator) -> dict[str, Scen
 
 
 def attributes(images: int, seed: int) -> list[dict]:
-    """For each condition and attribute, shares of images: right when it is right, wrong when it is wrong."""
+    """For each condition and attribute: the share of right ones measured as right, of wrong ones as wrong."""
     agreed: dict[tuple, list[bool]] = defaultdict(list)
     for place, condition in enumerate(CONDITIONS):
         for mistake in (None, *MISTAKES):

@@ -1,9 +1,9 @@
-"""Accuracy of a scorer on freshly drawn Shapes, whose truth is known.
+"""Accuracy of a scorer on newly drawn images of Shapes with known truth.
 
     python -m benchmarks.shapes.scorer_accuracy
 
-Prompts are of the test split, which no training sees, and are drawn from a seed of their own. Only clear
-pairs count: one image is better on one axis and not worse on the other.
+Prompts are of the test split, which no training uses. Only clear pairs count: one image is better in
+faithfulness or quality and not worse in the other.
 """
 
 import argparse
@@ -23,7 +23,7 @@ IMAGES = 6
 
 
 def kinds(better: Truth, worse: Truth) -> Iterator[str]:
-    """What a clear pair is an example of: it may be several, or none."""
+    """The kinds of pairs that a clear pair belongs to, such as "colour"; several or none."""
     yield "all clear pairs"
     same_quality = (better.quality, better.damage) == (worse.quality, worse.damage)
     if better.faithfulness == worse.faithfulness == 0:

@@ -1,1 +1,1 @@
-"""The tiny models in this repository, trained from random weights."""
+"""Trains and inspects the tiny models of this repository, from random weights."""

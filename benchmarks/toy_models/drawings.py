@@ -1,4 +1,4 @@
-"""What `shapes.measure` finds in the tiny generators' drawings, beside what their autoencoder can show.
+"""Applies `shapes.measure` to images of the tiny generators and to reconstructions of their autoencoder.
 
 python -m benchmarks.toy_models.drawings [MODEL …] [--prompts N] [--guidance G …]
 """
@@ -28,7 +28,7 @@ BATCH = 64
 
 
 def found(images_B_3_H_W: torch.Tensor, prompts: Sequence[str], scorer) -> dict[str, float]:
-    """Means over images: each attribute over those whose prompt asks for it."""
+    """Mean measurements over images; of each attribute, over images whose prompt asks for it."""
     each = measured(images_B_3_H_W, prompts)
     row = {
         name: float(np.mean([one.attributes[name] for one in each if name in one.attributes]))
@@ -46,7 +46,7 @@ def found(images_B_3_H_W: torch.Tensor, prompts: Sequence[str], scorer) -> dict[
 
 
 def drawings(model: Path, prompts: Sequence[str], guidance: float) -> torch.Tensor:
-    """One image of every prompt."""
+    """An image of each prompt."""
     denoiser = open_denoiser(str(model))
     policy = Policy(denoiser, denoiser.dynamics(STEPS), guidance)
     return sample_images(policy, prompts, 1, 0, BATCH, None)[:, 0]

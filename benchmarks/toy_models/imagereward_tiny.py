@@ -1,4 +1,4 @@
-"""Reproduce ImageReward-tiny: draw its data, train it by its recipe, measure it, and draw the curve.
+"""Reproduces ImageReward-tiny: draws its data, trains it by its recipe, measures it, and plots the curve.
 
     python -m benchmarks.toy_models.imagereward_tiny WORKDIR [key=value …]
                                             all of it; resume=true goes on with it
@@ -31,7 +31,7 @@ PICTURE = DOCS / "tiny.png"
 
 
 def run(work: Path, overrides: list[str], adopt: bool) -> None:
-    """Everything, from nothing to the results file."""
+    """Draw the data, train, measure and write the results file."""
     data, output = work / "shapes", work / "ImageReward-tiny"
     if not data.exists():
         write(data, PROMPTS, DATA_SEED)
@@ -63,12 +63,12 @@ def run(work: Path, overrides: list[str], adopt: bool) -> None:
 
 
 def seconds(path: Path) -> float:
-    """How long a stage took, by the trainer's own clock."""
+    """Seconds of a training stage, from the trainer's log."""
     return next(entry["train_runtime"] for entry in json.loads(path.read_text()) if "train_runtime" in entry)
 
 
 def history(path: Path) -> list[dict]:
-    """The trainer's log, without what differs from run to run of the same training."""
+    """The trainer's log without times, which differ between runs of the same training."""
     kept = ("step", "loss", "eval_pair_loss", "eval_accuracy", "eval_spread", "learning_rate")
     log = json.loads(path.read_text())
     return [row for entry in log if len(row := {key: entry[key] for key in kept if key in entry}) > 1]

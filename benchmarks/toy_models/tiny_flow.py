@@ -1,10 +1,9 @@
-"""A flow model small enough for two cores: SD3's transformer on the tiny Stable Diffusion's other parts.
+"""Trains a flow model for two cores: a small SD3 transformer on parts of the tiny Stable Diffusion.
 
 python -m benchmarks.toy_models.tiny_flow WORKDIR            trains it on Shapes; goes on where it stopped
 python -m benchmarks.toy_models.tiny_flow WORKDIR --adopt    then puts it where tests and benchmarks look
 
-diffusers draws with it as it was trained when asked for max_sequence_length=1: it has no T5, and room for one
-token of it.
+The model has no T5 encoder, and was trained with one empty T5 token: pass max_sequence_length=1 to diffusers.
 """
 
 import argparse
@@ -30,7 +29,7 @@ TRANSFORMER = {
 
 
 def start(parts: Path) -> StableDiffusion3Pipeline:
-    """The pipeline with a transformer that has learned nothing, and the parts of a tiny Stable Diffusion."""
+    """The pipeline with a transformer of random weights and the parts of a tiny Stable Diffusion."""
     source = open_denoiser(str(parts)).pipeline
     encoder, tokenizer, vae = with_projection(source.text_encoder), source.tokenizer, source.vae
     vae.register_to_config(shift_factor=0.0)  # SD3's pipeline adds it
@@ -57,7 +56,7 @@ def start(parts: Path) -> StableDiffusion3Pipeline:
 
 
 def with_projection(encoder) -> CLIPTextModelWithProjection:
-    """The same text encoder, whose pooled embedding is that of the last word, as it is."""
+    """The text encoder with an identity projection: its pooled embedding is that of the last word."""
     config = encoder.config
     config.projection_dim = config.hidden_size
     made = CLIPTextModelWithProjection(config)
@@ -68,7 +67,7 @@ def with_projection(encoder) -> CLIPTextModelWithProjection:
 
 
 def make(work: Path, parts: Path = TINY_SD) -> Path:
-    """Train it, or the rest of it; the directory of the pipeline."""
+    """Train the model, or continue its training; returns the directory of the pipeline."""
     beginning, single, tuned = work / "start-flow", work / "single-flow", work / "tiny-flow"
     if not (beginning / "model_index.json").is_file():
         start(parts).save_pretrained(beginning)
@@ -78,7 +77,7 @@ def make(work: Path, parts: Path = TINY_SD) -> Path:
 
 
 def adopt(pipeline: Path) -> None:
-    """Half-precision copy, of the pipeline's files alone."""
+    """Copy the pipeline's files in half precision to where tests and benchmarks read them."""
     made = open_denoiser(pipeline, dtype=torch.float16).pipeline
     made.vae.half()
     shutil.rmtree(TINY_FLOW, ignore_errors=True)

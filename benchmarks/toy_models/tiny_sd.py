@@ -1,4 +1,4 @@
-"""A Stable Diffusion small enough for two cores, made from nothing on Shapes: its parts and the whole.
+"""Trains a Stable Diffusion for two cores on Shapes, from random weights: its parts, then the U-Net.
 
 python -m benchmarks.toy_models.tiny_sd WORKDIR            trains what is missing; goes on where it stopped
 python -m benchmarks.toy_models.tiny_sd WORKDIR --parts    of that, the autoencoder and the text encoder alone
@@ -23,7 +23,7 @@ from benchmarks.lib.paths import TINY_SD
 from imagereward import shapes
 from imagereward.tuning import run_recipe
 
-# What generators learn first: of a single thing there is no doubt whose colour and shape the words are.
+# Generators first learn prompts for a single thing, whose colour and shape the words cannot confuse.
 SINGLE = ("pairs.things=1", "pairs.pairs=12000", "schedule=constant", "updates=2000")
 MAX_LENGTH = 24
 WORD_END = "</w>"
@@ -96,7 +96,7 @@ def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
 def assemble(
     vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet
 ) -> StableDiffusionPipeline:
-    """The parts as one pipeline."""
+    """A pipeline of these parts."""
     return StableDiffusionPipeline(
         vae, encoder, tokenizer, unet, DDIMScheduler(**SCHEDULER), None, None, requires_safety_checker=False
     )
@@ -112,7 +112,7 @@ def make_parts(work: Path) -> None:
 
 
 def make(work: Path) -> Path:
-    """Train the U-Net on the adopted parts, or the rest of it; the directory of the pipeline."""
+    """Train the U-Net on the adopted parts, or continue; returns the directory of the pipeline."""
     start, single, tuned = work / "start", work / "single", work / "tiny-sd"
     if not (start / "model_index.json").is_file():
         torch.manual_seed(1)
@@ -149,7 +149,7 @@ def adopt(pipeline: Path) -> None:
 
 
 def forget_origin(directory: Path) -> None:
-    """Take out of the configs where on this machine things were loaded from."""
+    """Remove local paths from the configs of the pipeline's parts."""
     for path in [directory / "model_index.json", *directory.glob("*/*config.json")]:
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None):

@@ -1,12 +1,12 @@
-"""Fine-tuning methods side by side, on the tiny Stable Diffusion and its world.
+"""Benchmark of fine-tuning methods on the tiny Stable Diffusion and Shapes.
 
     python -m benchmarks.training.finetune WORKDIR              runs what is missing of all, then the table
     python -m benchmarks.training.finetune WORKDIR --only ReFL  one run alone, or the rest of it
     python -m benchmarks.training.finetune --draw               only draws the picture again
 
-Every method pushes up ImageReward-tiny's score, on prompts of the train split. Prompts of the test split,
-with fixed seeds, are judged by that reward and by `shapes.measure`, which nothing was trained on.
-"scrambled" is ReFL whose reward sees another prompt than the generator: it can gain in quality alone.
+Every method maximises ImageReward-tiny's score on prompts of the train split. Images of prompts of the test
+split, with fixed seeds, are judged by that reward and by `shapes.measure`, which no method was trained on.
+"scrambled" is ReFL whose reward gets another prompt than the generator, so that only quality can improve.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Policy gradient beside the reward's gradient, on the tiny flow model: three seeds each.
+"""Benchmark of policy gradient against the reward's gradient on the tiny flow model, with three seeds each.
 
     python -m benchmarks.training.finetune_flow WORKDIR  what is missing of all runs; then the table
     python -m benchmarks.training.finetune_flow WORKDIR --only GRPO --run 2 one run alone, or the rest of it
     python -m benchmarks.training.finetune_flow --draw                      only draws the picture again
 
-All but "GRPO, JPEG" push up ImageReward-tiny's score. Prompts of the test split, with fixed seeds, are judged
-by that reward, by `shapes.measure`, which nothing was trained on, and by the size of images as JPEG.
-Intervals are over prompts, whose differences are means over the runs; each run's own gain stands beside.
+All methods but "GRPO, JPEG" maximise ImageReward-tiny's score. Images of test-split prompts, at fixed seeds,
+are judged by that reward, by `shapes.measure`, which no method was trained on, and by their size as JPEG.
+Intervals are over prompts, of differences averaged over the runs; each run's own gain is listed too.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""What one update needs in memory at real sizes, counted without running it.
+"""Counts the memory of one update at real sizes with torch's fake tensors, without running it.
 
     python -m benchmarks.training.fits
 
-Every tensor that a step makes is counted from when its memory is taken to when it is given back, by running
-the step on torch's fake tensors, which have shapes and no values: the step of ReFL that carries gradient; of
-GRPO the most that drawing and scoring, or learning from one step, need. In bfloat16, with ImageReward at
-full size. Not counted: a driver's context, kernels' scratch space and fragmentation, for which a tenth of
-a card is left, and what GRPO keeps of an update's images, which is said apart. Activations are counted in
-float32 as well, where refl_step.py can measure them. Writes results/fits.json.
+Fake tensors have shapes and no values; every tensor of a step is counted while it is alive. Of ReFL the step
+with gradient is counted; of GRPO the larger of drawing and scoring, and of learning from one step. In
+bfloat16, with ImageReward at full size. Not counted: the driver's context, kernels' scratch space and
+fragmentation, for which a tenth of a card is reserved, and the latents that GRPO keeps of an update, which
+are listed apart. Activations are counted in float32 as well, for comparison with refl_step.py. Writes
+results/fits.json.
 """
 
 import argparse
@@ -136,7 +136,7 @@ MEASURED = [Setting("ReFL", "SD 1.5", 512, checkpointing=on, dtype=torch.float32
 
 
 def laid_out(setting: Setting) -> Denoiser:
-    """The denoiser without memory, in the precisions of the setting."""
+    """The denoiser on fake tensors, in the precisions of the setting."""
     model = MODELS[setting.model]
     with torch.device("meta"):
         pipeline = model.make()

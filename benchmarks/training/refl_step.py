@@ -1,4 +1,4 @@
-"""Time and memory of one ReFL step at Stable Diffusion 1.5's real size.
+"""Benchmark of one ReFL step at Stable Diffusion 1.5's real size: time and memory.
 
     python -m benchmarks.training.refl_step
 

@@ -1,4 +1,4 @@
-"""Time and memory of one training step of the full-size reward model, by kind of activation checkpointing.
+"""Benchmark of one training step of the full-size reward model: time and memory by activation checkpointing.
 
     python -m benchmarks.training.training_step [--device cuda] [--steps N]
 

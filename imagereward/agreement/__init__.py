@@ -1,1 +1,1 @@
-"""Agreement of scorers with human rankings."""
+"""Agreement of scorers with human rankings: metrics, confidence intervals, and files of rankings."""

@@ -1,25 +1,26 @@
-"""Confidence intervals over prompts, one rule for scorers, reports and comparisons.
+"""Confidence intervals over prompts, by Student's t with the jackknife's standard error.
 
-Resampling (a percentile bootstrap) covers too seldom where prompts are few: 80, 87 and 93 % at 4, 8 and 16
-prompts where 95 % is asked for. The interval here is Student's t around the estimate, with the jackknife's
-standard error: for a mean it is the textbook t interval, exact for normal values, at any number of prompts.
+A percentile bootstrap covers too seldom for few prompts: 80, 87 and 93 % at 4, 8 and 16 prompts instead of
+95 %. For a mean, the interval here is the textbook t interval, exact for normal values at any number of
+prompts. Metrics, reports and comparisons all use it.
 """
 
 import math
 
 import numpy as np
 
-# Fewer prompts than this, and the interval is right only for values that are about normal.
+# With fewer prompts, the interval is reliable only for values that are about normally distributed.
 FEW = 16
 
 
 def t_interval(estimate: float, left_out_P, level: float = 0.95) -> tuple[float, float]:
     """(low, high) of an estimate from P clusters, such as prompts.
 
-    left_out_P  the estimate without each cluster in turn [P]
+    left_out_P  [P], the estimate without each cluster in turn
+    level       coverage, in (0, 1)
 
-    Standard error: sqrt((P - 1) / P * sum (left_out - mean of left_out)^2), the jackknife (Tukey 1958); the
-    quantile is Student's with P - 1 degrees of freedom. (nan, nan) for one cluster, whose spread is unknown.
+    estimate -/+ t * sqrt((P - 1) / P * sum_p (left_out_p - mean of left_out)^2): the jackknife's standard
+    error (Tukey 1958) times Student's quantile with P - 1 degrees of freedom. (nan, nan) for one cluster.
     """
     from scipy.stats import t
 
@@ -35,10 +36,13 @@ def t_interval(estimate: float, left_out_P, level: float = 0.95) -> tuple[float,
 def ratio_interval(
     sums_P, counts_P, level: float = 0.95, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[float, float, float]:
-    """(mean, low, high) of all values of P clusters; cluster p has counts[p] values that add up to sums[p].
+    """(mean, low, high) of the values of P clusters: mean = sum of sums / sum of counts.
 
-    Clusters without values take no part. All three are NaN if no cluster has any. `bounds` are what no mean
-    can be beyond: (0, 1) of shares.
+    sums_P    [P], sum of each cluster's values
+    counts_P  [P], number of each cluster's values; clusters of 0 values are ignored
+    bounds    smallest and largest possible mean, such as (0, 1) for shares: the interval ends there
+
+    low and high are NaN for one cluster, all three for none.
     """
     sums, counts = np.asarray(sums_P, dtype=float), np.asarray(counts_P, dtype=float)
     sums, counts = sums[counts > 0], counts[counts > 0]

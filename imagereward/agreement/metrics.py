@@ -1,16 +1,15 @@
-"""How well scores agree with human rankings: accuracy over pairs, recall@k, filter@k, rank correlation.
+"""Metrics of agreement between scores and human rankings: pair accuracy, recall@k, filter@k, correlations.
 
-Everywhere `scores[p][i]` is a model's score of prompt p's image i, higher is better, and
-`rankings[p][i]` the human rank of that image, lower is better, ties allowed. Prompts may have
-different numbers of images. A prompt with one image, or whose images all share one rank, says nothing
-about preference: it is left out of every figure. A tie of the *model* counts against the model, except
-in the correlations, which have their own rule.
+`scores[p][i]` is a model's score of prompt p's image i, higher is better; `rankings[p][i]` is the human
+rank of that image, lower is better, ties allowed. Prompts may have different numbers of images. Prompts
+with one image, or whose images all have the same rank, are left out of every metric. A tie of the *model*
+counts against the model, except in the correlations.
 
 Every function that takes `scores` raises InputError, naming the prompt, for no prompts, unequal
 lengths, a prompt without images, a value that is no finite number, and rankings that are all ties.
 
-Definitions follow Xu et al. 2023, arXiv:2304.05977, and the code published with it; where neither
-says enough, a docstring says what was inferred.
+Definitions follow Xu et al. 2023, arXiv:2304.05977, and the code published with it; docstrings name what
+had to be inferred.
 """
 
 import math
@@ -30,7 +29,7 @@ Statistic = Callable[[Rows, Rows], float]
 
 
 def pairs_of(ranking: Sequence[float]) -> list[tuple[int, int]]:
-    """(better, worse) image indices of one prompt: every i < j of unequal rank, once, in that order.
+    """(better, worse) image indices of one prompt, for every i < j of unequal rank, ordered by (i, j).
 
     Raises InputError for a rank that is no finite number.
     """
@@ -45,16 +44,16 @@ def pairs_of(ranking: Sequence[float]) -> list[tuple[int, int]]:
 def pair_accuracy(scores: Rows, rankings: Rows) -> float:
     """Share of pairs, in [0, 1], whose better image scores strictly higher; pairs pooled over prompts.
 
-    Pairs that people tied are skipped; a tie of the model is wrong. This is what the published test
-    script computes and Table 3 calls preference accuracy (the table's caption says "averaged per
-    prompt", which the script is not: that is `prompt_accuracy`).
+    Pairs that people tied are skipped; a tie of the model is wrong. The published test script computes this
+    value, which Table 3 calls preference accuracy (its caption says "averaged per prompt", which would be
+    `prompt_accuracy`).
     """
     right, pairs = zip(*(_right_pairs(*prompt) for prompt in _with_preference(scores, rankings)))
     return sum(right) / sum(pairs)
 
 
 def prompt_accuracy(scores: Rows, rankings: Rows) -> float:
-    """`pair_accuracy` of each prompt, in [0, 1], averaged over prompts: every prompt weighs the same."""
+    """Mean over prompts of each prompt's `pair_accuracy`, in [0, 1]."""
     counts = [_right_pairs(*prompt) for prompt in _with_preference(scores, rankings)]
     return fmean(right / pairs for right, pairs in counts)
 
@@ -81,27 +80,27 @@ def recall_at(scores: Rows, rankings: Rows, k: int) -> float:
 def filter_at(scores: Rows, rankings: Rows, k: int) -> float:
     """Share of prompts, in [0, 1], with a human-worst image among the model's bottom k.
 
-    `recall_at` upside down; all that is said there holds here.
+    `recall_at` of negated scores and ranks; its remarks apply.
     """
     return recall_at(*_upside_down(scores, rankings), k)
 
 
 def recall_by_chance(rankings: Rows, k: int) -> float:
-    """What `recall_at` is on average, in [0, 1], for scores drawn at random. Raises as `recall_at` does."""
+    """Expectation of `recall_at`, in [0, 1], for random scores. Raises as `recall_at` does."""
     _check_at_least_one("k", k)
     return fmean(_chance_of_hit(ranking, k) for _, ranking in _with_preference(rankings, rankings))
 
 
 def filter_by_chance(rankings: Rows, k: int) -> float:
-    """What `filter_at` is on average, in [0, 1], for scores drawn at random. Raises as `filter_at` does."""
+    """Expectation of `filter_at`, in [0, 1], for random scores. Raises as `filter_at` does."""
     return recall_by_chance(_upside_down(rankings, rankings)[1], k)
 
 
 def spearman(scores: Rows, rankings: Rows) -> float:
     """Spearman's rho between scores and negated ranks, in [-1, 1], averaged over prompts.
 
-    Ties get their mean rank. A prompt whose scores are all equal has no correlation and is left out,
-    which flatters a model with many; NaN if every prompt is such.
+    Ties get their mean rank. A prompt whose scores are all equal has no correlation and is left out, in
+    favour of models with many ties; NaN if no prompt is left.
     """
     from scipy.stats import spearmanr
 
@@ -111,7 +110,7 @@ def spearman(scores: Rows, rankings: Rows) -> float:
 def kendall(scores: Rows, rankings: Rows) -> float:
     """Kendall's tau-b between scores and negated ranks, in [-1, 1], averaged over prompts.
 
-    tau-b corrects for ties on both sides. Prompts whose scores are all equal: as in `spearman`.
+    tau-b corrects for ties on both sides. Prompts whose scores are all equal are left out, as in `spearman`.
     """
     from scipy.stats import kendalltau
 
@@ -119,13 +118,13 @@ def kendall(scores: Rows, rankings: Rows) -> float:
 
 
 def interval(statistic: Statistic, scores: Rows, rankings: Rows, level: float = 0.95) -> tuple[float, float]:
-    """(low, high) of `statistic(scores, rankings)`, for other prompts like these.
+    """(low, high) of `statistic(scores, rankings)`: its confidence interval over prompts.
 
-    Student's t with the jackknife's standard error (`intervals.py`). The jackknife leaves out whole
-    prompts, because the pairs of one prompt depend on each other; it evaluates the statistic once a prompt.
-    The interval says nothing about other annotators. Prompts with only ties are dropped first. (nan, nan) for
-    one prompt, and where the statistic is NaN without one of them. The interval of a share may reach beyond
-    0 or 1. Raises InputError also for `level` outside (0, 1).
+    Student's t with the jackknife's standard error (`agreement.intervals`), which leaves out whole prompts,
+    because the pairs of one prompt depend on each other, and evaluates the statistic once per prompt. The
+    interval does not cover other annotators. Prompts with only ties are dropped first. (nan, nan) for one
+    prompt, and if the statistic is NaN without some prompt. The interval of a share may extend beyond 0 or 1.
+    Raises InputError also for `level` outside (0, 1).
     """
     _check_level(level)
     prompts = _with_preference(scores, rankings)
@@ -141,14 +140,14 @@ def interval(statistic: Statistic, scores: Rows, rankings: Rows, level: float = 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A model against human rankings: what `summarise` returns. Shares are in [0, 1].
+    """All metrics of a model against human rankings, from `summarise`. Shares are in [0, 1].
 
-    prompts            all that were given
-    tied_prompts       of these, those without a pair of unequal rank, which no figure counts
-    pairs              pairs of unequal human rank: what accuracy is over
-    ties               pairs that people tied, skipped
-    model_ties         of `pairs`, those to which the model gave equal scores, counted as wrong
-    accuracy_interval  of `pair_accuracy`, as `interval` has it, within [0, 1]; None if no level was asked for
+    prompts            number of prompts
+    tied_prompts       prompts without a pair of unequal rank, which no metric counts
+    pairs              pairs of unequal human rank, over which accuracy is computed
+    ties               pairs that people tied
+    model_ties         those of `pairs` to which the model gave equal scores, counted as wrong
+    accuracy_interval  `interval` of `pair_accuracy`, cut to [0, 1]; None without a level
     recall, filter     {k: value}
     """
 
@@ -174,10 +173,11 @@ def summarise(
     ks: Sequence[int] = (1, 2, 4),
     level: float | None = 0.95,
 ) -> Agreement:
-    """Every figure of this module at once, with the counts they rest on.
+    """All metrics of this module, and the counts behind them.
 
-    `ids`, one a prompt, are used in messages. `ks` are the k of recall and filter. `level` is
-    the interval's; None leaves the interval out.
+    ids     names of the prompts in messages
+    ks      the k of recall and filter
+    level   of the interval, in (0, 1); None leaves the interval out
     """
     prompts = _checked(scores, rankings, ids)
     pairs = [pairs_of(ranking) for _, ranking in prompts]
@@ -199,7 +199,7 @@ def summarise(
 
 
 def _accuracy_interval(scores: Rows, rankings: Rows, level: float) -> tuple[float, float]:
-    """`interval(pair_accuracy, ...)` at the cost of one evaluation, within [0, 1]."""
+    """`interval(pair_accuracy, ...)`, cut to [0, 1], computed from each prompt's counts."""
     _check_level(level)
     right, pairs = zip(*(_right_pairs(*prompt) for prompt in _with_preference(scores, rankings)))
     _, low, high = ratio_interval(right, pairs, level, bounds=(0.0, 1.0))
@@ -207,7 +207,7 @@ def _accuracy_interval(scores: Rows, rankings: Rows, level: float) -> tuple[floa
 
 
 def _right_pairs(scores: list[float], ranking: list[float]) -> tuple[int, int]:
-    """(pairs that the model orders as people do, pairs) of one prompt."""
+    """(number of pairs that the model orders like people, number of pairs) of one prompt."""
     pairs = pairs_of(ranking)
     return sum(scores[better] > scores[worse] for better, worse in pairs), len(pairs)
 
@@ -220,7 +220,7 @@ def _hit(scores: list[float], ranking: list[float], k: int) -> bool:
 
 
 def _chance_of_hit(ranking: list[float], k: int) -> float:
-    """1 - the chance that k images drawn from the prompt's are none of its best."""
+    """Chance that k images drawn from the prompt's include a best one: 1 - C(others, k) / C(images, k)."""
     drawn = min(k, len(ranking))
     others = len(ranking) - ranking.count(min(ranking))
     return 1 - math.comb(others, drawn) / math.comb(len(ranking), drawn)
@@ -236,7 +236,7 @@ def _mean_correlation(correlation: Callable, scores: Rows, rankings: Rows) -> fl
 
 
 def _upside_down(scores: Rows, rankings: Rows) -> tuple[Rows, Rows]:
-    """Both negated, so that the worst image is the best."""
+    """Negated scores and ranks, which make the worst image the best."""
     prompts = _checked(scores, rankings)
     return [[-s for s in row] for row, _ in prompts], [[-rank for rank in ranking] for _, ranking in prompts]
 
@@ -279,7 +279,7 @@ def _checked(
 
 
 def _finite(where: str, values: Sequence[float]) -> list[float]:
-    """One prompt's values as floats; InputError naming the first that is no finite number."""
+    """One prompt's values as floats; InputError, naming the first value that is no finite number."""
     try:
         numbers = [float(value) if math.isfinite(value) else math.nan for value in values]
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Human rankings on disk, in the layouts of ImageRewardDB and HPDv2."""
+"""Reads files of human rankings in the layouts of ImageRewardDB and HPDv2."""
 
 import os
 from collections.abc import Iterator
@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 from imagereward.errors import InputError, listing
 from imagereward.records import SUFFIXES, Record, Table, open_table, prompt_error, read_all
 from imagereward.records.columns import folded
-from imagereward.records.layouts import PREFERENCE, Lists, Pairs, layout_of
+from imagereward.records.layouts import PREFERENCE, ListColumns, PairColumns, layout_of
 
-GROUPED = {"prompt_id", "prompt", "image_path", "rank"}  # columns of a record an image
+GROUPED = {"prompt_id", "prompt", "image_path", "rank"}  # columns of files with a record for each image
 EXPECTED = "records of {id, prompt, generations, ranking} or {prompt_id, prompt, image_path, rank}"
 
 
 @dataclass(frozen=True)
 class RankedPrompt:
-    """A prompt's images in order of preference: `ranking[i]` is image i's rank, 1 the best, ties allowed."""
+    """A prompt, paths of its images, and `ranking[i]`, the human rank of image i: lower is better, ties
+    allowed."""
 
     id: str
     prompt: str
@@ -32,26 +33,28 @@ def read_rankings(
     *,
     allow_ties: bool = False,
 ) -> list[RankedPrompt]:
-    """Ranked prompts from a table in one of these layouts; other columns are left alone.
+    """Read ranked prompts from a table in one of these layouts; other columns are ignored.
 
     - `{id, prompt, generations, ranking}`: ImageRewardDB's train.json, valid.json and test.json
     - `{prompt, image_path, rank}` with lists of images and ranks: HPDv2's test.json, ranks from 0
     - `{prompt, file_path or image_path, human_preference}`: HPDv2's train.json
-    - `{prompt_id, prompt, image_path, rank}`, a record an image: ImageRewardDB on the hub
+    - `{prompt_id, prompt, image_path, rank}`, a record for each image: ImageRewardDB on the hub
 
-    Image paths are relative to `images`, by default the file's own directory; whether they exist is not
-    looked at. Raises InputError naming file, record and field for a field that is missing or of the wrong
-    kind, for unequal numbers of images and ranks, and for a ranking of only ties unless `allow_ties`, as
-    nothing can be learned from it.
+    images      folder that image paths start at; default: the file's own. The files need not exist
+    encoding    of text files; default: by the byte order mark, or else UTF-8
+    allow_ties  whether a prompt whose images all have the same rank is accepted
+
+    Raises InputError, naming file, record and field, for a field that is missing or of the wrong type, for
+    unequal numbers of images and ranks, and for a ranking of only ties unless `allow_ties`.
     """
     path = Path(path).expanduser()
     root = None if images is None else Path(images).expanduser()
     table = open_table(path, encoding=encoding, split=False)
     columns = {folded(name): is_list for name, is_list in table.readers[0].columns().items()}
     layout = layout_of(columns, str(path))
-    if isinstance(layout, Pairs):
+    if isinstance(layout, PairColumns):
         raise InputError(f"{path} is Pick-a-Pic, which holds images inside; write them to files first")
-    listed = isinstance(layout, Lists)
+    listed = isinstance(layout, ListColumns)
     ranked = [_checked(each, allow_ties) for each in (_in_lists if listed else _grouped)(table, layout, root)]
     if not ranked:
         raise InputError(f"{path} holds no rankings; expected {EXPECTED}")
@@ -59,11 +62,11 @@ def read_rankings(
 
 
 def ranking_file(folder: str | os.PathLike, split: str) -> Path:
-    """The rankings of a split, "train" or "valid", in a folder of data.
+    """The path of the rankings of a split, "train" or "valid", in a folder of data.
 
-    It is SPLIT.json or a table of another kind (SPLIT.csv, SPLIT.parquet …), or else metadata-SPLIT.parquet
-    with "valid" written out as "validation", as ImageRewardDB has it on the hub. Raises InputError for
-    several tables of a split; where there is none, SPLIT.json is returned, which does not exist.
+    It is SPLIT.json or a table of another kind (SPLIT.csv, SPLIT.parquet …), or else metadata-train.parquet
+    or metadata-validation.parquet, the names of ImageRewardDB on the hub. Raises InputError for several
+    tables of a split. Without any, returns SPLIT.json, which does not exist.
     """
     folder = Path(folder).expanduser()
     tables = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
@@ -75,7 +78,7 @@ def ranking_file(folder: str | os.PathLike, split: str) -> Path:
 
 
 class _Fields(NamedTuple):
-    """A prompt with its images and ranks as they are in the file, and the names that messages give them."""
+    """A prompt's unchecked cells with images and ranks, and the names of record and columns for messages."""
 
     where: str
     id: str
@@ -88,7 +91,7 @@ class _Fields(NamedTuple):
 
 
 def _in_lists(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]:
-    """A record a prompt."""
+    """Read files with a record for each prompt."""
     needed = ["prompt", layout.image, layout.ranks or "ranking"]
     if layout.image == "generations":
         needed.append("id")
@@ -109,7 +112,7 @@ def _in_lists(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]
 
 
 def _grouped(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]:
-    """A record an image: those of one prompt_id belong together."""
+    """Read files with a record for each image; records with the same prompt_id belong together."""
     groups: dict[str, _Fields] = {}
     for where, found, folder in read_all(table):
         record = _cells(found, where)
@@ -130,7 +133,7 @@ def _grouped(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]:
 
 
 def _cells(record: Record, where: str) -> dict[str, Any]:
-    """A record by the names of its columns, folded."""
+    """A record's cells by `folded` column name; InputError for a faulty record and ambiguous names."""
     if isinstance(record, str):
         raise InputError(f"{where}: {record}")
     cells = {folded(name): value for name, value in record.items()}
@@ -153,8 +156,8 @@ def _checked(fields: _Fields, allow_ties: bool) -> RankedPrompt:
         )
     if len(set(ranks)) < 2 and not allow_ties:
         raise InputError(
-            f"{where}, {fields.rank_name}: {ranks} prefers no image to another, so nothing is learned from "
-            "it; leave the record out"
+            f"{where}, {fields.rank_name}: {ranks} prefers no image to another, so training cannot use it; "
+            "leave the record out"
         )
     paths = tuple(fields.folder / name for name in images)
     return RankedPrompt(fields.id, fields.prompt, paths, tuple(int(rank) for rank in ranks))

@@ -1,4 +1,4 @@
-"""Score tables, folders and shards of images: in order, row by row, resumable, on one machine or many."""
+"""Bulk scoring of tables, folders and shards of images, resumable, on one machine or many: `score_table`."""
 
 import os
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from imagereward.bulk.inputs.folders import Folder
 from imagereward.bulk.inputs.own_files import refuse_output_in_input
 from imagereward.bulk.inputs.rows import find_columns
 from imagereward.bulk.inputs.sources import open_source
-from imagereward.bulk.job import Cache, Job, default_workers
-from imagereward.bulk.output import ROW_GROUP, Output, Summary
+from imagereward.bulk.job import BulkJob, Cache, default_workers
+from imagereward.bulk.output import ROW_GROUP, BulkSummary, Output
 from imagereward.bulk.scoring import SCORE, schema
 from imagereward.checkpoints.assembling import resolve_device
 from imagereward.config import whole_number
@@ -26,7 +26,7 @@ from imagereward.precision import resolve_dtype
 from imagereward.records import Table
 from imagereward.scoring.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, MOST_AT_ONCE
 
-__all__ = ["Summary", "score_table"]
+__all__ = ["BulkSummary", "score_table"]
 
 PART_ROWS = 256
 
@@ -58,40 +58,48 @@ def score_table(
     progress: bool = True,
     download_root: str | os.PathLike | None = None,
     local_files_only: bool = False,
-) -> Summary:
+) -> BulkSummary:
     """Score every row of `input` with every one of `models` into the table `out`, in the same order.
 
     input          .jsonl, .csv, .tsv, .parquet (paths or encoded images), .json (a list of records), .tar
                    (WebDataset), a glob of several or of images, or a directory of .tar, .parquet or images
-    out            .parquet, .jsonl or .csv, with the columns row, id, prompt, image, width, height, tokens,
-                   truncated (by any of the models), those of `keep`, score:NAME for each model, and error
-    models         what `load` takes
+    out            .parquet, .jsonl or .csv with the columns row, id, prompt, image, width, height, tokens,
+                   truncated (by any of the models), the columns of `keep`, score:NAME for each model, error
+    models         names, directories or files that `load` takes
     prompt         one prompt for all rows, instead of a column
-    *_column       where the usual names do not tell
+    prompt_column, image_column, id_column   default: the first usual name that the input has
     keep           columns of the input to copy, as text
-    images         what relative paths of images are relative to; default: where their table is
-    encoding       of tables of text: utf-8, utf-16, cp1252, gb18030 …; default: what a byte order mark says,
-                   or else UTF-8
-    markup         "strip" takes weights, LoRA tags, BREAK and schedules out of prompts that a web UI or
+    images         folder that relative paths of images start at; default: the folder of their table
+    encoding       of tables of text: utf-8, utf-16, cp1252, gb18030 …; default: by the byte order mark,
+                   UTF-8 without one
+    markup         "strip" removes weights, LoRA tags, BREAK and schedules from prompts that a web UI or
                    ComfyUI wrote into images or beside them; "keep" leaves them. Columns of tables and
                    captions in plain words stay as they are
+    device         one or several, such as "cuda:0"; several get a process each, and the script then needs
+                   `if __name__ == "__main__":`; default: the first GPU, or else the CPU
+    dtype          precision of the models: "float32" (default), "bfloat16" or "float16"
+    batch_size     images in one forward pass; default: by the kind of device
+    apply_exif_rotation   True rotates photos by their EXIF orientation before they are scored; default:
+                   as saved with each model, which is False for all released ones
+    part_rows      rows that are read, scored and written together, 1 to 65536; default 256. A part computes
+                   repeated images and prompts once
+    workers        decoding processes per device; 0 decodes in a thread; default: by the number of CPUs.
+                   Ignored by Ray
+    cache          a directory for image features; needs `cache_budget`
+    cache_budget   size of the cache in GB
     engine         "local", or "ray" for Ray Data, on this machine or on a cluster
-    device         one or several; several get a process each, and need `if __name__ == "__main__":`
-    batch_size     images in one pass of the model
-    apply_exif_rotation   True turns photos as their EXIF orientation says before they are scored; default:
-                   as every model was saved, which for released ones is no
-    part_rows      rows that are read, scored and written together; repeated images and prompts among
-                   them are computed once
-    workers        decoding processes per device; 0 decodes in a thread. On Ray, Ray decides
-    cache          a directory for image features, of which `cache_budget` GB are kept
     actors         scorers on Ray; default: one per GPU of the cluster, or per CPU
+    overwrite      True replaces an existing output
+    progress       whether to show a progress bar
+    download_root, local_files_only   as in `load`
 
-    A row that cannot be scored has its reason in `error` and no scores; the others go on. What the input
-    holds beside its rows is in `skipped` of the result. Finished parts are in `<out>.parts` until the end:
-    the same call after a crash goes on from there, to the same result. Raises InputError for arguments and
-    inputs that cannot be, and for an input that changes meanwhile; OutputError for an output that exists,
-    belongs to another run or is being written by one, and for a full disk; ImageRewardError if a helper
-    process ends; and what `load` raises.
+    A row that cannot be scored has the reason in `error` and no scores; the other rows are scored. `skipped`
+    of the result counts files of the input that are in no row. Finished parts are in `<out>.parts` until the
+    end: after a crash, the same call resumes there and gives the same result.
+
+    Raises InputError for invalid arguments and inputs, and for an input that changes during the run;
+    OutputError for an output that exists, belongs to another run or is being written by another process, and
+    for a full disk; ImageRewardError if a helper process dies; and the errors of `load`.
     """
     models = (models,) if isinstance(models, str) else tuple(os.fspath(model) for model in models)
     refuse_nested_start()
@@ -102,14 +110,14 @@ def score_table(
     devices, kind = _devices(device, engine)
     source = open_source(input, encoding)
     refuse_output_in_input(output.out, source.files())
-    watch = InputWatch(source)  # before anything is read
+    watch = InputWatch(source)  # before the first read, so that every later change is noticed
     columns = find_columns(source, image_column, prompt_column, id_column, keep, prompt, check_markup(markup))
-    if isinstance(source, Table):  # a column that the caller named has no stand-in
+    if isinstance(source, Table):  # only columns that the caller did not name may differ between files
         given = {"image": image_column, "prompt": prompt_column, "id": id_column}
         source = source.with_roles({role: getattr(columns, role) for role in given if given[role] is None})
     if batch_size is None:
         batch_size = DEFAULT_BATCH.get(kind, DEFAULT_BATCH_ACCELERATOR)
-    job = Job(
+    job = BulkJob(
         source=source,
         watch=watch,
         images=None if images is None or isinstance(source, Folder) else Path(images).expanduser(),
@@ -137,14 +145,14 @@ def score_table(
 
 
 def _run(
-    job: Job,
+    job: BulkJob,
     output: Output,
     skipped: dict[str, int],
     devices: list[str],
     engine: str,
     actors: int | None,
     progress: bool,
-) -> Summary:
+) -> BulkSummary:
     with output.locked():
         models = job.models_fingerprint()
         done = output.begin(job.fingerprint(models))
@@ -159,11 +167,11 @@ def _run(
         return output.finish(job.rows, job.count, skipped)
 
 
-def _changed_since(job: Job, output: Output, done: set[int]) -> set[int]:
-    """Those of the parts `done` whose rows are others by now: a file may change with its size and time kept.
+def _changed_since(job: BulkJob, output: Output, done: set[int]) -> set[int]:
+    """Indices of parts in `done` whose rows have changed since, though size and time of the files have not.
 
-    They are removed if the output may be overwritten; if not, they are an OutputError. Rows are compared
-    only if something touched the files of the input since these parts were begun.
+    With `overwrite` these parts are removed; without, they raise OutputError. Rows are compared only if a
+    program has touched the input's files since the parts were scored.
     """
     changed = set()
     if done and output.input_state() != job.watch.state:
@@ -183,15 +191,18 @@ def _changed_since(job: Job, output: Output, done: set[int]) -> set[int]:
 
 
 def _devices(device: str | Sequence[str] | None, engine: str) -> tuple[list[str], str]:
-    """(devices, their kind). Those of a Ray cluster are not looked for here."""
+    """(names of devices, their kind, such as "cuda"). Does not look for the devices of a Ray cluster."""
     names = [device] if device is None or isinstance(device, str) else list(device)
     if engine == "ray" and len(names) > 1:
-        raise InputError("Ray gives each scorer its device: say actors= and the kind of device")
+        raise InputError("Ray gives each scorer its device: pass actors= and the kind of device")
     if engine == "ray" and names[0] is not None:
         return [names[0]], torch.device(names[0]).type
     found = [resolve_device(name) for name in names]
     if len(kinds := {each.type for each in found}) != 1:
-        raise InputError(f"devices of one kind give one result; these are {sorted(kinds)}")
+        raise InputError(
+            f"device={names!r}: expected devices of one kind, since scores of {' and '.join(sorted(kinds))} "
+            "differ in their last bits"
+        )
     return [str(each) for each in found], found[0].type
 
 
@@ -201,8 +212,8 @@ def _cache(directory: str | os.PathLike | None, gigabytes: float | None) -> Cach
     return None if directory is None or gigabytes is None else Cache(Path(directory), int(gigabytes * 1e9))
 
 
-def _check_names(job: Job) -> None:
-    """Every column of the output has a name of its own."""
+def _check_names(job: BulkJob) -> None:
+    """InputError if two columns of the output would have the same name."""
     if not job.models or len(set(job.models)) < len(job.models):
         raise InputError(f"models={list(job.models)}: expected at least one, each once")
     taken = list(schema([], []).names)

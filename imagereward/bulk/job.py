@@ -1,4 +1,4 @@
-"""A table to score: everything that is the same for all parts, in whatever process they are scored."""
+"""`BulkJob`: the input, models and settings of a bulk run, which every scoring process receives."""
 
 import os
 from collections.abc import Collection, Container, Generator, Iterator
@@ -11,9 +11,9 @@ from typing import Any
 
 from imagereward.bulk.decoding.cache import FeatureCache, FeatureReader, tower_of
 from imagereward.bulk.decoding.decoders import Decoders
-from imagereward.bulk.decoding.loading import Loader, load_parts, one_ahead, wishes_of
+from imagereward.bulk.decoding.loading import Loader, image_requests_of, load_parts, one_ahead
 from imagereward.bulk.inputs.changes import InputWatch, content_of, identity
-from imagereward.bulk.inputs.rows import Columns, Image, Part, parts_of, rows_of
+from imagereward.bulk.inputs.rows import Columns, Image, TablePart, parts_of, rows_of
 from imagereward.bulk.inputs.source import Source
 from imagereward.bulk.scoring import Advance, PartScorer, ignore
 from imagereward.bulk.versions import versions
@@ -22,26 +22,35 @@ from imagereward.checkpoints.loading import load
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.images.processor import Processor
 
-# Beyond this many for one model, decoding is hardly what it waits for.
+# Most decoding processes for one scoring process: beyond that, decoding is seldom the bottleneck.
 MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where image features are kept, and in how many bytes."""
+    """The directory of the feature cache, and its size in bytes."""
 
     directory: Path
     budget: int
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to score with what; it travels to other processes and machines."""
+class BulkJob:
+    """A bulk run's input, models and settings; pickled for other processes and machines.
+
+    watch         the state of the input's files when the run began
+    images        folder that relative image paths start at; None: the folder of their table
+    out           the folder of the output
+    device_kind   "cpu", "cuda" ...
+    part_rows     rows of a part
+    workers       decoding processes for each scoring process
+    load_options  further arguments of `load`
+    """
 
     source: Source
     watch: InputWatch
-    images: Path | None  # where relative paths of images start; None: at the folder of their table
-    out: Path  # the folder of the output
+    images: Path | None
+    out: Path
     columns: Columns
     models: tuple[str, ...]
     device_kind: str
@@ -59,18 +68,18 @@ class Job:
 
     @property
     def count(self) -> int:
-        """Parts of the output."""
+        """Number of parts."""
         return -(-self.rows // self.part_rows)
 
     def rows_in(self, parts: Collection[int]) -> int:
-        """How many rows these parts have; only the last may be short."""
+        """Number of rows in these parts, of which only the last one may be short."""
         short = self.count * self.part_rows - self.rows
         return len(parts) * self.part_rows - short * (self.count - 1 in parts)
 
     def fingerprint(self, models: dict[str, Any]) -> dict[str, Any]:
-        """What two runs must have in common for their parts to belong in one output.
+        """Everything that decides the output; a run resumes another's parts only if both have the same.
 
-        models   `models_fingerprint()`, which reads all weights: call that once
+        models   `models_fingerprint()`, which hashes all weights: call it once
         """
         found: dict[str, Any] = {
             "input": identity(self.source),
@@ -84,10 +93,13 @@ class Job:
         return found | models
 
     def models_fingerprint(self) -> dict[str, Any]:
-        """The part of the fingerprint that every machine must have in common."""
+        """The models' part of the fingerprint: names, configs, SHA-256 of weights, versions of libraries.
+
+        It must be the same on every machine of a run.
+        """
         found: dict[str, Any] = {"models": list(self.models), "dtype": self.dtype}
         for model in self.models:
-            scorer = load(model, "cpu", **self.load_options)  # mapped, not read
+            scorer = load(model, "cpu", **self.load_options)  # maps the weights without reading them
             config = scorer.config.to_dict()
             found[f"preprocessing of {model}"] = config.pop("preprocess")
             found[f"config of {model}"] = config
@@ -95,10 +107,10 @@ class Job:
         return found | {f"version of {name}": number for name, number in versions().items()}
 
     def decoding_loader(self) -> Loader:
-        """The loader of a machine that scores nothing itself."""
+        """The loader for a machine that decodes but does not score: without the feature cache."""
         return self.loader(self._ensemble(device="cpu").processors)
 
-    def parts(self, wanted: Container[int]) -> Iterator[Part]:
+    def parts(self, wanted: Container[int]) -> Iterator[TablePart]:
         """The parts with these indices, in order."""
         rows = rows_of(
             self.source, self.columns, self.images, self.out, lambda row: row // self.part_rows in wanted
@@ -106,7 +118,7 @@ class Job:
         return parts_of(rows, self.part_rows)
 
     def part_scorer(self, device: str) -> PartScorer:
-        """What scores parts on `device`: all models as one, which shares decoding and towers."""
+        """A scorer of parts on `device`: an ensemble of all models, which share pixels and image encoders."""
         scorer = self._ensemble(device=device, dtype=self.dtype)
         settings = (self.batch_size, self.columns.keep)
         if self.cache is None:
@@ -117,7 +129,7 @@ class Job:
         return PartScorer(scorer, loader, *settings, cache, towers)
 
     def loader(self, processors: tuple[Processor, ...], features: FeatureReader | None = None) -> Loader:
-        """What reads and decodes images for this job."""
+        """The loader that reads and decodes this job's images."""
         return Loader(
             processors,
             digests=self.cache is not None,
@@ -126,23 +138,24 @@ class Job:
             contents=self._images_are_input,
         )
 
-    def contents(self, part: Part) -> dict[Image, str]:
-        """`content_of` the part's images, where these are the input itself."""
+    def contents(self, part: TablePart) -> dict[Image, str]:
+        """{image: `content_of` it} for the part's images, if images are the input; otherwise empty."""
         if not self._images_are_input:
             return {}
-        return {wish.image: content_of(wish.image) for wish in wishes_of(part)}
+        return {request.image: content_of(request.image) for request in image_requests_of(part)}
 
     @property
     def _images_are_input(self) -> bool:
-        return self.source.prompts_beside_images  # of folders and shards
+        return self.source.prompts_beside_images  # true of folders and shards
 
     def scored(
         self, wanted: Container[int], device: str, advance: Advance = ignore
     ) -> Generator[tuple[int, Any], None, None]:
-        """(index, Arrow table) of these parts, in order; decoding runs ahead in processes of its own.
+        """Score the parts `wanted`: yields (index, Arrow table) in order; processes decode in advance.
 
-        `advance` is called with the number of rows that every batch stands for. Raises InputError if the
-        input changes meanwhile, before a part that was read from the changed one is returned.
+        advance   called with the number of newly scored rows as batches go through the models
+
+        Raises InputError if a file of the input changes, before yielding a part read from changed files.
         """
         score = self.part_scorer(device)
         with (
@@ -154,18 +167,19 @@ class Job:
                 self.watch.check()
                 yield part.index, table
                 if score.cache is not None:
-                    score.cache.commit()  # after the part is written: a run that resumes finds the same cache
+                    # The caller has written the part: a resumed run then finds the cache as it was before.
+                    score.cache.commit()
 
     def _ensemble(self, **options) -> Ensemble:
         return ensemble(dict.fromkeys(self.models, 1.0), **options, **self.load_options)
 
 
 def shares(pending: list[int], count: int) -> list[list[int]]:
-    """`pending` in `count` runs of neighbours: who reads one need not read the others' rows."""
+    """Split `pending` into `count` runs of consecutive parts, so that each reader skips the others' rows."""
     bounds = [len(pending) * place // count for place in range(count + 1)]
     return [pending[start:end] for start, end in pairwise(bounds)]
 
 
 def default_workers(processes: int) -> int:
-    """Decoding processes for each of `processes` scoring ones."""
+    """Decoding processes for each of `processes` scoring processes: by the CPUs, 1 to `MOST_WORKERS`."""
     return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // processes))

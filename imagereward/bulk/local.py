@@ -1,4 +1,4 @@
-"""The local engine: one process per device."""
+"""The local engine of bulk scoring: scores parts in this process, or in one process per device."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -10,20 +10,23 @@ from typing import Any
 from tqdm import tqdm
 
 from imagereward.bulk.decoding.processes import end_with_parent, guard_hint
-from imagereward.bulk.job import Job, shares
+from imagereward.bulk.job import BulkJob, shares
 from imagereward.bulk.output import Output
 from imagereward.errors import DeviceError
 
-# Seconds between looks at how far the processes are.
+# Seconds between updates of the progress bar.
 GLANCE = 0.5
 
-# In a device's process:
-_stop: Any = None  # set when it should not begin another part
-_rows: Any = None  # rows that are scored, of all processes
+# Shared by the scoring processes:
+_stop: Any = None  # event: write no further part
+_rows: Any = None  # number of rows that all processes have scored
 
 
-def score_parts(job: Job, output: Output, pending: list[int], devices: Sequence[str], bar: tqdm) -> None:
-    """Score and write the parts `pending`."""
+def score_parts(job: BulkJob, output: Output, pending: list[int], devices: Sequence[str], bar: tqdm) -> None:
+    """Score the parts with the indices `pending` and write them to `output`.
+
+    Raises DeviceError if one of several scoring processes dies.
+    """
     if len(devices) == 1:
         with closing(job.scored(set(pending), devices[0], bar.update)) as parts:
             for index, table in parts:
@@ -50,7 +53,7 @@ def score_parts(job: Job, output: Output, pending: list[int], devices: Sequence[
 
 
 def _broken(begun: int) -> str:
-    """What to say of a process that died; `begun`: how many of them came as far as this module."""
+    """The message for a scoring process that died; `begun`: number of processes that had started."""
     if not begun:
         return f"the scoring processes ended while they imported the script: {guard_hint('spawn')}"
     return (
@@ -71,7 +74,7 @@ def _advance(rows: int) -> None:
         _rows.value += rows
 
 
-def _score_share(job: Job, output: Output, share: list[int], device: str) -> None:
+def _score_share(job: BulkJob, output: Output, share: list[int], device: str) -> None:
     with closing(job.scored(set(share), device, _advance)) as parts:
         for index, table in parts:
             if _stop.is_set():

@@ -1,4 +1,4 @@
-"""One run at a time writes an output: a lock that ends with its process, however that ends."""
+"""A lock file that lets one run at a time write an output, and that ends when its process ends."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ import filelock
 
 from imagereward.errors import OutputError
 
-# Seconds to wait for the lock: decoders of a run that was just killed may hold it for a moment.
+# Seconds to wait for the lock: decoders of a run that was just killed hold it until they end.
 PATIENCE = 2.0
 
-HOLDER = "process"  # how the text in a lock file begins
+HOLDER = "process"  # first word of the text in a lock file
 
 _held: set[str] = set()  # lock files held by this process
 _changing = threading.Lock()
@@ -24,11 +24,12 @@ _changing = threading.Lock()
 
 @contextmanager
 def held(path: Path, what: Path) -> Iterator[None]:
-    """Hold the lock file `path` while `what` is written; OutputError, naming the holder, if another does.
+    """Hold the lock file `path` while the output `what` is written.
 
-    The operating system drops the lock when the process ends: a file that a killed process left is no
-    lock. Threads of one process exclude each other in memory as well, since some file systems lock for
-    whole processes. A symbolic link in place of the lock file is refused.
+    The operating system releases the lock when the process ends: the file of a killed process is no lock.
+    A set in memory excludes threads of one process, since some file systems lock for whole processes. Raises
+    OutputError, naming the holder, if another process or thread holds the lock, and for a symbolic link or
+    another kind of file at `path`.
     """
     with _held_in_process(path, what):
         lock = filelock.FileLock(path, timeout=PATIENCE, thread_local=False)
@@ -50,8 +51,9 @@ def held(path: Path, what: Path) -> Iterator[None]:
             ours = _write(path)
             yield
         finally:
-            if ours and os.name != "nt":  # Windows removes no open file
-                path.unlink(missing_ok=True)  # still held: whoever opened it meanwhile looks for a new one
+            if ours and os.name != "nt":  # Windows cannot remove an open file
+                # Removed while still locked: a process that has opened it meanwhile creates a new file.
+                path.unlink(missing_ok=True)
             lock.release()
 
 
@@ -73,7 +75,7 @@ def _held_in_process(path: Path, what: Path) -> Iterator[None]:
 
 
 def _check_ours(path: Path) -> None:
-    """OutputError for a file that is not a lock: it would be overwritten."""
+    """OutputError for a symbolic link and for a file that is not a lock: it would be overwritten."""
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link, which a lock must not follow: remove it")
     if (found := _read(path)) and not re.match(rf"({HOLDER} )?\d+", found):
@@ -81,7 +83,7 @@ def _check_ours(path: Path) -> None:
 
 
 def _write(path: Path) -> bool:
-    """Write this process into the lock file, for messages; False where filelock keeps its own text in it."""
+    """Write this process's id and host into the lock file; False if filelock keeps its own text in it."""
     if (found := _read(path)) and not found.startswith(HOLDER):
         return False
     with contextlib.suppress(OSError):
@@ -92,7 +94,7 @@ def _write(path: Path) -> bool:
 
 
 def _read(path: Path) -> str:
-    """The beginning of the lock file; empty if it cannot be read."""
+    """The first 200 characters of the lock file; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         with os.fdopen(descriptor, errors="replace") as stream:

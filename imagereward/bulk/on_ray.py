@@ -1,7 +1,7 @@
-"""The same job on Ray Data: tasks read and decode parts, a pool of actors scores them, this process writes.
+"""The Ray engine of bulk scoring, in which tasks read and decode parts and actors score them.
 
-Ray places tasks near their data, holds back readers while scorers are busy, and runs again what was on a
-machine that is lost. Images and weights must be reachable under the same paths from every machine.
+Ray places tasks near their data, holds readers back while scorers are busy, and repeats the work of a machine
+that is lost. Every machine must reach images and weights under the same paths.
 """
 
 import io
@@ -13,24 +13,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-from imagereward.bulk.decoding.loading import Loader, wishes_of
-from imagereward.bulk.job import Job, shares
+from imagereward.bulk.decoding.loading import Loader, image_requests_of
+from imagereward.bulk.job import BulkJob, shares
 from imagereward.bulk.output import Output, differences
 from imagereward.errors import DeviceError, ImageRewardError, OutputError, missing_extra
 from imagereward.records.arrow import arrow
 
-# CPUs that a task counts as, and a scorer on the CPU. Together one, so that one is enough to run, and a
-# scorer per CPU leaves room for as many readers and decoders. All differ, since Ray Data would make equal
-# neighbours one stage, and decoding is to run beside scoring.
+# CPUs that each stage reserves. They add up to 1, so that a machine with one CPU can run all stages, and a
+# scorer per CPU leaves a reader and a decoder their share. They differ, because Ray Data fuses neighbouring
+# stages of equal resources, and decoding should run beside scoring.
 CPU_READING, CPU_DECODING, CPU_SCORING = 0.2, 0.3, 0.5
 
 
 def score_parts(
-    job: Job, output: Output, pending: list[int], models: dict[str, Any], actors: int | None, bar: tqdm
+    job: BulkJob, output: Output, pending: list[int], models: dict[str, Any], actors: int | None, bar: tqdm
 ) -> None:
-    """Score and write the parts `pending`, with `actors` scorers (default: one per GPU, or per CPU).
+    """Score the parts with the indices `pending` and write them to `output`.
 
-    models   this machine's `job.models_fingerprint()`, which every scorer's must equal
+    models   this machine's `job.models_fingerprint()`; a machine with another one is an OutputError
+    actors   number of scorers; default: one per GPU of the cluster, or per CPU
+
+    Raises MissingExtraError without ray, DeviceError for a cluster without the GPUs that the job needs, and
+    ImageRewardError if Ray gives up.
     """
     ray = _ray()
     if not ray.is_initialized():
@@ -41,7 +45,7 @@ def score_parts(
         raise DeviceError(f"no machine of the Ray cluster has a GPU, which {job.device_kind!r} asks for")
     actors = min(actors, len(pending))
     with _a_row_a_block(ray.data.DataContext.get_current()):
-        # A row of these data sets is a part.
+        # Every row of these Ray data sets is a share of parts, then a single part.
         scored = (
             ray.data.from_items([{"parts": share} for share in shares(pending, actors)])
             .flat_map(_Read(job), num_cpus=CPU_READING)
@@ -65,12 +69,12 @@ def score_parts(
             raise ImageRewardError(f"Ray gave up; finished parts are kept: {error}") from error
 
 
-# Within a row of a data set, a part travels pickled, as everything does between Ray's processes.
+# The stages pass parts on as pickles, since a row of a Ray data set cannot hold Python objects.
 
 
 @dataclass(frozen=True)
 class _Read:
-    job: Job
+    job: BulkJob
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for part in self.job.parts(set(row["parts"])):
@@ -83,12 +87,12 @@ class _Decode:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = pickle.loads(row["part"])
-        images = {wish.image: self.loader.load(wish) for wish in wishes_of(part)}
+        images = {request.image: self.loader.load(request) for request in image_requests_of(part)}
         return {"loaded": pickle.dumps((part, images))}
 
 
 class _Score:
-    def __init__(self, job: Job, fingerprint: dict[str, Any]):
+    def __init__(self, job: BulkJob, fingerprint: dict[str, Any]):
         if wrong := differences(fingerprint, job.models_fingerprint()):
             raise OutputError(f"this machine would score differently from the one that started:{wrong}")
         self.score = job.part_scorer(job.device_kind)
@@ -105,7 +109,7 @@ class _Score:
 
 @contextmanager
 def _a_row_a_block(context) -> Iterator[None]:
-    """Ray Data passes every row on at once, instead of collecting 128 MB of them; and stays quiet."""
+    """Make Ray Data pass every row on at once, instead of collecting blocks of 128 MB; no progress bars."""
     wanted = {"target_max_block_size": 1, "enable_progress_bars": False, "print_on_execution_start": False}
     before = {name: getattr(context, name) for name in wanted}
     try:

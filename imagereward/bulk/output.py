@@ -1,6 +1,7 @@
-"""What a run writes: parts as they are finished, beside the output, and the output made of them.
+"""The output of a bulk run: writes finished parts beside the output, and merges them into it at the end.
 
-A file appears under its name only when it is whole and on disk, so a run may be killed at any moment.
+Files are written under temporary names and renamed once they are complete and on disk, so that a run may be
+killed at any moment.
 """
 
 import json
@@ -18,16 +19,19 @@ from imagereward.errors import InputError, OutputError, listing
 from imagereward.records.arrow import arrow
 from imagereward.writing import TEMPORARY, check_free, replacing
 
-ROW_GROUP = 2**16
-INPUT_STATE = "input.json"
-MOST_REASONS = 20
+ROW_GROUP = 2**16  # rows of a row group of the output
+INPUT_STATE = "input.json"  # in the directory of parts: `InputWatch.state`
+MOST_REASONS = 20  # kinds of skipped files that a summary names
 
 
 @dataclass(frozen=True)
-class Summary:
-    """How a table came out: rows in all, those with an error, those whose prompt was cut.
+class BulkSummary:
+    """The result of `score_table`: the output's path and numbers of rows.
 
-    skipped   what the input holds beside its rows: a reason -> how many files or members
+    rows        rows of the output
+    failed      rows with an error and no scores
+    truncated   rows whose prompt is longer than one of the models reads
+    skipped     reason -> number of files (or members of shards) of the input that are in no row
     """
 
     out: Path
@@ -53,7 +57,10 @@ class Summary:
 
 
 class Output:
-    """The file `out` and the directory `<out>.parts` that it grows in."""
+    """The output file `out`, and the directory `<out>.parts` that holds its parts during a run.
+
+    Raises InputError for an unknown format, OutputError for a file that exists unless `overwrite`.
+    """
 
     def __init__(self, out: str | os.PathLike, overwrite: bool = False):
         self.out = Path(out).expanduser()
@@ -68,15 +75,15 @@ class Output:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """No other process writes this output meanwhile. OutputError if one does, or has just finished it."""
+        """Hold the output's lock. OutputError if another process holds it or has just finished the output."""
         with held(self._lock, self.out):
             self._check_free()
             yield
 
     def begin(self, fingerprint: dict[str, Any]) -> set[int]:
-        """The parts that an earlier run has finished. OutputError if its fingerprint was another.
+        """Prepare the directory of parts; returns the indices of those that an earlier run has finished.
 
-        With `overwrite`, another run's parts are removed instead.
+        Parts of a run with another fingerprint are an OutputError; with `overwrite` they are removed.
         """
         if self.directory.exists() and not self.directory.is_dir():
             raise OutputError(f"{self.directory} is no directory, and parts are kept there: move it")
@@ -90,12 +97,12 @@ class Output:
                 + "\nFinish that run, remove the directory, or pass --overwrite (overwrite=True)"
             )
         if found != fingerprint:
-            self._remove(FINGERPRINT)  # first: parts without it are nobody's
+            self._remove(FINGERPRINT)  # first, because parts without a fingerprint are ignored
             self._remove("part-*.parquet")
             self._remove(INPUT_STATE)
             with self._writing(path) as temporary:
                 temporary.write_text(json.dumps(fingerprint, indent=2) + "\n")
-        self._remove(TEMPORARY + "*")  # of a run that was killed
+        self._remove(TEMPORARY + "*")  # left by a run that was killed
         return self.done()
 
     def done(self) -> set[int]:
@@ -103,7 +110,7 @@ class Output:
         return {int(path.stem.split("-")[1]) for path in self.directory.glob("part-*.parquet")}
 
     def input_state(self) -> str | None:
-        """The state of the input's files when its rows were last compared with the parts'."""
+        """`InputWatch.state` when the input's rows were last compared with the finished parts; or None."""
         found = _read(self.directory / INPUT_STATE)
         return None if found is None else found.get("state")
 
@@ -126,8 +133,11 @@ class Output:
         with self._writing(self._part(index)) as temporary:
             arrow().parquet.write_table(table, temporary)
 
-    def finish(self, rows: int, count: int, skipped: Mapping[str, int]) -> Summary:
-        """Make the output, of `rows` rows, from its `count` parts, and remove these. Raises OutputError."""
+    def finish(self, rows: int, count: int, skipped: Mapping[str, int]) -> BulkSummary:
+        """Merge the `count` parts into the output of `rows` rows, and remove them.
+
+        Raises OutputError for parts that cannot be read or do not add up, and if writing fails.
+        """
         fingerprint = (self.directory / FINGERPRINT).read_text()
         if self.out.suffix.lower() != ".parquet":
             with self._writing(self.out.with_name(f"{self.out.name}.{FINGERPRINT}")) as temporary:
@@ -145,12 +155,12 @@ class Output:
             if at != rows:
                 raise OutputError(f"the parts in {self.directory} have {at} rows, not {rows}; remove it")
         self._remove_parts()
-        return Summary(self.out, rows, failed, truncated, skipped)
+        return BulkSummary(self.out, rows, failed, truncated, skipped)
 
     def _remove_stale_parts(self) -> None:
-        """Remove the parts of an output that is there: its run was killed before it could.
+        """Remove the parts of the existing output, which its run did not remove because it was killed.
 
-        Parts of another run stay, and those that a running process needs.
+        Parts of another run, and of a run that still holds the lock, stay.
         """
         if not self.directory.is_dir():
             return
@@ -162,11 +172,11 @@ class Output:
     def _remove_parts(self) -> None:
         for pattern in (FINGERPRINT, "part-*.parquet", INPUT_STATE, TEMPORARY + "*"):
             self._remove(pattern)
-        with suppress(OSError):  # a directory that holds something else as well
+        with suppress(OSError):  # the directory holds other files as well
             self.directory.rmdir()
 
     def _tables(self, count: int) -> Iterator[Any]:
-        """The parts' rows, about a row group at a time."""
+        """The rows of parts 0 to `count` - 1 as Arrow tables of about `ROW_GROUP` rows."""
         pa = arrow()
         waiting: list = []
         for index in range(count):
@@ -195,8 +205,8 @@ class Output:
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[Path]:
-        """A name to write to, which becomes `path` once all of it is on disk. Raises OutputError."""
-        others: list[OutputError] = []  # of what is read meanwhile
+        """`replacing(path)` with errors that say that finished parts are kept. Raises OutputError."""
+        others: list[OutputError] = []  # raised by the block itself, for instance for a part it reads
         try:
             with replacing(path, self.directory) as temporary:
                 try:
@@ -225,7 +235,7 @@ class Output:
 
 
 def _read(fingerprint: Path) -> dict[str, Any] | None:
-    """None if there is none; empty, and so unlike any other, if it cannot be read."""
+    """The JSON object in a file; None if there is no file; {}, which equals no fingerprint, if unreadable."""
     try:
         found = json.loads(fingerprint.read_text())
     except FileNotFoundError:
@@ -236,7 +246,7 @@ def _read(fingerprint: Path) -> dict[str, Any] | None:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """A line for every key in which two fingerprints differ."""
+    """A line for every key in which the fingerprints `there` (stored) and `here` (this run) differ."""
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     return "".join(f"\n  {key}: {_short(there.get(key))} there, {_short(here.get(key))} here" for key in keys)
 
@@ -247,7 +257,7 @@ def _short(value: Any) -> str:
 
 
 class _JsonLinesWriter:
-    """Like Arrow's writers of other formats."""
+    """Writes Arrow tables as JSON Lines, with the methods of Arrow's own writers."""
 
     def __init__(self, path: Path):
         self.stream = open(path, "w", encoding="utf-8")  # noqa: SIM115
@@ -257,12 +267,12 @@ class _JsonLinesWriter:
         self.stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush and close the file."""
         self.stream.close()
 
 
 def _writer(out: Path, temporary: Path, schema):
-    """What writes tables to `temporary` in the format that `out` asks for."""
+    """A writer of Arrow tables to the file `temporary`, in the format of the suffix of `out`."""
     if out.suffix.lower() == ".parquet":
         return arrow().parquet.ParquetWriter(temporary, schema)
     if out.suffix.lower() == ".csv":

@@ -1,4 +1,4 @@
-"""One part of a table: rows and loaded images to scored rows, by the engine under the verbs."""
+"""Scores one part of a table: rows and loaded images to an Arrow table with scores and errors."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from imagereward.bulk.decoding.cache import FeatureCache
-from imagereward.bulk.decoding.loading import Images, Loaded, Loader, Wish
+from imagereward.bulk.decoding.loading import ImageRequest, Images, Loaded, Loader
 from imagereward.bulk.inputs.changes import ROWS_DIGEST, digest_of
-from imagereward.bulk.inputs.rows import Part, Row, as_text
+from imagereward.bulk.inputs.rows import Row, TablePart, as_text
 from imagereward.ensembles import Ensemble
 from imagereward.errors import ImageReadError, listing
 from imagereward.images.processor import Processor, as_tensors
@@ -18,13 +18,17 @@ from imagereward.records.arrow import arrow
 from imagereward.scoring.pair_scoring import distinct, score_blocks
 from imagereward.scoring.scorer import Scorer
 
-SCORE = "score:"  # before a scorer's name, in the name of its column
+SCORE = "score:"  # prefix of the columns with scores
 
-Advance = Callable[[int], object]  # told how many rows are done since it was called last
+Advance = Callable[[int], object]  # called with the number of rows done since the last call
 
 
 def schema(models: Sequence[str], keep: Sequence[str]):
-    """The columns of the output, as an Arrow schema."""
+    """The Arrow schema of the output.
+
+    models   a float32 column score:NAME for each
+    keep     string columns copied from the input
+    """
     pa = arrow()
     fields = {"row": pa.int64(), "id": pa.string(), "prompt": pa.string(), "image": pa.string()}
     fields |= {"width": pa.int32(), "height": pa.int32(), "tokens": pa.int32(), "truncated": pa.bool_()}
@@ -34,15 +38,22 @@ def schema(models: Sequence[str], keep: Sequence[str]):
 
 
 def ignore(rows: int) -> None:
-    """An `Advance` for callers that show no progress."""
+    """An `Advance` that does nothing."""
 
 
 @dataclass
 class PartScorer:
-    """Scores parts; what comes of one depends on nothing but the part (and on what a cache holds).
+    """Scores parts. The result for a part depends on that part alone (and on cached features).
 
-    The good rows' images, each once, go through in batches of `batch_size`, in order of their first row:
-    scores equal those of `score_pairs` on these rows.
+    The distinct images of rows without error are encoded in batches of `batch_size`, in order of their
+    first row, so that scores equal those of `score_pairs` on these rows.
+
+    scorer      all models as one ensemble
+    loader      decodes an image again whose cached features have disappeared
+    batch_size  images in one forward pass
+    keep        columns of the input that are copied
+    cache       image features on disk
+    towers      `tower_of` each of the ensemble's encoders, the keys of the cache
     """
 
     scorer: Ensemble
@@ -52,8 +63,11 @@ class PartScorer:
     cache: FeatureCache | None = None
     towers: tuple[bytes, ...] = ()
 
-    def __call__(self, part: Part, images: Images, advance: Advance = ignore):
-        """The part as an Arrow table, a row for each of its rows; calls `advance` after every batch."""
+    def __call__(self, part: TablePart, images: Images, advance: Advance = ignore):
+        """Score a part: an Arrow table of `schema` with a row for each of its rows.
+
+        Calls `advance` before every batch and at the end.
+        """
         prompts = [self._prompt(row, images) for row in part.rows]
         errors = [_error(row, prompt, images) for row, prompt in zip(part.rows, prompts)]
         good = [place for place, error in enumerate(errors) if error is None]
@@ -76,7 +90,7 @@ class PartScorer:
         return row.prompt
 
     def _scores(self, pairs: list[tuple[Row, str]], images: Images, done: "_Done") -> torch.Tensor:
-        """Scores [P, C] of (row, prompt) pairs whose images are good."""
+        """Scores [P, C] of (row, prompt) pairs whose images were loaded; C models."""
         refs, image_of = distinct([row.image for row, _ in pairs])
         firsts, prompt_of = distinct([prompt for _, prompt in pairs])
         rows = [pairs[index][0] for index in refs]
@@ -93,7 +107,7 @@ class PartScorer:
         )
 
     def _encoded(self, rows: list[Row], images: Images) -> tuple:
-        """Features of the rows' images, from each of the encoders."""
+        """Features of the rows' images, one tensor for each of the ensemble's encoders."""
         if self.cache is None:
             pixels = zip(*(self._pixels(row, images) for row in rows))
             return self.scorer.encode_pixels([_batch(*view) for view in zip(self.scorer.processors, pixels)])
@@ -121,13 +135,13 @@ class PartScorer:
     def _pixels(self, row: Row, images: Images) -> tuple:
         loaded = images[row.image]
         if loaded.pixels is None and row.image is not None:
-            # Its features were there when it was loaded, and another process has removed them since.
-            loaded = self.loader.load(Wish(row.number, row.image, False), use_cache=False)
+            # The loader found cached features, which another process has removed since.
+            loaded = self.loader.load(ImageRequest(row.number, row.image, False), use_cache=False)
         if loaded.pixels is None:
             raise ImageReadError(loaded.error)
         return loaded.pixels
 
-    def _table(self, part: Part, images: Images, prompts, scores, errors):
+    def _table(self, part: TablePart, images: Images, prompts, scores, errors):
         readable = [prompt for prompt in prompts if prompt is not None and prompt_error(prompt) is None]
         known = dict.fromkeys(readable)
         tokens = dict(zip(known, self.scorer.count_tokens(list(known))))
@@ -154,13 +168,13 @@ class PartScorer:
 
 
 class _Done:
-    """Turns the share of a part's images that are scored into a number of its rows."""
+    """Converts the share of a part's images that are scored into rows for `advance`."""
 
     def __init__(self, rows: int, advance: Advance):
         self.rows, self.advance, self.told = rows, advance, 0
 
     def up_to(self, share: float) -> None:
-        """Tell how many rows are done in addition; `share` in [0, 1] of the images is scored."""
+        """Report progress: `share` in [0, 1] of the part's images is scored."""
         rows = int(self.rows * share)
         self.advance(rows - self.told)
         self.told = rows

@@ -1,4 +1,4 @@
-"""What, besides weights and settings, decides the last bits of a score."""
+"""Versions of the libraries that decide the last bits of a score, for fingerprints and cache keys."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -8,7 +8,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "tokenizers", "P
 
 
 def versions() -> dict[str, str]:
-    """Library -> version; "none" for one that is not installed."""
+    """{library: version}; "none" for a library that is not installed."""
     found = {"imagereward": __version__}
     for library in LIBRARIES:
         try:

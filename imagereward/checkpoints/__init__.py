@@ -1,1 +1,1 @@
-"""Released checkpoints: what is known of each, and files to loaded scorers and back."""
+"""Released checkpoints: the registry of their facts, downloads, and loading of files as scorers."""

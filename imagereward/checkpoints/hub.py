@@ -1,4 +1,4 @@
-"""From a file's name to a verified local file."""
+"""Finds or downloads the files of a checkpoint and verifies their hashes."""
 
 import contextlib
 import hashlib
@@ -135,7 +135,7 @@ def _temporary_in(root: Path) -> tempfile.TemporaryDirectory:
 
 
 def _put(path: Path, target: Path, file: File | None) -> Path:
-    """Give a download, which was checked, its final name."""
+    """Rename a verified download to its final name."""
     try:
         os.replace(path, target)
     except OSError as error:
@@ -185,9 +185,9 @@ def _as_released(path: Path, file: File) -> Path:
 
 
 def _note(path: Path, file: File) -> tuple[Path, str]:
-    """Where it is noted that this file has the right hash, and the state of the file for which it holds.
+    """(path of the note that a file has the right hash, the file's state that the note holds for).
 
-    Of a file without a known hash it is noted that it was downloaded.
+    For a file without a known hash, the note says that it was downloaded.
     """
     place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     now = path.stat()

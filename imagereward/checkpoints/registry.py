@@ -1,4 +1,4 @@
-"""Every fact about every released checkpoint, in one dict.
+"""The registry: a dict with all facts about every released checkpoint.
 
 Adding a scorer that is a CLIP cosine or an ImageReward costs one entry here and no code.
 """
@@ -34,7 +34,7 @@ class File:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A released scorer: how its scores are defined, its files, and what people should know of it."""
+    """A released scorer: its config, files, meaning of scores, licence, paper, and a note on limitations."""
 
     config: ScorerConfig
     files: tuple[File, ...]
@@ -45,7 +45,7 @@ class Checkpoint:
 
     @property
     def checked(self) -> str:
-        """How its files are told from others: "sha256", "packaged", or "not" (of one no hash is known)."""
+        """How its files are verified: "sha256", "packaged", or "not" if the hash of a file is unknown."""
         if all(file.packaged for file in self.files):
             return "packaged"
         return "sha256" if all(file.packaged or file.sha256 for file in self.files) else "not"

@@ -1,4 +1,4 @@
-"""From a local file of weights to a state dict."""
+"""Reads the state dict from a local file of weights."""
 
 import os
 import zipfile

@@ -1,4 +1,4 @@
-"""Does this installation reproduce the published scores?"""
+"""Checks that this installation reproduces the published scores of the sample images."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The `imagereward` command. Nothing heavy is imported until a command runs, so --help is instant."""
+"""The `imagereward` command, which imports torch only when a subcommand runs, so that --help is fast."""
 
 import sys
 import warnings
@@ -9,17 +9,18 @@ from imagereward.cli.output import guarded_stdout
 
 __all__ = ["app", "main", "scoring", "serving", "tables", "training"]
 
-INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 
 
 def main() -> None:
-    """The console entry point: an error becomes one message on stderr, `imagereward: …`, and an exit code.
+    """The console entry point: prints an error as one message `imagereward: …` on stderr.
 
-    1: failed, 2: wrong command line, 3: score-table finished but some rows have errors, 130: Ctrl-C.
+    Exit codes: 0 done, 1 failed, 2 wrong command line, 3 score-table finished but some rows have errors,
+    130 Ctrl-C.
     """
     from imagereward.errors import ImageRewardError
 
-    # One line for a user, instead of the place in the code that a developer would want.
+    # Print a warning as one line, without the line of code that raised it.
     warnings.showwarning = lambda message, *_: print(f"imagereward: warning: {message}", file=sys.stderr)
     try:
         with guarded_stdout():

@@ -1,4 +1,4 @@
-"""The command itself; what it can do is in the files beside this one."""
+"""The Typer app of the `imagereward` command; the other files of this folder add its subcommands."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from imagereward.version import __version__
 
 
 class Command(TyperCommand):
-    """A command that refuses an option given twice where only one value counts: the last would win unseen."""
+    """A command that refuses a repeated option that takes one value; typer would silently use the last."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        """Like typer's."""
+        """Like typer's. Raises BadParameter for a repeated option."""
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for option, count in Counter(order).items():
@@ -30,7 +30,7 @@ class App(typer.Typer):
     """A Typer whose commands are `Command`s, with examples at the end of their help."""
 
     def command(self, name: str | None = None, *, examples: str = "", **options: Any) -> Callable:  # type: ignore[override]
-        """Like typer's; `examples` are command lines, one a line."""
+        """Like typer's; `examples` are command lines, separated by line breaks."""
         lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
         epilog = f"\b\nExamples:\n{lines}" if lines else None  # \b: lines stay lines
         return super().command(name, **{"cls": Command, "epilog": epilog, **options})
@@ -41,7 +41,7 @@ app = App(
     epilog="`imagereward COMMAND --help` has the options of a command, their defaults, and examples.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # plain help: it answers twice as fast
+    rich_markup_mode=None,  # plain help answers twice as fast
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

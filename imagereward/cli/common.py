@@ -1,4 +1,4 @@
-"""What several commands do before they work: find images, check the prompt, load a scorer, say its note."""
+"""Steps that several commands share: find images, check the prompt, load a scorer, print its note."""
 
 import glob
 import os
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 
 def load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_rotation=False):
-    """The scorer that a command asks for, with its note said. Raises CheckpointError for no such file."""
+    """Load the scorer that a command names, and print its note. CheckpointError for a missing file."""
     options = {"dtype": dtype, "local_files_only": offline, "apply_exif_rotation": exif_rotation or None}
     import imagereward
     from imagereward.errors import CheckpointError
@@ -30,7 +30,7 @@ def load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_r
 
 
 def allow_pixels(millions: float | None) -> None:
-    """Decode pictures up to this size; None changes nothing."""
+    """Set the largest image to decode, in millions of pixels; None keeps the default."""
     from imagereward.images.reading import set_max_pixels
 
     if millions is not None:
@@ -38,7 +38,7 @@ def allow_pixels(millions: float | None) -> None:
 
 
 def say_note(name: str) -> None:
-    """What people must know before they believe this scorer, on stderr."""
+    """Print the registry's note on a scorer, such as a limitation, to stderr."""
     from imagereward.checkpoints.registry import REGISTRY
 
     if name in REGISTRY and REGISTRY[name].note:
@@ -46,9 +46,10 @@ def say_note(name: str) -> None:
 
 
 def image_paths(patterns: list[str]) -> list[str]:
-    """Globs that the shell did not expand, sorted; every other argument as it is; all of them images.
+    """Expand globs that the shell left, sorted, and check that all files are images.
 
-    Checked here, so that a wrong path costs no loading (and no download) of a model.
+    Commands call this before they load a model, so that a wrong path fails at once. Raises ImageNotFound for
+    a glob without matches, and the errors of `check_image`.
     """
     from imagereward.errors import ImageNotFound
     from imagereward.images.reading import check_image
@@ -65,7 +66,7 @@ def image_paths(patterns: list[str]) -> list[str]:
 
 
 def check_prompt(prompt: str, command: str) -> None:
-    """InputError if the prompt is an image file (it was left out); a warning if it looks like a file."""
+    """InputError if the prompt is an image file, so was left out; a warning if it looks like a file."""
     from imagereward.errors import InputError
 
     is_image = prompt.lower().endswith(IMAGE_SUFFIXES)
@@ -82,7 +83,7 @@ def check_prompt(prompt: str, command: str) -> None:
 
 
 def _matching(pattern: str) -> list[str]:
-    """The files of a glob, sorted; or the pattern itself, if it is none or exists under that very name."""
+    """The files of a glob, sorted; the pattern itself if it is no glob or if a file has that name."""
     if not glob.has_magic(pattern) or os.path.exists(pattern):
         return [pattern]
     return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))

@@ -1,4 +1,4 @@
-"""Options that several commands have. Each help text ends with the default, where typer does not add it."""
+"""Options that several commands share. Each help text ends with the default if typer does not add it."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -24,8 +24,8 @@ Models = Annotated[
 CheckpointFile = Annotated[
     Path | None,
     typer.Option(
-        help="Weights on disk (.pt, .pth, .safetensors). --model then names the registry entry that says how "
-        "they score, where their keys do not tell.  [default: the released weights of --model]"
+        help="Weights on disk (.pt, .pth, .safetensors). --model then names the scorer that they belong to, "
+        "if their keys do not show it.  [default: the released weights of --model]"
     ),
 ]
 Device = Annotated[
@@ -35,7 +35,7 @@ Device = Annotated[
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.  [default: float32]")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Images in one pass of the model.  [default: 8 on a CPU, 64 on a GPU]"),
+    typer.Option(help="Images in one forward pass.  [default: 8 on a CPU, 64 on a GPU]"),
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Never touch the network: use files that are on this machine.")
@@ -44,7 +44,7 @@ Root = Annotated[
     Path | None,
     typer.Option(
         "--download-root",
-        help="Directory where released files are looked for and put.  "
+        help="Directory to read released files from and to download them to.  "
         "[default: ~/.cache/ImageReward, then the hub cache]",
     ),
 ]
@@ -52,28 +52,29 @@ MaxPixels = Annotated[
     float | None,
     typer.Option(
         min=0.001,
-        help="Millions of pixels up to which a picture is decoded; a larger one is an error.  [default: 179]",
+        help="Millions of pixels of the largest image that is decoded; larger images are errors.  "
+        "[default: 179]",
     ),
 ]
 ExifRotation = Annotated[
     bool,
     typer.Option(
         "--exif-rotation",
-        help="Turn photos as their EXIF orientation says before they are scored. Without it they are scored "
-        "as they are stored, like the originals do.",
+        help="Rotate photos by their EXIF orientation before they are scored. By default they are scored as "
+        "stored, as the original implementations do.",
     ),
 ]
 Encoding = Annotated[
     str | None,
     typer.Option(
         help="Encoding of tables of text: utf-8, utf-16, cp1252, gb18030 …  "
-        "[default: what a byte order mark says, else UTF-8]"
+        "[default: by the byte order mark, else UTF-8]"
     ),
 ]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace the output if it exists; without it that is an error."),
+    typer.Option("--overwrite", help="Replace an existing output, which is otherwise an error."),
 ]
 Prompt = Annotated[str, typer.Argument(help="What the images should show, as one quoted text.")]
 Images = Annotated[list[str], typer.Argument(help="Image files, or quoted globs such as 'pictures/*.png'.")]

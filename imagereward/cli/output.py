@@ -1,4 +1,4 @@
-"""What commands print: rows on stdout, and errors of stdout itself."""
+"""Prints rows to stdout as a table, JSON or CSV, and turns failures of stdout into errors."""
 
 import contextlib
 import csv
@@ -12,7 +12,7 @@ from imagereward.cli.options import Format
 
 
 def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
-    """Rows to stdout, as one of the formats every command has."""
+    """Print rows, dicts with the same keys, to stdout in the given format."""
     if format == Format.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif format == Format.csv:
@@ -27,9 +27,9 @@ def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
 
 @contextlib.contextmanager
 def guarded_stdout() -> Iterator[None]:
-    """Within, what stdout cannot take (a full disk, a closed pipe) is an OutputError, also of the last line.
+    """Make failures of stdout in the block (a full disk, a closed pipe) OutputErrors, even at the last flush.
 
-    Characters that the terminal's encoding lacks are written as escapes, instead of ending the command.
+    Characters that the terminal's encoding lacks are written as escapes.
     """
     stream = sys.stdout
     if hasattr(stream, "reconfigure"):
@@ -58,7 +58,7 @@ class _Guarded:
         return self._call(self.stream.write, text)
 
     def flush(self) -> None:
-        """Like the stream's; nothing once it has failed."""
+        """Like the stream's; does nothing after a failure."""
         if not self.failed:
             self._call(self.stream.flush)
 
@@ -77,6 +77,6 @@ class _Guarded:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what is still in the stream's buffer go nowhere, or the interpreter would report it at its end."""
+    """Send the rest of the stream's buffer to /dev/null; the interpreter would report it when it exits."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())

@@ -1,4 +1,4 @@
-"""Scoring: models, score, rank, verify, bench, demo."""
+"""The subcommands models, score, rank, verify, bench and demo."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def score(
 ) -> None:
     """Score images against a prompt, in the order given.
 
-    One --model gives the column score. Several give a column score:NAME each, and decode every image once.
+    With one --model the column is called score; with several, each has a column score:NAME.
     """
     allow_pixels(max_pixels)
     check_prompt(prompt, "score")
@@ -153,23 +153,23 @@ def verify(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="ImageReward's weights on disk.  [default: the released file, downloaded if need be]"
+            help="ImageReward's weights on disk.  [default: the released file, downloaded if missing]"
         ),
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
             help="Directory with the four published samples, 1.webp to 4.webp.  "
-            "[default: DOWNLOAD_ROOT/samples, downloaded if need be]"
+            "[default: DOWNLOAD_ROOT/samples, downloaded if missing]"
         ),
     ] = None,
     device: Device = None,
     download_root: Root = None,
 ) -> None:
-    """Check that the published scores come out on this machine.
+    """Check that this machine reproduces the published scores.
 
     Scores the four published sample images with the released weights and prints published beside measured.
-    Exit code 0: all agree within 0.001. 1: they do not, or something could not be had.
+    Exit code 0: all agree within 0.001. 1: they differ, or a file is missing.
     """
     from imagereward.checkpoints.verify import verify as run
 
@@ -197,12 +197,12 @@ def bench(
     batch_size: Annotated[
         list[int] | None, typer.Option(help="A batch size to measure; repeatable.  [default: 1 and 8]")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="How long to time each setting, at least.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Least time to measure each setting.")] = 5.0,
     format: OutputFormat = Format.table,
 ) -> None:
     """Measure images per second by dtype and batch size.
 
-    On random weights of the model's shape: nothing is downloaded. ImageReward-v1.0 takes 2 GB of memory.
+    Uses random weights, so nothing is downloaded. ImageReward-v1.0 takes 2 GB of memory.
     """
     from imagereward.throughput import throughput
 
@@ -220,15 +220,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="The page to write, a .html file.")] = Path(
         "imagereward-demo.html"
     ),
-    prompts: Annotated[int, typer.Option(min=1, max=200, help="How many prompts.")] = 4,
+    prompts: Annotated[int, typer.Option(min=1, max=200, help="Number of prompts.")] = 4,
     images: Annotated[int, typer.Option(min=2, max=50, help="Candidate images for each prompt.")] = 6,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawings.")] = 0,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Rank freshly drawn pictures with the model in the package.
+    """Rank newly drawn pictures with the model in the package.
 
-    Prints the ranking beside the truth about each picture, and writes a page with the pictures. No network.
+    Prints the ranking beside the true utility of each picture, and writes a page with the pictures. Needs no
+    network.
     """
     from imagereward.writing import check_free
 
@@ -247,7 +248,7 @@ def demo(
 
 
 def _columns(names, checkpoint, prompt, paths, batch_size, how: tuple) -> dict[str, list[float]]:
-    """{"score:NAME": scores} of several models, as the columns of score-table are called."""
+    """{"score:NAME": scores} of several models, named like the columns of score-table."""
     import imagereward
     from imagereward.errors import InputError
 

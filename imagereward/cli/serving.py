@@ -1,4 +1,4 @@
-"""Scoring for others: serve."""
+"""The subcommand serve, which runs the reward server."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,7 @@ from imagereward.cli.options import (
 
 
 class Engine(StrEnum):
-    """What runs a server."""
+    """Where the server runs: in this process, or on a Ray cluster."""
 
     local = "local"
     ray = "ray"
@@ -43,9 +43,11 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="0.0.0.0 lets other machines in: then use a token.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines: then use a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free one.")
+    ] = 8000,
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -56,20 +58,26 @@ def serve(
     device: Device = None,
     dtype: Dtype = None,
     batch_size: BatchSize = None,
-    window: Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")] = 5.0,
-    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; beyond, requests get 429.")] = 1024,
-    max_body: Annotated[int, typer.Option(min=1, help="MiB of one request.")] = 64,
-    max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 256,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Millions of pixels of one image.")] = 64,
+    window: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that a request may wait for others to join its batch.")
+    ] = 5.0,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Images that may wait; further requests are answered 429.")
+    ] = 1024,
+    max_body: Annotated[int, typer.Option(min=1, help="Most MiB of one request.")] = 64,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images of one request.")] = 256,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most millions of pixels of one image.")] = 64,
     exif_rotation: ExifRotation = False,
-    engine: Annotated[Engine, typer.Option(help="ray: on a cluster, with replicas.")] = Engine.local,
-    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: at most so many.")] = 1,
+    engine: Annotated[
+        Engine, typer.Option(help="local: one process here; ray: replicas on a cluster.")
+    ] = Engine.local,
+    replicas: Annotated[int, typer.Option(min=1, help="Most replicas with --engine ray.")] = 1,
     download_root: Root = None,
     offline: Offline = False,
 ) -> None:
     """Answer HTTP requests for scores.
 
-    Until SIGTERM or Ctrl-C: then it finishes the requests it has, and stops.
+    Runs until SIGTERM or Ctrl-C, then finishes the requests in progress and stops.
     """
     from imagereward.errors import missing_extra
     from imagereward.images import encoded

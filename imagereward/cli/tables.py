@@ -1,4 +1,4 @@
-"""Tables of scores: score-table, report."""
+"""The subcommands score-table and report."""
 
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ def score_table(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Where relative paths of images begin.  [default: each table's directory]"),
+        typer.Option(help="Directory that relative image paths start at.  [default: each table's directory]"),
     ] = None,
     encoding: Encoding = None,
     device: Annotated[
@@ -69,13 +69,15 @@ def score_table(
         ),
     ] = None,
     markup: Annotated[
-        str, typer.Option(help="Weights and LoRA tags in prompts that web UIs wrote: strip or keep.")
+        str, typer.Option(help="strip or keep weights and LoRA tags in prompts that web UIs wrote.")
     ] = "strip",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: BatchSize = None,
     max_pixels: MaxPixels = None,
     exif_rotation: ExifRotation = False,
-    part_rows: Annotated[int, typer.Option(help="Rows that are scored and written together.")] = 256,
+    part_rows: Annotated[
+        int, typer.Option(help="Rows that are scored and written together, 1 to 65536.")
+    ] = 256,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -83,13 +85,15 @@ def score_table(
         ),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="A directory to keep image features in.  [default: none are kept]")
+        Path | None, typer.Option(help="A directory for a cache of image features.  [default: no cache]")
     ] = None,
     cache_budget: Annotated[
         float | None,
-        typer.Option(help="How many GB the cache may take.  [default: none, needed with --cache]"),
+        typer.Option(help="Size of the cache in GB; required with --cache.  [default: none]"),
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: on many machines.")] = "local",
+    engine: Annotated[
+        str, typer.Option(help="local: on this machine; ray: on this machine or a Ray cluster.")
+    ] = "local",
     actors: Annotated[
         int | None, typer.Option(help="Scorers on Ray.  [default: one per GPU, or per CPU]")
     ] = None,
@@ -99,7 +103,7 @@ def score_table(
 ) -> None:
     """Score a table, a folder or shards of images, row by row.
 
-    A run that was stopped goes on with the finished parts when the same command is given again.
+    After an interruption, the same command continues behind the finished parts.
 
     Exit code 0: every row has scores. 3: finished, but some rows have an error instead. 1: not finished.
     """
@@ -158,25 +162,25 @@ def report(
     generator: Annotated[
         str | None,
         typer.Option(
-            help="The column that tells generators apart.  "
+            help="The column with the generators' names.  "
             "[default: the column generator if there is one, else the images' folders]"
         ),
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="The scorer that best and worst images are chosen by.  [default: the first]"),
+        typer.Option(help="The scorer that decides which images are best and worst.  [default: the first]"),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Where relative paths of images begin.  [default: the table's directory]"),
+        typer.Option(help="Directory that relative image paths start at.  [default: the table's directory]"),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=0, max=40, help="Prompts to show the images of.")] = 6,
+    prompts: Annotated[int, typer.Option(min=0, max=40, help="Number of prompts to show images of.")] = 6,
     max_pixels: MaxPixels = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make one HTML page of a table of scores.
+    """Make an HTML page of a table of scores.
 
-    Distributions, win rates, agreement of scorers, best and worst images, errors.
+    It shows distributions, win rates, agreement of scorers, best and worst images, and errors.
     """
     from imagereward.report import write_report
 

@@ -1,4 +1,4 @@
-"""Training: shapes, tune, compare."""
+"""The subcommands shapes, tune and compare."""
 
 import sys
 from pathlib import Path
@@ -27,17 +27,19 @@ from imagereward.cli.options import (
 def shapes(
     out: Annotated[Path, typer.Option(help="The directory to write, new or empty.")],
     prompts: Annotated[int, typer.Option(min=3, help="Prompts, in all three splits together.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the data set; equal seeds write equal files.")
+    ] = 0,
     images: Annotated[int, typer.Option(min=2, help="Images for each prompt.")] = 6,
     size: Annotated[int, typer.Option(min=16, help="Width and height of the images in pixels.")] = 64,
     noise: Annotated[
-        float, typer.Option(min=0, help="Deviation of the annotator's judgement, in units of utility.")
+        float, typer.Option(min=0, help="Standard deviation of the annotator's noise, in units of utility.")
     ] = 0.25,
     faithfulness: Annotated[
-        float, typer.Option(help="Utility that the annotator takes off for a wrong attribute.")
+        float, typer.Option(help="Utility that the annotator subtracts for each mistake in an image.")
     ] = 1.0,
     quality: Annotated[
-        float, typer.Option(help="Utility that the annotator takes off for a level of damage.")
+        float, typer.Option(help="Utility that the annotator subtracts for each level of damage.")
     ] = 0.75,
     overwrite: Overwrite = False,
 ) -> None:
@@ -70,7 +72,7 @@ def tune(
         list[str] | None,
         typer.Argument(
             metavar="key=value …",
-            help="Values laid over the recipe's; keys of tables with a dot: lora.rank=8.  [default: none]",
+            help="Values that replace the recipe's, with dots for nested keys: lora.rank=8.  [default: none]",
         ),
     ] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes in the package.")] = False,
@@ -161,14 +163,16 @@ def _explained(recipe: str, overrides: list[str]) -> str:
 )
 def compare(
     base: Annotated[str, typer.Argument(help="A diffusers pipeline: a directory or a hub id.")],
-    tuned: Annotated[str, typer.Argument(help="Another, or LoRA weights for the base.")],
+    tuned: Annotated[str, typer.Argument(help="A second pipeline, or LoRA weights for the base.")],
     prompts: Annotated[
         Path, typer.Option(help="A file of prompts: .jsonl, .json, .csv, .tsv, .parquet or .txt.")
     ],
     model: Models = None,
     out: Annotated[Path, typer.Option(help="The page to write, a .html file.")] = Path("comparison.html"),
     seeds: Annotated[int, typer.Option(min=1, help="Images that each model draws for a prompt.")] = 2,
-    most: Annotated[int, typer.Option(min=1, help="Prompts at most, from the first of the file.")] = 100,
+    most: Annotated[
+        int, typer.Option(min=1, help="Number of prompts to use, from the beginning of the file.")
+    ] = 100,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps.  [default: the pipeline's own]")
     ] = None,
@@ -185,7 +189,7 @@ def compare(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="All noise depends on it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all initial noise.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
     prompt_column: Annotated[

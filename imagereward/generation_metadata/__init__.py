@@ -1,7 +1,7 @@
-"""The prompt that an image was generated from: in a text file beside it, or in its own metadata.
+"""Reads the prompt that an image was generated from: in a text file beside the image or in its metadata.
 
-Every carrier (PNG text, EXIF, XMP, comments, sidecar files, members of archives) goes through the same
-readers. A prompt that is not certain is an error, never a guess, and never the negative prompt.
+PNG text, EXIF, XMP, comments, text files and members of archives go through the same readers. An ambiguous
+prompt is an error; the readers never guess, and never return the negative prompt.
 """
 
 import io
@@ -18,10 +18,10 @@ from imagereward.generation_metadata.sidecars import SIDECARS, open_regular, rea
 
 __all__ = ["SIDECARS", "Markup", "check_markup", "prompt_of", "prompt_of_text"]
 
-# What becomes of weights, LoRA tags, BREAK and schedules in prompts that generators wrote.
+# Whether weights, LoRA tags, BREAK and schedules are removed from prompts that generators wrote.
 Markup = Literal["strip", "keep"]
 
-# A longer text is no prompt. It also bounds the work on hostile ones.
+# Most characters of a prompt, which also bounds the work on hostile files.
 MOST_CHARACTERS = 50_000
 
 
@@ -33,11 +33,15 @@ def check_markup(markup: str) -> Markup:
 
 
 def prompt_of(source: str | os.PathLike | bytes, markup: Markup = "strip", name: str = "") -> str:
-    """The prompt of the image at a path, or of an encoded image; `name` is what messages call it.
+    """The prompt of an image.
 
-    Of an image at a path, a caption beside it (`x.txt`, `x.caption`) goes first. Otherwise everything that
-    a generator wrote, beside the image and inside it, must state one prompt. Raises InputError if there
-    is none, or none that is certain.
+    source   a path, or an encoded image
+    markup   "strip" (default) removes weights, LoRA tags, BREAK and schedules; "keep" leaves them
+    name     of the image in messages; default: its path
+
+    A caption beside an image at a path (`x.txt`, `x.caption`) comes first. Without one, all metadata that a
+    generator wrote, beside the image and inside it, must state the same prompt. Raises InputError if there is
+    no prompt or if it is ambiguous.
     """
     captions: dict[str, str] = {}
     claims: list[Claim] = []
@@ -66,9 +70,9 @@ def prompt_of(source: str | os.PathLike | bytes, markup: Markup = "strip", name:
 
 
 def prompt_of_text(text: str, markup: Markup = "strip") -> str:
-    """The prompt in a caption's text: a generator's infotext or JSON is read as such, words stay as they are.
+    """The prompt in a caption's text: plain words unchanged, or the prompt in a generator's infotext or JSON.
 
-    Raises InputError.
+    Raises InputError for a generator's text whose prompt is ambiguous.
     """
     try:
         caption, claim = read_text(text)
@@ -80,7 +84,7 @@ def prompt_of_text(text: str, markup: Markup = "strip") -> str:
 
 
 def _read_inside(source: str | os.PathLike | bytes) -> tuple[list[Claim], list[str]]:
-    """(prompts that the image's metadata state, what is unclear about them)."""
+    """(prompts that the image's metadata state, problems with other metadata)."""
     if isinstance(source, bytes):
         return read_claims(read_entries(io.BytesIO(source)))
     try:
@@ -91,14 +95,14 @@ def _read_inside(source: str | os.PathLike | bytes) -> tuple[list[Claim], list[s
 
 
 def _the_one(captions: dict[str, str]) -> str:
-    """The caption, if the caption files beside the image agree."""
+    """The caption that all caption files beside the image state; UnclearPrompt if they differ."""
     if len(set(captions.values())) > 1:
         raise UnclearPrompt(f"captions beside the image differ: {' and '.join(captions)}")
     return next(iter(captions.values()))
 
 
 def _agreed(claims: list[Claim], problems: list[str], markup: Markup) -> str:
-    """The one prompt that all claims state. LookupError if there is neither a claim nor a problem."""
+    """The prompt that all claims state. UnclearPrompt if they differ; LookupError if there is nothing."""
     found: dict[str, tuple[Claim, str]] = {}
     for claim in claims:
         try:

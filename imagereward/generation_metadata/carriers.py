@@ -1,6 +1,6 @@
-"""An image file -> every text in it that may hold a prompt: PNG text, EXIF, XMP, comments.
+"""Collects the texts of an image file that may hold a prompt: PNG text, EXIF, XMP, comments.
 
-Pixels are not decoded. Files are read in bounded pieces.
+Reads files in bounded pieces and does not decode pixels.
 """
 
 import io
@@ -17,7 +17,7 @@ from imagereward.images.stripping import strip_avif
 
 MOST_SEGMENTS = 4096
 MOST_AVIF = 2**26
-# The EXIF block of an AVIF: how many bytes precede it, in four bytes, perhaps a name, and TIFF's header.
+# The start of an AVIF's EXIF block: a four-byte offset, an optional name, and TIFF's header.
 AVIF_EXIF = re.compile(rb"\0\0\0[\0\x06](?:Exif\0\0)?(II\*\0|MM\0\*)")
 JPEG_EXIF, JPEG_XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
@@ -46,7 +46,7 @@ def _of_png(found: Entry | bytes) -> list[Entry]:
 
 
 def _exif(block: bytes) -> list[Entry]:
-    if block.startswith(JPEG_EXIF):  # WebP and PNG should be without it, and often are not
+    if block.startswith(JPEG_EXIF):  # a prefix that WebP and PNG should not have, but often do
         block = block[len(JPEG_EXIF) :]
     return read_exif(lambda offset, size: block[offset : offset + size])
 
@@ -100,7 +100,7 @@ def _webp(stream: BinaryIO) -> list[Entry]:
 
 
 def _avif(stream: BinaryIO) -> list[Entry]:
-    """AVIF and HEIF. Their EXIF block is found by its beginning: Pillow would parse it, at any cost."""
+    """AVIF and HEIF. Searches the EXIF block's header, since Pillow would parse the block without bounds."""
     data = stream.read(MOST_AVIF)
     stripped, _ = strip_avif(io.BytesIO(data), True, 0)
     found = AVIF_EXIF.search(data) if stripped != data else None
@@ -109,7 +109,7 @@ def _avif(stream: BinaryIO) -> list[Entry]:
 
 
 def _other(stream: BinaryIO) -> list[Entry]:
-    """GIF and the rest, as far as Pillow finds metadata on opening them."""
+    """GIF and other formats: the metadata that Pillow finds when it opens them."""
     try:
         with open_metadata(stream) as image:
             info = dict(image.info)

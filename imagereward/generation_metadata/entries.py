@@ -1,24 +1,27 @@
-"""Pieces of metadata that may hold a prompt, and the prompts that were read from them."""
+"""`Entry`, a text found in metadata, and `Claim`, a prompt read from such a text."""
 
 from typing import Literal, NamedTuple
 
 from imagereward.errors import InputError
 
-# Most bytes of one text: an encoded text chunk, a sidecar file, a value of EXIF. Longer ones are not read.
+# Most bytes of a text chunk, a sidecar file or a value of EXIF; longer ones are not read.
 MOST_TEXT = 2**21
 
-# Whose prompt syntax a text is written in; "plain" has none and is never changed.
+# The program whose prompt syntax a text uses; "plain" text has no syntax and is never changed.
 Dialect = Literal["webui", "comfyui", "novelai", "invokeai", "swarmui", "plain"]
 
 
 class UnclearPrompt(InputError):
-    """Metadata are there, but do not say with certainty which text the image was generated from."""
+    """An image has metadata, but they do not state its prompt unambiguously."""
 
 
 class Entry(NamedTuple):
     """A named text found in an image file, e.g. `parameters` of "PNG text".
 
-    `problem` says why the text could not be read; `text` is then empty.
+    key       its name; may be empty
+    text      its content; empty with a problem
+    carrier   the kind of metadata, for messages
+    problem   why the text could not be read; None otherwise
     """
 
     key: str
@@ -28,14 +31,16 @@ class Entry(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The entry as messages call it."""
+        """Carrier and key, for messages."""
         return f"{self.carrier} {self.key!r}"
 
 
 class Claim(NamedTuple):
-    """A positive prompt as written by a generator, with its markup.
+    """A positive prompt that metadata state, with its markup.
 
-    `steps` is the number of sampling steps, if the metadata say it: schedules such as `[a:b:10]` need it.
+    dialect   the program whose syntax the prompt uses
+    steps     sampling steps, which decide schedules such as `[a:b:10]`; None if unknown
+    place     where the prompt was found, for messages
     """
 
     prompt: str
@@ -45,7 +50,7 @@ class Claim(NamedTuple):
 
 
 def decode(data: bytes) -> str:
-    """Text of a field whose encoding is not stated: UTF-8, else Latin-1."""
+    """Decode a text of unknown encoding: as UTF-8 if valid, otherwise as Latin-1."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""The few text fields of EXIF that generators use, read with bounds on entries and bytes.
+"""Reads the text fields of EXIF that generators use, with bounds on entries and bytes.
 
-A hostile block can list tens of thousands of entries; only the ones below are looked at.
+A hostile block can list tens of thousands of entries; the reader stops after 1024 in a directory.
 """
 
 import unicodedata
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from imagereward.generation_metadata.entries import MOST_TEXT, Entry, UnclearPrompt, decode
 
-Read = Callable[[int, int], bytes]  # (offset, size) -> that many bytes of the TIFF block, or fewer
+Read = Callable[[int, int], bytes]  # (offset, size) -> at most `size` bytes of the TIFF block
 
 MOST_ENTRIES = 1024
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
@@ -19,14 +19,14 @@ FIELDS = {
     0x9C9C: "XPComment",
     USER_COMMENT: "UserComment",
 }
-# Software, date, exposure time, aperture, sensitivity, time of exposure, focal length, lens: a camera or an
-# editor wrote the block, not a script that had only a prompt to store.
+# Software, date, exposure time, aperture, sensitivity, time of exposure, focal length, lens: fields that
+# cameras and editors write, but not scripts that store a prompt.
 CAMERA = {0x0131, 0x0132, 0x829A, 0x829D, 0x8827, 0x9003, 0x920A, 0xA434}
-CAMERA_KEY = "camera or editor"  # the key of the entry that says so
+CAMERA_KEY = "camera or editor"  # key of the entry that stands for such a field
 
 
 def read_exif(read: Read) -> list[Entry]:
-    """The text fields of the first directory and of its EXIF directory; none if there is no TIFF block."""
+    """The text fields of the first TIFF directory and of its EXIF directory; empty without a TIFF block."""
     header = read(0, 8)
     orders = {b"II*\0": "little", b"MM\0*": "big"}
     if len(header) < 8 or header[:4] not in orders:
@@ -43,7 +43,7 @@ def _directory(read: Read, offset: int, order) -> tuple[list[Entry], int | None]
     count = min(int.from_bytes(read(offset, 2), order), MOST_ENTRIES)
     table = read(offset + 2, 12 * count)
     entries: list[Entry] = []
-    seen: set[int] = set()  # a field that is listed again is not read again
+    seen: set[int] = set()  # repeated fields are ignored
     below = None
     for at in range(0, len(table) - 11, 12):
         tag, kind = (int.from_bytes(table[at + i : at + i + 2], order) for i in (0, 2))
@@ -77,20 +77,20 @@ def _field(tag: int, data: bytes) -> Entry:
 
 
 def _user_comment(data: bytes) -> str:
-    """A user comment: eight bytes that name the encoding, then text."""
+    """Decode a user comment: eight bytes that name the encoding, then the text."""
     code, text = data[:8], data[8:]
     if code == b"UNICODE\0":
         return _utf16(text)
     if code in (b"ASCII\0\0\0", b"\0" * 8):
         return decode(text)
-    return decode(data)  # writers that leave the eight bytes out
+    return decode(data)  # some writers omit the eight bytes
 
 
 def _utf16(data: bytes) -> str:
-    """UTF-16 with a byte order mark or without. UnclearPrompt if both orders give usual text."""
+    """Decode UTF-16 with or without a byte order mark. UnclearPrompt if both byte orders are plausible."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
-    if b"\0" not in data and data.isascii():  # ASCII under the wrong name
+    if b"\0" not in data and data.isascii():  # ASCII that is wrongly declared as UTF-16
         return data.decode("ascii")
     data = data[: len(data) // 2 * 2]
     found = {}
@@ -107,7 +107,7 @@ def _utf16(data: bytes) -> str:
 
 
 def _never_written(character: str) -> bool:
-    """Whether a character is a control, unassigned, private or U+FFFD: the byte order is the wrong one."""
+    """Whether a character is a control, unassigned, private or U+FFFD: a sign of the wrong byte order."""
     if character in "\0\t\n\r":
         return False
     return character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs")

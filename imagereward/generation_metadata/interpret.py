@@ -1,4 +1,4 @@
-"""Texts found in an image file -> the prompts that they state."""
+"""Interprets texts found in an image file: turns entries into the prompts that they state."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from imagereward.generation_metadata.exif import CAMERA_KEY
 from imagereward.generation_metadata.webui import looks_like_infotext, read_infotext
 from imagereward.generation_metadata.writers import parse_json, read_dream, read_invokeai, read_json
 
-# Fields that are made for a prompt: their text is one even without a web UI's settings after it.
+# Fields for prompts: their text is a prompt even without a web UI's settings after it.
 PROMPT_FIELDS = {"parameters", "prompt", "positive_prompt", "positive prompt"}
-# Fields for anything: their text counts if it is in the form of a generator.
+# Fields for any text: a prompt only if the text has a generator's format.
 OPEN_FIELDS = {
     "comment",
     "description",
@@ -26,12 +26,12 @@ INVOKEAI_FIELDS = {"invokeai_metadata", "sd-metadata", "dream"}
 PREFIX = re.compile(r"(prompt|parameters|workflow):\s*(?=\{)", re.IGNORECASE)
 MEANT_AS_JSON = re.compile(r"\s*(?:\{\s*\"|\[\s*[\"{])")
 LIKE_A_NEGATIVE = re.compile(r"\n-[^\n]*$")
-# User comments that telephones and image editors write.
+# Beginnings of user comments that telephones and image editors write.
 NO_PROMPT = ("screenshot", "created with")
 
 
 def read_claims(entries: Sequence[Entry]) -> tuple[list[Claim], list[str]]:
-    """(prompts that the entries state, what is unclear or unreadable about other entries)."""
+    """(prompts that the entries state, problems of entries that are unclear or unreadable)."""
     keys = {entry.key.lower() for entry in entries}
     claims: list[Claim] = []
     problems: list[str] = []
@@ -83,7 +83,7 @@ def _read(entry: Entry, keys: set[str]) -> Claim | None:
             raise UnclearPrompt("its last line begins with '-', as Draw Things writes negative prompts")
         return claim
     if key == "parameters":
-        return read_infotext(text)  # of a web UI that adds no settings
+        return read_infotext(text)  # some web UIs write the prompt without settings
     if key in PROMPT_FIELDS or (key == "usercomment" and _by_a_script(text, keys)):
         if not text.strip():
             raise UnclearPrompt("the prompt is empty")
@@ -92,13 +92,13 @@ def _read(entry: Entry, keys: set[str]) -> Claim | None:
 
 
 def _by_a_script(text: str, keys: set[str]) -> bool:
-    """Whether a user comment in plain words can be a prompt: no camera or editor wrote the file."""
+    """Whether a user comment in plain words can be a prompt: nothing hints at a camera or an editor."""
     devices = {"make", "model", CAMERA_KEY}
     return bool(text.strip()) and not text.lower().startswith(NO_PROMPT) and keys.isdisjoint(devices)
 
 
 def _novelai_description(entries: Sequence[Entry]) -> list[Claim]:
-    """NovelAI's older files: the prompt is the description, and the comment holds all but it."""
+    """Older files of NovelAI: the description is the prompt, and the comment holds the settings."""
     texts = {entry.key.lower(): entry for entry in entries}
     description, comment = texts.get("description"), texts.get("comment")
     data = parse_json(comment.text) if comment else None

@@ -1,6 +1,6 @@
-"""Prompt syntax of generators -> the words: weights, LoRA tags, BREAK, schedules are taken out.
+"""Removes prompt syntax of generators: weights, LoRA tags, BREAK and schedules.
 
-Each dialect has only the syntax that its program reads: square brackets are weights in a web UI, and
+Each dialect removes only the syntax that its program reads: square brackets are weights in a web UI, and
 plain characters in ComfyUI.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from imagereward.generation_metadata.entries import Claim, UnclearPrompt
 
-# Bounded digits and no whitespace before what anchors a pattern: matching stays linear on hostile text.
+# Digits are bounded, and no pattern starts with whitespace: matching hostile text takes linear time.
 POSITIVE = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
 SIGNED = rf"[-+]?{POSITIVE}"
 NETWORK_TAG = re.compile(r"<\w+:[^<>\n]*>")  # <lora:name:1>, <hypernet:name:0.5>
@@ -24,7 +24,7 @@ INVOKEAI_CALL = re.compile(r"\)\s*\.\s*(?:blend|and)\s*\(|\.swap\s*\(")
 INVOKEAI_WEIGHT = re.compile(rf"\)(?:[+-]+|{POSITIVE})|(?<=\w)(?:\++|-+)(?=[\s,.;)]|$)")
 INVOKEAI_TAG = re.compile(r"<[\w .-]+>")
 MOST_BRACKETS = 100
-# SwarmUI: parts with a text of their own. Local passes after the picture, and regions of it.
+# SwarmUI's tags with texts of their own: passes after the image (LOCAL) and regions of the image (REGION).
 SWARMUI_LOCAL = re.compile(r"<(?:segment|refiner|base|clear|extend|video|videoswap|edit)\b[^<>]*>", re.I)
 SWARMUI_REGION = re.compile(r"<(?:region|object)\b[^<>]*>", re.I)
 SWARMUI_TAG = re.compile(r"<(?:lora|embed|embedding|param|comment|clear|break)\b[^<>]*>", re.I)
@@ -32,11 +32,11 @@ SWARMUI_OTHER = re.compile(r"<(\w+)(?:\[[^\]<>]*\])?(?::[^<>]*)?>")
 
 
 def strip_markup(claim: Claim) -> str:
-    """The words of a prompt. Text without markup comes back as it is.
+    """The words of a prompt without its markup; text without markup is returned unchanged.
 
-    A schedule `[a:b:0.5]` becomes the text that is in force at the last step (`b`); alternatives `[a|b]`
-    and parts joined by BREAK or AND are joined with ", ". Raises UnclearPrompt for syntax that does not
-    say which words were used.
+    A schedule `[a:b:0.5]` becomes the text of the last step (`b`); alternatives `[a|b]` and parts joined by
+    BREAK or AND are joined with ", ". Raises UnclearPrompt for syntax that does not determine the words, and
+    for a prompt without words.
     """
     text = _DIALECTS[claim.dialect](claim)
     if text != claim.prompt:
@@ -99,7 +99,7 @@ _DIALECTS = {
 
 
 def _subprompts(text: str) -> str:
-    """`a :1.2 AND b AND c :-1` -> `a, b`: weights go, and parts of negative weight."""
+    """`a :1.2 AND b AND c :-1` -> `a, b`: removes weights, and parts of negative weight."""
     found = list(AND.finditer(text))
     if not found:
         return text
@@ -130,7 +130,11 @@ class _Group:
 
 
 def _brackets(text: str, steps: int | None, square: bool = True) -> str:
-    """Brackets of weight go, with their weights; schedules and alternatives are resolved; `\\(` is `(`."""
+    """Remove brackets of emphasis and their weights; resolve schedules and alternatives; `\\(` becomes `(`.
+
+    steps    sampling steps; None: schedules count as reached
+    square   whether square brackets are syntax too
+    """
     groups = [_Group("")]
     special = "()[]" if square else "()"
     at = 0
@@ -151,13 +155,13 @@ def _brackets(text: str, steps: int | None, square: bool = True) -> str:
             current.separators.append(char)
             current.parts.append([])
         else:
-            current.parts[-1].append(char)  # also a closing bracket that closes nothing
+            current.parts[-1].append(char)  # including a closing bracket without an opening one
         at += 1
-    return "".join(group.text() for group in groups)  # brackets that were never closed are dropped
+    return "".join(group.text() for group in groups)  # without brackets that are never closed
 
 
 def _closed(group: _Group, steps: int | None) -> str:
-    """What a bracket and its content stand for."""
+    """The text that replaces a bracket and its content."""
     if group.bracket == "(":
         return WEIGHT.sub("", group.text())
     parts = ["".join(part) for part in group.parts]
@@ -170,14 +174,14 @@ def _closed(group: _Group, steps: int | None) -> str:
 
 
 def _reached(when: str, steps: int | None) -> bool:
-    """Whether sampling goes past `when`: a fraction of the steps with a point, else a step."""
+    """Whether sampling passes `when`: a fraction of the steps if written with a point, else a step number."""
     if "." in when:
         return float(when) < 1
     return steps is None or float(when) < steps
 
 
 def _tidy(text: str) -> str:
-    """Spaces and commas around what was taken out."""
+    """Remove doubled spaces and commas that removed markup left behind."""
     text = re.sub(r"[ \t]{2,}", " ", text)
     text = re.sub(r",(?:\s*,)+", ",", text)
     text = re.sub(r"[ \t]+(?=,|[.;!?](?:\s|$))", "", text)

@@ -1,6 +1,6 @@
-"""Texts of a PNG file, read chunk by chunk without decoding pixels.
+"""Reads the texts of a PNG file chunk by chunk, without decoding pixels.
 
-Pillow stops at IDAT unless the pixels are decoded, keeps the last of several texts with one key, and
+Pillow stops at IDAT unless the pixels are decoded, keeps only the last of several texts with one key, and
 refuses files with long texts.
 """
 
@@ -17,7 +17,10 @@ MOST_TEXTS = 64
 
 
 def read_png(stream: BinaryIO) -> Iterator[Entry | bytes]:
-    """Every text as an entry, and the TIFF block of EXIF as bytes. The stream is at the first chunk."""
+    """Yield texts as entries, and EXIF as the bytes of its TIFF block.
+
+    stream   positioned at the first chunk, behind the signature
+    """
     texts = 0
     for _ in range(MOST_CHUNKS):
         header = stream.read(8)
@@ -59,5 +62,5 @@ def _text(kind: bytes, data: bytes) -> Entry:
             return Entry(decode(key), "", "PNG text", f"the text cannot be decompressed: {error}")
     if len(rest) > MOST_TEXT:
         return Entry(decode(key), "", "PNG text", f"the text has more than {MOST_TEXT} bytes")
-    # tEXt is Latin-1 by the standard; several writers put UTF-8 there.
+    # The standard says Latin-1 for tEXt; several programs write UTF-8.
     return Entry(decode(key), decode(rest), "PNG text")

@@ -1,4 +1,4 @@
-"""Text files beside an image: captions, and metadata of generators."""
+"""Reads text files beside an image: captions, and metadata of generators."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ SIDECARS = (*CAPTION_FILES, *JSON_FILES)
 
 
 def read_text(text: str) -> tuple[str | None, Claim | None]:
-    """(the caption, None) of a text in plain words, (None, the prompt) of one that a generator wrote."""
+    """(caption, None) for plain words, (None, claim) for a text that a generator wrote. UnclearPrompt."""
     if not text.strip():
         raise UnclearPrompt("the text is empty")
     data = parse_json(text)
@@ -35,10 +35,10 @@ def read_text(text: str) -> tuple[str | None, Claim | None]:
 
 
 def read_sidecars(image: Path) -> tuple[dict[str, str], list[Claim], list[str]]:
-    """(captions by file name, prompts that generators stated, what is unclear) of the files beside `image`.
+    """({file name: caption}, claims of generators, problems) from the text files beside `image`.
 
-    UnclearPrompt if a caption file is there and cannot be used. JSON files can be anything: one that is
-    not understood is only mentioned.
+    Raises UnclearPrompt for a caption file that cannot be used. A JSON file may have another purpose, so one
+    that is not understood only adds a problem.
     """
     captions: dict[str, str] = {}
     claims: list[Claim] = []
@@ -63,7 +63,7 @@ def read_sidecars(image: Path) -> tuple[dict[str, str], list[Claim], list[str]]:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading. OSError for a pipe, a directory or a device, without waiting."""
+    """Open a regular file for reading. Does not block; OSError for a pipe, a directory or a device."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
@@ -76,7 +76,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def _read_small(path: Path) -> str | None:
-    """The text of a file; None if there is none. UnclearPrompt if it cannot be read or is too large."""
+    """The text of a file; None if it does not exist. UnclearPrompt if it is unreadable or too large."""
     try:
         with open_regular(path) as stream:
             data = stream.read(MOST_TEXT + 1)

@@ -1,6 +1,6 @@
-"""Infotext, as AUTOMATIC1111's web UI, Forge, SD.Next and many others write it.
+"""Reads infotext, the format of AUTOMATIC1111's web UI, Forge, SD.Next and others.
 
-The positive prompt, then a line "Negative prompt: ...", then a line of settings "Steps: 20, Sampler: ...".
+It holds the positive prompt, a line "Negative prompt: ..." and a line of settings "Steps: 20, Sampler: ...".
 """
 
 import json
@@ -13,10 +13,10 @@ NEGATIVE = re.compile(r"^[ \t]*Negative prompt:", re.IGNORECASE | re.MULTILINE)
 SETTINGS = re.compile(
     r"^[ \t]*(?:Steps: ?\d+[ \t]*(?:[,|]|$)|(?:Seed|Width|Height): ?\d+[ \t]*(?:,|$))", re.MULTILINE
 )
-# The same on one line with the prompt, for texts whose line breaks were lost.
+# The same within the prompt's line, for texts that lost their line breaks.
 NEGATIVE_INSIDE = re.compile(r"(?<=\s)Negative prompt:(?=\s|$)")
 SETTINGS_INSIDE = re.compile(r"(?<=\s)Steps: ?\d+, ?(?:Sampler|Schedule type|CFG scale|Seed|Size|Model)\b")
-# Other orders of settings: a line of nothing but settings, at least three of these.
+# A line of settings in another order: nothing but settings, at least three of them usual.
 SETTING = r"(?>[A-Za-z][\w ./-]{0,40}: ?(?:\"(?:[^\"\\]|\\.)*\"|[^,\n]*))"
 USUAL = re.compile(
     r"(?:^|, ?)(?:Sampler|Schedule type|CFG scale|Seed|Size|Model|Model hash|Version|Clip skip|VAE): "
@@ -24,17 +24,20 @@ USUAL = re.compile(
 LINE_OF_SETTINGS = re.compile(rf"^{SETTING}(?:, ?{SETTING})*+,?$")
 LABEL = re.compile(r"^(?:Positive )?Prompt: ", re.IGNORECASE)
 STEPS = re.compile(r"\bSteps: ?(\d{1,6})\b")
-# Fooocus: what was typed; the positive prompt above it has the keywords of styles as well.
+# Fooocus: the prompt that the user typed; the positive prompt above it also has the keywords of styles.
 RAW_PROMPT = re.compile(r'(?:^|, )Raw prompt: ("(?:[^"\\]|\\.)*"|[^,\n]*)')
 
 
 def looks_like_infotext(text: str) -> bool:
-    """Whether a negative prompt or settings follow the prompt."""
+    """Whether a text contains a negative prompt or settings."""
     return _end(text) is not None
 
 
 def read_infotext(text: str) -> Claim:
-    """The positive prompt of an infotext, or of a text without negative prompt and settings all of it."""
+    """The positive prompt of an infotext; the whole text if it has no negative prompt and no settings.
+
+    Raises UnclearPrompt for an empty positive prompt.
+    """
     end = _end(text)
     prompt, rest = (text, "") if end is None else (text[:end], text[end:])
     if end is not None:
@@ -48,7 +51,7 @@ def read_infotext(text: str) -> Claim:
 
 
 def _end(text: str) -> int | None:
-    """Where the positive prompt ends; None without negative prompt and settings."""
+    """The index at which the positive prompt ends; None without negative prompt and settings."""
     patterns = (NEGATIVE, SETTINGS, NEGATIVE_INSIDE, SETTINGS_INSIDE)
     ends = [found.start() for pattern in patterns if (found := pattern.search(text))]
     body = text.rstrip()

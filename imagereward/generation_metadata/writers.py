@@ -1,4 +1,4 @@
-"""JSON as generators write it: SwarmUI, Fooocus, Easy Diffusion, InvokeAI, NovelAI, Draw Things, scripts."""
+"""Reads the JSON of SwarmUI, Fooocus, Easy Diffusion, InvokeAI, NovelAI, Draw Things and scripts."""
 
 import json
 import re
@@ -25,7 +25,7 @@ NEGATIVE_IN_BRACKETS = re.compile(r"\[[^\[\]]*\]")
 
 
 def parse_json(text: str) -> Any:
-    """The value that `text` is in JSON; None if it is none, or nested too deeply."""
+    """The object or list that `text` is in JSON; None for other text and for too deep nesting."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -35,9 +35,11 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(data: Mapping[str, Any], web_ui: bool = False) -> Claim | None:
-    """The prompt of an object in one of the known layouts; None if it is in none of them.
+    """The prompt of a JSON object in one of the known layouts; None for an unknown layout.
 
-    A bare `prompt` is taken as a web UI's if it comes from where web UIs write, or beside their keys.
+    web_ui   True if the object comes from a field of web UIs: a bare `prompt` may then hold their markup,
+             as it may beside keys that only web UIs write
+
     Raises UnclearPrompt if the layout is known and the prompt is missing, empty or ambiguous.
     """
     if "sui_image_params" in data:
@@ -63,7 +65,7 @@ def read_json(data: Mapping[str, Any], web_ui: bool = False) -> Claim | None:
 
 
 def read_invokeai(data: Mapping[str, Any]) -> Claim:
-    """InvokeAI since version 3. A style prompt, which goes to SDXL's second encoder, is left out."""
+    """The prompt in InvokeAI's metadata since version 3, without the style prompt for SDXL's 2nd encoder."""
     regions = data.get("regions")
     if isinstance(regions, list) and any(
         isinstance(each, dict) and (each.get("positivePrompt") or each.get("positive_prompt"))
@@ -74,7 +76,7 @@ def read_invokeai(data: Mapping[str, Any]) -> Claim:
 
 
 def read_dream(text: str) -> Claim:
-    """The command line that InvokeAI 1 wrote: `"a cat [blurry]" -s 50 -S 42 ...`."""
+    """The prompt in the command line that InvokeAI 1 wrote: `"a cat [blurry]" -s 50 -S 42 ...`."""
     found = DREAM.match(text)
     if found is None:
         raise UnclearPrompt("InvokeAI's command line does not begin with a prompt in quotes")
@@ -82,7 +84,7 @@ def read_dream(text: str) -> Claim:
 
 
 def _old_invokeai(prompt: Any) -> Claim:
-    """InvokeAI 1 and 2: a text, or a list of weighted texts; the negative prompt is in square brackets."""
+    """The prompt of InvokeAI 1 and 2: a text or weighted texts, with the negative in square brackets."""
     if isinstance(prompt, list):
         texts = [part.get("prompt") for part in prompt if isinstance(part, dict)]
         if len(texts) != 1:
@@ -96,7 +98,7 @@ def _old_invokeai(prompt: Any) -> Claim:
 
 
 def _novelai(data: Mapping[str, Any]) -> Claim:
-    """The base prompt; since model version 4 each character's prompt follows, joined with ", "."""
+    """NovelAI's base prompt, joined with ", " to each character's prompt since model version 4."""
     version4 = data.get("v4_prompt")
     caption = version4.get("caption") if isinstance(version4, dict) else None
     if not isinstance(caption, dict):

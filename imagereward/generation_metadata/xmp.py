@@ -1,6 +1,6 @@
-"""The text field of XMP that generators use: Draw Things writes JSON into the user comment.
+"""Reads the user comment of XMP, into which Draw Things writes JSON.
 
-Its description holds the negative prompt in the same form as the positive one, and is not read.
+XMP's description is not read, because Draw Things writes the negative prompt there as well.
 """
 
 from xml.etree import ElementTree
@@ -12,12 +12,12 @@ ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 
 
 def read_xmp(data: bytes | str) -> list[Entry]:
-    """The user comment; none if the packet is not XML that is safe to parse."""
+    """The user comments of an XMP packet; empty if the packet is not XML or not safe to parse."""
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
     text = text.strip("\0 \t\r\n\ufeff")
     if len(text) > MOST_TEXT:
         return [Entry("", "", "XMP", f"the packet has more than {MOST_TEXT} characters")]
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can expand without bound; XMP has none
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # XMP has no entities, which can expand without bound
         return []
     try:
         root = ElementTree.fromstring(text)

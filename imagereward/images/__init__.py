@@ -1,1 +1,1 @@
-"""Files, arrays and PIL images to pixels, within bounds."""
+"""Reads files, arrays and PIL images, within bounds on size and time, and turns them into model pixels."""

@@ -1,15 +1,15 @@
-"""A file for decoders to read from, within a time and a number of bytes."""
+"""`Bounded`: a file object that limits the time and the bytes that an image decoder may take."""
 
 import os
 import time
 from typing import BinaryIO
 
-# Bytes that a decoder may read, as a multiple of the file's size, and beside that.
+# A decoder may read READS times the file's size plus READS_AT_LEAST bytes.
 READS, READS_AT_LEAST = 4, 2**20
 
 
 class Deadline:
-    """So many seconds of this thread's CPU time; once they are over, they stay over."""
+    """A limit on this thread's CPU time, in seconds from its creation. `passed` stays True once exceeded."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -17,14 +17,14 @@ class Deadline:
         self.passed = False
 
     def check(self) -> None:
-        """TimeoutError once the time is over."""
+        """Raise TimeoutError once the time is over."""
         self.passed = self.passed or time.thread_time() - self.started > self.seconds
         if self.passed:
             raise TimeoutError("the time is over")
 
 
 class Bounded:
-    """What Pillow reads a picture of `size` bytes from: `stream`, up to a deadline and a number of bytes."""
+    """A file object over `stream`, which holds an image of `size` bytes, with a deadline and a byte limit."""
 
     def __init__(self, stream: BinaryIO, size: int, deadline: Deadline):
         self.stream = stream
@@ -32,7 +32,7 @@ class Bounded:
         self.deadline = deadline
 
     def read(self, size: int = -1) -> bytes:
-        """As of any file. Raises TimeoutError and EOFError over the bounds, from then on for every call."""
+        """Like a file's. Raises TimeoutError after the deadline and EOFError beyond the bytes, repeatedly."""
         self.deadline.check()
         if self.left < 0:
             raise EOFError("more was read than the file holds")
@@ -41,18 +41,18 @@ class Bounded:
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
+        """Like a file's."""
         return self.stream.seek(offset, whence)
 
     def tell(self) -> int:
-        """As of any file."""
+        """Like a file's."""
         return self.stream.tell()
 
     def close(self) -> None:
-        """Nothing: the stream belongs to whoever opened it."""
+        """Does nothing: the caller closes the stream."""
 
     def fault(self) -> str | None:
-        """Which bound was passed, if one was."""
+        """The bound that was exceeded, as the end of a sentence; None if none was."""
         if self.deadline.passed:
             seconds = f"{self.deadline.seconds:.0f} s of CPU time"
             return f"takes more than {seconds} to decode: it is damaged, or made to be slow"

@@ -1,4 +1,4 @@
-"""Encoded pictures under one rule for every caller: which files and formats are read, and how far.
+"""Opens encoded images safely: the accepted formats and the bounds on size and decoding time.
 
 Scoring, bulk runs, the server, reports and training all decode here. A picture over one of the bounds is an
 ImageReadError of that picture alone:

@@ -1,4 +1,4 @@
-"""EXIF's orientation: how a picture has to be turned to stand upright.
+"""Turns images upright by their EXIF orientation.
 
 Pillow turns TIFF pictures while it decodes them; all others come as they are stored.
 """
@@ -21,7 +21,7 @@ TURNS: Mapping[int, PIL.Image.Transpose] = {
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture turned as its EXIF orientation says; the same object where there is none."""
+    """The image turned upright by its EXIF orientation; the same object if it has none."""
     turn = TURNS.get(orientation(image))
     if turn is None:
         return image
@@ -31,13 +31,14 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def orientation(image: PIL.Image.Image) -> int:
-    """1 to 8 (1: upright, or not said). Of an EXIF block only this entry is read."""
+    """The EXIF orientation, 1 to 8; 1 is upright, also for an image without EXIF. Reads that entry only."""
     block = image.info.get("exif")
     return _orientation_in(block.removeprefix(b"Exif\0\0")) if isinstance(block, bytes) else 1
 
 
 def _orientation_in(block: bytes) -> int:
-    """Of the first directory in a TIFF structure: entries of 12 bytes (tag, type, count, value)."""
+    """The orientation in the first directory of a TIFF block, whose entries have 12 bytes (tag, type, count,
+    value)."""
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(block[:4])
     if order is None:
         return 1

@@ -1,4 +1,4 @@
-"""Resizing, cropping and normalising: a decoded image to the pixels a model takes.
+"""`Preprocess`: resizes, crops and normalises images to a model's pixels, on PIL images or on tensors.
 
 There are two paths and one set of numbers. The **PIL path** (`Preprocess.pixels`) repeats what the
 original implementations do, bit for bit, including their resizing in the image's own mode. The
@@ -33,15 +33,15 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Preprocess(Processor):
     """The default `Processor`: pixels [3, size, size] of every image, stacked and normalised.
 
-    `recipe` says whose order of operations is followed:
+    `recipe` is the order of operations:
 
     - `"clip"`: resize the short side in the image's own mode (bicubic, antialiased), centre crop,
       then convert to RGB. ImageReward, BLIP, CLIP and Aesthetic.
     - `"transformers"`: convert to RGB first; crop offsets rounded down. PickScore.
     - `"pad"`: convert to RGB, resize the *long* side as float, pad with black to a square. HPS.
 
-    `apply_exif_rotation` turns a picture as its EXIF orientation says before anything else; the originals do
-    not, so a photo taken upright may be scored lying on its side.
+    `apply_exif_rotation` first turns an image upright by its EXIF orientation. The original implementations
+    do not, so they may score a photo lying on its side.
 
     Calling it on a PIL image gives the normalised float32 tensor [3, size, size].
     """
@@ -151,7 +151,7 @@ class Preprocess(Processor):
 
 
 def eight_bits(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
-    """8-bit images as they are; deeper greys scaled to 8 bits.
+    """The image with deeper greys scaled to 8 bits; 8-bit images unchanged.
 
     Pillow's own conversion of 16-bit greys to RGB clips at 255, which turns nearly all of them white.
     """
@@ -171,7 +171,7 @@ def eight_bits(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
 
 
 def _grey(values_H_W: np.ndarray, image: PIL.Image.Image) -> PIL.Image.Image:
-    """A grey picture of these values in 0..255, with the EXIF block of `image`: its orientation is there."""
+    """A grey image of these values in 0..255, with the EXIF block of `image`, which holds its orientation."""
     grey = PIL.Image.fromarray(values_H_W.astype(np.uint8))
     grey.info = {name: value for name, value in image.info.items() if name == "exif"}
     return grey

@@ -1,4 +1,4 @@
-"""From whatever a caller calls an image to a decoded one, and many of them to pixels, ahead of the model."""
+"""Reads images given as paths, bytes, arrays, tensors or PIL images, and decodes many ahead of a model."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def is_many(images) -> bool:
 
 
 def as_list(images) -> list:
-    """One image or many to a list."""
+    """A list of images, from one image or several."""
     return list(images) if is_many(images) else [images]
 
 
@@ -71,7 +71,7 @@ def listed(images) -> list:
 
 
 def name_of(image: ImageLike, index: int) -> str:
-    """How messages and tables call an image: its path, or its place in the list."""
+    """The name of an image in messages and tables: its path, or its index in the list."""
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
 
 
@@ -108,7 +108,7 @@ def read_image(image: ImageLike, index: int = 0) -> PIL.Image.Image:
 
 
 def check_image(image: ImageLike, index: int = 0) -> None:
-    """The cheap half of `read_image`: does it exist, is its header an image, is its type known."""
+    """Check existence, header and type of an image without decoding it. Raises as `read_image` does."""
     where = _where(image, index)
     if isinstance(image, np.ndarray):
         _check_array(image, where)
@@ -170,7 +170,7 @@ def load_pixels(
 
 
 def _where(image, index: int) -> str:
-    """How messages call an image; of a long text, such as a data: URL, only its beginning."""
+    """The name of an image in messages; a long text, such as a data: URL, is cut."""
     if not isinstance(image, (str, os.PathLike)):
         return f"images[{index}]"
     name = os.fspath(image)
@@ -193,7 +193,7 @@ def _encoded(image, where: str, header_only: bool = False) -> Iterator[Encoded]:
 
 
 def _advised(image, where: str, error: ImageReadError) -> ImageReadError:
-    """The error, or a better one for a text that is no path of this machine."""
+    """The error, or a more helpful one for a URL or another text that is no path."""
     if not isinstance(image, (str, os.PathLike)) or os.path.exists(image):
         return error
     text = os.fspath(image)
@@ -254,6 +254,6 @@ def _from_tensor(tensor: torch.Tensor, where: str) -> PIL.Image.Image:
 
 
 def to_pil(image_3_H_W: torch.Tensor) -> Image.Image:
-    """[3, H, W] in [0, 1] at 8 bits."""
+    """A tensor [3, H, W] in [0, 1] as an 8-bit PIL image."""
     array = (image_3_H_W.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)

@@ -1,7 +1,7 @@
-"""PNG, JPEG and AVIF files without what no pixel depends on: text, EXIF, XMP, previews, later frames.
+"""Strips PNG, JPEG and AVIF files of data that no pixel depends on (text, EXIF, XMP, previews, frames).
 
-Kept are the chunks and segments that a decoder needs, and the colour profile, which thumbnails in pages carry
-on. The EXIF block is handed back beside the picture, cut to a length within which its orientation is found.
+The chunks and segments that a decoder needs are kept, and the colour profile, which thumbnails in pages pass
+on. The EXIF block is returned beside the image, cut to a length that includes its orientation.
 """
 
 import re
@@ -20,20 +20,20 @@ SCAN, END = 0xDA, 0xD9
 APP0, APP1, APP2, APP14, APP15, COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 
 
-class Reader(Protocol):
-    """A file at its beginning, which may raise over its bounds."""
+class ByteReader(Protocol):
+    """A binary file, positioned at its beginning; reading may raise beyond its bounds (`Bounded`)."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of any file."""
+        """Like a file's."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """As of any file."""
+        """Like a file's."""
 
 
-def strip_png(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
+def strip_png(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
     """(the PNG with chunks that pixels depend on, its EXIF block or b"").
 
-    With `header_only` it ends where the first pixels would begin. What is damaged stays so.
+    With `header_only` it ends before the first pixels. Damage is not repaired.
     """
     kept, exif = [reader.read(8)], b""
     while len(head := reader.read(8)) == 8:
@@ -55,7 +55,7 @@ def strip_png(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes
     return b"".join(kept), exif
 
 
-def strip_jpeg(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
+def strip_jpeg(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
     """(the JPEG with segments that pixels depend on, its first EXIF block, or b"").
 
     JFIF and Adobe segments stay: they say how colours are coded. With `header_only` it ends where the first
@@ -91,10 +91,10 @@ def strip_jpeg(reader: Reader, header_only: bool, most_scans: int) -> tuple[byte
     return b"".join(kept), exif
 
 
-def strip_avif(reader: Reader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
+def strip_avif(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:
     """(the AVIF or HEIF with its EXIF block under a type that nothing reads, b"").
 
-    How the picture is turned is said elsewhere in these formats (irot, imir). `header_only` changes nothing.
+    These formats store the orientation outside EXIF (irot, imir). `header_only` has no effect.
     """
     return EXIF_ITEM.sub(rb"\1none", reader.read()), b""
 
@@ -103,8 +103,8 @@ def strip_avif(reader: Reader, header_only: bool, most_scans: int) -> tuple[byte
 EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 
 
-def strip_for(beginning: bytes) -> Callable[[Reader, bool, int], tuple[bytes, bytes]] | None:
-    """Which of these functions a file with this beginning (12 bytes) needs, if any."""
+def strip_for(beginning: bytes) -> Callable[[ByteReader, bool, int], tuple[bytes, bytes]] | None:
+    """The function for a file with this beginning (12 bytes): PNG, JPEG or AVIF; None for others."""
     if beginning.startswith(b"\x89PNG\r\n\x1a\n"):
         return strip_png
     if beginning.startswith(b"\xff\xd8\xff"):
@@ -112,7 +112,7 @@ def strip_for(beginning: bytes) -> Callable[[Reader, bool, int], tuple[bytes, by
     return strip_avif if beginning[4:8] == b"ftyp" else None
 
 
-def _next_marker(reader: Reader) -> int | None:
+def _next_marker(reader: ByteReader) -> int | None:
     """The code of the next marker, past fill bytes and whatever else lies before it; None at the end."""
     before = b""
     while byte := reader.read(1):

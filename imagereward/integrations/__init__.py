@@ -1,1 +1,1 @@
-"""Scorers inside loops that exist already: metrics, trainers, pipelines, node graphs. One file a library."""
+"""Adapters of scorers to other libraries: torchmetrics, trainers, diffusers pipelines, ComfyUI."""

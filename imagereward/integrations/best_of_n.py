@@ -1,4 +1,4 @@
-"""Best of N: draw several images, keep them in order of their reward."""
+"""Best of N: draws several images with a diffusers pipeline and ranks them by reward."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,17 +25,19 @@ def best_of(
 ) -> Ranking:
     """Draw `n` images with a diffusers pipeline and rank them: `.best`, `.order`, `.rewards`, `.images`.
 
-    Image i comes from a generator with the seed `seed + i`, whatever the batch size: to draw the best one
-    again, pass `seed + ranking.order[0]` and n=1. `batch_size` images are drawn at a time; `options` go to
-    the pipeline (num_inference_steps, guidance_scale, height ...). A pipeline is anything that takes
-    `(prompt, num_images_per_prompt=, generator=[...])` and returns an object with `images`.
+    pipeline     a callable `(prompt, num_images_per_prompt=, generator=[...])` whose result has `images`
+    n            number of images, at least 1; default 8
+    seed         image i is drawn with the seed `seed + i`, whatever the batch size: `seed + ranking.order[0]`
+                 and n=1 draw the best image again
+    batch_size   images drawn at a time, at least 1; default 1
+    options      further arguments of the pipeline (num_inference_steps, guidance_scale, height ...)
 
-    Raises InputError for an n or batch_size below 1, for options that are set here, and for a pipeline that
-    returns another number of images; and what scoring raises.
+    Raises InputError for numbers out of range, for options that `best_of` sets itself, and for a pipeline
+    that returns another number of images; and the scorer's errors.
     """
     n, batch_size = whole_number("n", n, 1), whole_number("batch_size", batch_size, 1)
     if taken := [name for name in OURS if name in options]:
-        raise InputError(f"best_of sets {', '.join(taken)} itself: say n, seed and batch_size")
+        raise InputError(f"best_of sets {', '.join(taken)} itself: pass n, seed and batch_size instead")
     images: list[Any] = []
     for start in range(0, n, batch_size):
         count = min(batch_size, n - start)

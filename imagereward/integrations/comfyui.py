@@ -18,7 +18,7 @@ def _scorer(model: str):
 
 
 class RankImages:
-    """Images [B, H, W, 3] in [0, 1] and a prompt -> images, best first, and their scores."""
+    """A node from images [B, H, W, 3] in [0, 1] and a prompt to the images, best first, and their scores."""
 
     CATEGORY = "image/imagereward"
     FUNCTION = "rank"
@@ -28,7 +28,7 @@ class RankImages:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What the node asks for, in ComfyUI's words."""
+        """The node's inputs, in ComfyUI's format."""
         return {
             "required": {
                 "images": ("IMAGE",),
@@ -41,7 +41,7 @@ class RankImages:
     def rank(
         self, images: torch.Tensor, prompt: str, model: str, keep: int
     ) -> tuple[torch.Tensor, list[float], str]:
-        """The `keep` best images, or all if there are fewer."""
+        """(images [K, H, W, 3], their scores, the scores as text): the `keep` best images, best first."""
         ranking = _scorer(model).rank(prompt, list(images.permute(0, 3, 1, 2).clamp(0, 1)))
         order = ranking.order[:keep]
         scores = [ranking.rewards[index] for index in order]

@@ -1,4 +1,4 @@
-"""Reward functions in the calling conventions of trainers. Any scorer will do, a RemoteScorer too."""
+"""Wraps any scorer, local or remote, as a reward function for ddpo-pytorch, Flow-GRPO and TRL."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ def ddpo_reward(scorer: PairScorer) -> Callable[..., tuple[list[float], dict]]:
     """`(images, prompts, metadata) -> (scores, {})`, as ddpo-pytorch and what descends from it call a reward.
 
     Images are a float tensor [B, 3, H, W] in [0, 1], a uint8 array [B, H, W, 3], or a list of PIL images;
-    scores are B floats. A score that fails is the scorer's exception, never a number.
+    scores are B floats. If scoring fails, the function raises the scorer's exception.
     """
 
     def reward(images: Any, prompts: Sequence[str], metadata: Any = None) -> tuple[list[float], dict]:
@@ -24,8 +24,9 @@ def ddpo_reward(scorer: PairScorer) -> Callable[..., tuple[list[float], dict]]:
 def flow_grpo_reward(scorer: PairScorer) -> Callable[..., tuple[dict[str, list[float]], dict]]:
     """`(images, prompts, metadata) -> ({"avg": scores, NAME: scores}, {})`: Flow-GRPO's multi_score.
 
-    It trains on "avg" and logs all of them. Other arguments that its loop passes (ref_images, only_strict)
-    are for other rewards. Images are as in `ddpo_reward`. Weigh several scorers with `imagereward.ensemble`.
+    Flow-GRPO's loop trains on "avg" and logs all entries. Further arguments of that loop (ref_images,
+    only_strict) are ignored. Images are as in `ddpo_reward`. To weight several scorers, pass an
+    `imagereward.ensemble`.
     """
     score = ddpo_reward(scorer)
 
@@ -43,11 +44,13 @@ def trl_reward(
 ) -> Callable[..., list[float]]:
     """`(prompts=, completions=, **columns) -> list[float]`, for TRL's GRPOTrainer and RLOOTrainer.
 
-    `images` and `prompts` name the arguments that hold an image and a text for each completion: columns of
-    the data set, fields that a rollout function adds, "prompts" or "completions". A policy that rewrites
-    prompts is rewarded for the pictures its rollout drew; one that describes pictures with
-    `trl_reward(scorer, images="image", prompts="completions")`. Texts may be conversations: what counts is
-    the text of the last message. Where there are lists of images, each has to hold one.
+    images    the argument with an image, or a list of one image, for each completion: a column of the data
+              set or a field that a rollout function adds
+    prompts   the argument with a text for each completion: "prompts", "completions" or a column. Of a
+              conversation, the last message is scored
+
+    A policy that rewrites prompts uses the images of its rollout; a policy that describes images uses
+    `trl_reward(scorer, images="image", prompts="completions")`. Raises InputError for a missing argument.
     """
 
     def reward(**columns: Any) -> list[float]:
@@ -76,7 +79,7 @@ def _one(images: Any, where: str) -> Any:
 
 
 def _text(value: Any, where: str) -> str:
-    """Text, or that of the last message of a conversation."""
+    """A text, or the text of a conversation's last message."""
     content = value[-1].get("content") if isinstance(value, list) and value else value
     if isinstance(content, list):  # parts: texts and images
         content = " ".join(part["text"] for part in content if part.get("type") == "text")

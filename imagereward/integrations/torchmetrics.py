@@ -1,4 +1,4 @@
-"""The mean reward as a torchmetrics Metric."""
+"""`RewardMetric`: the mean score as a torchmetrics Metric."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +16,9 @@ except ImportError as error:
 
 
 class RewardMetric(Metric):
-    """The mean score of all images so far, over all processes; NaN before the first.
+    """The mean score of all images so far, over all processes; NaN before the first image.
 
-    The scorer is used where it is: `.to()` does not move it, and checkpoints do not hold its weights.
+    `.to()` does not move the scorer, and checkpoints of the metric do not hold its weights.
     """
 
     is_differentiable = False
@@ -29,17 +29,16 @@ class RewardMetric(Metric):
 
     def __init__(self, scorer: PairScorer, **options: Any):
         super().__init__(**options)
-        self.score_pairs = scorer.score_pairs  # the method: the scorer itself would become a submodule
+        self.score_pairs = scorer.score_pairs  # a method, since the scorer would be registered as a submodule
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, images: Any, prompts: str | Sequence[str]) -> None:
         """Score B images with B prompts, or with one prompt for all.
 
-        images  a list, or a tensor [B, 3, H, W] in [0, 1]; or one image, in any form that `score` takes, such
-                as a PIL image, a path or a tensor [3, H, W]
+        images  a list, a tensor [B, 3, H, W] in [0, 1], or one image in any form that `score` takes
 
-        Raises InputError for no images, or another number of prompts.
+        Raises InputError for no images, and for a number of prompts that differs from that of images.
         """
         images = listed(images)
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
@@ -49,5 +48,5 @@ class RewardMetric(Metric):
         self.count += len(images)
 
     def compute(self) -> torch.Tensor:
-        """The mean, a scalar tensor."""
+        """The mean score, a scalar tensor."""
         return self.total / self.count

@@ -1,4 +1,4 @@
-"""BLIP's two encoders and projections, and the BLIP score: their cosine.
+"""BLIP's image encoder, text encoder and projections, and the BLIP score: the cosine of both embeddings.
 
 Li et al., "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language
 Understanding and Generation", 2022 (arXiv:2201.12086).
@@ -80,7 +80,7 @@ class BLIP(nn.Module):
 
 
 class BLIPBase(Scorer):
-    """What ImageReward and the BLIP score share: a BLIP, and WordPiece prompts."""
+    """Base of ImageReward and the BLIP score: a BLIP and its WordPiece tokenizer."""
 
     image_prefixes: tuple[str, ...] = ("blip.visual_encoder.",)
 

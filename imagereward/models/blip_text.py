@@ -1,4 +1,4 @@
-"""BLIP's text encoder: BERT whose every layer can also attend to an image.
+"""BLIP's text encoder: a BERT in which every layer can also attend to an image.
 
 Parameter names are those of the released checkpoints. Three things make it fast without changing
 a number: padded positions are never computed beyond the longest prompt at hand, an image's keys
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         self.output = _output(shape.width, shape)
 
     def keys_values(self, source_B_N_W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is attended to, projected: two of [B, heads, N, width / heads]."""
+        """Keys and values of the attended states: two tensors [B, heads, N, width / heads]."""
         project = self._projections()
         return self._split(project["key"](source_B_N_W)), self._split(project["value"](source_B_N_W))
 

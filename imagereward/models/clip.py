@@ -1,4 +1,4 @@
-"""Scores on CLIP embeddings, over open_clip's towers: CLIP, HPS and PickScore, which are cosines.
+"""Scorers on CLIP embeddings, with open_clip's towers: CLIP, HPS and PickScore, which are cosines.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021
 (arXiv:2103.00020); Wu et al., "Human Preference Score v2", 2023 (arXiv:2306.09341); Kirstain et

@@ -1,4 +1,4 @@
-"""The head of every scorer that encodes image and prompt apart."""
+"""The cosine of image and prompt embeddings, the head of CLIP-like scorers."""
 
 import torch
 import torch.nn.functional as F

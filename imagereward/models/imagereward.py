@@ -1,4 +1,4 @@
-"""ImageReward: BLIP's text encoder reads the prompt while looking at the image.
+"""The ImageReward scorer, BLIP's text encoder with cross-attention to the image and a head for the score.
 
 Xu et al., "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation",
 2023 (arXiv:2304.05977).

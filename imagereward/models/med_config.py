@@ -1,4 +1,4 @@
-"""The shape of a BLIP text encoder as the original stores it (med_config.json)."""
+"""The shape of a BLIP text encoder in the original's format, med_config.json: reading it into a config."""
 
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""WordPiece as BERT and BLIP use it, on the vocabulary that ships with the package."""
+"""BERT's WordPiece tokenizer with the vocabulary that ships with the package, as BLIP uses it."""
 
 from collections.abc import Sequence
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""Records of tables: JSON Lines, JSON lists, CSV, TSV and Parquet, read by one set of rules.
+"""Reads records of tables in JSON Lines, JSON, CSV, TSV and Parquet.
 
 Bulk scoring, training, comparing, benchmarks and reports read their tables, prompts and rankings with it.
 """

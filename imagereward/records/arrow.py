@@ -1,10 +1,10 @@
-"""pyarrow, imported when it is first used: an extra installs it."""
+"""Imports pyarrow on first use, since it belongs to an optional extra."""
 
 from imagereward.errors import missing_extra
 
 
 def arrow():
-    """The module pyarrow, its `csv` and `parquet` included."""
+    """The module pyarrow with `pyarrow.csv` and `pyarrow.parquet` imported. Raises MissingExtraError."""
     try:
         import pyarrow
         import pyarrow.csv

@@ -1,4 +1,4 @@
-"""Which column holds the image, the prompt or the id of a record."""
+"""Finds the columns of image, prompt, id and mask by their usual names."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from imagereward.errors import InputError, listing
 
-# Names under which each is looked for where the caller names no column, in this order.
+# Role of a column -> its usual names, tried in this order if the caller names no column.
 USUAL = {
     "image": ("image", "image_path", "path", "file_name", "filename", "file", "img"),
     "prompt": ("prompt", "text", "caption", "txt"),
@@ -17,16 +17,20 @@ ALL_USUAL = frozenset(name for names in USUAL.values() for name in names)
 
 
 def is_usual(name: str) -> bool:
-    """Whether a column is found without being named."""
+    """Whether a column has one of the usual names."""
     return folded(name) in ALL_USUAL
 
 
 def find_column(
     present: Iterable[str], role: str, where: str, usual: Iterable[str] | None = None
 ) -> str | None:
-    """The first of the role's usual names that is present, without regard to case and outer spaces.
+    """The first usual name of a role that is present, ignoring case and outer spaces; None without one.
 
-    Raises InputError, naming `where`, if two columns have that name.
+    role    a key of `USUAL`
+    where   the table, for messages
+    usual   names to try instead of `USUAL[role]`
+
+    Raises InputError if two columns have that name.
     """
     by_name: dict[str, list[str]] = {}
     for name in present:
@@ -45,12 +49,12 @@ def usual_columns(present: Iterable[str], role: str) -> list[str]:
 
 
 def check_repeated(names: Sequence[str], path: Path) -> None:
-    """InputError for two columns of one name, of which only one could be read. Empty names do not count."""
+    """InputError if two columns have the same name, except for empty names."""
     repeated = [name for name, times in Counter(names).items() if times > 1 and name.strip()]
     if repeated:
         raise InputError(f"{path} has several columns {listing(map(repr, repeated))}; rename one")
 
 
 def folded(name: str) -> str:
-    """A column's name as it is compared: without regard to case and outer spaces."""
+    """A column's name for comparisons: lower case, without outer spaces."""
     return name.strip().casefold()

@@ -1,4 +1,4 @@
-"""Tables of cells between commas, semicolons or tabs, under a line of column names."""
+"""Reads CSV and TSV files: cells between commas, semicolons or tabs, under a line of column names."""
 
 import csv
 import re
@@ -13,17 +13,17 @@ from imagereward.records.record import Found, Record, Records, Wanted
 from imagereward.records.text import MARK, MOST_LINE, read_lines
 
 TAB_SUFFIXES = (".tsv", ".tab")
-SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?")  # spreadsheets write it above the column names
+SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?")  # a line that spreadsheets write above the column names
 
 
 @dataclass(frozen=True)
 class Delimited:
-    """One record a line, or several lines where a quoted cell has line ends. An empty cell is None.
+    """The reader of a .csv, .tsv or .tab file: a record per line, or several lines with a quoted line end.
 
-    The delimiter of .tsv and .tab is the tab. In .csv it is what splits the line of column names: comma,
-    semicolon or tab; of several that do, the one that gives the most usual names, and else the comma.
-    A line that is no valid CSV, that opens a quote without closing it, or that has more cells than there are
-    columns is a record with an error; reading continues at the line after it.
+    An empty cell is None. The delimiter of .tsv and .tab is the tab. In .csv it is the one of comma,
+    semicolon and tab that splits the line of column names; if several do, the one that gives the most usual
+    names; and otherwise the comma. A line that is no valid CSV, does not close a quote, or has more cells
+    than columns becomes a record with an error; reading continues at the next line.
     """
 
     path: Path
@@ -89,11 +89,11 @@ def _record(line: int, cells: list[str] | str, names: list[str]) -> Record:
 
 
 class _Feed:
-    """Lines for csv.reader, which can go back to the second line of the record that is being read."""
+    """Feeds lines to csv.reader, and can return to the second line of the current record after an error."""
 
     def __init__(self, lines: Iterator[str | None]):
         self.lines = lines
-        self.number = 0  # lines that were read
+        self.number = 0  # of the last line that was read, from 1
         self.waiting: deque[str | None] = deque()
         self.taken: list[str | None] = []
         self.size = 0
@@ -105,7 +105,7 @@ class _Feed:
         line = self.waiting.popleft() if self.waiting else next(self.lines)
         self.number += 1
         if line is not None and not self.taken:
-            line = line.removeprefix(MARK)  # of files that were joined
+            line = line.removeprefix(MARK)  # inside concatenated files
         self.taken.append(line)
         self.size += len(line or "")
         if line is None or self.size > MOST_LINE:
@@ -113,20 +113,20 @@ class _Feed:
         return line
 
     def begin(self) -> int:
-        """Begin a record; the number of its first line."""
+        """Begin a record; returns the number of its first line, from 1."""
         self.taken.clear()
         self.size = 0
         return self.number + 1
 
     def go_back(self) -> None:
-        """Give all lines of this record but the first once more."""
+        """Return to the second line of the current record."""
         self.waiting.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
 
 
 def read_cells(feed: _Feed, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """(number of the first line, cells or what is wrong) of every record; blank lines are left out."""
-    csv.field_size_limit(max(csv.field_size_limit(), MOST_LINE))  # the limit is the module's, and 128 KiB
+    """(number of the first line, cells or an error) of every record; blank lines are left out."""
+    csv.field_size_limit(max(csv.field_size_limit(), MOST_LINE))  # global to the csv module; 128 KiB at first
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
     while True:
         line = feed.begin()

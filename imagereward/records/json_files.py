@@ -1,4 +1,4 @@
-"""JSON Lines, read line by line, and JSON lists, read whole."""
+"""Reads JSON Lines files line by line, and JSON lists as a whole."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,16 @@ from imagereward.errors import InputError
 from imagereward.records.record import Found, Record, Records, Wanted
 from imagereward.records.text import MARK, MOST_LINE, read_lines, read_text
 
-FIRST_LINES = 100  # lines in which the columns of JSON Lines are looked for
-MOST_LIST = 2**29  # bytes of a JSON list, which is held in memory
+FIRST_LINES = 100  # lines that are parsed to find the columns of a JSON Lines file
+MOST_LIST = 2**29  # most bytes of a JSON list, which is held in memory
 
 
 @dataclass(frozen=True)
 class JsonLines:
-    """One JSON object a line. Blank lines are no records; a string is a record with the column "prompt"."""
+    """The reader of a JSON Lines file: an object per line, or a string, which becomes the column "prompt".
+
+    Blank lines are skipped. A line that is not JSON becomes a record with an error.
+    """
 
     path: Path
     encoding: str | None = None
@@ -39,7 +42,7 @@ class JsonLines:
 
     def _lines(self) -> Iterator[str | None]:
         for line in read_lines(self.path, self.encoding):
-            # Files that were joined have a byte order mark at the beginning of a later line.
+            # Concatenated files have byte order marks inside.
             line = line and line.removeprefix(MARK)
             if line is None or line.strip():
                 yield line
@@ -47,7 +50,7 @@ class JsonLines:
 
 @dataclass(frozen=True)
 class JsonList:
-    """A JSON list of objects; a string is a record with the column "prompt"."""
+    """The reader of a JSON list of objects, or of strings, which become the column "prompt"."""
 
     path: Path
     encoding: str | None = None
@@ -64,7 +67,7 @@ class JsonList:
                 yield Found(number, record, self.path.parent)
         return start + len(self._records)
 
-    def __reduce__(self):  # the records do not travel to other processes, which read the file themselves
+    def __reduce__(self):  # pickled without the records: other processes read the file themselves
         return type(self), (self.path, self.encoding)
 
     @cached_property
@@ -81,7 +84,7 @@ class JsonList:
 
 
 def columns_of(records) -> dict[str, bool]:
-    """The columns of records, in the order of their first use, and whether a cell of each is a list."""
+    """{column: whether any of its cells is a list}, in order of first use."""
     names: dict[str, bool] = {}
     for record in records:
         if isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""Layouts of published data sets, whose records hold several images: each image becomes a record."""
+"""Layouts of published data sets with several images per record, and splitting these into single images."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from imagereward.records.columns import USUAL, find_column, folded
 from imagereward.records.record import Found, Reader, Record, Records, Wanted
 
-# Columns that may hold a list of images, and those that may hold what people said of each.
+# Columns that may hold a list of images, and columns that may hold their human ranks.
 LISTS = ("generations", "image_path", "file_path", "images", *USUAL["image"])
 RANKS = ("ranking", "rank", "ranks")
 PREFERENCE = "human_preference"  # 1 for the preferred image, 0 for others
@@ -17,31 +17,34 @@ PAIR = re.compile(r"(.*)_([01])(_.*)?")
 
 
 class Layout(Protocol):
-    """How one record becomes the records of its images, which have the columns "image" and "rank"."""
+    """Splits a record into records of single images with the columns "image" and "rank"."""
 
     @property
     def images(self) -> int | None:
-        """Images of every record; None if their number differs."""
+        """Number of images in every record; None if it differs between records."""
 
     def columns(self) -> list[str]:
         """The columns of an image's record."""
 
     def sources(self, columns: Sequence[str]) -> list[str]:
-        """The columns of the file from which these columns are made."""
+        """The columns of the file that are needed for the given columns of images' records."""
 
     def split(self, record: Record) -> list[Record]:
-        """The records of the images, at least one."""
+        """The records of a record's images, at least one; of a faulty record, its error."""
 
     def folder(self, record: Record, folder: Path) -> Path:
-        """Where relative paths of a record start; `folder` is the file's."""
+        """The folder that relative paths of a record start at; `folder` is that of the file."""
 
 
 @dataclass(frozen=True)
-class Lists:
-    """A record has a list of images and perhaps a list of ranks: ImageRewardDB's JSON, HPDv2's JSON.
+class ListColumns:
+    """The layout of ImageRewardDB's and HPDv2's JSON: a list of images and, optionally, a list of ranks.
 
-    `rank` is as in the file, the smaller the better: from 1 in ImageRewardDB, from 0 in HPDv2's test.json.
-    Of `human_preference` it is 1 for the preferred image and 2 for others.
+    image, ranks   names of these columns
+    others         columns that all images of a record share
+
+    `rank` is copied from the file, lower is better: from 1 in ImageRewardDB, from 0 in HPDv2's test.json. For
+    `human_preference` it is 1 for the preferred image and 2 for the others.
     """
 
     image: str
@@ -77,11 +80,11 @@ class Lists:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Two images a record, in columns that end in _0 and _1 or hold it inside: Pick-a-Pic.
+class PairColumns:
+    """The layout of Pick-a-Pic: two images per record, in columns with _0 or _1 at the end or inside.
 
-    The image is `jpg`, or else the address `image_url`. `rank` is 1 for the image with the higher label and 2
-    for the other, 1 for both of a tie, None where `has_label` is false.
+    The image is `jpg`, or the address `image_url` without it. `rank` is 1 for the image with the higher label
+    and 2 for the other; 1 for both of a tie; None if `has_label` is false.
     """
 
     names: tuple[str, ...]
@@ -119,10 +122,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class FromRoot:
-    """ImageRewardDB on the hub: one image a record, its path relative to the repository.
+    """The layout of ImageRewardDB on the hub: one image per record, with paths relative to the repository.
 
-    Its JSON files lie in the folders of their images, so a path `images/train/train_1/a.webp` of a file in
-    `ROOT/images/train/train_1` starts at ROOT. A file that lies elsewhere has paths relative to itself.
+    Its JSON files lie in the folders of their images: the path `images/train/train_1/a.webp` in a file in
+    `ROOT/images/train/train_1` starts at ROOT. In a file elsewhere, paths start at its folder.
     """
 
     names: tuple[str, ...]
@@ -149,14 +152,18 @@ class FromRoot:
 
 
 def layout_of(columns: Mapping[str, bool], where: str) -> Layout | None:
-    """The layout of a file with these columns (name -> whether it holds lists); None for a plain table."""
+    """The layout of a file; None for a plain table.
+
+    columns   {name: whether its cells are lists}
+    where     the file, for messages
+    """
     lists = [name for name, is_list in columns.items() if is_list]
     if image := find_column(lists, "image", where, LISTS):
         ranks = find_column(lists, "rank", where, (*RANKS, PREFERENCE))
         others = tuple(name for name in columns if name not in (image, ranks, "image", "rank"))
-        return Lists(image, ranks, others)
+        return ListColumns(image, ranks, others)
     if columns.keys() >= {"jpg_0", "jpg_1"} or columns.keys() >= {"image_0_url", "image_1_url"}:
-        return Pairs(tuple(columns))
+        return PairColumns(tuple(columns))
     hub = [find_column(columns, name, where, (name,)) for name in ("image_path", "prompt_id", "prompt")]
     if None not in hub and find_column(columns, "image", where, ("image",)) is None:
         return FromRoot(tuple(columns), str(hub[0]))
@@ -170,7 +177,7 @@ def _without_number(name: str) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """A reader whose records are split into those of their images."""
+    """A reader that splits the records of another reader into records of single images."""
 
     reader: Reader
     layout: Layout

@@ -1,4 +1,4 @@
-"""Parquet files, row group by row group."""
+"""Reads Parquet files, row group by row group."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from imagereward.records.arrow import arrow
 from imagereward.records.columns import check_repeated
 from imagereward.records.record import Found, Record, Records, Wanted
 
-# Rows in memory at once: with images inside they can be megabytes each.
+# Rows in memory at once; a row that holds an image can have megabytes.
 ROWS_AT_ONCE = 32
-PAGE_BUFFER = 2**18
+PAGE_BUFFER = 2**18  # bytes
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """A row is a record. Row groups without a wanted row, and columns not asked for, are not read."""
+    """The reader of a Parquet file, which skips row groups without a wanted row and unwanted columns."""
 
     path: Path
 
@@ -53,7 +53,7 @@ class Parquet:
 
     def _opened(self):
         try:
-            # Page by page: a row group of images, read at once, would not fit.
+            # Read page by page: a whole row group of images might not fit into memory.
             return arrow().parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=PAGE_BUFFER)
         except FileNotFoundError as error:
             raise InputError(f"{self.path} does not exist") from error
@@ -71,7 +71,7 @@ class Parquet:
 def _rows(batch) -> list[Record]:
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:  # Parquet's strings may be any bytes: only the rows concerned are errors
+    except UnicodeDecodeError:  # a string that is not UTF-8 must only invalidate its own row
         columns = [_cells(column) for column in batch.columns]
         return [dict(zip(batch.schema.names, cells)) for cells in zip(*columns)]
 

@@ -1,4 +1,4 @@
-"""Text files with a prompt a line."""
+"""Reads text files with one prompt per line."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,12 @@ from imagereward.records.text import MARK, MOST_LINE, check_encoding, read_lines
 
 
 def read_prompt_lines(path: Path, encoding: str | None = None) -> list[str]:
-    """Every line that is not blank, without spaces and tabs around it.
+    """The lines that are not blank, without outer spaces and tabs.
 
-    Raises InputError for a file that cannot be read, for a line that is too long, and for one that is a JSON
-    object: the file is JSON Lines then, and its lines are no prompts.
+    encoding   default: by the byte order mark, or else UTF-8
+
+    Raises InputError for a file that cannot be read, a line of more than `MOST_LINE` characters, and a line
+    that is a JSON object, which belongs into a .jsonl file.
     """
     check_encoding(encoding)
     prompts = []

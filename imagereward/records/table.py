@@ -1,4 +1,4 @@
-"""A table: one file or several of one kind, whose records are numbered through."""
+"""`Table`: records of one file, or of several files of one kind with consecutive numbers."""
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -26,48 +26,51 @@ SUFFIXES = (*TEXT_READERS, ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """Records of files, in order. They are read from the files each time, and never all at once.
+    """The records of files, in order, read as a stream each time.
 
-    `roles` maps a role ("image", "prompt", "id") to the column that its cells are given under. In a file
-    without that column, the column that `find_column` finds for the role there stands in for it.
+    name      the table as the caller wrote it, for messages
+    readers   one for each file
+    encoding  of text files; None: by the byte order mark, or else UTF-8
+    roles     (role, column) pairs: in a file without that column, the usual column of the role ("image",
+              "prompt" or "id") takes its place
     """
 
     name: str
     readers: tuple[Reader, ...]
     encoding: str | None = None
     roles: tuple[tuple[str, str], ...] = ()
-    prompts_beside_images = False  # a prompt is in the record
+    prompts_beside_images = False  # prompts are in the records
 
     def columns(self) -> list[str]:
-        """Names of the columns, those of all files."""
+        """Names of the columns of all files. InputError if there are none."""
         names = list(dict.fromkeys(name for reader in self.readers for name in reader.columns()))
         if not names:
             raise InputError(f"{self.name} holds no records: no column has a name")
         return names
 
     def find_column(self, role: str) -> str | None:
-        """The role's column in the first file that has one; see `records.find_column`."""
+        """The usual column of a role in the first file that has one (`records.find_column`); or None."""
         for reader in self.readers:
             if found := find_column(reader.columns(), role, str(reader.path)):
                 return found
         return None
 
     def with_roles(self, roles: Mapping[str, str | None]) -> "Table":
-        """This table with these `roles`; None leaves one out. One file alone needs none."""
+        """A copy with `roles` {role: column}; None leaves a role out. A single file needs no roles."""
         if len(self.readers) == 1:
             return self
         return replace(self, roles=tuple((role, name) for role, name in roles.items() if name is not None))
 
     def count(self) -> int:
-        """How many records there are, unreadable ones included."""
+        """Number of records, including unreadable ones."""
         return sum(reader.count() for reader in self.readers)
 
     def files(self) -> list[Path]:
-        """The files that are read."""
+        """Paths of the files."""
         return [reader.path for reader in self.readers]
 
     def records(self, wanted: Wanted, columns: Sequence[str] | None = None) -> Generator[Found, None, None]:
-        """The records for whose number `wanted` is true, with at least these columns; None: all columns."""
+        """The records for whose number `wanted` is true, with at least `columns`; None: all columns."""
         start = 0
         for reader in self.readers:
             own = self._stand_ins(reader)
@@ -76,7 +79,7 @@ class Table:
             start = yield from (_renamed(reading, own) if own else reading)
 
     def _stand_ins(self, reader: Reader) -> dict[str, str]:
-        """The columns of `roles` that the file lacks -> those of the same role that it has."""
+        """{column of `roles` that the file lacks: its own column of the same role}."""
         if not self.roles:
             return {}
         present = reader.columns()
@@ -87,7 +90,7 @@ class Table:
 
 
 def _renamed(reading: Records, own: Mapping[str, str]) -> Records:
-    """The same records with the cells of `own`'s values under its keys too."""
+    """The records with the cells of columns `own[name]` under `name` as well."""
     while True:
         try:
             found = next(reading)
@@ -104,11 +107,15 @@ def open_table(
     encoding: str | None = None,
     split: bool = True,
 ) -> Table:
-    """The table in `files` (default: the one file `name`), read by their common suffix.
+    """Open a table; the files' suffix decides how they are read.
 
-    With `split`, a record of several images becomes one record an image (see layouts.py). `encoding` is that
-    of text files; without it a byte order mark decides, and else UTF-8. Raises InputError for files of
-    several kinds, an unknown kind, a missing file, and an encoding that is unknown or given for Parquet.
+    name      the table as the caller wrote it
+    files     default: the single file `name`
+    encoding  of text files; default: by the byte order mark, or else UTF-8
+    split     whether a record of several images becomes a record for each image (`layouts.py`)
+
+    Raises InputError for files of several kinds, an unknown kind, a missing file, and an encoding that is
+    unknown or given for Parquet.
     """
     name = os.fspath(name)
     files = [Path(name).expanduser()] if files is None else files
@@ -132,6 +139,6 @@ def open_table(
 
 
 def read_all(table: Table) -> Iterator[tuple[str, Record, Path]]:
-    """(the record as messages call it, the record, its folder) of every record of a table of one file."""
+    """(name for messages, record, folder that its paths start at) for each record of a table of one file."""
     for number, record, folder in table.records(lambda _: True):
         yield f"{table.name}, record {number}", record, folder

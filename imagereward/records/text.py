@@ -1,4 +1,4 @@
-"""Text files as lines: byte order marks, encodings, and lines of bounded length."""
+"""Reads text files as lines of bounded length, with their encodings and byte order marks."""
 
 import codecs
 import io
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from imagereward.errors import InputError
 
-MOST_LINE = 2**24  # characters of a line, or of a record of several lines; longer ones are errors
-MARK = "\ufeff"
-# The longer marks first: UTF-32's little-endian mark begins with UTF-16's.
+MOST_LINE = 2**24  # most characters of a line, or of a CSV record of several lines
+MARK = "\ufeff"  # the byte order mark, decoded
+# In this order, because UTF-32's little-endian mark begins with UTF-16's.
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -20,7 +20,7 @@ MARKS = {
 
 
 def check_encoding(encoding: str | None) -> None:
-    """InputError for a name that is no text encoding of Python."""
+    """InputError if Python has no text encoding of this name."""
     try:
         "".encode(encoding or "utf-8")
     except (LookupError, UnicodeError) as error:
@@ -30,11 +30,13 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def read_lines(path: Path, encoding: str | None) -> Iterator[str | None]:
-    r"""Every line with its line end; None stands for a line of more than MOST_LINE characters.
+    r"""The lines of a file with their line ends; None for a line of more than `MOST_LINE` characters.
+
+    encoding   default: by the byte order mark, or else UTF-8
 
     Lines end at "\n" only (and so at "\r\n"): U+2028, U+0085, form feeds and a lone "\r" stay in the line.
     Bytes that the encoding cannot decode become lone surrogates, which `prompt_error` reports for a prompt.
-    Without `encoding`, a byte order mark decides, and else UTF-8. Raises InputError.
+    Raises InputError for a file that cannot be read and an encoding that contradicts the byte order mark.
     """
     try:
         with _open(path, encoding) as stream:
@@ -52,7 +54,7 @@ def read_lines(path: Path, encoding: str | None) -> Iterator[str | None]:
 
 
 def read_text(path: Path, encoding: str | None, most: int) -> str:
-    """The whole file, decoded as by `read_lines`; InputError for more than `most` bytes."""
+    """The whole file as text, decoded as by `read_lines`; InputError for more than `most` bytes."""
     try:
         with _open(path, encoding) as stream:
             size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""A table of scores as a page to look at: one HTML file with everything in it."""
+"""Renders a table of scores as one self-contained HTML page: `write_report`."""
 
 import os
 from dataclasses import dataclass
@@ -8,20 +8,25 @@ from imagereward.config import whole_number
 from imagereward.errors import InputError
 from imagereward.report.figures import agreements, judged_by
 from imagereward.report.page import Findings, page
-from imagereward.report.pictures import Pictures
 from imagereward.report.scores import Scores, read_scores
 from imagereward.report.selection import disagreements, overall, prompts_to_show
+from imagereward.report.thumbnails import Thumbnails
 from imagereward.writing import check_free, write_text
 
-__all__ = ["Summary", "write_report"]
+__all__ = ["ReportSummary", "write_report"]
 
 PROMPTS = 6
-MOST_PROMPTS = 40  # about 4 MB of thumbnails
+MOST_PROMPTS = 40  # their thumbnails take about 4 MB
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a report is of: rows, those with an error, and images that it could not show."""
+class ReportSummary:
+    """The result of `write_report`: the page's path and counts.
+
+    rows      rows of the table
+    failed    rows with an error
+    missing   images that should be shown and cannot be read
+    """
 
     out: Path
     rows: int
@@ -41,19 +46,20 @@ def write_report(
     images: str | os.PathLike | None = None,
     prompts: int = PROMPTS,
     overwrite: bool = False,
-) -> Summary:
-    """Write what the table `scores` says as the page `out`, which needs no other file and no network.
+) -> ReportSummary:
+    """Write a report on the table `scores` to the page `out`, which needs no other file and no network.
 
     scores     .parquet, .jsonl or .csv with columns score:NAME, as `score_table` writes them
-    out        ends in .html
-    generator  the column that tells generators apart; default: "generator", or else the image's folder
+    out        a path that ends in .html
+    generator  the column with the generators' names; default: "generator", or else the image's folder
     by         the scorer that decides which images are best and worst; default: the first
-    images     where relative paths of images begin; default: the folder of the table
-    prompts    how many prompts to show the images of, at most 40
+    images     folder that relative image paths start at; default: the folder of the table
+    prompts    number of prompts whose images are shown, 0 to 40; default 6
+    overwrite  True replaces an existing page
 
-    An image that cannot be read has a placeholder and is counted. Raises InputError for a table without
-    rows or scores and for columns and scorers that are not there, naming those that are; OutputError for an
-    output that exists or cannot be written.
+    An image that cannot be read is replaced by a placeholder and counted. Raises InputError for a table
+    without rows or scores and for an unknown column or scorer; OutputError for a page that exists or cannot
+    be written.
     """
     target = Path(out)
     if target.suffix.lower() not in (".html", ".htm"):
@@ -63,9 +69,9 @@ def write_report(
     table = read_scores(scores, generator)
     found = _findings(table, _scorer(table, by), prompts)
     place = Path(scores).expanduser()
-    pictures = Pictures(images or (place if place.is_dir() else place.parent))
+    pictures = Thumbnails(images or (place if place.is_dir() else place.parent))
     write_text(target, page(found, pictures))
-    return Summary(target, len(table), len(table.errors), pictures.missing)
+    return ReportSummary(target, len(table), len(table.errors), pictures.missing)
 
 
 def _findings(scores: Scores, by: int, prompts: int) -> Findings:

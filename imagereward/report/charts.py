@@ -1,4 +1,4 @@
-"""Charts as inline SVG, without text in it: letters would shrink and stretch with the chart."""
+"""Histograms and axes of reports as inline SVG and HTML. The SVG has no text, which would stretch with it."""
 
 import math
 
@@ -18,12 +18,15 @@ def nice_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 
 def place(value: float, low: float, high: float) -> float:
-    """Where a value lies between low and high, in percent."""
+    """The position of a value between low (0) and high (100), in percent."""
     return 100 * (value - low) / (high - low)
 
 
 def histogram(counts: list[int], low: float, high: float, mean: Interval, words: str) -> str:
-    """How many scores are where: an area, with the mean as a line and its interval as a band."""
+    """An SVG histogram: `counts` over equal bins in [low, high], the mean as a line, its interval as a band.
+
+    words   the description for screen readers
+    """
     most, width = max(counts), 100 / len(counts)
     points = [f"M0 {HEIGHT}"]
     for index, count in enumerate(counts):
@@ -32,7 +35,7 @@ def histogram(counts: list[int], low: float, high: float, mean: Interval, words:
     points.append(f"V{HEIGHT}Z")
     grid = "".join(f"M{place(tick, low, high):.2f} 0V{HEIGHT}" for tick in nice_ticks(low, high))
     middle, band = place(mean.mean, low, high), ""
-    if math.isfinite(mean.low):  # an interval of few prompts may be wider than the axis
+    if math.isfinite(mean.low):  # the interval of a few prompts may extend beyond the axis
         left, right = (min(100.0, max(0.0, place(value, low, high))) for value in (mean.low, mean.high))
         band = f'<rect class="band" x="{left:.2f}" y="0" width="{right - left:.2f}" height="{HEIGHT:g}"/>'
     return (
@@ -43,7 +46,7 @@ def histogram(counts: list[int], low: float, high: float, mean: Interval, words:
 
 
 def axis(low: float, high: float) -> str:
-    """The numbers under a column of histograms."""
+    """The axis labels under a column of histograms."""
     digits = max(0, -math.floor(math.log10((high - low) / TICKS)))
     labels = "".join(
         f'<span style="left:{place(tick, low, high):.2f}%">{as_number(tick, digits)}</span>'

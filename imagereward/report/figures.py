@@ -1,6 +1,6 @@
-"""The figures of a report: distributions, means, win rates and agreement, with their uncertainty.
+"""Computes the figures of a report: distributions, means, win rates and rank correlations, with intervals.
 
-N rows, S scorers, G generators, P prompts, K quantities with an interval each.
+Axes: N rows, S scorers, G generators, P prompts, K quantities.
 """
 
 import math
@@ -15,17 +15,17 @@ from imagereward.agreement.intervals import ratio_interval
 from imagereward.report.scores import Scores
 from imagereward.scoring.ranking import ranks_of
 
-LEVEL = 0.95
-# Generators beyond these, by their number of rows, are left out of charts: nobody reads a matrix of 100.
+LEVEL = 0.95  # of all intervals
+# Generators in charts and win matrices: those with most rows.
 MOST_GENERATORS = 8
 MOST_BINS, FEWEST_BINS = 48, 10
-# Prompts whose rankings by two scorers are compared, evenly spread over all.
+# Prompts within which two scorers' rankings are compared, evenly spread over all prompts.
 MOST_COMPARED = 500
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of `count` values, and its interval; low and high are NaN where there is one prompt."""
+    """The mean of `count` values and its 95 % interval; low and high are NaN for a single prompt."""
 
     mean: float
     low: float
@@ -35,7 +35,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """One generator's scores: their mean, and how many fall into each of the bins over the scorer's range."""
+    """One generator's scores: their mean, and counts in equal bins over the scorer's range."""
 
     generator: int
     mean: Interval
@@ -43,10 +43,14 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What one scorer says: its range, every generator's scores, best mean first, and who beats whom.
+class ScorerFigures:
+    """The figures of one scorer.
 
-    wins[a, b] is for generators a and b: the share of prompts that both drew on which a is better.
+    scorer     its index in `Scores.scorers`
+    low, high  its lowest and highest score
+    spreads    a distribution for each generator, the highest mean first
+    wins       wins[a, b] is the chance that an image of generator a scores above one of b for the same
+               prompt, averaged over prompts with images of both
     """
 
     scorer: int
@@ -57,10 +61,11 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Rank correlation of two scorers over the images that both scored, and within prompts.
+class ScorerCorrelation:
+    """Rank correlations of two scorers over the images that both scored, in [-1, 1].
 
-    within is (Spearman, Kendall, prompts), averaged over prompts with several images; None if there are none.
+    within   (Spearman, Kendall, number of prompts): means over prompts with several images; None if no prompt
+             has several
     """
 
     scorers: tuple[int, int]
@@ -71,16 +76,16 @@ class Agreement:
 
 
 def shown_generators(scores: Scores) -> list[int]:
-    """The generators with most rows, in order of their first row."""
+    """Indices of the `MOST_GENERATORS` generators with most rows, in order of their first row."""
     counts = np.bincount(scores.generator_N, minlength=len(scores.generators))
     return sorted(np.argsort(-counts, kind="stable")[:MOST_GENERATORS].tolist())
 
 
-def judged_by(scores: Scores, scorer: int) -> Scored:
-    """Everything about one scorer. Intervals are over prompts, or over images if all are of one."""
+def judged_by(scores: Scores, scorer: int) -> ScorerFigures:
+    """The figures of one scorer. Intervals are over prompts, or over images if there is one prompt."""
     values, shown = scores.scores_N_S[:, scorer], shown_generators(scores)
     several = len(scores.prompts) > 1
-    # A row without a prompt is a cluster of its own.
+    # A row without a prompt forms its own cluster.
     cluster = np.where(scores.prompt_N < 0, np.arange(len(scores)) + len(scores.prompts), scores.prompt_N)
     cluster = np.unique(cluster if several else np.arange(len(scores)), return_inverse=True)[1]
     count = int(cluster.max()) + 1
@@ -114,7 +119,7 @@ def judged_by(scores: Scores, scorer: int) -> Scored:
         if interval.count:
             wins[a, b] = interval
             wins[b, a] = Interval(1 - interval.mean, 1 - interval.high, 1 - interval.low, interval.count)
-    return Scored(scorer, low, high, sorted(spreads, key=lambda spread: -spread.mean.mean), wins)
+    return ScorerFigures(scorer, low, high, sorted(spreads, key=lambda spread: -spread.mean.mean), wins)
 
 
 def _histogram(values: np.ndarray, low: float, high: float, bins: int) -> list[int]:
@@ -124,10 +129,11 @@ def _histogram(values: np.ndarray, low: float, high: float, bins: int) -> list[i
 def mean_intervals(
     sums_P_K: np.ndarray, counts_P_K: np.ndarray, bounds_K: Sequence[tuple[float, float]]
 ) -> list[Interval]:
-    """Means of K quantities with t intervals over clusters, such as prompts (`agreement/intervals.py`).
+    """Means of K quantities with t intervals over P clusters such as prompts (`agreement.intervals`).
 
-    Cluster p has counts[p, k] values of quantity k, which add up to sums[p, k]. `bounds` are the smallest and
-    the largest mean that there can be.
+    sums_P_K    sum of cluster p's values of quantity k
+    counts_P_K  number of these values
+    bounds_K    smallest and largest possible mean of each quantity
     """
     found = []
     for sums, counts, bounds in zip(sums_P_K.T, counts_P_K.T, bounds_K, strict=True):
@@ -137,10 +143,13 @@ def mean_intervals(
 
 
 def win_shares(prompt_N: np.ndarray, values_N: np.ndarray, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
-    """For each prompt [P]: the chance that an image of a scores above one of b; equal scores count half.
+    """For each prompt, [P]: the chance that an image of a scores above one of b; equal scores count half.
 
-    NaN for a prompt that lacks either. It is Mann and Whitney's U over the number of pairs, from the ranks
-    of both within the prompt, so that a prompt with many images costs their sorting and not their pairs.
+    prompt_N, values_N   prompt index (-1: none) and score (NaN: none) of each row
+    a_N, b_N             bool: rows of generator a, of generator b
+
+    U / (n_a n_b), with U of Mann and Whitney (1947) from the midranks within the prompt: O(n log n) in the
+    number of images. NaN for a prompt without images of both.
     """
     prompts = int(prompt_N.max(initial=-1)) + 1
     used = np.flatnonzero((a_N | b_N) & np.isfinite(values_N) & (prompt_N >= 0))
@@ -160,8 +169,8 @@ def win_shares(prompt_N: np.ndarray, values_N: np.ndarray, a_N: np.ndarray, b_N:
         return np.where(n_a * n_b > 0, u / (n_a * n_b), np.nan)
 
 
-def agreements(scores: Scores) -> list[Agreement]:
-    """Every two scorers that have scored two images in common, the least agreeing first."""
+def agreements(scores: Scores) -> list[ScorerCorrelation]:
+    """Correlations of every two scorers with at least two images in common, the lowest Spearman first."""
     from scipy.stats import kendalltau, spearmanr
 
     found = []
@@ -169,10 +178,10 @@ def agreements(scores: Scores) -> list[Agreement]:
         both = np.flatnonzero(np.isfinite(scores.scores_N_S[:, [a, b]]).all(1))
         x, y = scores.scores_N_S[both, a], scores.scores_N_S[both, b]
         if len(both) < 2 or x.min() == x.max() or y.min() == y.max():
-            continue  # ranks that are all equal have no correlation
+            continue  # a constant has no rank correlation
         rho, tau = float(spearmanr(x, y).statistic), float(kendalltau(x, y).statistic)
         within = _within_prompts(scores.prompt_N[both], x, y)
-        found.append(Agreement((a, b), len(both), rho, tau, within))
+        found.append(ScorerCorrelation((a, b), len(both), rho, tau, within))
     return sorted(found, key=lambda agreement: agreement.spearman)
 
 
@@ -186,12 +195,12 @@ def _within_prompts(prompt: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[f
 
 
 def by_prompt(prompt_N: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each prompt that is there, in order of the prompts' numbers."""
+    """The row numbers of each prompt, in order of prompt indices; rows without a prompt are left out."""
     order = np.argsort(prompt_N, kind="stable")
     bounds = np.flatnonzero(np.diff(prompt_N[order])) + 1
     return [rows for rows in np.split(order, bounds) if len(rows) and prompt_N[rows[0]] >= 0]
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of range(count), evenly spread."""
+    """At most `most` numbers of range(count), evenly spread."""
     return [count * at // min(count, most) for at in range(min(count, most))]

@@ -1,4 +1,4 @@
-"""The page: what was found, in the order in which people ask for it."""
+"""Assembles the HTML page of a report from its sections."""
 
 import json
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from imagereward.report.figures import LEVEL, MOST_GENERATORS, Agreement, Scored
-from imagereward.report.pictures import Pictures
+from imagereward.report.figures import LEVEL, MOST_GENERATORS, ScorerCorrelation, ScorerFigures
 from imagereward.report.scores import Scores, as_number
 from imagereward.report.sections import (
     agreement_table,
@@ -20,8 +19,9 @@ from imagereward.report.sections import (
     win_matrix,
 )
 from imagereward.report.selection import Disagreement, Ends
+from imagereward.report.thumbnails import Thumbnails
 
-# Nothing runs and nothing is fetched, whatever a prompt or a path might hold.
+# Content-Security-Policy: no scripts and no network, so that a hostile prompt or path is harmless.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 MOST_ERRORS = 10
 LONGEST_VALUE = 200
@@ -29,19 +29,27 @@ LONGEST_VALUE = 200
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a page shows: figures of each scorer, and images, which the scorer `by` orders."""
+    """The content of a page.
+
+    by              index of the scorer that orders images
+    judged          figures of each scorer
+    agreements      correlations of pairs of scorers, the lowest first
+    disagreements   images on which pairs of scorers disagree most
+    overall         the best and the worst of all images
+    prompts         (prompt index, its best and worst images)
+    """
 
     scores: Scores
     by: int
-    judged: list[Scored]
-    agreements: list[Agreement]
+    judged: list[ScorerFigures]
+    agreements: list[ScorerCorrelation]
     disagreements: list[Disagreement]
     overall: Ends
     prompts: list[tuple[int, Ends]]
 
 
-def page(found: Findings, pictures: Pictures) -> str:
-    """The whole page as one text, with everything in it."""
+def page(found: Findings, pictures: Thumbnails) -> str:
+    """The complete HTML page, with styles and thumbnails inside."""
     sections = [
         ("distributions", "Scores", _distributions(found)),
         ("wins", "Who beats whom", _wins(found)),
@@ -58,7 +66,7 @@ def page(found: Findings, pictures: Pictures) -> str:
     )
     style = resources.files("imagereward").joinpath("report/page.css").read_text(encoding="utf-8")
     title = f"Scores in {text(found.scores.name)}"
-    # The numbers at the top count what the sections have asked for, so they come last.
+    # `_numbers` counts missing images, so it runs after the sections have requested their thumbnails.
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -70,7 +78,7 @@ def page(found: Findings, pictures: Pictures) -> str:
 """
 
 
-def _numbers(scores: Scores, pictures: Pictures) -> str:
+def _numbers(scores: Scores, pictures: Thumbnails) -> str:
     unscored = int(np.isnan(scores.scores_N_S).any(1).sum())
     numbers = [
         ("rows", len(scores), False),
@@ -90,7 +98,7 @@ def _numbers(scores: Scores, pictures: Pictures) -> str:
 
 
 def _lead(found: Findings) -> str:
-    """What most people want to know, in a sentence a scorer."""
+    """The best generator by each scorer, one sentence each, and its win rate over the second."""
     lines = []
     for judged in found.judged:
         if len(judged.spreads) < 2:
@@ -139,7 +147,7 @@ def _wins(found: Findings) -> str:
     )
 
 
-def _agreement(found: Findings, pictures: Pictures) -> str:
+def _agreement(found: Findings, pictures: Thumbnails) -> str:
     if not found.agreements:
         return ""
     cards = "".join(
@@ -155,7 +163,7 @@ def _agreement(found: Findings, pictures: Pictures) -> str:
     )
 
 
-def _overall(found: Findings, pictures: Pictures) -> str:
+def _overall(found: Findings, pictures: Thumbnails) -> str:
     return (
         f"<p>Of all images, by {name(found.scores.scorers[found.by])}; "
         "one a prompt, where there are prompts enough.</p>"
@@ -163,7 +171,7 @@ def _overall(found: Findings, pictures: Pictures) -> str:
     )
 
 
-def _by_prompt(found: Findings, pictures: Pictures) -> str:
+def _by_prompt(found: Findings, pictures: Thumbnails) -> str:
     if not found.prompts:
         return ""
     cards = "".join(

@@ -1,4 +1,4 @@
-"""A table of scores, as score-table writes it, read into columns."""
+"""Reads a table of scores, as `score_table` writes it, into the columns `Scores`."""
 
 import json
 import os
@@ -18,21 +18,24 @@ from imagereward.bulk.scoring import SCORE
 from imagereward.errors import InputError, listing, missing_extra
 from imagereward.records.arrow import arrow
 
-GENERATOR = "generator"  # the column that tells generators apart, where the caller names none
-NONE = "(none)"  # what a row without a generator is counted under
+GENERATOR = "generator"  # the column with the generators' names, unless the caller names another
+NONE = "(none)"  # the generator of rows that name none
 TEXTS = ("prompt", "image", "error", "truncated")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """N rows with scores by S scorers. Row n is of prompts[prompt_N[n]] and generators[generator_N[n]].
+    """N rows with scores of S scorers. Row n has prompts[prompt_N[n]] and generators[generator_N[n]].
 
+    name         file name of the table
     scores_N_S   NaN where a row has no score
-    prompt_N     -1 for a row without a prompt
-    images       paths as they are in the table; None where there is none
-    grouped_by   what tells the generators apart, in words
-    errors       (row, reason) of the rows that have one
-    fingerprint  of the run that wrote the table; empty if it is not known
+    prompt_N     index of the prompt; -1 for a row without one
+    generator_N  index of the generator
+    images       paths as in the table; None for a row without a path
+    grouped_by   where the generators' names come from, in words
+    errors       (row, reason) of the rows with an error
+    truncated    number of rows whose prompt was cut
+    fingerprint  of the run that wrote the table; empty if unknown
     """
 
     name: str
@@ -53,33 +56,34 @@ class Scores:
 
     @cached_property
     def digits(self) -> list[int]:
-        """For each scorer, the decimals that tell its scores apart: a cosine needs more than a reward."""
+        """Decimals to print for each scorer: 2, or 4 if its scores range over less than 0.5 (cosines)."""
         lows, highs = (pick(self.scores_N_S, axis=0) for pick in (np.fmin.reduce, np.fmax.reduce))
         return [2 if high - low >= 0.5 else 4 for low, high in zip(lows, highs)]
 
     def said(self, row: int, scorer: int) -> str:
-        """A score as people read it."""
+        """The score of a row by a scorer, as text."""
         return as_number(self.scores_N_S[row, scorer], self.digits[scorer])
 
 
 class _Codes:
-    """Numbers for values, in the order in which they first come."""
+    """Assigns each distinct value the next number, and collects the numbers of all rows."""
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
         self.rows: list[int] = []
 
     def add(self, value: str | None) -> None:
-        """The next row has this value, or none."""
+        """Append a row with this value; None becomes -1."""
         self.rows.append(-1 if value is None else self.names.setdefault(value, len(self.names)))
 
 
 def read_scores(path: str | os.PathLike, generator: str | None = None) -> Scores:
-    """The table at `path`: .parquet, .jsonl or .csv with columns score:NAME.
+    """Read the table at `path`: .parquet, .jsonl or .csv with columns score:NAME.
 
-    `generator` names the column that tells generators apart. Without it that is the column "generator", or
-    else the folder of the image. Raises InputError for a column that is not there, naming those that are,
-    for a table without rows or scores, and for a cell that is no number.
+    generator   the column with the generators' names; default: "generator", or else the image's folder
+
+    Raises InputError for an unknown column, a table without rows or scores, and a score that is no number;
+    MissingExtraError for Parquet without pyarrow.
     """
     if Path(path).suffix.lower() == ".parquet":
         _check_arrow()
@@ -110,7 +114,7 @@ def read_scores(path: str | os.PathLike, generator: str | None = None) -> Scores
 
 
 class _Columns:
-    """What is gathered while rows come."""
+    """Collects the columns of `Scores` row by row."""
 
     def __init__(self, source: Source, scorers: list[str], group: Callable[[dict], str | None]):
         self.source = source
@@ -123,7 +127,7 @@ class _Columns:
         self.truncated = 0
 
     def add(self, number: int, record: dict | str) -> None:
-        """The next row."""
+        """Append a row; InputError if its record cannot be read."""
         if isinstance(record, str):
             raise InputError(f"{self.source.name}, row {number}: {record}")
         image, prompt, error = (as_text(record.get(name) or None) for name in ("image", "prompt", "error"))
@@ -138,7 +142,7 @@ class _Columns:
     def scores(
         self, grouped_by: str, tidy: Callable[[list[str]], list[str]], fingerprint: dict[str, Any]
     ) -> Scores:
-        """All rows, as columns. InputError if there is nothing to report."""
+        """The collected rows as `Scores`. InputError if no row has a score."""
         values = np.array(self.values, dtype=float).reshape(-1, len(self.scorers))
         if not np.isfinite(values).any():
             reason = (
@@ -172,7 +176,7 @@ class _Columns:
 
 
 def as_number(value: float, digits: int) -> str:
-    """With a true minus sign, and no sign before zero; a dash for no number."""
+    """A number as text, with the sign U+2212 for minus, no sign before zero, and a dash for NaN."""
     if not np.isfinite(value):
         return "–"
     text = f"{value:.{digits}f}"
@@ -180,7 +184,7 @@ def as_number(value: float, digits: int) -> str:
 
 
 def read_fingerprint(path: Path) -> dict[str, Any]:
-    """What score-table wrote about the run: in the metadata of Parquet, or beside other formats."""
+    """The fingerprint that `score_table` wrote: in Parquet's metadata, or in a file beside other formats."""
     if path.suffix.lower() == ".parquet" and path.is_file():
         text = (arrow().parquet.read_schema(path).metadata or {}).get(NAME_IN_PARQUET, b"")
     else:
@@ -205,7 +209,7 @@ def _folder(image: Any) -> str | None:
 
 
 def _without_common_parent(folders: list[str]) -> list[str]:
-    """Folders without what they have in common; the last name of a single one."""
+    """Folders relative to their common parent; a single folder by its last name."""
     real = [folder for folder in folders if folder != NONE]
     if len(real) < 2 or len({os.path.isabs(folder) for folder in real}) > 1:
         return [folder if folder == NONE else os.path.basename(folder) or folder for folder in folders]

@@ -1,33 +1,33 @@
-"""The parts of the page, as HTML. Whatever comes from the table goes through `text`."""
+"""Renders tables, cards and figures of a report as HTML; `text` escapes all values from the table."""
 
 import html
 import math
 
 from imagereward.report.charts import axis, histogram
-from imagereward.report.figures import MOST_COMPARED, Agreement, Interval, Scored
-from imagereward.report.pictures import Pictures
+from imagereward.report.figures import MOST_COMPARED, Interval, ScorerCorrelation, ScorerFigures
 from imagereward.report.scores import Scores, as_number
 from imagereward.report.selection import Disagreement, Ends
+from imagereward.report.thumbnails import Thumbnails
 
 LONGEST_TEXT = 300
 LONGEST_NAME = 60
-# How much of a tint lies over the card at most: text on it keeps a contrast above 4.5.
+# Strongest tint of a cell, in percent: text on it keeps a contrast above 4.5.
 STRONGEST = 45
 
 
 def text(value: object, most: int = LONGEST_TEXT) -> str:
-    """Anything as HTML text, cut to a length."""
+    """A value as escaped HTML text of at most `most` characters."""
     words = str(value)
     return html.escape(words if len(words) <= most else words[: most - 1] + "…")
 
 
 def name(value: str) -> str:
-    """The name of a generator or scorer: its own direction must not turn the line around it."""
+    """The name of a generator or scorer, in <bdi>: right-to-left names must not reorder the line."""
     return f"<bdi>{text(value, LONGEST_NAME)}</bdi>"
 
 
-def spread_table(scores: Scores, judged: Scored) -> str:
-    """Each generator's scores as a histogram on one axis, and their mean."""
+def spread_table(scores: Scores, judged: ScorerFigures) -> str:
+    """A table with each generator's histogram on a common axis, and its mean with interval."""
     digits = scores.digits[judged.scorer]
     rows = "".join(
         f'<tr><th scope="row">{name(scores.generators[spread.generator])}'
@@ -45,7 +45,7 @@ def spread_table(scores: Scores, judged: Scored) -> str:
     )
 
 
-def _plot(scores: Scores, judged: Scored, spread, digits: int) -> str:
+def _plot(scores: Scores, judged: ScorerFigures, spread, digits: int) -> str:
     low, high = (f"{value:.{digits}f}" for value in (judged.low, judged.high))
     generator = text(scores.generators[spread.generator], LONGEST_NAME)
     words = f"Scores of {generator}: mean {spread.mean.mean:.{digits}f}, all between {low} and {high}"
@@ -59,8 +59,8 @@ def between(interval: Interval, digits: int) -> str:
     return f"{as_number(interval.low, digits)} to {as_number(interval.high, digits)}"
 
 
-def win_matrix(scores: Scores, judged: Scored) -> str:
-    """How often the generator of a row beats that of a column."""
+def win_matrix(scores: Scores, judged: ScorerFigures) -> str:
+    """A matrix with the win rates of the row's generator over the column's."""
     order = [spread.generator for spread in judged.spreads]
     head = "".join(f'<th scope="col">{name(scores.generators[generator])}</th>' for generator in order)
     rows = "".join(
@@ -84,13 +84,13 @@ def _win(win: Interval | None) -> str:
 
 
 def _tint(strength: float) -> str:
-    """Colour for a value in [-1, 1]; few win so often that it would have to grow up to the end."""
+    """Style of a tint for a value in [-1, 1]; it is strongest from 0.625 on."""
     colour = "accent" if strength >= 0 else "warm"
     return f"--tint:var(--{colour});--much:{STRONGEST * min(1, 1.6 * abs(strength)):.0f}%"
 
 
-def agreement_table(scores: Scores, agreements: list[Agreement]) -> str:
-    """Rank correlations of every two scorers."""
+def agreement_table(scores: Scores, agreements: list[ScorerCorrelation]) -> str:
+    """A table with the rank correlations of every two scorers."""
     rows = "".join(
         f'<tr><th scope="row">{_both(scores, each.scorers)}</th>'
         f"<td>{as_number(each.spearman, 2)}</td><td>{as_number(each.kendall, 2)}</td>"
@@ -117,8 +117,8 @@ def _both(scores: Scores, pair: tuple[int, int]) -> str:
     return " and ".join(name(scores.scorers[scorer]) for scorer in pair)
 
 
-def disagreement_card(scores: Scores, pictures: Pictures, found: Disagreement) -> str:
-    """Images that one of two scorers likes and the other does not."""
+def disagreement_card(scores: Scores, pictures: Thumbnails, found: Disagreement) -> str:
+    """A card with images that one of two scorers ranks high and the other low."""
     first, second = found.scorers
 
     def figures(rows: list[int]) -> str:
@@ -147,8 +147,8 @@ def _places(scores: Scores, found: Disagreement, row: int) -> str:
     )
 
 
-def ends_card(scores: Scores, pictures: Pictures, ends: Ends, by: int, with_prompts: bool) -> str:
-    """Best and worst images, with the score of the scorer that the order is by."""
+def ends_card(scores: Scores, pictures: Thumbnails, ends: Ends, by: int, with_prompts: bool) -> str:
+    """A card with the best and the worst images by the scorer `by`."""
     columns = min(3, max(2, len(ends.best)))
 
     def figures(rows: list[int]) -> str:
@@ -173,8 +173,8 @@ def _score(scores: Scores, row: int, by: int) -> str:
     return f"<b>{scores.said(row, by)}</b>{others}"
 
 
-def figure(scores: Scores, pictures: Pictures, row: int, figures: str, with_prompt: bool = True) -> str:
-    """One image with what is said of it."""
+def figure(scores: Scores, pictures: Thumbnails, row: int, figures: str, with_prompt: bool = True) -> str:
+    """One image with its caption: `figures`, generator and, `with_prompt`, the prompt."""
     image, prompt = scores.images[row], int(scores.prompt_N[row])
     picture = pictures[image]
     label = text(image or f"row {row}", LONGEST_NAME * 2)

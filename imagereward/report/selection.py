@@ -1,21 +1,21 @@
-"""Which images a report shows."""
+"""Selects the images that a report shows: best, worst, and those on which scorers disagree."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from imagereward.report.figures import Agreement, by_prompt
+from imagereward.report.figures import ScorerCorrelation, by_prompt
 from imagereward.report.scores import Scores
 
-EXTREMES = 6  # images at either end of all
-PROMPT_EXTREMES = 3  # and of one prompt
-DISAGREEMENTS = 4  # images either way, of one pair of scorers
-MOST_PAIRS = 3  # pairs of scorers
+EXTREMES = 6  # best images of all, and as many worst ones
+PROMPT_EXTREMES = 3  # best images of a prompt, and as many worst ones
+DISAGREEMENTS = 4  # images that the first of two scorers prefers, and as many that the second does
+MOST_PAIRS = 3  # pairs of scorers whose disagreements are shown
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Rows at both ends, the most extreme first; of several images of equal score, the first."""
+    """Row numbers of the best and the worst images, the most extreme first; ties in order of rows."""
 
     best: list[int]
     worst: list[int]
@@ -23,9 +23,11 @@ class Ends:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Rows that one scorer places high and the other low, and the other way round.
+    """Rows that one of two scorers ranks high and the other low.
 
-    above_N_2 is the share of images that each of the two places below a row's; NaN without both scores.
+    first_high   rows that the first scorer ranks higher than the second, the largest difference first
+    second_high  the reverse
+    above_N_2    share in [0, 1] of images that each scorer ranks below the row's; NaN without both scores
     """
 
     scorers: tuple[int, int]
@@ -35,13 +37,13 @@ class Disagreement:
 
 
 def overall(scores: Scores, by: int) -> Ends:
-    """The best and the worst of all images, no prompt twice at one end where there are prompts enough."""
+    """The best and the worst of all images by scorer `by`, of different prompts where there are enough."""
     rows = np.flatnonzero(np.isfinite(scores.scores_N_S[:, by]))
     return _ends(rows, scores, by, EXTREMES, len(rows) // 2)
 
 
 def prompts_to_show(scores: Scores, by: int, most: int) -> list[tuple[int, Ends]]:
-    """(prompt, its ends) of the prompts in whose images scores differ most, that is, where choosing pays."""
+    """(prompt index, its best and worst images) of the `most` prompts with the widest range of scores."""
     values, found = scores.scores_N_S[:, by], []
     for group in by_prompt(scores.prompt_N):
         rows = group[np.isfinite(values[group])]
@@ -54,8 +56,11 @@ def prompts_to_show(scores: Scores, by: int, most: int) -> list[tuple[int, Ends]
     ]
 
 
-def disagreements(scores: Scores, agreements: list[Agreement]) -> list[Disagreement]:
-    """Of the pairs of scorers that agree least, the images whose places differ most."""
+def disagreements(scores: Scores, agreements: list[ScorerCorrelation]) -> list[Disagreement]:
+    """For the `MOST_PAIRS` pairs of scorers with the lowest correlation, the images ranked most differently.
+
+    agreements   the lowest correlation first, as `figures.agreements` returns them
+    """
     from scipy.stats import rankdata
 
     found = []
@@ -85,14 +90,14 @@ def _ends(rows: np.ndarray, scores: Scores, by: int, most: int, half: int, sprea
     down, up = rows[np.argsort(-values, kind="stable")], rows[np.argsort(values, kind="stable")]
     if not spread:
         return Ends(down[:count].tolist(), up[:count].tolist())
-    # Both halves apart: an image is never among the best and the worst.
+    # Best images come from the upper half and worst from the lower: no image is in both.
     middle = max(1, half)
     best = _once_a_prompt(down[:middle], scores, count)
     return Ends(best, [row for row in _once_a_prompt(up[:middle], scores, count) if row not in best])
 
 
 def _once_a_prompt(rows: np.ndarray, scores: Scores, most: int) -> list[int]:
-    """The first rows, at most one of a prompt; further ones of the same prompts only if these are too few."""
+    """The first `most` rows of different prompts, filled up with further rows if these are too few."""
     seen: set[int] = set()
     first: list[int] = []
     again: list[int] = []

@@ -1,1 +1,1 @@
-"""Rewards that need no model: functions of (pixels, prompts)."""
+"""Reward functions of (pixels, prompts) that need no model."""

@@ -1,4 +1,4 @@
-"""How small images get as JPEG: a reward without gradient that needs no model."""
+"""JPEG compressibility of images as a reward, without gradient."""
 
 import io
 from collections.abc import Sequence
@@ -11,9 +11,11 @@ QUALITY = 95
 
 
 def jpeg_compressibility(pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    """Minus the kilobytes (of 1000) of each image as JPEG at quality 95: [B].
+    """Minus the size of each image as JPEG at quality 95, in kilobytes of 1000 bytes: [B].
 
-    Black et al. 2023, arXiv:2305.13301. A weight of -1 makes it incompressibility.
+    pixels_B_3_H_W   in [0, 1]
+
+    Black et al. 2023, arXiv:2305.13301. With a weight of -1 the reward is incompressibility.
     """
     return torch.tensor([-_bytes(image) / 1000 for image in pixels_B_3_H_W])
 

@@ -1,8 +1,8 @@
 """The reward server: scorers behind HTTP. Needs the `serve` extra.
 
-A request passes `guard.py` (token, room, size), is read and decoded by a thread (`bodies.py`,
-`pictures.py`), waits in `batching.py` to be scored together with what others asked, and is answered by
-`app.py`. Nothing from outside is unpickled, fetched, or taken for a path.
+A request passes `admission.py` (token, size, capacity); a thread parses and decodes it (`parsing/`);
+`batching.py` scores it together with other waiting requests; `app.py` answers. The server never unpickles
+data of a request, fetches an address from it, or opens a path that it names.
 """
 
 from imagereward.serve.app import create_app

@@ -1,7 +1,7 @@
-"""Admission: who may ask, how much, and what happens when they leave. Plain ASGI, around the whole app.
+"""Admission of requests: token, bounds on bodies and on the queue, cancellation when a client disconnects.
 
-Only a POST to a path that scores, with the token, takes places in the queue and room for its body. No other
-request's body is read.
+The middleware is plain ASGI around the whole app. Only a POST with the token to a path that scores reserves
+capacity (images in the queue, bytes of bodies). The body of any other request is not read.
 """
 
 import asyncio
@@ -20,13 +20,19 @@ from imagereward.serve.exchange import Exchange, header
 from imagereward.serve.limits import Limits, Refused
 from imagereward.serve.meters import DROPPED, Meters
 
-# What needs no token: nothing here asks the model or tells what it was asked.
+# Paths that need no token: they neither run a model nor reveal other requests.
 OPEN = ("/", "/health", "/docs", "/openapi.json")
-TICKET = "imagereward.ticket"
+RESERVATION = "imagereward.reservation"
 
 
-class Room:
-    """How much is in the building: images of all requests, bytes of all bodies. Used from any thread."""
+class Capacity:
+    """Counts images and body bytes of all admitted requests, up to `limits.queue` and `limits.held`.
+
+    seconds_per_image   recent time of the model for an image; gives the Retry-After of a refusal
+    gauge               Prometheus gauge that reads the number of images
+
+    Threads may share it.
+    """
 
     def __init__(self, limits: Limits, seconds_per_image: Callable[[], float], gauge):
         self._most = {"images": limits.queue, "bytes": limits.held}
@@ -36,7 +42,7 @@ class Room:
         gauge.set_function(lambda: self._taken["images"])
 
     def take(self, what: str, count: int) -> None:
-        """Refused 429, with the time in which the queue should be through, if that is too much."""
+        """Reserve `count` "images" or "bytes"; Refused 429 with Retry-After (1 to 60 s) beyond the limit."""
         with self._lock:
             if self._taken[what] + count <= self._most[what]:
                 self._taken[what] += count
@@ -47,57 +53,62 @@ class Room:
         raise Refused(429, reason, headers={"Retry-After": str(wait)})
 
     def give(self, what: str, count: int) -> None:
-        """Back what was taken."""
+        """Give `count` "images" or "bytes" back."""
         with self._lock:
             self._taken[what] -= count
 
 
-class Ticket:
-    """One request's share of the room, and its body. Used from any thread."""
+class Reservation:
+    """The capacity that one request has reserved, and its body. Threads may share it."""
 
-    def __init__(self, room: Room):
-        self._room = room
+    def __init__(self, capacity: Capacity):
+        self._capacity = capacity
         self._share = {"images": 0, "bytes": 0}
         self._body = b""
         self._lock = threading.Lock()
         self.closed = False
 
     def take(self, what: str, count: int) -> None:
-        """More room; Refused 429 if there is none, 499 if the request is over."""
+        """Reserve `count` more "images" or "bytes"; Refused 429 if full, 499 once the request is closed."""
         with self._lock:
             if self.closed:
-                raise Refused(DROPPED, "the client is gone")
-            self._room.take(what, count)
+                raise Refused(DROPPED, "the client has disconnected")
+            self._capacity.take(what, count)
             self._share[what] += count
 
     def keep(self, body: bytes) -> None:
-        """Hold the body until it is asked for."""
+        """Store the body until `body` is called."""
         self._body = body
 
     def body(self) -> bytes:
-        """The body, once: it should be gone from memory while its images wait for the model."""
+        """Return the body and forget it, so that it leaves memory while its images wait for the model."""
         body, self._body = self._body, b""
         return body
 
     def give(self, what: str) -> None:
-        """Back all of it."""
+        """Give back all "images" or "bytes" that this request has reserved."""
         with self._lock:
-            self._room.give(what, self._share[what])
+            self._capacity.give(what, self._share[what])
             self._share[what] = 0
 
     def close(self) -> None:
-        """The request is over: back everything, and from now on its thread gets nothing."""
+        """End the request: give everything back; later calls of `take` are refused."""
         self.closed = True
         self._body = b""
         self.give("images")
         self.give("bytes")
 
 
-class Guard:
-    """ASGI middleware: token, room, bodies read whole within bounds, work dropped when its client is gone.
+class AdmissionMiddleware:
+    """ASGI middleware: checks the token, reads bodies within limits, cancels work of clients that left.
 
-    paths   all that the app has; asking: those whose POST takes a body and asks for scores
-    A POST's handler finds its `Ticket` in `scope[TICKET]`, and the body in that.
+    paths      all paths of the app: the labels of its counters
+    asking     paths whose POST has a body and asks for scores
+    capacity   shared by all requests
+    token      required of all paths but `OPEN`; None: of none
+    body_gone  called with a body's size in bytes when its request is over
+
+    A POST's handler finds its `Reservation`, which holds the body, in `scope[RESERVATION]`.
     """
 
     def __init__(
@@ -105,7 +116,7 @@ class Guard:
         app: ASGIApp,
         paths: Collection[str],
         asking: Collection[str],
-        room: Room,
+        capacity: Capacity,
         limits: Limits,
         meters: Meters,
         token: str | None,
@@ -114,7 +125,7 @@ class Guard:
         self._app = app
         self._paths = paths
         self._asking = asking
-        self._room = room
+        self._capacity = capacity
         self._limits = limits
         self._meters = meters
         self._token = None if token is None else token.encode()
@@ -132,7 +143,7 @@ class Guard:
             exchange.status = 500
             raise
         finally:
-            # One name for all paths that the app has not: what people type must not become a label.
+            # Unknown paths share one label: otherwise clients could add labels without limit.
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._meters.request(path, exchange.status, time.perf_counter() - start)
 
@@ -164,21 +175,21 @@ class Guard:
                 connection.finished()
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
-        """A request for scores: read whole, then answered, within its ticket."""
-        ticket = Ticket(self._room)
+        """Read a scoring request's whole body under a reservation, then let the app answer it."""
+        reservation = Reservation(self._capacity)
         try:
-            ticket.take("images", 1)  # that is the least it asks for
+            reservation.take("images", 1)  # every scoring request has at least one image
             try:
                 async with asyncio.timeout(self._limits.seconds):
-                    complete = await self._read(scope, exchange, ticket)
+                    complete = await self._read(scope, exchange, reservation)
             except TimeoutError as error:
                 reason = f"the body took more than {self._limits.seconds} s to arrive"
                 raise Refused(408, reason, headers={"Connection": "close"}) from error
             if complete:
-                scope[TICKET] = ticket
+                scope[RESERVATION] = reservation
                 await self._unless_gone(scope, exchange)
         finally:
-            ticket.close()
+            reservation.close()
             self._body_gone(exchange.received)
 
     def _check_token(self, scope: Scope) -> None:
@@ -190,12 +201,12 @@ class Guard:
             reason = "this server asks for a token: send the header `Authorization: Bearer TOKEN`"
             raise Refused(401, reason, headers={"WWW-Authenticate": "Bearer"})
 
-    async def _read(self, scope: Scope, exchange: Exchange, ticket: Ticket) -> bool:
-        """Whether the body arrived; False if the client went away before its end."""
+    async def _read(self, scope: Scope, exchange: Exchange, reservation: Reservation) -> bool:
+        """Read the body into the reservation; False if the client disconnects before its end."""
         if header(scope, b"content-encoding") not in (b"", b"identity"):
             raise Refused(415, "compressed bodies are not read")
         most = self._limits.body
-        too_large = f"the body is larger than {most} bytes, which is what is taken here"
+        too_large = f"the body is larger than {most} bytes, the most that this server takes"
         if header(scope, b"content-length") and not exchange.fits:
             raise Refused(413, too_large)
         chunks = []
@@ -206,14 +217,14 @@ class Guard:
             chunk = message.get("body", b"")
             if exchange.received > most:
                 raise Refused(413, too_large)
-            ticket.take("bytes", len(chunk))
+            reservation.take("bytes", len(chunk))
             chunks.append(chunk)
             if exchange.complete:
-                ticket.keep(b"".join(chunks))
+                reservation.keep(b"".join(chunks))
                 return True
 
     async def _unless_gone(self, scope: Scope, exchange: Exchange) -> None:
-        """Run the app, and cancel it when the client disconnects: all that can still arrive is that."""
+        """Run the app; cancel it if the client disconnects, the only message that can still arrive."""
         work = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
         gone = asyncio.ensure_future(exchange.receive())
         try:

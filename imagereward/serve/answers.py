@@ -1,14 +1,16 @@
-"""What the server answers, as models: they make the JSON, and the documentation."""
+"""Pydantic models of the server's answers, which make their JSON and their documentation."""
 
 from pydantic import BaseModel, Field
 
 
 class Answer(BaseModel):
-    """What every answer says: who scored, and how much of each prompt was read."""
+    """Fields of every answer with scores: the model's name, and how much of each prompt it read."""
 
     model: str
-    tokens: list[int] = Field(description="Of each prompt, before truncation; 0: prompts are not read.")
-    truncated: list[bool] = Field(description="Whether only the beginning of each prompt was read.")
+    tokens: list[int] = Field(
+        description="Tokens of each prompt before truncation; 0 if the model reads no prompts."
+    )
+    truncated: list[bool] = Field(description="For each prompt, whether it was longer than the model reads.")
 
 
 class ScoreAnswer(Answer):
@@ -20,48 +22,48 @@ class ScoreAnswer(Answer):
 class RankAnswer(ScoreAnswer):
     """One score an image, in the order of the images."""
 
-    ranks: list[int] = Field(description="Of each image, 1 the best; equal scores share a rank.")
+    ranks: list[int] = Field(description="Rank of each image, 1 the best; equal scores share a rank.")
     order: list[int] = Field(description="Indices of the images, best first.")
 
 
 class MatrixAnswer(Answer):
-    """scores[m][n]: prompt m with image n."""
+    """scores[m][n] is the score of prompt m with image n."""
 
     scores: list[list[float]]
 
 
 class SimpleAnswer(BaseModel):
-    """One score."""
+    """The score of one image for one prompt."""
 
     score: float
 
 
 class ModelCard(BaseModel):
-    """One scorer that is served."""
+    """One served scorer: its name, kind, prompt length, precision and device."""
 
     name: str
     kind: str
-    scores: str = Field(description="What a score means, if that is known.")
-    max_length: int = Field(description="Tokens of a prompt that are read.")
+    scores: str = Field(description="Meaning of a score; empty if unknown.")
+    max_length: int = Field(description="Tokens that the model reads of a prompt.")
     dtype: str
     device: str
 
 
 class ModelsAnswer(BaseModel):
-    """The scorers, the default first, and the bounds of one request."""
+    """The served scorers, the default first, and the server's limits."""
 
     models: list[ModelCard]
     limits: dict[str, int]
 
 
 class HealthAnswer(BaseModel):
-    """Whether scores can be had."""
+    """State of the model thread: "ok", or that it has stopped."""
 
     status: str
 
 
 class Fault(BaseModel):
-    """Why a request was turned away."""
+    """Body of an error: the reason, and the faults of single images."""
 
     detail: str
-    images: dict[str, str] = Field({}, description="Of an image's index, what is wrong with it.")
+    images: dict[str, str] = Field({}, description="Index of a faulty image -> its fault.")

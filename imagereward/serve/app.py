@@ -1,4 +1,4 @@
-"""The app: what each path answers."""
+"""The FastAPI app of the reward server: its paths, and the state that requests share."""
 
 import asyncio
 import contextlib
@@ -22,8 +22,8 @@ from imagereward.remote.protocol import checked_token
 from imagereward.scoring.ranking import ranks_of
 from imagereward.scoring.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, Scorer
 from imagereward.serve import answers
-from imagereward.serve.admission import TICKET, Guard, Room, Ticket
-from imagereward.serve.batching import Batcher, Job
+from imagereward.serve.admission import RESERVATION, AdmissionMiddleware, Capacity, Reservation
+from imagereward.serve.batching import Batcher, ScoringRequest
 from imagereward.serve.connections import Connections
 from imagereward.serve.limits import Limits, Refused
 from imagereward.serve.memory import Trimmer, share_one_arena
@@ -40,12 +40,13 @@ from imagereward.serve.parsing.questions import (
 from imagereward.serve.reference import reference
 from imagereward.version import __version__
 
-# The page talks to this server and to nobody else, whatever a picture or a prompt might hold.
+# Content-Security-Policy of the HTML pages: scripts may talk to this server only, so that a hostile prompt
+# or picture cannot send anything elsewhere.
 PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; img-src blob: data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# The paths whose POST has a body and asks for scores.
+# The paths that score: only their POST bodies are read.
 ASKING = ("/v1/score", "/v1/rank", "/v1/matrix", "/score")
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Fault, "description": reason}
@@ -71,52 +72,52 @@ def create_app(
 ) -> FastAPI:
     """An ASGI app that serves `scorers` by name; the first is the default.
 
-    limits      bounds of requests and of the queue
-    batch_size  images in one pass of a model; default: the first scorer's own
-    window      seconds that a request may wait for others to be scored with it
-    token       what clients must send as `Authorization: Bearer TOKEN`; default: anyone may ask
+    limits      bounds of one request and of the queue; default: `Limits()`
+    batch_size  images in one forward pass, at least 1; default: by the first scorer's device
+    window      seconds that a request may wait so that others join its batch; default: 0.005
+    token       clients must send it as `Authorization: Bearer TOKEN`; default: None, anyone may ask
 
-    The thread that runs the models lives as long as the app runs. Raises InputError for no scorers.
+    Raises InputError for no scorers, a batch size below 1 and a token that no header can carry.
     """
     if not scorers:
         raise InputError("nothing to serve: give at least one scorer, as {name: scorer}")
     if token is not None:
         token = checked_token(token, "the token")
     share_one_arena()
-    desk = _Desk(dict(scorers), limits or Limits(), batch_size, window)
+    state = ServerState(dict(scorers), limits or Limits(), batch_size, window)
     app = FastAPI(
         title="imagereward",
         version=__version__,
         summary="Scores of images for prompts, by reward models.",
-        lifespan=desk.open,
+        lifespan=state.open,
         docs_url=None,  # FastAPI's own loads its viewer from another server
         redoc_url=None,
     )
-    _add_routes(app, desk)
+    _add_routes(app, state)
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
     app.add_middleware(
-        Guard,
+        AdmissionMiddleware,
         paths=paths,
         asking=ASKING,
-        room=desk.room,
-        limits=desk.limits,
-        meters=desk.meters,
+        capacity=state.capacity,
+        limits=state.limits,
+        meters=state.meters,
         token=token,
         body_gone=Trimmer().body_gone,
     )
-    app.state.connections = Connections(desk.limits.unproven, desk.limits.unproven_seconds)
+    app.state.connections = Connections(state.limits.unproven, state.limits.unproven_seconds)
     app.add_exception_handler(Exception, _failed)
     return app
 
 
-class _Desk:
-    """What requests share: the scorers, the thread that runs them, threads that decode, limits, counters."""
+class ServerState:
+    """Shared by all requests: scorers, model thread, decoding threads, limits, capacity and counters."""
 
     def __init__(self, scorers: dict[str, Scorer], limits: Limits, batch_size: int | None, window: float):
         self.scorers = scorers
         self.limits = limits
         self.meters = Meters()
-        self.room = Room(limits, self._seconds_per_image, self.meters.queue)
+        self.capacity = Capacity(limits, self._seconds_per_image, self.meters.queue)
         device = next(iter(scorers.values())).device.type
         default = DEFAULT_BATCH.get(device, DEFAULT_BATCH_ACCELERATOR)
         self._batch_size = default if batch_size is None else whole_number("batch_size", batch_size, 1)
@@ -124,56 +125,66 @@ class _Desk:
 
     @contextlib.asynccontextmanager
     async def open(self, app: FastAPI):
-        """The app's lifespan: threads start with it; its end waits for what is queued."""
+        """The app's lifespan: starts the threads; at the end waits until queued requests are scored."""
         self.batcher = Batcher(self.scorers, self._batch_size, self._window, self.meters.batch)
         self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "imagereward-decode")
         yield
         self.threads.shutdown(cancel_futures=True)
         await asyncio.to_thread(self.batcher.close)
 
-    async def answer(self, kind: type[AnyQuestion], request: Request) -> tuple[Job, torch.Tensor, dict]:
-        """The job that a request asks for, its scores [P], and what its answer says of model and prompts."""
+    async def answer(
+        self, kind: type[AnyQuestion], request: Request
+    ) -> tuple[ScoringRequest, torch.Tensor, dict]:
+        """(what was scored, its scores float32 [P], the answer's fields model, tokens and truncated)."""
         loop = asyncio.get_running_loop()
-        ticket: Ticket = request.scope[TICKET]
+        reservation: Reservation = request.scope[RESERVATION]
         content_type, query = request.headers.get("content-type", ""), request.query_params.multi_items()
         prepared = await loop.run_in_executor(
-            self.threads, self._prepare_or_refuse, kind, ticket, content_type, query
+            self.threads, self._prepare_or_refuse, kind, reservation, content_type, query
         )
         if isinstance(prepared, Refused):
             raise prepared
-        job, facts = prepared
+        scored, facts = prepared
         try:
-            scores = await asyncio.wrap_future(self.batcher.submit(job))
+            scores = await asyncio.wrap_future(self.batcher.submit(scored))
         except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # they hold the images of all jobs of a batch
+            traceback.clear_frames(error.__traceback__)  # the frames hold the images of a whole batch
             raise
-        return job, scores, facts
+        return scored, scores, facts
 
-    def _prepare_or_refuse(self, *arguments) -> tuple[Job, dict] | Refused:
-        """A Refused is returned, alone: raised through a future, it would keep the body for longer."""
+    def _prepare_or_refuse(self, *arguments) -> tuple[ScoringRequest, dict] | Refused:
+        """`_prepare`; Refused is returned, since a future that raises it would keep the body in memory."""
         try:
             return self._prepare(*arguments)
         except Refused as refused:
             return refused.alone()
 
     def _prepare(
-        self, kind: type[AnyQuestion], ticket: Ticket, content_type: str, query: list[tuple[str, str]]
-    ) -> tuple[Job, dict]:
-        """Everything between a body and the model, in a thread."""
-        question = read(kind, ticket.body(), content_type, query, self.limits)
+        self,
+        kind: type[AnyQuestion],
+        reservation: Reservation,
+        content_type: str,
+        query: list[tuple[str, str]],
+    ) -> tuple[ScoringRequest, dict]:
+        """Parse the body, decode its images and count tokens; runs in a decoding thread."""
+        question = read(kind, reservation.body(), content_type, query, self.limits)
         name = next(iter(self.scorers)) if question.model is None else question.model
         if name not in self.scorers:
             raise Refused(404, f"no model {name[:100]!r} here; there are: {', '.join(self.scorers)}")
-        ticket.take("images", len(question.images) - 1)
+        reservation.take("images", len(question.images) - 1)
         scorer, prompts = self.scorers[name], question.texts()
-        pixels = decode(question.images, scorer.processors, self.limits, lambda: ticket.closed)
-        ticket.give("bytes")
+        pixels = decode(question.images, scorer.processors, self.limits, lambda: reservation.closed)
+        reservation.give("bytes")
         tokens, truncated = scorer.reading(prompts)
         pairs = torch.tensor(question.rows(), dtype=torch.long)
-        return Job(name, prompts, pixels, pairs), {"model": name, "tokens": tokens, "truncated": truncated}
+        return ScoringRequest(name, prompts, pixels, pairs), {
+            "model": name,
+            "tokens": tokens,
+            "truncated": truncated,
+        }
 
     def models(self) -> answers.ModelsAnswer:
-        """What is served, within which bounds."""
+        """The answer of /v1/models: a card for each scorer, and the limits."""
         cards = [
             answers.ModelCard(
                 name=name,
@@ -191,7 +202,7 @@ class _Desk:
         return self.batcher.seconds_per_image
 
 
-def _add_routes(app: FastAPI, desk: _Desk) -> None:
+def _add_routes(app: FastAPI, state: ServerState) -> None:
     page = resources.files("imagereward").joinpath("serve/page.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
@@ -204,49 +215,49 @@ def _add_routes(app: FastAPI, desk: _Desk) -> None:
 
     @app.get("/health", response_model=answers.HealthAnswer, responses={503: {"model": answers.HealthAnswer}})
     async def health() -> Response:
-        """200 while scores can be had."""
-        alive = desk.batcher.alive
+        """200 while the model thread runs, 503 once it has ended."""
+        alive = state.batcher.alive
         return JSONResponse({"status": "ok" if alive else "the model has stopped"}, 200 if alive else 503)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
-        return Response(desk.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(state.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models")
     async def models() -> answers.ModelsAnswer:
         """The scorers that are served, the default first."""
-        return desk.models()
+        return state.models()
 
     @app.post("/v1/score", **_asks(ScoreQuestion, answers.ScoreAnswer))
     async def score(request: Request) -> Response:
-        """Prompts with images: image i with prompt i, or as `pairs` says."""
-        _, scores, facts = await desk.answer(ScoreQuestion, request)
+        """One score a pair: image i with prompt i, or the [image, prompt] indices in `pairs`."""
+        _, scores, facts = await state.answer(ScoreQuestion, request)
         return _json(answers.ScoreAnswer(**facts, scores=scores.tolist()))
 
     @app.post("/v1/rank", **_asks(RankQuestion, answers.RankAnswer))
     async def rank(request: Request) -> Response:
-        """One prompt, images in order."""
-        _, scores, facts = await desk.answer(RankQuestion, request)
+        """Scores and ranks of several images for one prompt."""
+        _, scores, facts = await state.answer(RankQuestion, request)
         rewards = scores.tolist()
         order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
         return _json(answers.RankAnswer(**facts, scores=rewards, ranks=ranks_of(rewards), order=order))
 
     @app.post("/v1/matrix", **_asks(MatrixQuestion, answers.MatrixAnswer))
     async def matrix(request: Request) -> Response:
-        """Every prompt with every image, at the price of one image pass an image."""
-        job, scores, facts = await desk.answer(MatrixQuestion, request)
-        return _json(answers.MatrixAnswer(**facts, scores=scores.view(len(job.prompts), -1).tolist()))
+        """scores[m][n] of prompt m with image n; each image is encoded once."""
+        scored, scores, facts = await state.answer(MatrixQuestion, request)
+        return _json(answers.MatrixAnswer(**facts, scores=scores.view(len(scored.prompts), -1).tolist()))
 
     @app.post("/score", **_asks(SimpleQuestion, answers.SimpleAnswer))
     async def simple(request: Request) -> Response:
         """One image, one prompt, one score."""
-        _, scores, _ = await desk.answer(SimpleQuestion, request)
+        _, scores, _ = await state.answer(SimpleQuestion, request)
         return _json(answers.SimpleAnswer(score=scores.item()))
 
 
 def _asks(question: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
-    """How the documentation describes a path whose body is read here and not by FastAPI."""
+    """OpenAPI description of a path whose body this package reads itself, instead of FastAPI."""
     schema = question.model_json_schema()
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if question is not SimpleQuestion:
@@ -272,5 +283,5 @@ def _json(answer: BaseModel) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """What nobody foresaw; the traceback is in the server's log."""
+    """The answer 500 for an unexpected exception; its traceback is in the server's log."""
     return JSONResponse({"detail": f"{type(error).__name__}: {error}"}, 500)

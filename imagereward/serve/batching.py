@@ -1,4 +1,4 @@
-"""One thread that runs the models: what waits together is scored together."""
+"""Dynamic batching: one thread runs the models and scores waiting requests together."""
 
 import threading
 import time
@@ -15,8 +15,13 @@ from imagereward.scoring.scorer import Scorer
 
 
 @dataclass(eq=False)
-class Job:
-    """One request's rows for one model; pixels as `images.load_pixels` gives them, answered by scores [P]."""
+class ScoringRequest:
+    """One request's pairs for one model, and the future of their scores, float32 [P].
+
+    pixels      per image a tuple with uint8 [3, S, S] (HPS: float) for each of the scorer's preprocesses
+    pairs_P_2   int64 (image, prompt) indices of each score
+    arrived     time.monotonic() seconds
+    """
 
     model: str
     prompts: list[str]
@@ -27,12 +32,15 @@ class Job:
 
 
 class Batcher:
-    """Takes jobs from any thread and runs them in order of arrival, several in one pass of the model.
+    """Takes requests from any thread and runs them in order of arrival, several in one pass of the model.
 
-    A batch is full with `batch_size` images, and starts when it is full or its oldest job has waited
-    `window` seconds; while the model is busy, nothing is lost to waiting. A job with more images than
-    that goes alone, in several passes. A cancelled job is left out. One that fails fails alone.
-    `seconds_per_image` follows the recent rate.
+    A batch is full with `batch_size` images, and starts when it is full or its oldest request has waited
+    `window` seconds; requests that arrive while the model is busy form the next batch. A request with more
+    images than `batch_size` is scored alone, in several passes. A cancelled request is left out. If a batch
+    fails, its requests are scored one by one, so that only the faulty one gets the exception.
+    `seconds_per_image` is a moving average (weight 0.2) over batches; 0 before the first.
+
+    observe   called with (model, images) after each batch
     """
 
     def __init__(
@@ -46,7 +54,7 @@ class Batcher:
         self._batch_size = batch_size
         self._window = window
         self._observe = observe
-        self._jobs: deque[Job] = deque()
+        self._requests: deque[ScoringRequest] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self.seconds_per_image = 0.0
@@ -55,20 +63,23 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are still being run."""
+        """Whether the model thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, job: Job) -> Future:
-        """The future of the job's scores, float32 [P]; cancelling it drops the job unless it is running."""
+    def submit(self, request: ScoringRequest) -> Future:
+        """Queue a request; returns the future of its scores, float32 [P].
+
+        Cancelling the future drops the request unless it is being scored. InputError once closed.
+        """
         with self._changed:
             if self._closed:
-                raise InputError("this batcher is closed")
-            self._jobs.append(job)
+                raise InputError("the server is closing: it takes no more requests")
+            self._requests.append(request)
             self._changed.notify()
-        return job.answer
+        return request.answer
 
     def close(self) -> None:
-        """Run what is waiting, then end the thread."""
+        """Score the waiting requests, then end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -76,18 +87,18 @@ class Batcher:
 
     def _work(self) -> None:
         while batch := self._next():
-            jobs = [job for job in batch if job.answer.set_running_or_notify_cancel()]
-            if jobs:
-                self._run(jobs)
+            requests = [request for request in batch if request.answer.set_running_or_notify_cancel()]
+            if requests:
+                self._run(requests)
 
-    def _next(self) -> list[Job]:
-        """The jobs of the next batch, all of one model; empty when closed and done."""
+    def _next(self) -> list[ScoringRequest]:
+        """Wait for the next batch: requests of one model. Empty once closed and nothing waits."""
         with self._changed:
-            while not self._jobs:
+            while not self._requests:
                 if self._closed:
                     return []
                 self._changed.wait()
-            first = self._jobs[0]
+            first = self._requests[0]
             deadline = first.arrived + self._window
             while not self._closed and self._waiting(first.model) < self._batch_size:
                 if (left := deadline - time.monotonic()) <= 0:
@@ -96,51 +107,55 @@ class Batcher:
             return self._take(first.model)
 
     def _waiting(self, model: str) -> int:
-        return sum(len(job.pixels) for job in self._jobs if job.model == model and not job.answer.cancelled())
+        return sum(
+            len(request.pixels)
+            for request in self._requests
+            if request.model == model and not request.answer.cancelled()
+        )
 
-    def _take(self, model: str) -> list[Job]:
-        taken: list[Job] = []
-        left: deque[Job] = deque()
-        room = self._batch_size
-        for job in self._jobs:
-            if job.model == model and (not taken or len(job.pixels) <= room):
-                taken.append(job)
-                room -= len(job.pixels)
+    def _take(self, model: str) -> list[ScoringRequest]:
+        taken: list[ScoringRequest] = []
+        left: deque[ScoringRequest] = deque()
+        free_images = self._batch_size
+        for request in self._requests:
+            if request.model == model and (not taken or len(request.pixels) <= free_images):
+                taken.append(request)
+                free_images -= len(request.pixels)
             else:
-                left.append(job)
-        self._jobs = left
+                left.append(request)
+        self._requests = left
         return taken
 
-    def _run(self, jobs: list[Job]) -> None:
+    def _run(self, requests: list[ScoringRequest]) -> None:
         start = time.monotonic()
-        scorer, model = self._scorers[jobs[0].model], jobs[0].model
+        scorer, model = self._scorers[requests[0].model], requests[0].model
         try:
-            scores = self._scores(scorer, jobs)
-        except Exception as error:  # whatever a model raises is some request's answer, never the thread's end
-            if len(jobs) == 1:
-                jobs[0].answer.set_exception(error)
+            scores = self._scores(scorer, requests)
+        except Exception as error:  # any exception is the answer to its request and must not end the thread
+            if len(requests) == 1:
+                requests[0].answer.set_exception(error)
             else:
-                for job in jobs:
-                    self._run([job])
+                for request in requests:
+                    self._run([request])
             return
-        images = sum(len(job.pixels) for job in jobs)
+        images = sum(len(request.pixels) for request in requests)
         rate = (time.monotonic() - start) / images
         self.seconds_per_image += (rate - self.seconds_per_image) * (0.2 if self.seconds_per_image else 1)
         self._observe(model, images)
-        for job, part in zip(jobs, scores.split([len(job.pairs_P_2) for job in jobs])):
+        for request, part in zip(requests, scores.split([len(request.pairs_P_2) for request in requests])):
             try:
                 check_finite(model, part, lambda row: f"row {row}")
             except ArithmeticError as error:
-                job.answer.set_exception(error)
+                request.answer.set_exception(error)
             else:
-                job.answer.set_result(part)
+                request.answer.set_result(part)
 
-    def _scores(self, scorer: Scorer, jobs: list[Job]) -> torch.Tensor:
+    def _scores(self, scorer: Scorer, requests: list[ScoringRequest]) -> torch.Tensor:
         pairs, images, prompts = [], 0, 0
-        for job in jobs:
-            pairs.append(job.pairs_P_2 + torch.tensor([images, prompts]))
-            images, prompts = images + len(job.pixels), prompts + len(job.prompts)
-        texts = [prompt for job in jobs for prompt in job.prompts]
-        pixels: Iterable = (each for job in jobs for each in job.pixels)
+        for request in requests:
+            pairs.append(request.pairs_P_2 + torch.tensor([images, prompts]))
+            images, prompts = images + len(request.pixels), prompts + len(request.prompts)
+        texts = [prompt for request in requests for prompt in request.prompts]
+        pixels: Iterable = (each for request in requests for each in request.pixels)
         rows = torch.cat(pairs)
         return score_pixels(scorer, texts, pixels, rows, self._batch_size, scorer.head)

@@ -1,7 +1,7 @@
-"""Connections that have not shown the token: bounded in number and in time. Only for uvicorn.
+"""Bounds on connections that have not shown the token: their number and age. Only for uvicorn.
 
-Without this, whoever can reach the port can open connections, send half a header on each, and wait until
-the process has no file descriptors left for anybody else.
+Without these bounds, anyone who can reach the port could open connections, send half a header on each, and
+use up the process's file descriptors.
 """
 
 import asyncio
@@ -9,15 +9,15 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# Where `scope["state"]` holds the connection of a request, for `guard.py`.
+# Key of a request's connection in `scope["state"]`, for `admission.py`.
 CONNECTION = "imagereward.connection"
 
 
 class Connections:
-    """The unproven connections of one server, oldest first. Used by its event loop only.
+    """The connections of one server that have not shown the token, oldest first. For its event loop only.
 
-    most     with more, the oldest is cut: someone who has the token shows it at once, and is the newest
-    seconds  after which an unproven connection is cut, and a proven one that is between two requests
+    most     beyond this number the oldest is cut: clients with the token show it within moments
+    seconds  after which a connection without the token, or idle between two requests, is cut
     """
 
     def __init__(self, most: int, seconds: float):
@@ -29,18 +29,18 @@ class Connections:
         return len(self._unproven)
 
     def add(self, connection: "BoundedProtocol") -> None:
-        """A connection was opened."""
+        """Register a new connection; cut the oldest if there are more than `most`."""
         self._unproven[connection] = None
         if len(self._unproven) > self._most:
             next(iter(self._unproven)).cut()
 
     def discard(self, connection: "BoundedProtocol") -> None:
-        """A connection has shown the token, or is closed."""
+        """Remove a connection that has shown the token, or that is closed."""
         self._unproven.pop(connection, None)
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's protocol, which knows whether a request on this connection has shown the token."""
+    """uvicorn's HTTP/1.1 protocol with a deadline until a request on the connection has shown the token."""
 
     def __init__(self, bounds: Connections, config, server_state, app_state: dict[str, Any], **more):
         super().__init__(config, server_state, {**app_state, CONNECTION: self}, **more)
@@ -48,29 +48,29 @@ class BoundedProtocol(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport) -> None:
-        """The deadline starts with the connection, not with its first byte."""
+        """Start the deadline when the connection opens, before its first byte."""
         super().connection_made(transport)
         self._set_deadline()
         self._bounds.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is left to bound."""
+        """Cancel the deadline."""
         self._clear_deadline()
         self._bounds.discard(self)
         super().connection_lost(exc)
 
     def admitted(self) -> None:
-        """A request on this connection may ask: it has as long as its answer takes."""
+        """A request has shown the token: cancel the deadline while it is answered."""
         self._clear_deadline()
         self._bounds.discard(self)
 
     def finished(self) -> None:
-        """An admitted request is over: the next must come in time, or the connection ends."""
+        """An admitted request is over: start the deadline for the next one."""
         if not self.transport.is_closing():
             self._set_deadline()
 
     def cut(self) -> None:
-        """End the connection now, whatever is on its way."""
+        """Close the connection at once, without sending what is buffered."""
         self._bounds.discard(self)
         self.transport.abort()
 

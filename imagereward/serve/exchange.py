@@ -1,4 +1,4 @@
-"""One request and its answer, as ASGI passes them, with what was read and sent."""
+"""ASGI's `receive` and `send` of one HTTP request, with counts of bytes read and the answer's status."""
 
 import asyncio
 import contextlib
@@ -7,8 +7,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from imagereward.serve.meters import DROPPED
 
-# Seconds and bytes in which the rest of a body that is not wanted may arrive, to be thrown away: a connection
-# that is closed while its client still sends loses the answer.
+# Seconds and bytes for which the rest of a refused body is read and thrown away before the connection closes:
+# closing while the client still sends would lose the answer.
 LINGER = 1.0
 LINGER_BYTES = 16 * 2**20
 
@@ -16,8 +16,10 @@ LINGER_BYTES = 16 * 2**20
 class Exchange:
     """`receive` and `send` of one request.
 
-    Where the answer is sent before the body has arrived, the connection is closed after it, unless the
-    request was admitted and its body is within bounds: then the server reads on, to keep the connection.
+    most   bytes that a body may have
+
+    If the answer is sent before the whole body has arrived, the connection is closed after it. Only for an
+    admitted request whose body is within `most`, the server reads the rest and keeps the connection.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, most: int):
@@ -35,7 +37,7 @@ class Exchange:
         self._said_empty = False
 
     async def receive(self) -> Message:
-        """The next message, counted."""
+        """The next message; adds its bytes to `received`."""
         message = await self._receive()
         if message["type"] == "http.request":
             self.received += len(message.get("body", b""))
@@ -43,7 +45,7 @@ class Exchange:
         return message
 
     async def no_body(self) -> Message:
-        """What a handler receives whose request's body is not for it: an empty one, then the disconnect."""
+        """Stands in for `receive` where the body must not be read: an empty body, then the disconnect."""
         if not self._said_empty:
             self._said_empty = True
             return {"type": "http.request", "body": b"", "more_body": False}
@@ -52,7 +54,7 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer."""
+        """Send a message of the answer; adds `Connection: close` where the body will not be read whole."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = list(message.get("headers", []))
@@ -63,7 +65,7 @@ class Exchange:
         elif message["type"] == "http.response.body":
             self.finished = not message.get("more_body", False)
             if self.finished and self._closing:
-                # The client has its whole answer now; the connection ends with the next message.
+                # The client has the whole answer now; the empty message below ends the connection.
                 await self._send({**message, "more_body": True})
                 await self._throw_the_rest_away()
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -79,5 +81,5 @@ class Exchange:
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """A request's header, b"" if it has none of that name."""
+    """The value of a request's header `name` (lower case); b"" if the request has no such header."""
     return next((value for key, value in scope["headers"] if key == name), b"")

@@ -1,4 +1,4 @@
-"""What a request may ask for, and how one that is turned away is told why."""
+"""Limits of requests, and the exception `Refused` with which a request is turned away."""
 
 from dataclasses import dataclass, fields
 
@@ -7,16 +7,20 @@ from imagereward.config import whole_number
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one request, and of all requests together.
+    """Bounds of one request, and of all requests together; whole numbers of at least 1.
 
-    body, image_pixels     bytes of one body; pixels of one image, by its header, before it is decoded
-    images, prompts, pairs, characters   in one request; characters of one prompt
-    request_pixels         pixels of all images of one request
-    queue                  images of all requests that are read, decoded or waiting; beyond: 429
-    held                   bytes of all bodies in memory; beyond: 429
-    seconds                to send a body
-    unproven               connections that have not shown the token; beyond: the oldest is closed
-    unproven_seconds       after which such a connection is closed, and one that is between two requests
+    body                     bytes of one body
+    images, prompts, pairs   in one request
+    characters               of one prompt
+    image_pixels             width times height of one image, read from its header before decoding
+    request_pixels           pixels of all images of one request
+    queue                    images of all requests that are read, decoded or waiting; beyond: 429
+    held                     bytes of all bodies in memory; beyond: 429
+    seconds                  to send a body
+    unproven                 open connections that have not shown the token; beyond: the oldest is closed
+    unproven_seconds         after which a connection without a token, or idle between requests, is closed
+
+    Raises InputError for a value out of range, `images` above `queue`, or `body` above `held`.
     """
 
     body: int = 64 * 2**20
@@ -35,15 +39,15 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             whole_number(field.name, getattr(self, field.name), 1)
-        # What passes the bounds of one request must fit an empty queue, or it would be sent again for ever.
+        # A request that never fits an empty queue would be answered 429 and be sent again for ever.
         whole_number("images", self.images, 1, self.queue)
         whole_number("body", self.body, 1, self.held)
 
 
 class Refused(Exception):
-    """A request that is turned away: an HTTP status, the reason, and which images it is about, if any.
+    """Turns a request away: HTTP status, reason, headers of the answer.
 
-    `images` maps an image's place in the request to what is wrong with it.
+    images   index of a faulty image in the request -> its fault
     """
 
     def __init__(
@@ -61,11 +65,11 @@ class Refused(Exception):
         self.images = images or {}
 
     def alone(self) -> "Refused":
-        """Itself, without the errors and stack frames that led to it, which hold the request's body."""
+        """This exception without cause, context and traceback: their stack frames hold the request's body."""
         self.__cause__ = self.__context__ = None
         return self.with_traceback(None)
 
     def content(self) -> dict:
-        """The answer's JSON."""
+        """The answer's JSON: `detail`, and `images` where images are at fault."""
         named = {str(index): reason for index, reason in self.images.items()}
         return {"detail": self.reason, **({"images": named} if named else {})}

@@ -1,8 +1,7 @@
-"""Giving freed memory back to the system, where the C library is glibc; elsewhere nothing is done.
-
-glibc keeps what is freed for later use, in pieces between what is still in use: after large bodies that can
-be many times what the server holds. And it gives threads heaps of their own ("arenas"), at whose ends up to
-64 MB each stay that no call gives back.
+"""Returns freed memory to the operating system with glibc's malloc_trim; does nothing without glibc.
+glibc keeps freed memory for later use, so that a server holds many times what it needs after large bodies.
+It also gives every thread a heap of its own ("arena"), each of which can keep 64 MB that malloc_trim does
+not return.
 """
 
 import asyncio
@@ -10,15 +9,15 @@ import ctypes
 import threading
 from collections.abc import Callable
 
-LARGE = 2**20  # bytes of a body; smaller ones leave nothing that the next would not use
-DELAY = 0.5  # seconds, in which other requests may end too
+LARGE = 2**20  # bytes of a body that are worth a trim
+DELAY = 0.5  # seconds from the end of a request to the trim, so that one trim serves several requests
 
 
 M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc, None with another C library."""
+    """The function `name` of glibc; None with another C library."""
     try:
         return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
@@ -29,19 +28,19 @@ _trim = _of_glibc("malloc_trim")
 
 
 def share_one_arena() -> None:
-    """Let the process's threads that begin from now on allocate from the main heap: best called early."""
+    """Make threads that start after this call allocate from the main heap."""
     if _trim is not None and (mallopt := _of_glibc("mallopt")) is not None:
         mallopt(M_ARENA_MAX, 1)
 
 
 class Trimmer:
-    """Gives freed memory back soon after a large body is gone, once for all that are gone by then."""
+    """Calls malloc_trim in a thread, `DELAY` seconds after the first of several large bodies is gone."""
 
     def __init__(self) -> None:
         self._waiting = False
 
     def body_gone(self, size: int) -> None:
-        """A request is over whose body had `size` bytes. Called in the event loop."""
+        """Note the end of a request whose body had `size` bytes. Call it in the event loop."""
         if size >= LARGE and _trim is not None and not self._waiting:
             self._waiting = True
             asyncio.get_running_loop().call_later(DELAY, self._start)

@@ -1,4 +1,4 @@
-"""The same app on Ray Serve: replicas on a cluster, as many as the load asks for."""
+"""The reward server on Ray Serve: replicas on a cluster, whose number follows the load."""
 
 import signal
 import sys
@@ -26,9 +26,13 @@ def deploy(
 ) -> None:
     """Serve until SIGTERM or SIGINT, with one to `replicas` replicas, each of which loads its own scorers.
 
-    `load` runs on the cluster's machines, each replica with `gpus` of their GPUs to itself; `options`
-    are those of `create_app`, and hold for each replica: its queue, its batches. The cluster is the
-    one that RAY_ADDRESS names, else this machine. Raises MissingExtraError if ray is not installed.
+    load      returns the scorers; runs in every replica
+    gpus      GPUs reserved for each replica
+    limits    of each replica: its queue, its requests
+    options   further arguments of `create_app`, for each replica
+
+    The cluster is the one that RAY_ADDRESS names; without that variable, a new one on this machine. Raises
+    MissingExtraError if ray is not installed.
     """
     try:
         import ray

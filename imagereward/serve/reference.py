@@ -1,4 +1,4 @@
-"""The page at /docs: the OpenAPI description as plain HTML, which needs no script and no other server."""
+"""The page at /docs: renders the OpenAPI description as plain HTML, without scripts or other servers."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ thead th { font-size: .85rem; opacity: .75 } code { font-family: ui-monospace, m
 
 
 def reference(schema: dict[str, Any]) -> str:
-    """An app's `openapi()` as a page: every path, what it takes, what it answers."""
+    """The HTML page of an app's `openapi()`: for every path its fields, formats and answers."""
     title = html.escape(schema["info"]["title"])
     operations = "".join(
         _operation(method, path, operation)
@@ -61,7 +61,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _kind(field: dict[str, Any]) -> str:
-    """A field's type in words."""
+    """A JSON schema's type in words, such as "list of string"."""
     if "anyOf" in field:
         return " or ".join(_kind(each) for each in field["anyOf"])
     if field.get("type") == "array":

@@ -1,4 +1,4 @@
-"""The server's process: uvicorn around the app, from the command line to SIGTERM."""
+"""Runs the reward server with uvicorn, from the command line until SIGTERM; reads its token."""
 
 import contextlib
 import logging
@@ -18,12 +18,12 @@ from imagereward.serve.app import create_app
 from imagereward.serve.connections import BoundedProtocol, Connections
 
 TOKEN_VARIABLE = "IMAGEREWARD_TOKEN"
-# Seconds after SIGTERM in which requests that are being answered may finish.
+# Seconds after SIGTERM for requests that are being answered.
 DRAIN = 60
 
 
 def run(scorers: Sequence[Scorer], host: str, port: int, **options) -> None:
-    """Serve the scorers by their names until SIGTERM or SIGINT, then finish what was asked.
+    """Serve the scorers by their names until SIGTERM or SIGINT; requests in progress get up to 60 s more.
 
     `options` are those of `create_app`. Raises InputError for two scorers of one name.
     """
@@ -32,7 +32,7 @@ def run(scorers: Sequence[Scorer], host: str, port: int, **options) -> None:
         logging.getLogger("uvicorn.error").warning(
             "%s is open to other machines and asks for no token: set %s or --token-file", host, TOKEN_VARIABLE
         )
-    # It would log every malformed form: the answer says what is wrong, and who asked reads it.
+    # python_multipart warns about every malformed form; the client reads that error in its answer.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     _allow_many_connections()
     with contextlib.suppress(KeyboardInterrupt):
@@ -40,10 +40,10 @@ def run(scorers: Sequence[Scorer], host: str, port: int, **options) -> None:
 
 
 def server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
-    """What runs the app; port 0 is any free one."""
+    """The uvicorn server of the app, not yet running; port 0 stands for any free port."""
     connections: Connections = app.state.connections
 
-    class Protocol(BoundedProtocol):  # h11's, because it bounds the size of headers
+    class Protocol(BoundedProtocol):  # based on h11, which bounds the size of headers
         def __init__(self, config, server_state, app_state, **more):
             super().__init__(connections, config, server_state, app_state, **more)
 
@@ -54,7 +54,7 @@ def server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
 
 
 def by_name(scorers: Sequence[Scorer]) -> dict[str, Scorer]:
-    """The scorers under their names; InputError if two have the same."""
+    """{name: scorer}; InputError if two scorers have the same name."""
     names = [scorer.name for scorer in scorers]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two models are called {twice[0]!r}: rename a directory or file")
@@ -62,8 +62,10 @@ def by_name(scorers: Sequence[Scorer]) -> dict[str, Scorer]:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in the file, else in the environment; None if there is neither. InputError for one that no
-    header can carry."""
+    """The token in the file, or else in the variable IMAGEREWARD_TOKEN; None if neither is given.
+
+    Raises InputError for a file that cannot be read and for a token that no header can carry.
+    """
     if path is not None:
         try:
             token = path.read_text(encoding="utf-8").strip()
@@ -78,7 +80,7 @@ def read_token(path: Path | None) -> str | None:
 
 
 def _allow_many_connections() -> None:
-    """Raise the limit of open files as far as it may be: many systems begin with 1024."""
+    """Raise the soft limit of open files, which is 1024 on many systems, to at most 65536."""
     try:
         import resource
     except ImportError:  # not on Windows

@@ -1,10 +1,10 @@
-"""Shapes: a procedural world of prompts, images and known preferences, and a measure that reads pixels.
+"""Shapes: a synthetic world of prompts, drawn images and known preferences, and a measure of images.
 
-request = ask(rng)                      what is wanted
-prompt = say(request, rng)              one of its phrasings; read(prompt) gives the request back
+request = ask(rng)                      a random scene request
+prompt = say(request, rng)              a sentence for it; read(prompt) parses it back
 image, truth = candidate(request, faithfulness=1, quality=0, rng=rng)
 write("shapes", prompts=1000, seed=0)   a data set in ImageRewardDB's layout
-measure(image, prompt)                  what the pixels show, without a learned model
+measure(image, prompt)                  scores computed from the pixels, without a learned model
 """
 
 from imagereward.shapes.corrupt import DAMAGES, LEVELS, MISTAKES

@@ -1,4 +1,4 @@
-"""Damage in levels: to what is shown (faithfulness) and to how it is shown (quality)."""
+"""Damages requests (faithfulness: mistakes in the content) and pixels (quality), in levels 1 to 3."""
 
 from dataclasses import replace
 
@@ -12,8 +12,8 @@ MISTAKES = ("colour", "shape", "count", "relation", "missing", "extra")
 DAMAGES = ("noise", "blur", "banding", "occlusion", "crop")
 LEVELS = 3
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-# At levels 1 to 3: noise's standard deviation, blur's as a share of the image's side, the bands'
-# contrast, the block's side, and how much of a thing's diameter the crop cuts off.
+# Strengths at levels 1 to 3. noise: standard deviation; blur: standard deviation as a share of the side;
+# banding: contrast; occlusion: the block's side as a share; crop: share of a thing's diameter cut off.
 STRENGTH = {
     "noise": (0.07, 0.14, 0.26),
     "blur": (0.024, 0.042, 0.07),
@@ -21,12 +21,12 @@ STRENGTH = {
     "occlusion": (0.22, 0.32, 0.46),
     "crop": (0.45, 0.6, 0.75),
 }
-# Pairs of mistakes of which one can undo or hide the other.
+# Pairs of mistakes that can undo or hide each other.
 _CANCELLING = ({"missing", "extra"}, {"missing", "relation"}, {"missing", "count"}, {"extra", "count"})
 
 
 def possible_mistakes(request: SceneRequest) -> list[str]:
-    """Which of `MISTAKES` can be made with this request."""
+    """Those of `MISTAKES` that this request allows."""
     possible = ["colour", "shape", "count"]
     if request.relation:
         possible.append("relation")
@@ -38,7 +38,7 @@ def possible_mistakes(request: SceneRequest) -> list[str]:
 
 
 def misread(request: SceneRequest, mistake: str, rng: np.random.Generator) -> SceneRequest:
-    """The request as someone would have it who got one thing wrong."""
+    """The request with one mistake, of `MISTAKES`; `rng` chooses the group and the wrong value."""
     groups = list(request.groups)
     at = int(rng.integers(len(groups)))
     group = groups[at]
@@ -50,7 +50,7 @@ def misread(request: SceneRequest, mistake: str, rng: np.random.Generator) -> Sc
     elif mistake == "count":
         most = MOST_THINGS - request.total + group.count
         other = [n for n in (group.count - 1, group.count + 1) if 1 <= n <= most]
-        if not other:  # a lone thing among four: another group can give way
+        if not other:  # one of four things: reduce another group instead
             at = max(range(len(groups)), key=lambda i: groups[i].count)
             other = [groups[at].count - 1]
         groups[at] = replace(groups[at], count=int(rng.choice(other)))
@@ -67,9 +67,9 @@ def misread(request: SceneRequest, mistake: str, rng: np.random.Generator) -> Sc
 def unfaithful(
     request: SceneRequest, level: int, rng: np.random.Generator
 ) -> tuple[SceneRequest, tuple[str, ...]]:
-    """(what is drawn instead, which mistakes were made): `level` mistakes, or at 3 another scene altogether.
+    """(the request to draw instead, its mistakes): `level` mistakes; at level 3 another scene.
 
-    Another scene shares no colour with the request.
+    The other scene shares no colour with the request; its mistakes are ("scene",).
     """
     if level == LEVELS:
         asked = {group.colour for group in request.groups}
@@ -81,7 +81,7 @@ def unfaithful(
     drawn = request
     for _ in range(level):
         possible = [m for m in possible_mistakes(drawn) if m not in mistakes]
-        if mistakes:  # each mistake must leave the others standing
+        if mistakes:  # a second mistake must not undo or hide the first
             possible = [m for m in possible if {m, mistakes[0]} not in _CANCELLING]
         mistake = str(rng.choice(possible))
         drawn = misread(drawn, mistake, rng)
@@ -90,7 +90,7 @@ def unfaithful(
 
 
 def damaged(scene: Scene, damage: str, level: int, rng: np.random.Generator, size: int = 64) -> np.ndarray:
-    """The scene drawn (float32 [size, size, 3] in [0, 1]) with one of `DAMAGES` at level 1 to 3."""
+    """A drawing of the scene, float32 [size, size, 3] in [0, 1], with one of `DAMAGES` at level 1 to 3."""
     strength = STRENGTH[damage][level - 1]
     if damage == "crop":
         return _cropped(scene, strength, rng, size)
@@ -108,7 +108,7 @@ def damaged(scene: Scene, damage: str, level: int, rng: np.random.Generator, siz
 
 
 def _cropped(scene: Scene, cut: float, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Drawn as if framed wrongly: the outermost thing on one side loses `cut` of its diameter."""
+    """A drawing shifted so that the border cuts off the share `cut` of the outermost thing's diameter."""
     axis, sign = int(rng.integers(2)), int(rng.choice([-1, 1]))
     outermost = max(scene.things, key=lambda thing: sign * (thing.x, thing.y)[axis] + thing.radius)
     edge = 0.5 + sign * 0.5
@@ -127,7 +127,7 @@ def _banded(image: np.ndarray, contrast: float, rng: np.random.Generator) -> np.
 
 
 def _occluded(image: np.ndarray, scene: Scene, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A hatched grey block over the rim of one thing."""
+    """The image with a hatched grey block over the rim of a thing, whose side is `share` of the image's."""
     size = image.shape[0]
     thing = scene.things[rng.integers(len(scene.things))]
     angle, side = rng.uniform(0, 2 * np.pi), max(2, round(share * size))

@@ -1,4 +1,4 @@
-"""Data sets of Shapes: rankings on disk in ImageRewardDB's layout, and endless pairs for generators."""
+"""Data sets of Shapes: rankings on disk in ImageRewardDB's layout, and (prompt, image) pairs on demand."""
 
 import itertools
 import json
@@ -28,11 +28,11 @@ from imagereward.shapes.scene import MOST_THINGS, SceneRequest, arrange, ask
 from imagereward.shapes.truth import Annotator, Truth
 from imagereward.writing import write_text
 
-# What prompts get wrong, where it is possible: the oftener, the harder it is to see in 64 pixels.
+# Relative odds of mistakes in wrong prompts: higher for mistakes that are hard to see in 64 pixels.
 WRONG_ODDS = {"colour": 0.7, "shape": 3.0, "count": 1.5, "relation": 4.0, "missing": 0.5, "extra": 0.5}
 SPLITS = ("train", "valid", "test")
-# How often a candidate has each level of damage. Half of them are clean and two fifths faithful, so
-# that many pairs of one prompt differ on one axis alone.
+# Odds of levels 0 to 3 of a candidate. Half are clean and two fifths faithful, so that many pairs of images
+# differ in faithfulness alone or in quality alone.
 FAITHFULNESS_ODDS = (0.40, 0.38, 0.12, 0.10)
 QUALITY_ODDS = (0.50, 0.20, 0.15, 0.15)
 
@@ -44,7 +44,10 @@ def candidate(
     rng: np.random.Generator,
     size: int = 64,
 ) -> tuple[Image.Image, Truth]:
-    """An answer to the request with these levels of damage, drawn anew, and the truth about it."""
+    """(image, truth): a new drawing of the request with these levels of damage, 0 to 3.
+
+    size   pixels of a side
+    """
     drawn, mistakes = unfaithful(request, faithfulness, rng)
     scene = arrange(drawn, rng)
     damage = str(rng.choice(DAMAGES)) if quality else None
@@ -55,7 +58,7 @@ def candidate(
 def candidates(
     request: SceneRequest, images: int, rng: np.random.Generator, size: int = 64
 ) -> list[tuple[Image.Image, Truth]]:
-    """Several answers of mixed merit, as generators give them; levels by the odds above."""
+    """`images` drawings of the request whose levels are drawn by FAITHFULNESS_ODDS and QUALITY_ODDS."""
     levels = range(LEVELS + 1)
     return [
         candidate(
@@ -77,7 +80,13 @@ def prompt(index: int, seed: int = 0, split: str = "train", most_things: int = M
 def pair(
     index: int, seed: int = 0, split: str = "train", size: int = 64, most_things: int = MOST_THINGS
 ) -> tuple[str, Image.Image]:
-    """(prompt, image), clean and faithful: a function of its arguments, for training generators."""
+    """(prompt, image), flawless, for training generators: a function of its arguments.
+
+    index, seed   number the pair
+    split         "train", "valid" or "test": no two splits share a request (`SceneRequest.split`)
+    size          pixels of a side
+    most_things   things that the prompt may ask for, 1 to 4
+    """
     request, words, rng = _asked(index, seed, split, most_things)
     return words, to_image(draw(arrange(request, rng), rng, size))
 
@@ -89,14 +98,14 @@ def _asked(index: int, seed: int, split: str, most_things: int):
 
 
 def pairs(seed: int = 0, split: str = "train", size: int = 64) -> Iterator[tuple[str, Image.Image]]:
-    """`pair(0, ...)`, `pair(1, ...)` and on without end."""
+    """An endless iterator over `pair(0, ...)`, `pair(1, ...)`, ..."""
     return (pair(index, seed, split, size) for index in itertools.count())
 
 
 def wrong_prompt(prompt: str, rng: np.random.Generator) -> str:
-    """A prompt that asks for nearly the same, but for one of `MISTAKES`; in any of its phrasings."""
+    """A prompt that differs from `prompt` by one of `MISTAKES`, in a random phrasing."""
     request = read(prompt)
-    # No phrasing relates two things and names a third.
+    # The grammar has no phrasing with a relation and a third thing.
     mistakes = [m for m in possible_mistakes(request) if not (request.relation and m == "extra")]
     weights = np.array([WRONG_ODDS[mistake] for mistake in mistakes])
     return say(misread(request, str(rng.choice(mistakes, p=weights / weights.sum())), rng), rng)
@@ -113,13 +122,17 @@ def write(
     progress: bool = True,
     overwrite: bool = False,
 ) -> dict[str, int]:
-    """Write `out`/train.json, valid.json and test.json, and the images beside them.
+    """Write `out`/train.json, valid.json and test.json, and their images under `out`/images.
 
-    Of `prompts`, 80 % train, 10 % valid, 10 % test, at least one of each; what one split's prompts ask
-    for, no other's do. Each record is `{id, prompt, generations, ranking}` as ImageRewardDB has it, with
-    the `truth` of every image added. The same arguments write the same bytes. Returns prompts a split.
-    Raises InputError for numbers out of range; OutputError if `out` exists and is not empty. `overwrite`
-    replaces a data set that was written there, and is refused if `out` holds anything else.
+    prompts    of all splits, at least 3: 80 % train, 10 % valid, 10 % test, at least one each
+    images     of each prompt, at least 2
+    size       pixels of a side, at least 16
+    annotator  ranks the images; default: `Annotator()`
+    overwrite  True replaces a data set that `write` made; refused if `out` holds other files
+
+    Requests of different splits never coincide. Each record has ImageRewardDB's keys id, prompt, generations
+    and ranking, and `truth`, a dict for each image. Equal arguments write equal bytes. Returns {split: number
+    of prompts}. Raises InputError for numbers out of range; OutputError if `out` exists and is not empty.
     """
     prompts, images = whole_number("prompts", prompts, 3), whole_number("images", images, 2)
     size, seed = whole_number("size", size, 16), whole_number("seed", seed, 0)
@@ -162,7 +175,7 @@ def _record(out: Path, split: str, index: int, rng, images: int, size: int, anno
     request = ask(rng, split)
     prompt = say(request, rng)
     drawn = candidates(request, images, rng, size)
-    # A prompt whose images all tie teaches nothing and is refused by the trainer: draw again.
+    # The trainer refuses prompts whose images all tie: draw again.
     while len(set(ranking := annotator.rank([truth for _, truth in drawn], rng))) == 1:
         drawn = candidates(request, images, rng, size)
     name = f"{split}-{index:06d}"

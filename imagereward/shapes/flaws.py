@@ -1,4 +1,4 @@
-"""How strong each kind of damage is, from pixels, on the scales on which `corrupt.STRENGTH` makes it."""
+"""Measures the strength of each kind of damage from pixels, on the scales of `corrupt.STRENGTH`."""
 
 from functools import cache
 
@@ -7,21 +7,21 @@ from scipy import ndimage
 
 from imagereward.shapes.render import distance
 from imagereward.shapes.scene import SHAPES
-from imagereward.shapes.segmentation import SIDE, Seen, white_noise
+from imagereward.shapes.segmentation import SIDE, Segmentation, white_noise
 
-# Blur, in pixels, that the outlines of sharp drawings measure: each pixel averages its own area.
+# Measured blur, in pixels, of sharp drawings, whose pixels average their own area.
 _SHARP = 0.43
-_MESS = 0.1  # root mean square by which pixels around a place must miss the paper to be no paper
+_MESS = 0.1  # root mean square difference from the paper above which pixels are neither paper nor thing
 
 
-def flaws(seen: Seen) -> dict[str, float]:
-    """Strength of each of `corrupt.DAMAGES`, 0 none; levels 1 to 3 are those of `corrupt.STRENGTH`.
+def flaws(seen: Segmentation) -> dict[str, float]:
+    """{damage: strength} for each of `corrupt.DAMAGES`; 0 is none, `corrupt.STRENGTH` has levels 1 to 3.
 
-    noise      standard deviation on the paper, of single pixels and of blocks of 2 x 2 beyond what those make
+    noise      standard deviation on the paper: of single pixels, and of blocks of 2 x 2 in excess of that
     blur       standard deviation, as a share of the side, from the slope of the things' outlines
-    banding    height of the steps between rows, or between columns, that cross the whole paper
-    occlusion  side of a square as large as all that is neither paper nor thing
-    crop       how much of a side of the border is coloured, as a share of a thing's width
+    banding    height of steps between rows, or between columns, across the whole paper
+    occlusion  side, as a share of the image's, of a square with the area that is neither paper nor thing
+    crop       coloured length of the border's most coloured side, as a share of a thing's width
     """
     grey = np.where(seen.bare, seen.pixels.mean(-1), np.nan)
     flat = grey - _smooth(grey)
@@ -38,7 +38,7 @@ def flaws(seen: Seen) -> dict[str, float]:
     }
 
 
-def _noise(seen: Seen) -> float:
+def _noise(seen: Segmentation) -> float:
     half = SIDE // 2
     coarse = seen.pixels.reshape(half, 2, half, 2, 3).mean((1, 3))
     fine = seen.noise
@@ -47,10 +47,10 @@ def _noise(seen: Seen) -> float:
     return float(np.hypot(fine, max(0.0, mottle**2 - (fine / 2) ** 2) ** 0.5))
 
 
-def _blur(seen: Seen) -> float:
-    """In pixels: across a blurred step the squared slope sums to 1 / (2 sqrt(pi) blur).
+def _blur(seen: Segmentation) -> float:
+    """Standard deviation in pixels: across a blurred step, the squared slope sums to 1 / (2 sqrt(pi) blur).
 
-    The best template says within which bounds; beyond them edges have run into each other.
+    Clipped to the bounds of each thing's best template, since edges that run into each other mislead it.
     """
     blurs, lengths = [0.0], [1e-9]
     for piece in seen.pieces:
@@ -63,7 +63,7 @@ def _blur(seen: Seen) -> float:
 
 
 def _smooth(grey: np.ndarray) -> np.ndarray:
-    """The quadratic surface most of the paper (not NaN) lies on; what is far off it weighs little."""
+    """A quadratic surface [64, 64] fitted robustly to the grey of the paper; NaN pixels are ignored."""
     design = _quadratic()
     known = np.isfinite(grey).ravel()
     if known.sum() < 32:
@@ -79,7 +79,7 @@ def _smooth(grey: np.ndarray) -> np.ndarray:
 
 
 def _medians(values: np.ndarray, axis: int) -> np.ndarray:
-    """Medians of rows or columns of what is not NaN; NaN for a line of which less than a quarter is known."""
+    """Medians of rows (axis 1) or columns (0), ignoring NaN; NaN for lines with less than a quarter known."""
     lines = np.sort(values if axis else values.T, 1)  # NaN comes last
     known = np.isfinite(lines).sum(1)
     middle = np.take_along_axis(lines, np.maximum(known - 1, 0)[:, None] // 2, 1)[:, 0]
@@ -87,14 +87,15 @@ def _medians(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _steps(medians: np.ndarray, noise: float) -> float:
-    """Mean of the six largest differences between lines two apart, in which a sharp step appears twice."""
+    """Root mean square of the six largest differences between lines two apart, without their noise."""
     steps = np.abs(medians[2:] - medians[:-2])
     largest = np.sort(steps[np.isfinite(steps)])[-6:]
     return float(np.mean((largest**2 - noise**2).clip(0)) ** 0.5) if len(largest) else 0.0
 
 
-def _on_border(seen: Seen) -> float:
-    """Also of slivers too small to be things; a tenth of the side is a thing's usual radius."""
+def _on_border(seen: Segmentation) -> float:
+    """Coloured share of the border's most coloured side, in thing widths, at most 1; includes slivers that
+    are too small to be things. Without things, a radius of a tenth of the side is assumed."""
     edges = (seen.vivid[0], seen.vivid[-1], seen.vivid[:, 0], seen.vivid[:, -1])
     radii = [piece.thing.radius for piece in seen.pieces] or [0.1]
     return min(1.0, float(max(edge.sum() for edge in edges)) / (2 * SIDE * sum(radii) / len(radii)))
@@ -102,7 +103,7 @@ def _on_border(seen: Seen) -> float:
 
 @cache
 def _outlines() -> dict[str, float]:
-    """Length of each shape's outline at radius 1, from the area of a thin band around it."""
+    """{shape: length of its outline at radius 1}, from the area of a thin band around it."""
     axis = np.linspace(-1.1, 1.1, 880)
     bands = {shape: np.abs(distance(shape, axis[None], axis[:, None])) < 0.02 for shape in SHAPES}
     return {shape: float(band.mean() * 2.2**2 / 0.04) for shape, band in bands.items()}

@@ -1,4 +1,4 @@
-"""Requests in words, and words back to requests: one closed grammar, read and written here."""
+"""The grammar of Shapes: writes requests as sentences (`say`) and parses sentences (`read`)."""
 
 import re
 
@@ -10,7 +10,7 @@ from imagereward.shapes.scene import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SI
 NUMBERS = {1: ("a", "an", "one"), 2: ("two",), 3: ("three",), 4: ("four",)}
 _PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 _FRAMES = ("{}", "{}", "a picture of {}", "an image of {}", "a drawing of {}", "{} drawn simply")
-# {0} is the first group, {1} the second; the relation is the first's to the second.
+# {0} is the first group, {1} the second; the key is the relation of the first to the second.
 _RELATION_PHRASES = {
     "left of": ("{0} left of {1}", "{0} to the left of {1}", "{1} with {0} on its left"),
     "right of": ("{0} right of {1}", "{0} to the right of {1}", "{1} with {0} on its right"),
@@ -56,7 +56,7 @@ _KNOWN = re.compile(
 
 
 def say(request: SceneRequest, rng: np.random.Generator) -> str:
-    """One of several phrasings of the request, drawn at random."""
+    """A sentence for the request, in one of several phrasings that `rng` chooses."""
     groups = [_phrase(group, rng) for group in request.groups]
     if request.relation:
         text = _pick(_RELATION_PHRASES[request.relation], rng).format(*groups)
@@ -73,7 +73,7 @@ def say(request: SceneRequest, rng: np.random.Generator) -> str:
 
 
 def read(prompt: str) -> SceneRequest:
-    """The request a prompt makes; InputError for a prompt outside the grammar."""
+    """Parse a prompt into its request; InputError for a prompt outside the grammar."""
     text = " ".join(prompt.lower().strip(" .").split())
     found = _GROUP.findall(text)
     outline = _GROUP.sub("#", text)
@@ -93,7 +93,7 @@ def read(prompt: str) -> SceneRequest:
 
 
 def vocabulary() -> list[str]:
-    """Every word that `say` uses, sorted."""
+    """All words that `say` uses, sorted."""
     words = set(",") | {word for words in NUMBERS.values() for word in words}
     words |= {*COLOURS, *SHAPES, *_PLURALS.values(), *SIZES, *BACKGROUNDS, "and"}
     phrases = [*_FRAMES, *_BACKGROUND_PHRASES, *POSITIONS]

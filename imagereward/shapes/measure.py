@@ -1,4 +1,4 @@
-"""The measure: what is wrong with an image, given its prompt, from its pixels alone."""
+"""`measure`: scores an image of Shapes against its prompt from the pixels, without a learned model."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,39 +13,39 @@ from imagereward.shapes.flaws import flaws
 from imagereward.shapes.language import read
 from imagereward.shapes.render import PAPER
 from imagereward.shapes.scene import POSITIONS, RELATION_GAP, SIZES, Group, SceneRequest
-from imagereward.shapes.segmentation import Found, see, to_pixels
+from imagereward.shapes.segmentation import MeasuredThing, see, to_pixels
 
 _GOOD_FIT, _NO_FIT = 0.85, 0.5
 _MIDDLING = (SIZES["small"][1] + SIZES["large"][0]) / 2
-# How far beyond its bounds an attribute may be before it counts as wholly wrong, as shares of the side
-# or, for the background, of white.
+# Distance beyond its bounds at which an attribute's score reaches 0, as a share of the side or, for the
+# background, of white.
 _SIZE_SLACK, _POSITION_SLACK, _RELATION_SLACK, _PAPER_SLACK = 0.03, 0.15, 0.15, 0.2
-_TOLERANCE = 0.02  # by how much a centre may be misread, as a share of the side
+_TOLERANCE = 0.02  # error of measured centres, as a share of the side
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an image shows and how good it is as an answer to a prompt.
+    """The things found in an image, and scores of the image as an answer to a prompt.
 
-    found         the things in it, the largest first
+    found         the things, the largest first
     background    the nearest of `BACKGROUNDS`
-    attributes    in [0, 1], one for everything the prompt asks; 1 is right, and only 1:
-      colour, shape  the asked ones are there, in the asked numbers as far as there are things
-      thing          likewise, of colours together with shapes: red circles, not circles and something red
-      count          how many things there are, whatever they are: 1 - |found - asked| / the larger
-      relation, size, position, background   where asked; they fall off over a short way beyond their bounds
-    faithfulness  count times the mean of the others, in [0, 1]; 1 only if all is there, and nothing else
-    flaws         strengths of damage as `corrupt.STRENGTH` has them, noise to crop
-    cleanliness   product over flaws of 1 / (1 + (strength / its strength at level 1)^2), in [0, 1]: each flaw
-                  of level 1 halves it; 0 if nothing is found
-    faithful      whether every attribute is right
+    attributes    {name: score in [0, 1]}; 1 means right:
+      colour, shape  the requested ones are present, in the requested numbers
+      thing          the same for (colour, shape) pairs: a red circle, not a circle and something red
+      count          1 - |found - requested| / max(found, requested), of all things
+      relation, size, position, background   only if requested; linear over a short distance beyond bounds
+    faithfulness  count times the mean of the other attributes, in [0, 1]
+    flaws         {damage: strength} on the scales of `corrupt.STRENGTH`
+    cleanliness   product over flaws of 1 / (1 + (strength / strength at level 1)^2), in [0, 1]: a flaw of
+                  level 1 halves it; 0 if no thing is found
+    faithful      whether every attribute is 1
 
-    In colour, shape and thing a kind's things count as far as they are asked; the sum is divided by the
-    number of things found or asked, the smaller, and multiplied by the share of asked kinds that are there.
-    In shape and thing a malformed thing counts less: its fit's place between 0.5 and 0.85.
+    colour, shape and thing are: sum over requested kinds of min(found, requested), divided by
+    min(all found, all requested), times the share of requested kinds that are present. In shape and thing,
+    a malformed thing counts (fit - 0.5) / 0.35 instead of 1, within [0, 1].
     """
 
-    found: tuple[Found, ...]
+    found: tuple[MeasuredThing, ...]
     background: str
     attributes: dict[str, float]
     faithfulness: float
@@ -54,18 +54,21 @@ class Measurement:
 
     @property
     def faithful(self) -> bool:
-        """Whether every attribute is right; an extra thing makes the count wrong."""
+        """Whether every attribute is 1, which includes that no thing is missing or extra."""
         return all(value == 1 for value in self.attributes.values())
 
 
 def measure(image: ImageLike, prompt: str | SceneRequest) -> Measurement:
-    """Read an image back from its pixels and judge it: deterministic, without a learned model.
+    """Measure an image against a prompt of Shapes: deterministic, without a learned model.
 
-    Takes what `imagereward.images.read_image` takes and raises its errors; square images of at least 32 x 32
-    pixels, measured at 64 x 64. InputError for others, and for a prompt outside the grammar of Shapes.
+    image    in any form that `read_image` takes; square, at least 32 x 32 pixels; resized to 64 x 64
+    prompt   a sentence of the grammar, or a request
+
+    Raises InputError for an image of another size and for a prompt outside the grammar, and the errors of
+    `read_image`.
     """
     if not isinstance(prompt, (str, SceneRequest)):
-        raise InputError(f"prompt={prompt!r}: expected a string or a Request")
+        raise InputError(f"prompt={prompt!r}: expected a string or a SceneRequest")
     request = read(prompt) if isinstance(prompt, str) else prompt
     seen = see(to_pixels(image))
     found = tuple(sorted((piece.thing for piece in seen.pieces), key=lambda thing: -thing.radius))
@@ -83,8 +86,8 @@ def measure(image: ImageLike, prompt: str | SceneRequest) -> Measurement:
     )
 
 
-def judge(found: Sequence[Found], paper: Sequence[float], request: SceneRequest) -> dict[str, float]:
-    """`Measurement.attributes` of things on a paper of this RGB, by what the request asks."""
+def judge(found: Sequence[MeasuredThing], paper: Sequence[float], request: SceneRequest) -> dict[str, float]:
+    """`Measurement.attributes` of `found` things on a paper of this RGB in [0, 1], for a request."""
     groups = request.groups
     weights = [_between(thing.fit, _NO_FIT, _GOOD_FIT) for thing in found]
     asked = [(group.colour, group.shape) for group in groups for _ in range(group.count)]
@@ -95,7 +98,7 @@ def judge(found: Sequence[Found], paper: Sequence[float], request: SceneRequest)
         "thing": _agreement(asked, there, weights),
         "count": 1 - abs(len(found) - len(asked)) / max(len(found), len(asked)),
     }
-    # In the relation's order, which tells apart groups that ask for the same.
+    # Sorted along the relation, which decides between groups that request the same things.
     axis = "y" if request.relation in ("above", "below") else "x"
     backwards = request.relation in ("right of", "below")
     members = _members(groups, sorted(found, key=lambda thing: getattr(thing, axis), reverse=backwards))
@@ -114,7 +117,7 @@ def judge(found: Sequence[Found], paper: Sequence[float], request: SceneRequest)
 
 
 def _agreement(asked: list, there: list, weights: list[float]) -> float:
-    """See `Measurement`: how many of the asked kinds' things are there, times how many of the kinds are."""
+    """The scores colour, shape and thing of `Measurement`, for kinds `asked` and `there` with `weights`."""
     if not there:
         return 0.0
     counts = Counter(asked)
@@ -126,9 +129,9 @@ def _agreement(asked: list, there: list, weights: list[float]) -> float:
     return min(1.0, sum(sums.values()) / min(len(asked), len(there))) * present
 
 
-def _members(groups: Sequence[Group], found: Sequence[Found]) -> list[list[Found]]:
-    """Which things stand for each group: those of its kind, else of its colour, else of its shape."""
-    members: list[list[Found]] = [[] for _ in groups]
+def _members(groups: Sequence[Group], found: Sequence[MeasuredThing]) -> list[list[MeasuredThing]]:
+    """The things of each group: those of its colour and shape, else of its colour, else of its shape."""
+    members: list[list[MeasuredThing]] = [[] for _ in groups]
     rest = list(found)
     for same in (("colour", "shape"), ("colour",), ("shape",)):
         for place, group in enumerate(groups):
@@ -140,8 +143,9 @@ def _members(groups: Sequence[Group], found: Sequence[Found]) -> list[list[Found
     return members
 
 
-def _relation(relation: str, first: Sequence[Found], second: Sequence[Found]) -> float:
-    """Falls off where the middles are nearer than the world draws them, or further across than along."""
+def _relation(relation: str, first: Sequence[MeasuredThing], second: Sequence[MeasuredThing]) -> float:
+    """Score of a relation in [0, 1]: 1 if the mean centres are `RELATION_GAP` apart along its axis and closer
+    across; linear to 0 over `_RELATION_SLACK`; 0 if a group has no things."""
     if not first or not second:
         return 0.0
     dx, dy = (_mean(getattr(t, a) for t in second) - _mean(getattr(t, a) for t in first) for a in "xy")
@@ -152,12 +156,12 @@ def _relation(relation: str, first: Sequence[Found], second: Sequence[Found]) ->
 
 
 def _size(radius: float, size: str) -> float:
-    """Half way between small and large is where one ends and the other begins."""
+    """Score of a size in [0, 1]; the boundary is half way between small and large."""
     beyond = radius - _MIDDLING if size == "small" else _MIDDLING - radius
     return _between(-beyond, -_SIZE_SLACK, 0)
 
 
-def _position(thing: Found, position: str) -> float:
+def _position(thing: MeasuredThing, position: str) -> float:
     beyond = (
         max(low - at, at - high) - _TOLERANCE
         for at, (low, high) in zip((thing.x, thing.y), POSITIONS[position])
@@ -166,7 +170,7 @@ def _position(thing: Found, position: str) -> float:
 
 
 def _background(paper: Sequence[float], background: str) -> float:
-    """Right if no other paper is nearer in lightness; less if it is tinted."""
+    """Score of a background in [0, 1]: 1 if it is the nearest in lightness and not tinted."""
     lightness, tint = float(np.mean(paper)), float(np.ptp(paper))
     nearest = min(abs(lightness - value) for value in PAPER.values())
     beyond = (abs(lightness - PAPER[background]) - nearest) / 2
@@ -174,7 +178,7 @@ def _background(paper: Sequence[float], background: str) -> float:
 
 
 def _between(value: float, low: float, high: float) -> float:
-    """Where a value lies between two bounds, in [0, 1]."""
+    """(value - low) / (high - low), clipped to [0, 1]."""
     return float(min(1.0, max(0.0, (value - low) / (high - low))))
 
 

@@ -1,4 +1,4 @@
-"""Scenes as pixels: signed distances, so any size is sharp, and variation, so no two pictures are equal."""
+"""Draws scenes as pixels of any size, by signed distances, with random light, grain, tilt and tints."""
 
 import colorsys
 
@@ -26,7 +26,7 @@ _CROSS_ARM = 0.36
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int = 64) -> np.ndarray:
-    """The scene as float32 [size, size, 3] in [0, 1], with light, grain, tilt and tints drawn from `rng`."""
+    """The scene as RGB float32 [size, size, 3] in [0, 1]; `rng` decides light, grain, tilt and tints."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = axis[None, :], axis[:, None]
     paper = PAPER[scene.background] + rng.uniform(-0.04, 0.04)
@@ -42,12 +42,12 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = 64) -> np.ndarray:
 
 
 def to_image(pixels_H_W_3: np.ndarray) -> Image.Image:
-    """Float pixels in [0, 1] as an 8-bit image."""
+    """Float pixels [H, W, 3] in [0, 1] as an 8-bit PIL image."""
     return Image.fromarray(np.rint(pixels_H_W_3 * 255).astype(np.uint8))
 
 
 def distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Signed distance to a shape whose surrounding circle has radius 1; negative inside."""
+    """Signed distance of points (u, v) to a shape in the circle of radius 1 around 0; negative inside."""
     if shape == "circle":
         return np.hypot(u, v) - 1
     if shape == "ring":
@@ -65,7 +65,7 @@ def distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _paint(image: np.ndarray, thing: Thing, x, y, rng: np.random.Generator) -> None:
-    """Lay one thing over the image, in place; only the pixels around it are touched."""
+    """Draw a thing onto the image, in place."""
     size = image.shape[0]
     reach = thing.radius * 1.1 + 1.5 / size
     left, top = (max(0, int((c - reach) * size)) for c in (thing.x, thing.y))
@@ -77,7 +77,7 @@ def _paint(image: np.ndarray, thing: Thing, x, y, rng: np.random.Generator) -> N
         min(1.0, saturation * rng.uniform(0.92, 1.06)),
         min(1.0, value * rng.uniform(0.9, 1.06)),
     )
-    if right <= left or bottom <= top:  # moved out of the picture by a crop
+    if right <= left or bottom <= top:  # a crop has moved the thing out of the image
         return
     u, v = (x[:, left:right] - thing.x) * stretch, (y[top:bottom] - thing.y) / stretch
     turned_u = (u * np.cos(angle) + v * np.sin(angle)) / thing.radius
@@ -95,7 +95,7 @@ def _tint(rng: np.random.Generator) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Smooth noise of about [-1, 1] with features of a quarter of the image."""
+    """Smooth noise [size, size] in about [-1, 1], with features of a quarter of the side."""
     coarse = rng.uniform(-1, 1, (5, 5)).astype(np.float32)
     places = np.linspace(0, 4, size)
     return ndimage.map_coordinates(coarse, np.meshgrid(places, places, indexing="ij"), order=1)

@@ -1,4 +1,4 @@
-"""The measure of Shapes as rewards: functions of (pixels, prompts), without a gradient."""
+"""The measure of Shapes as reward functions of (pixels, prompts), without gradients."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from imagereward.shapes.measure import Measurement, measure
 
 
 def measured(pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str]) -> list[Measurement]:
-    """What `measure` finds in each of some pixels [B, 3, H, W] in [0, 1]."""
+    """`measure` for each image of pixels [B, 3, H, W] in [0, 1] and its prompt."""
     arrays = (
         (pixels_B_3_H_W.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     )

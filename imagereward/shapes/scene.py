@@ -1,4 +1,4 @@
-"""What a prompt asks for (`Request`) and what is drawn (`Scene`), and how one becomes the other.
+"""`SceneRequest`, the content of a prompt, and `Scene`, the things to draw; draws both at random.
 
 Lengths and positions are shares of the image's side; x grows to the right and y downwards.
 """
@@ -13,11 +13,11 @@ from imagereward.errors import InputError
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 BACKGROUNDS = ("white", "grey", "black")
-# The first thing is ... the second.
+# Relations of the first group to the second.
 RELATIONS = ("left of", "right of", "above", "below")
 SIZES = {"small": (0.095, 0.115), "large": (0.19, 0.23)}
 ANY_SIZE = (0.14, 0.21)
-# Where a lone thing's centre lies: (x, y) ranges.
+# Ranges (low, high) of x and y of a single thing's centre.
 _LOW, _MIDDLE, _HIGH = (0.0, 0.34), (0.38, 0.62), (0.66, 1.0)
 POSITIONS = {
     "top left": (_LOW, _LOW),
@@ -31,14 +31,19 @@ POSITIONS = {
     "bottom right": (_HIGH, _HIGH),
 }
 MOST_THINGS = 4
-# How far apart two related things' centres are along the relation's axis, at least.
+# Least distance of two related things' centres along the relation's axis.
 RELATION_GAP = 0.22
-MARGIN = 0.03
+MARGIN = 0.03  # least distance between things
 
 
 @dataclass(frozen=True)
 class Group:
-    """Things a prompt names together: "three red circles"."""
+    """Things that a prompt names together, such as "three red circles".
+
+    count           1 to 4
+    colour, shape   of `COLOURS` and `SHAPES`
+    size            of `SIZES`; None: any
+    """
 
     count: int
     colour: str
@@ -48,10 +53,12 @@ class Group:
 
 @dataclass(frozen=True)
 class SceneRequest:
-    """What a prompt asks for; None where it leaves something open.
+    """The content of a prompt; None for an attribute that the prompt does not mention.
 
-    `relation` holds between the middles of the first group and the second; `position` is that of
-    the first thing.
+    groups       one to three
+    relation     of `RELATIONS`: from the mean centre of the first group to that of the second
+    position     of `POSITIONS`: of the first thing
+    background   of `BACKGROUNDS`
     """
 
     groups: tuple[Group, ...]
@@ -61,14 +68,14 @@ class SceneRequest:
 
     @property
     def total(self) -> int:
-        """How many things it asks for."""
+        """Number of things."""
         return sum(group.count for group in self.groups)
 
     @property
     def split(self) -> str:
-        """train, valid or test: a function of what is asked, so no seed can mix them.
+        """ "train", "valid" or "test", by a hash of the request, so that splits never overlap.
 
-        Two requests that differ only in size, position, background or order share a split.
+        Requests that differ only in size, position, background or order share a split.
         """
         groups = [(group.count, group.colour, group.shape) for group in self.groups]
         relation = self.relation
@@ -82,7 +89,7 @@ class SceneRequest:
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing: `radius` is that of the circle around it."""
+    """A thing to draw, with the centre (x, y) and the radius of the circle around it."""
 
     shape: str
     colour: str
@@ -93,14 +100,17 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn, down to places, but not to pixels."""
+    """The things to draw, and the background; `render.draw` adds light, grain, tilt and tints."""
 
     things: tuple[Thing, ...]
     background: str
 
 
 def ask(rng: np.random.Generator, split: str | None = None, most_things: int = MOST_THINGS) -> SceneRequest:
-    """A random request for at most so many things, of one split if given (`Request.split`)."""
+    """A random request for at most `most_things` things, of the given split (`SceneRequest.split`) or any.
+
+    Raises InputError for most_things below 1.
+    """
     if most_things < 1:
         raise InputError(f"most_things={most_things}: expected at least 1")
     while True:
@@ -136,7 +146,7 @@ def _group(rng: np.random.Generator, count: int, sized: bool = False) -> Group:
 
 
 def _distinct(rng: np.random.Generator, counts) -> list[Group]:
-    """Groups of different colours; their shapes may agree."""
+    """Random groups of different colours, with these counts; shapes may repeat."""
     groups: list[Group] = []
     for count in counts:
         group = _group(rng, count)
@@ -147,7 +157,7 @@ def _distinct(rng: np.random.Generator, counts) -> list[Group]:
 
 
 def arrange(request: SceneRequest, rng: np.random.Generator) -> Scene:
-    """A scene that answers the request: places and sizes drawn at random, nothing overlapping."""
+    """A scene that fulfils the request: random places and sizes without overlap."""
     owners = [group for group in request.groups for _ in range(group.count)]
     crowd = 1.0 if len(owners) < 3 else 0.8
     while True:
@@ -164,7 +174,7 @@ def arrange(request: SceneRequest, rng: np.random.Generator) -> Scene:
 
 
 def _places(request: SceneRequest, radii: list[float], rng: np.random.Generator):
-    """Centres, or None where a random try does not fit."""
+    """Random centres (x, y) of things with these radii; None if they overlap or miss the relation."""
     centres: list[tuple[float, float]] = []
     for index, r in enumerate(radii):
         ranges = POSITIONS[request.position] if request.position and not index else ((0.0, 1.0), (0.0, 1.0))
@@ -181,7 +191,10 @@ def _places(request: SceneRequest, radii: list[float], rng: np.random.Generator)
 
 
 def holds(relation: str, first: tuple[float, float], second: tuple[float, float], gap=RELATION_GAP) -> bool:
-    """Whether the first centre is `relation` the second, by at least `gap` and more than across."""
+    """Whether the first centre is `relation` (such as "left of") the second.
+
+    The distance along the relation's axis must be at least `gap`, and larger than the one across.
+    """
     dx, dy = second[0] - first[0], second[1] - first[1]
     along, across = {
         "left of": (dx, dy),

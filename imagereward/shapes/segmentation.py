@@ -1,8 +1,8 @@
-"""From pixels to things, without a learned model: what is drawn, where, in which colour and how sharply.
+"""Finds the things in an image of Shapes, with shape, colour, place and sharpness, without a learned model.
 
-Things are chromatic and papers are not, so a pixel's two opponent values (its colour without its grey) are
-its thing's, times how much of the pixel the thing covers. That stays true under blur, shade and grey damage,
-so shapes are compared as covers.
+Things are chromatic and papers are grey. So a pixel's two opponent values (its colour without its grey) equal
+those of its thing, times the share of the pixel that the thing covers ("cover"), even under blur, shade and
+grey damage. Shapes are therefore recognised from covers.
 """
 
 import colorsys
@@ -21,24 +21,24 @@ from imagereward.shapes.render import PAINT
 from imagereward.shapes.scene import COLOURS
 from imagereward.shapes.templates import best_match
 
-SIDE = 64  # every image is measured at this many pixels a side
+SIDE = 64  # pixels of a side at which images are measured
 SMALLEST_SIDE = 32
 # An orthonormal basis of the plane of RGB in which greys vanish.
 _OPPONENT = np.array([[2, -1, -1], [0, 3**0.5, -(3**0.5)]], np.float32).T / 6**0.5
-_FAINTEST = 0.12  # opponent length below which nothing counts as coloured; paints have 0.37 to 0.67
+_FAINTEST = 0.12  # opponent length below which a pixel counts as grey; paints have 0.37 to 0.67
 _VIVID = 0.2
-_SMALLEST = 8  # pixels; the smallest things that are drawn cover over 20
-_FULL = 0.45  # a thing's pixels are those with more than this share of its colour
-_SPLIT_BELOW = 0.9  # a fit worse than this may be two things that touch
+_SMALLEST = 8  # least pixels of a thing; drawn things cover more than 20
+_FULL = 0.45  # share of a thing's colour above which a pixel belongs to it
+_SPLIT_BELOW = 0.9  # fit below which a thing may be two that touch
 
 
 @dataclass(frozen=True)
-class Found:
-    """One thing as read from pixels.
+class MeasuredThing:
+    """A thing recognised in an image.
 
     shape, colour  the nearest of `SHAPES` and `COLOURS`
     x, y, radius   centre and radius of the circle around it, as shares of the image's side
-    fit            how well its cover agrees with the shape: 1 exactly; clean ones have over 0.93
+    fit            squared correlation of its cover with the shape, in [0, 1]; over 0.93 for clean things
     """
 
     shape: str
@@ -50,28 +50,28 @@ class Found:
 
 
 class Piece(NamedTuple):
-    """A thing and its pixels.
+    """A recognised thing and its pixels.
 
-    cover  [64, 64], how much of each pixel it covers: 1 where full, 0 off it, with noise
-    full   distance from grey in the opponent plane where cover is 1
-    blur   lowest and highest standard deviation, in pixels, that its best template leaves likely
+    cover  [64, 64], share of each pixel that the thing covers, in about [0, 1], with noise
+    full   distance from grey, in the opponent plane, of a fully covered pixel
+    blur   (lowest, highest) likely standard deviation in pixels, by the best template
     """
 
-    thing: Found
+    thing: MeasuredThing
     cover: np.ndarray
     full: float
     blur: tuple[float, float]
 
 
-class Seen(NamedTuple):
-    """An image in parts.
+class Segmentation(NamedTuple):
+    """An image segmented into things and paper.
 
     pixels  float32 [64, 64, 3] in [0, 1]
-    noise   standard deviation of white noise in them
+    noise   standard deviation of white noise in the pixels
     pieces  the things and their pixels
-    vivid   bool [64, 64], the pixels that are clearly coloured, in a thing or not
-    bare    bool [64, 64], the pixels well away from all things
-    paper   RGB in [0, 1], their median
+    vivid   bool [64, 64], clearly coloured pixels, in a thing or not
+    bare    bool [64, 64], pixels well away from all things
+    paper   median RGB of the bare pixels, in [0, 1]
     """
 
     pixels: np.ndarray
@@ -83,9 +83,10 @@ class Seen(NamedTuple):
 
 
 def to_pixels(image: ImageLike) -> np.ndarray:
-    """Any image `imagereward.images.read_image` takes as float32 [64, 64, 3] in [0, 1].
+    """An image, in any form that `read_image` takes, as float32 [64, 64, 3] in [0, 1].
 
-    Raises its errors, and InputError for images that are not square or have fewer than 32 pixels a side.
+    Raises the errors of `read_image`, and InputError for an image that is not square or has a side below 32
+    pixels.
     """
     picture = read_image(image).convert("RGB")
     if picture.width != picture.height or picture.width < SMALLEST_SIDE:
@@ -99,8 +100,8 @@ def to_pixels(image: ImageLike) -> np.ndarray:
     return np.asarray(picture, np.float32) / 255
 
 
-def see(pixels: np.ndarray) -> Seen:
-    """What is in float pixels [64, 64, 3] in [0, 1]."""
+def see(pixels: np.ndarray) -> Segmentation:
+    """Segment float pixels [64, 64, 3] in [0, 1] into things and paper."""
     noise = white_noise(pixels)
     opponent = pixels @ _OPPONENT
     opponent = opponent - np.median(opponent.reshape(-1, 2), 0)
@@ -118,13 +119,15 @@ def see(pixels: np.ndarray) -> Seen:
         bare &= ~ndimage.binary_dilation(piece.cover > 0.2, iterations=2)
     paper = np.median(pixels[bare] if bare.any() else pixels.reshape(-1, 3), 0)
     vivid = np.hypot(smooth[..., 0], smooth[..., 1]) > max(_VIVID, faintest)
-    return Seen(pixels, noise, tuple(pieces), vivid, bare, tuple(paper.tolist()))
+    return Segmentation(pixels, noise, tuple(pieces), vivid, bare, tuple(paper.tolist()))
 
 
 def white_noise(pixels: np.ndarray, blocks: np.ndarray | None = None) -> float:
-    """Standard deviation of white noise in pixels [H, W, 3], from checkerboard sums of 2 x 2 (only `blocks`).
+    """Standard deviation of white noise in pixels [H, W, 3], from checkerboard sums of blocks of 2 x 2.
 
-    The smallest six tenths of them count, so that edges and textures on a part of the image do not.
+    blocks   bool [H / 2, W / 2], the blocks to use; default: all
+
+    Only the smallest six tenths of the sums are used, which excludes edges and textures.
     """
     checker = pixels[::2, ::2] - pixels[1::2, ::2] - pixels[::2, 1::2] + pixels[1::2, 1::2]
     sums = np.abs(checker if blocks is None else checker[blocks]).ravel()
@@ -134,7 +137,7 @@ def white_noise(pixels: np.ndarray, blocks: np.ndarray | None = None) -> float:
 
 
 def _parts(smooth: np.ndarray, faintest: float) -> np.ndarray:
-    """Labels [64, 64]: connected pixels of full colour, taken apart where colours meet; 0 is paper."""
+    """Labels [64, 64] of connected regions of full colour; 0 is paper."""
     strength = np.hypot(smooth[..., 0], smooth[..., 1])
     labels, _ = ndimage.label(strength > faintest)
     full = np.zeros(labels.shape, bool)
@@ -145,7 +148,7 @@ def _parts(smooth: np.ndarray, faintest: float) -> np.ndarray:
 
 
 def _pieces(opponent, smooth, part: np.ndarray, region: np.ndarray, noise: float) -> list[Piece]:
-    """The thing in `part`, or the several it splits into if those fit better."""
+    """The thing in `part`, or several things if splitting the part gives better fits."""
     whole = _fitted(opponent, part, region, noise)
     if whole.thing.fit >= _SPLIT_BELOW:
         return [whole]
@@ -160,7 +163,7 @@ def _pieces(opponent, smooth, part: np.ndarray, region: np.ndarray, noise: float
 
 
 def _splits(smooth: np.ndarray, part: np.ndarray) -> Iterator[np.ndarray]:
-    """Ways to take a part apart, as labels [64, 64] of seeds: by hue, at weak colour, at narrow places."""
+    """Ways to split a part, as labels [64, 64] of seeds: by hue, at weak colour, at narrow places."""
     hue = (smooth @ _hues().T).argmax(-1)
     shares = np.bincount(hue[part], minlength=len(COLOURS)) / part.sum()
     several = np.flatnonzero(shares >= 0.2)
@@ -176,18 +179,18 @@ def _splits(smooth: np.ndarray, part: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _large(labels: np.ndarray) -> np.ndarray:
-    """The labels that have enough pixels to be a thing."""
+    """The labels with at least `_SMALLEST` pixels; others become 0."""
     sizes = np.bincount(labels.ravel())
     return np.where((sizes >= _SMALLEST)[labels], labels, 0)
 
 
 def _nearest(labels: np.ndarray) -> np.ndarray:
-    """[2, 64, 64]: row and column of the labelled pixel nearest to each."""
+    """[2, 64, 64]: row and column of the labelled pixel that is nearest to each pixel."""
     return ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
 
 
 def _fitted(opponent: np.ndarray, part: np.ndarray, region: np.ndarray, noise: float) -> Piece:
-    """The thing whose pixels are mostly `part` and all in `region`, fitted with the bank."""
+    """The thing in `region` whose full pixels are `part`, matched with the template bank."""
     direction = _direction(opponent[part])
     cover = np.where(region, opponent @ direction, 0)
     near = ndimage.binary_dilation(part, iterations=3) & region
@@ -197,7 +200,7 @@ def _fitted(opponent: np.ndarray, part: np.ndarray, region: np.ndarray, noise: f
     y, x = np.average(row, weights=weight), np.average(column, weights=weight)
     unit = max(2.0, float(np.sqrt(cover[near].clip(0).sum() / full)))
     match = best_match(cover, x, y, unit, noise)
-    thing = Found(
+    thing = MeasuredThing(
         match.shape,
         COLOURS[int((_hues() @ direction).argmax())],
         float(x + 0.5) / SIDE,
@@ -210,7 +213,7 @@ def _fitted(opponent: np.ndarray, part: np.ndarray, region: np.ndarray, noise: f
 
 
 def _direction(opponent_N_2: np.ndarray) -> np.ndarray:
-    """Unit vector of the pixels' colour; where colours cancel, that of the most frequent one."""
+    """Unit vector [2] of the pixels' mean colour; of the most frequent colour if the mean cancels."""
     mean = opponent_N_2.mean(0)
     length = np.hypot(*mean)
     if length < 0.3 * np.hypot(*opponent_N_2.T).mean():
@@ -220,7 +223,7 @@ def _direction(opponent_N_2: np.ndarray) -> np.ndarray:
 
 @cache
 def _hues() -> np.ndarray:
-    """[8, 2], the direction of each colour in the opponent plane."""
+    """[8, 2], unit vectors of `COLOURS` in the opponent plane."""
     paints = [colorsys.hsv_to_rgb(PAINT[c][0] / 360, *PAINT[c][1:]) for c in COLOURS]
     plane = np.array(paints, np.float32) @ _OPPONENT
     return plane / np.linalg.norm(plane, axis=1, keepdims=True)

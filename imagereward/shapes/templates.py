@@ -1,6 +1,6 @@
-"""A bank of softly drawn shapes of equal area, and which of them a cover looks most like.
+"""Template matching of covers: a bank of blurred shapes of equal area, and `best_match`.
 
-A cover's centre and area survive blur, so they say where and how large the templates are compared.
+Blur leaves a cover's centre and area unchanged, so they determine position and size of the templates.
 """
 
 from functools import cache
@@ -12,12 +12,12 @@ from scipy import ndimage
 from imagereward.shapes.render import distance
 from imagereward.shapes.scene import SHAPES
 
-# Rotation in degrees and horizontal stretch, over the ranges that `render` draws from; blur's standard
-# deviation, in units of the square root of the area.
+# The templates' rotations in degrees and horizontal stretches, over the ranges of `render`, and standard
+# deviations of their blurs, in units of the square root of the area.
 _ANGLES = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0)
 _STRETCHES = (0.95, 1.0, 1.05)
 _BLURS = (0.03, 0.08, 0.13, 0.18, 0.24, 0.31, 0.4, 0.5, 0.6)
-# Sizes tried around a first guess, which blur makes too large, and then around the best of them.
+# Factors of the sizes tried around a first guess, which blur makes too large; then around the best of them.
 _COARSE = (0.6, 0.68, 0.77, 0.87, 0.98, 1.1)
 _FINE = (0.92, 0.96, 1.0, 1.04, 1.08)
 # Templates are _GRID x _GRID samples of a square of twice _REACH units, drawn _FINER times finer.
@@ -25,13 +25,13 @@ _GRID, _REACH, _FINER = 28, 1.25, 2
 
 
 class Match(NamedTuple):
-    """The template that explains most of a cover.
+    """The template that best matches a cover.
 
     shape   one of `SHAPES`
     radius  of the circle around it, in pixels
     fit     squared correlation with the cover, apart from white noise, in [0, 1]
-    full    the cover's value where the template's is 1
-    blur    lowest and highest standard deviation, in pixels, that are likely
+    full    the cover's value where the template is 1
+    blur    (lowest, highest) likely standard deviation, in pixels
     """
 
     shape: str
@@ -50,16 +50,17 @@ class _Bank(NamedTuple):
 
 
 def best_match(cover: np.ndarray, x: float, y: float, unit: float, noise: float) -> Match:
-    """What `cover` [H, W] shows around pixel (x, y).
+    """The template that best matches `cover` [H, W] around pixel (x, y).
 
-    `unit` guesses the square root of its area in pixels; `noise` is its white noise's standard deviation.
+    unit    first guess of the square root of the thing's area, in pixels
+    noise   standard deviation of the cover's white noise
     """
     bank = _bank()
     for factors in (_COARSE, _FINE):
         units = unit * np.array(factors)
         patches = _patches(cover, x, y, units)
         matches = patches @ bank.templates
-        # Times a grid cell's side, so that patches of different sizes compare.
+        # Times the side of a grid cell, so that patches of different sizes are comparable.
         size, best = np.unravel_index(int((matches * units[:, None]).argmax()), matches.shape)
         unit = float(units[size])
     # Interpolation between pixels leaves 4/9 of white noise's variance.
@@ -78,7 +79,7 @@ def best_match(cover: np.ndarray, x: float, y: float, unit: float, noise: float)
 
 
 def _patches(cover: np.ndarray, x: float, y: float, units: np.ndarray) -> np.ndarray:
-    """float32 [units, grid * grid]: the cover around (x, y), each time at another size."""
+    """float32 [len(units), grid * grid]: the cover around (x, y), sampled at each of these sizes."""
     offsets = units[:, None] * np.linspace(-_REACH, _REACH, _GRID)
     rows = np.broadcast_to((y + offsets)[:, :, None], (len(units), _GRID, _GRID))
     columns = np.broadcast_to((x + offsets)[:, None, :], rows.shape)
@@ -88,7 +89,7 @@ def _patches(cover: np.ndarray, x: float, y: float, units: np.ndarray) -> np.nda
 
 @cache
 def _bank() -> _Bank:
-    """Covers of every shape at unit area, over the rotations, stretches and blurs there are; 0.2 s once."""
+    """Covers of all shapes at unit area, over all rotations, stretches and blurs. Computed once, in 0.2 s."""
     fine = _GRID * _FINER
     step = 2 * _REACH / (_GRID - 1)
     axis = ((np.arange(fine) + 0.5) / _FINER - 0.5) * step - _REACH
@@ -118,7 +119,7 @@ def _bank() -> _Bank:
 
 
 def _blurring(axis: np.ndarray, step: float, blur: float) -> np.ndarray:
-    """[grid, fine] matrix that blurs along one axis and samples at the grid."""
+    """A matrix [grid, fine] that blurs along one axis and samples at the grid."""
     grid = np.linspace(-_REACH, _REACH, _GRID)
     kernel = np.exp(-((grid[:, None] - axis[None]) ** 2) / (2 * max(blur, step / 3) ** 2))
     return (kernel / kernel.sum(1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is true of a (prompt, image): its level on both axes, its utility, and who would prefer it."""
+"""`Truth`, the known damage and utility of a drawn image, and `Annotator`, a noisy judge of utilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,14 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Truth:
-    """Levels of damage, 0 none to 3 worst, and what was done.
+    """Levels of damage to an image, from 0 (none) to 3 (worst).
 
-    faithfulness  how many mistakes were made; 3 is another scene altogether
-    mistakes      which, of `imagereward.shapes.MISTAKES`, or ("scene",)
-    quality       how strong the damage to the pixels is
-    damage        which, of `imagereward.shapes.DAMAGES`; None at level 0
+    faithfulness  number of mistakes; 3 stands for another scene
+    mistakes      of `imagereward.shapes.MISTAKES`, or ("scene",) at level 3
+    quality       strength of the damage to the pixels
+    damage        of `imagereward.shapes.DAMAGES`; None at level 0
+
+    Raises InputError for a level outside 0 to 3.
     """
 
     faithfulness: int = 0
@@ -39,32 +41,34 @@ class Truth:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected a level in 0..{LEVELS}")
 
     def utility(self, taste: tuple[float, float] = (1.0, 0.75)) -> float:
-        """-(taste[0] * faithfulness + taste[1] * quality): 0 is flawless, -5.25 the worst.
+        """-(taste[0] * faithfulness + taste[1] * quality): by default 0 (flawless) to -5.25 (worst).
 
-        The default taste is the world's own: one wrong attribute weighs as much as 1 1/3 levels of
-        damage to the pixels.
+        By default, one mistake weighs as much as 1 1/3 levels of damage to the pixels.
         """
         return 0.0 - taste[0] * self.faithfulness - taste[1] * self.quality
 
     def in_words(self) -> str:
-        """What was done to the image, for people: "wrong colour; blur 2", or "flawless"."""
+        """The damage in words: "wrong colour; blur 2", or "flawless"."""
         mistakes = ["another scene" if m == "scene" else _WORDS[m] for m in self.mistakes]
         damage = [f"{self.damage} {self.quality}"] if self.damage else []
         return "; ".join([*mistakes, *damage]) or "flawless"
 
     def clearly_beats(self, other: "Truth") -> bool:
-        """Better on one axis and not worse on the other: what any taste with positive weights agrees on."""
+        """Whether this image is better in faithfulness or quality and not worse in the other.
+
+        Every taste with positive weights then prefers it.
+        """
         mine, theirs = (self.faithfulness, self.quality), (other.faithfulness, other.quality)
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs))
 
 
 @dataclass(frozen=True)
 class Annotator:
-    """Someone who ranks images by utility, not perfectly, and calls close ones equal.
+    """A simulated annotator, who ranks images by noisy utility and ties close ones.
 
-    noise  standard deviation added to every utility
+    noise  standard deviation of the normal noise added to every utility
     taste  weights of faithfulness and quality (`Truth.utility`)
-    tie    images whose noisy utilities lie within this of the one ranked before share its rank
+    tie    an image whose noisy utility is at most this much below the first of a rank shares that rank
     """
 
     noise: float = 0.25
@@ -72,7 +76,7 @@ class Annotator:
     tie: float = 0.2
 
     def rank(self, truths: Sequence[Truth], rng: np.random.Generator) -> list[int]:
-        """Ranks of the images, 1 the best, ties sharing one and none left out after them."""
+        """Ranks of the images, 1 the best; tied images share a rank, and ranks have no gaps."""
         felt = np.array([truth.utility(self.taste) for truth in truths])
         felt += self.noise * rng.standard_normal(len(truths))
         ranks = np.empty(len(truths), int)

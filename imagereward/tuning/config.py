@@ -1,6 +1,5 @@
 """Recipes: TOML with strict keys and types, shipped by name or given by path, changed by key=value."""
 
-import difflib
 import os
 import re
 import tomllib
@@ -10,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from imagereward.errors import InputError
+from imagereward.errors import InputError, did_you_mean
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -69,9 +68,8 @@ def recipe_file(name: str | os.PathLike) -> Path:
         return path
     path = RECIPES / f"{name}.toml"
     if not path.is_file():
-        near = difflib.get_close_matches(str(name), recipe_names(), 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"{str(name)!r} is no recipe and no file; {hint}known: {', '.join(recipe_names())}")
+        hint = " ".join(filter(None, [did_you_mean(str(name), recipe_names()), "known:"]))
+        raise InputError(f"{str(name)!r} is no recipe and no file; {hint} {', '.join(recipe_names())}")
     return path
 
 
@@ -122,8 +120,7 @@ def _fault(kind: type[BaseModel], fault: Any) -> str:
     name, message = ".".join(path), fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         valid = _keys_at(kind, path[:-1])
-        near = difflib.get_close_matches(path[-1], valid, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
+        hint = did_you_mean(path[-1], valid) or f"valid: {', '.join(valid)}"
         return f"{name} is no key; {hint}"
     field = _field_at(kind, path)
     meaning = f" ({field.description})" if field is not None and field.description else ""

@@ -1,1 +1,1 @@
-"""Images of rows to pixels, in processes ahead of the model; cached features."""
+"""Decodes the images of rows in processes ahead of the model; keeps image features on disk."""

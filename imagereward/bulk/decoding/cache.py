@@ -1,7 +1,8 @@
-"""Image features on disk, by the hash of the encoded image, within a budget: an SQLite file.
+"""A cache of image features on disk: an SQLite file of bounded size, keyed by the hash of the encoded image.
 
-Features do not depend on prompts or heads, so scoring the same images again costs no image pass. The
-least recently used go when the budget is reached. Processes of one machine may share a cache.
+Features do not depend on prompts or heads, so scoring the same images again needs no image encoder. When the
+file reaches its budget, the least recently used features are removed. Processes of one machine may share a
+cache.
 """
 
 import hashlib
@@ -25,17 +26,21 @@ from imagereward.scoring.scorer import Scorer
 
 FILE = "features.sqlite"
 PAGE = 16384
-# What a value takes beyond its bytes: pages that are not full, and its place in the indexes.
+# Pages that a value takes beyond its bytes: for partly filled pages and index entries.
 SLACK_PAGES = 4
-PATIENCE = 60  # seconds to wait for another process
-LEAST_BUDGET = 2**20
+PATIENCE = 60  # seconds to wait while another process writes
+LEAST_BUDGET = 2**20  # bytes
 CHECKSUM = 4  # bytes of a CRC-32
 
 Result = TypeVar("Result")
 
 
 def tower_of(encoder: Scorer) -> bytes:
-    """What `encoder`'s image features are good for: equal weights, pixels, precision, device, versions."""
+    """SHA-256 of all that decides an image's features: the image encoder's weights, its preprocessing,
+    precision and device type, and the versions of libraries. A part of every cache key.
+
+    Raises InputError for an encoder whose inputs are no stacked pixels.
+    """
     if encoder.processor is not encoder.preprocess:
         raise InputError(f"features of {encoder.name} cannot be cached: its inputs are no stacked pixels")
     digest = hashlib.sha256()
@@ -50,7 +55,12 @@ def tower_of(encoder: Scorer) -> bytes:
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Whether features are there: for worker processes, each of which opens the file on its first look."""
+    """Tells worker processes whether the cache holds an image: `digest in reader`.
+
+    towers   `tower_of` every image encoder; an image counts as cached if features of all of them exist
+
+    Each process opens the file when it first asks.
+    """
 
     path: Path
     towers: tuple[bytes, ...]
@@ -67,10 +77,11 @@ class FeatureReader:
 
 
 class FeatureCache:
-    """Features of images under `directory`. What is put is on disk with the next `commit`.
+    """Image features in the file features.sqlite under `directory`; `commit` writes what `put` collected.
 
-    budget   bytes on disk; while a commit is written, SQLite's journal comes on top
-    Raises InputError for a budget below 1 MB and for a damaged file.
+    budget   bytes on disk, at least 2**20; while a commit is written, SQLite's journal comes on top
+
+    Raises InputError for a budget below that, a directory that cannot be made, and a damaged file.
     """
 
     def __init__(self, directory: str | os.PathLike, budget: int):
@@ -87,11 +98,15 @@ class FeatureCache:
         _guarded(self.path, self._prepare)
 
     def reader(self, towers: Sequence[bytes]) -> FeatureReader:
-        """Tells whether an image's features of all `towers` are there."""
+        """A reader that tells whether the features of all `towers` of an image are cached."""
         return FeatureReader(self.path, tuple(towers))
 
     def get(self, tower: bytes, digest: bytes) -> torch.Tensor | None:
-        """One image's features, on the CPU; None if there are none, or damaged ones."""
+        """The image's features, a tensor on the CPU; None if they are not cached or are damaged.
+
+        tower    `tower_of` the encoder
+        digest   SHA-256 of the encoded image
+        """
         key = _key(tower, digest)
         query = "SELECT value FROM features WHERE key = ?"
         found = _guarded(self.path, lambda: self.file.execute(query, (key,)).fetchone())
@@ -102,17 +117,17 @@ class FeatureCache:
         return features
 
     def put(self, tower: bytes, digest: bytes, features: torch.Tensor) -> None:
-        """Keep one image's features."""
+        """Keep the image's features in memory until `commit`."""
         self.new[_key(tower, digest)] = _packed(features)
 
     def commit(self) -> None:
-        """Write what was put, and remove the least recently used to make room."""
+        """Write the features that were put; remove the least recently used where they need the space."""
         _guarded(self.path, self._commit)
         self.new.clear()
         self.used.clear()
 
     def _prepare(self) -> None:
-        # Ray calls a scorer from another thread than the one that made it, though never from two at once.
+        # Ray creates and calls a scorer in different threads, but never calls it from two at once.
         self.file = sqlite3.connect(
             self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
         )
@@ -146,7 +161,7 @@ class FeatureCache:
                 raise
 
     def _make_room(self, size: int, now: int) -> bool:
-        """Whether `size` more bytes fit, once what was not used in this commit has gone."""
+        """Remove features not used in this commit until `size` more bytes fit; False if they never do."""
         needed = -(-size // (PAGE - 64)) + SLACK_PAGES
         while self._pragma("freelist_count") + self.pages - self._pragma("page_count") < needed:
             if not self._evict(before=now):
@@ -166,7 +181,7 @@ def _key(tower: bytes, digest: bytes) -> bytes:
 
 
 def _packed(features: torch.Tensor) -> bytes:
-    """Features as bytes, after a checksum of these: SQLite has none, and disks forget."""
+    """Features as bytes behind a CRC-32 of them: SQLite does not detect damaged values."""
     data = safetensors.torch.save({"features": features.cpu().contiguous()})
     return zlib.crc32(data).to_bytes(CHECKSUM, "big") + data
 

@@ -1,4 +1,4 @@
-"""A pool of processes that read, decode and resize images ahead of the model."""
+"""A pool of worker processes that answer requests in order, ahead of their use."""
 
 import contextlib
 import multiprocessing
@@ -16,24 +16,24 @@ import torch
 from imagereward.bulk.decoding.processes import end_with_parent, ending, guard_hint, imports_the_script
 from imagereward.errors import ImageRewardError
 
-# Requests that are begun ahead of the one whose answer is taken, for each process.
+# Requests in progress for each process, beyond the answer that is being used.
 AHEAD = 2
-# Seconds a killed process gets to end.
+# Seconds to wait for a killed process to end.
 PATIENCE = 5
 
 
 class Work(Protocol):
-    """What a process does: one request to one answer. Both travel through pipes."""
+    """Computes the answer to a request: `work[request]`. Both are pickled and sent through pipes."""
 
     def __getitem__(self, request: Any) -> Any: ...
 
 
 class Decoders:
-    """`workers` processes that apply `work` to requests; with 0, one thread of this process does.
+    """`workers` processes that apply `work` to requests; 0 uses one thread of this process instead.
 
-    Every process has a pipe and a thread of its own. A process that dies therefore closes its pipe, and
-    the request that it had fails at once; processes that share a queue would leave the reader waiting for
-    the rest of a message. Create and close it in one thread, which outlives the processes.
+    Every process has its own pipe and thread here. If a process dies, its pipe closes and its request fails
+    at once; with a shared queue the reader could wait for ever for the rest of a message. Create and close
+    this object in one thread, which must live longer than the processes.
     """
 
     def __init__(self, work: Work, workers: int):
@@ -51,7 +51,7 @@ class Decoders:
             raise
 
     def answers(self, requests: Iterable[Any]) -> Generator[Any, None, None]:
-        """The answer to every request, in order; a few of them are worked on ahead.
+        """The answers in order of the requests, `AHEAD` of them per process computed in advance.
 
         Raises ImageRewardError if a process dies.
         """
@@ -64,7 +64,7 @@ class Decoders:
             yield ahead.popleft().result()
 
     def close(self) -> None:
-        """End the processes, also in the middle of a request."""
+        """Kill the processes, even during a request."""
         for process in self.processes:
             process.kill()
         self.threads.shutdown(cancel_futures=True)
@@ -88,7 +88,7 @@ class Decoders:
 
 
 class _Process:
-    """One decoding process, and this side of its pipe."""
+    """One decoding process, and this process's end of its pipe."""
 
     def __init__(self, work: Work):
         self.connection, theirs = multiprocessing.Pipe()
@@ -102,10 +102,10 @@ class _Process:
             hint = guard_hint() if imports_the_script() else "fewer workers need fewer processes (workers=)"
             raise ImageRewardError(f"a decoding process could not be started ({error!r}): {hint}") from error
         finally:
-            theirs.close()  # the pipe then ends with the process
+            theirs.close()  # the pipe then closes when the process ends
 
     def ask(self, request: Any) -> Any:
-        """The answer to a request. Raises ImageRewardError if the process dies first."""
+        """Send a request and wait for its answer. Raises ImageRewardError if the process dies first."""
         try:
             if not self.ready:
                 self._receive()
@@ -116,13 +116,13 @@ class _Process:
             raise ImageRewardError(self._death()) from error
 
     def kill(self) -> None:
-        """End the process now."""
+        """Kill the process and wait for its end."""
         with contextlib.suppress(ValueError):
             self.process.kill()
             self.process.join(PATIENCE)
 
     def _receive(self) -> Any:
-        # The pipe may be held open by a process that something else forked meanwhile: the process counts.
+        # Another forked process may hold the pipe open, so the end of the process is watched as well.
         if self.connection not in wait([self.connection, self.process.sentinel]):
             raise EOFError
         return self.connection.recv()
@@ -139,11 +139,11 @@ class _Process:
 
 
 def _serve(connection: Connection, work: Work) -> None:
-    """The life of a decoding process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this one
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not a handler that was forked along
+    """The main function of a decoding process: answer requests until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # drops a handler inherited from the parent
     end_with_parent()
-    torch.set_num_threads(1)  # threads of torch do not survive a fork, and the processes are many
+    torch.set_num_threads(1)  # torch's threads do not survive a fork; parallelism comes from processes
     try:
         connection.send(os.getpid())
         while True:

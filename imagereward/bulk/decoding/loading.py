@@ -1,4 +1,4 @@
-"""Images of a part: read, decoded and resized in processes; an unreadable image is an error of its row."""
+"""Reads, decodes and resizes the images of parts in worker processes, ahead of the model."""
 
 import hashlib
 from collections import deque
@@ -10,22 +10,26 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from imagereward.bulk.decoding.cache import FeatureReader
 from imagereward.bulk.decoding.decoders import Decoders
 from imagereward.bulk.inputs.changes import content_of
-from imagereward.bulk.inputs.rows import Image, Part
+from imagereward.bulk.inputs.rows import Image, TablePart
 from imagereward.bulk.inputs.stored import Stored
 from imagereward.errors import ImageRewardError
 from imagereward.generation_metadata import Markup, prompt_of
 from imagereward.images.processor import Processor, as_arrays
 from imagereward.images.reading import check_image, read_encoded, read_image, size_of
 
-# Images in one message from a worker: few enough to keep all workers busy at the end of a part.
+# Images in one message to and from a worker: few, so that all workers stay busy at the end of a part.
 IMAGES_AT_ONCE = 8
 
 Item = TypeVar("Item")
-Images: TypeAlias = "dict[Image | None, Loaded]"  # what came of the images of a part
+Images: TypeAlias = "dict[Image | None, Loaded]"  # the images of a part, each decoded or with an error
 
 
-class Wish(NamedTuple):
-    """An image to load: of the row `number`, for messages; with the prompt that belongs to it, or not."""
+class ImageRequest(NamedTuple):
+    """An image to load.
+
+    number        of the image's first row, for messages
+    with_prompt   whether to read the prompt beside the image or in its metadata as well
+    """
 
     number: int
     image: Image
@@ -34,10 +38,15 @@ class Wish(NamedTuple):
 
 @dataclass
 class Loaded:
-    """What came of an image: 8-bit (for HPS: float) pixels [3, S, S] per preprocess, or an `error`.
+    """A loaded image, or the reason why it could not be loaded.
 
-    `digest` is the hash of the encoded image, if features are cached; `pixels` are None as well if all
-    features of such an image were there. `content` is `content_of` the image, if the loader takes it.
+    pixels          uint8 (HPS: float) [3, S, S] for each preprocess; None with an `error`, and where the
+                    cache holds the features of all encoders
+    width, height   of the original image, in pixels
+    prompt          beside the image or in its metadata, if requested and found
+    digest          SHA-256 of the encoded image, if features are cached
+    content         `content_of` the image, if the loader computes it
+    error           why the image cannot be used
     """
 
     pixels: tuple | None = None
@@ -51,78 +60,89 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Loader:
-    """What a worker does: wishes to loaded images."""
+    """The work of a decoding process: lists of image requests to lists of loaded images.
+
+    processors     one for each image encoder that needs its own pixels
+    digests        whether to hash every encoded image, the key of the feature cache
+    features       the cache; an image whose features it holds is not decoded
+    markup         "strip" or "keep": weights and LoRA tags in prompts that generators wrote
+    contents       whether to compute `content_of` every image, where images are the input itself
+    """
 
     processors: tuple[Processor, ...]
     digests: bool = False
-    features: FeatureReader | None = None  # images whose features are there need no pixels
-    markup: Markup = "strip"  # what becomes of weights and LoRA tags in generators' prompts
-    contents: bool = False  # whether a hash of every image is kept: where images are the input itself
+    features: FeatureReader | None = None
+    markup: Markup = "strip"
+    contents: bool = False
 
-    def __getitem__(self, wishes: Sequence[Wish]) -> list[Loaded]:
-        return [self.load(wish) for wish in wishes]
+    def __getitem__(self, requests: Sequence[ImageRequest]) -> list[Loaded]:
+        return [self.load(request) for request in requests]
 
-    def load(self, wish: Wish, use_cache: bool = True) -> Loaded:
-        """One image; whatever is wrong with it becomes its `error`."""
+    def load(self, request: ImageRequest, use_cache: bool = True) -> Loaded:
+        """Load one image; any exception becomes its `error`. Without `use_cache`, always decode it."""
         loaded = Loaded()
         try:
-            source = wish.image.read() if isinstance(wish.image, Stored) else wish.image
+            source = request.image.read() if isinstance(request.image, Stored) else request.image
             if self.contents:
                 loaded.content = content_of(source)
             if self.digests:
-                check_image(source, wish.number)
-                loaded.digest = _digest(source, wish.number)
+                check_image(source, request.number)
+                loaded.digest = _digest(source, request.number)
                 if use_cache and self.features and loaded.digest in self.features:
-                    loaded.width, loaded.height = size_of(source, wish.number)
+                    loaded.width, loaded.height = size_of(source, request.number)
             if loaded.width is None:
-                image = read_image(source, wish.number)
+                image = read_image(source, request.number)
                 loaded.width, loaded.height = image.size
                 loaded.pixels = tuple(as_arrays(each.load(image)) for each in self.processors)
-            if wish.with_prompt:
-                loaded.prompt = prompt_of(source, self.markup, str(wish.image))
+            if request.with_prompt:
+                loaded.prompt = prompt_of(source, self.markup, str(request.image))
         except ImageRewardError as error:
             loaded.error = str(error)
-        except Exception as error:  # whatever one image does to a decoder, the others go on
-            loaded.error = f"images[{wish.number}] cannot be used: {type(error).__name__}: {error}"
+        except Exception as error:  # one image that breaks a decoder must not end the run
+            loaded.error = f"images[{request.number}] cannot be used: {type(error).__name__}: {error}"
         return loaded
 
 
-def wishes_of(part: Part) -> list[Wish]:
-    """The part's images, each once."""
-    first: dict[Image, Wish] = {}
+def image_requests_of(part: TablePart) -> list[ImageRequest]:
+    """A request for each distinct image of the part, in order of its first row; faulty rows left out."""
+    first: dict[Image, ImageRequest] = {}
     for row in part.rows:
         if row.image is not None and row.error is None:
-            first.setdefault(row.image, Wish(row.number, row.image, row.prompt is None))
+            first.setdefault(row.image, ImageRequest(row.number, row.image, row.prompt is None))
     return list(first.values())
 
 
-def load_parts(parts: Iterable[Part], decoders: Decoders) -> Generator[tuple[Part, Images], None, None]:
-    """Every part with what came of its images, in order. At most a few parts' images are in memory."""
-    begun: deque[tuple[Part, list[Wish], int]] = deque()  # parts on their way, with their numbers of requests
+def load_parts(
+    parts: Iterable[TablePart], decoders: Decoders
+) -> Generator[tuple[TablePart, Images], None, None]:
+    """(part, its loaded images), in order of the parts. Holds the images of a few parts in memory."""
+    # (part, its requests, number of messages that they take), of the parts whose images are being loaded
+    begun: deque[tuple[TablePart, list[ImageRequest], int]] = deque()
 
-    def requests() -> Iterator[list[Wish]]:
+    def messages() -> Iterator[list[ImageRequest]]:
         for part in parts:
-            wishes = wishes_of(part)
-            starts = range(0, max(1, len(wishes)), IMAGES_AT_ONCE)  # one also for a part without images
-            begun.append((part, wishes, len(starts)))
-            yield from (wishes[start : start + IMAGES_AT_ONCE] for start in starts)
+            requests = image_requests_of(part)
+            # A part without images takes one empty message.
+            starts = range(0, max(1, len(requests)), IMAGES_AT_ONCE)
+            begun.append((part, requests, len(starts)))
+            yield from (requests[start : start + IMAGES_AT_ONCE] for start in starts)
 
     loaded: list[Loaded] = []
     count = 0
-    for answer in decoders.answers(requests()):
+    for answer in decoders.answers(messages()):
         loaded.extend(answer)
         count += 1
-        part, wishes, expected = begun[0]
+        part, requests, expected = begun[0]
         if count == expected:
             begun.popleft()
-            yield part, {wish.image: each for wish, each in zip(wishes, loaded, strict=True)}
+            yield part, {request.image: each for request, each in zip(requests, loaded, strict=True)}
             loaded, count = [], 0
 
 
 def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """`items`, each taken by a thread while the one before it is in use.
+    """Yield `items`; a thread computes the next item while the caller uses the current one.
 
-    Closing it does not wait for the item that is on its way: what makes the items must be closed next.
+    Closing this generator does not wait for the thread: close the source of the items afterwards.
     """
     end = object()
     pool = ThreadPoolExecutor(1, "imagereward-ahead")

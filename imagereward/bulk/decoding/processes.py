@@ -1,4 +1,4 @@
-"""Helper processes: how they end with their parent, and what to say when they cannot start."""
+"""Helper processes: ending them with their parent, and messages for when one cannot start or dies."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import threading
 
 from imagereward.errors import ImageRewardError
 
-# Seconds between two looks at whether the parent process still runs.
+# Seconds between two checks of whether the parent process still runs.
 LOOK = 0.5
 
 NO_GUARD = (
@@ -17,10 +17,10 @@ NO_GUARD = (
 
 
 def end_with_parent() -> None:
-    """In a helper process: end when the parent does, however that ends (SIGTERM, SIGHUP, SIGKILL).
+    """Start a thread in a helper process that ends the process when its parent ends, even by SIGKILL.
 
-    A thread waits for the parent's end of a pipe to close. Processes forked later may hold a copy of it,
-    so the id of the parent is compared as well.
+    The thread waits for the parent's end of a pipe to close. Other forked processes may hold a copy of that
+    end, so the thread compares the parent's process id as well.
     """
     parent = multiprocessing.parent_process()
     parent_id = os.getppid()
@@ -35,7 +35,7 @@ def end_with_parent() -> None:
 
 
 def refuse_nested_start() -> None:
-    """Raise if a helper process runs this while it imports the script that started it."""
+    """Raise ImageRewardError in a helper process that is importing the script that started it."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise ImageRewardError(
             "score_table was called again by a helper process that imports this script: " + guard_hint()
@@ -43,17 +43,20 @@ def refuse_nested_start() -> None:
 
 
 def guard_hint(method: str | None = None) -> str:
-    """What to do about a script that helper processes cannot import; `method` starts them."""
+    """Advice to guard a script with `if __name__ == "__main__":`.
+
+    method   multiprocessing's start method; default: the current one
+    """
     return NO_GUARD.format(method=method or multiprocessing.get_start_method())
 
 
 def imports_the_script() -> bool:
-    """Whether helper processes run the script again, which then needs a guard."""
+    """Whether helper processes import the script again (every start method but fork)."""
     return multiprocessing.get_start_method() != "fork"
 
 
 def ending(exit_code: int | None) -> str:
-    """How a process ended, in words."""
+    """How a process ended, in words; None stands for a process that does not answer."""
     if exit_code is None:
         return "does not answer"
     if exit_code >= 0:

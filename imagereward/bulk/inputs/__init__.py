@@ -1,1 +1,1 @@
-"""Tables, folders and shards to rows of a prompt and an image."""
+"""The inputs of bulk scoring: tables, folders of images and WebDataset shards, read as numbered rows."""

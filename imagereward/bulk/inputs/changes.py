@@ -1,8 +1,8 @@
-"""Whether the input is still the one that a run began with.
+"""Detects changes of the input during a run and between a run and its resumption.
 
-Names, sizes and modification times tell one input from another, also on another machine. Within a run,
-inode and change time are compared as well, which no program can set back. A run that goes on after
-another one and finds only these changed compares the rows of the finished parts with a hash of them.
+Names, sizes and modification times identify an input, even on another machine. Within a run, inode and
+change time, which programs cannot set back, are compared as well. If only these two differ when a run
+resumes, the rows of finished parts are compared with their stored hash.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from imagereward.errors import InputError
 from imagereward.generation_metadata import SIDECARS
 from imagereward.generation_metadata.sidecars import open_regular
 
-# A check of many files may take this share of the time since the one before it.
+# Share of a run's time that checks of the input's files may take.
 MOST_TIME = 0.02
-ROWS_DIGEST = b"rows_sha256"  # in the metadata of a part: the hash of the rows that it was made of
+ROWS_DIGEST = b"rows_sha256"  # key in the Parquet metadata of a part: `digest_of` the rows it was made of
 
 
 @dataclass
 class InputWatch:
-    """The state of an input's files at the beginning of a run; it travels to other processes."""
+    """The state of an input's files when a run began, and checks against it. Pickled for other processes."""
 
     source: Source
     state: str = ""
@@ -37,9 +37,10 @@ class InputWatch:
         self.state = self.state or file_state(self.source)
 
     def check(self, always: bool = False) -> None:
-        """Raise InputError if a file of the input is not as it was.
+        """Raise InputError if a file of the input has changed since the run began.
 
-        Unless `always`, an input whose check is slow (a folder of a million images) is not checked each time.
+        always   True checks in any case; by default a check is skipped where checks would take more than 2 %
+                 of the time (a folder of a million images)
         """
         began = time.monotonic()
         if began < self._next and not always:
@@ -54,19 +55,19 @@ class InputWatch:
 
 
 def identity(source: Source) -> str:
-    """A hash of the names, sizes and modification times of the input's files."""
+    """SHA-256 of the names, sizes and modification times of the input's files."""
     return _hash(source, lambda status: (status.st_size, status.st_mtime_ns))
 
 
 def file_state(source: Source) -> str:
-    """Like `identity`, with inode and change time: the same only if nothing wrote to the files at all."""
+    """Like `identity`, with inode and change time: it changes with any write to the files."""
     return _hash(
         source, lambda status: (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
     )
 
 
 def content_of(image: Image) -> str:
-    """A hash of an image's bytes and of the files that may hold its prompt; empty if it cannot be read."""
+    """SHA-256 of an image's bytes and of text files beside it that may hold its prompt; "" if unreadable."""
     digest = hashlib.sha256()
     try:
         if isinstance(image, bytes | Stored):
@@ -86,9 +87,9 @@ def content_of(image: Image) -> str:
 
 
 def digest_of(rows: Iterable[Row], contents: Mapping[Image, str]) -> str:
-    """A hash of what was read of rows: numbers, ids, prompts, paths or bytes of images, kept columns.
+    """SHA-256 of rows: numbers, ids, prompts, paths or bytes of images, errors, kept columns.
 
-    contents   `content_of` those images that are part of the input itself
+    contents   {image: `content_of` it} for images that are the input itself; empty for tables
     """
     digest = hashlib.sha256()
     for row in rows:
@@ -108,7 +109,7 @@ def _hash(source: Source, facts: Callable[[os.stat_result], tuple[int, ...]]) ->
     for file in source.files():
         try:
             found = repr(facts(os.stat(file)))
-        except OSError as error:  # such as a link to nothing; whoever reads the file says what is wrong
+        except OSError as error:  # for instance a broken link; reading the file reports the error
             found = type(error).__name__
         digest.update(os.fsencode(file.name) + b"\0" + found.encode() + b"\n")
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a directory given as input is: shards, tables, or pictures; and what of it is not read."""
+"""Decides whether a directory holds shards, tables or images; expands globs; counts skipped files."""
 
 import glob
 import os
@@ -13,16 +13,18 @@ from imagereward.errors import InputError
 from imagereward.records.arrow import arrow
 from imagereward.records.columns import USUAL, folded
 
-# Parquet files whose columns are looked at.
+# Parquet files of a directory whose columns are checked for images.
 FIRST_FILES = 20
 
 
 def tables_in(directory: Path, name: str) -> list[Path]:
-    """The files of the table that a directory is; none if it is one of pictures.
+    """The .tar or .parquet files of a directory, sorted; empty for a directory of images.
 
-    .tar shards, .parquet files with a column of images, and pictures at any depth each can be what is
-    meant. InputError if more than one is there. Parquet without images (metadata of img2dataset), hidden
-    files and outputs of this package are no input beside something else.
+    name   of the directory, for messages
+
+    A directory can be read as .tar shards, as .parquet files with a column of images, or as image files at
+    any depth; InputError if it holds more than one of these. Parquet files without images (metadata of
+    img2dataset) count only if there is nothing else. Hidden files and outputs of this package never count.
     """
     files = sorted(
         path
@@ -46,9 +48,9 @@ def tables_in(directory: Path, name: str) -> list[Path]:
 
 
 def matches_of(pattern: str | os.PathLike) -> list[Path]:
-    """What a glob finds, in order; without earlier outputs of this package, unless there is nothing else.
+    """The files that match a glob, sorted; outputs of this package only if nothing else matches.
 
-    A file that is found by several paths, since a directory is linked, counts once, by the shortest of them.
+    A file found by several paths through linked directories counts once, by the path with fewest folders.
     """
     found: dict[tuple[str, str], Path] = {}
     for match in sorted(glob.glob(os.fspath(pattern), recursive=True), key=lambda match: match.count(os.sep)):
@@ -59,7 +61,7 @@ def matches_of(pattern: str | os.PathLike) -> list[Path]:
 
 
 def skipped_of(source: Source, given: str | os.PathLike) -> dict[str, int]:
-    """What the input `given` holds that is not in rows of `source`: reason -> number of files or members."""
+    """{reason: number of files or shard members} of the input `given` that are in no row of `source`."""
     skipped = Counter(getattr(source, "skipped", dict)())
     directory = Path(given).expanduser()
     if not directory.exists():
@@ -81,7 +83,7 @@ def _names(directory: Path, name: str) -> Iterable[str]:
 
 
 def _has_images(path: Path) -> bool:
-    """Whether a Parquet file has a column of encoded images, or one named as columns of images are."""
+    """Whether a Parquet file has a binary column, or a column with a usual name of image columns."""
     pa = arrow()
     try:
         schema = pa.parquet.read_schema(path)

@@ -1,4 +1,4 @@
-"""Pictures as input, of a directory or a glob; prompts are in text files beside them, or inside them."""
+"""Folders of images as input, from a directory or a glob, with prompts beside or inside the images."""
 
 import os
 from collections import Counter
@@ -15,9 +15,9 @@ from imagereward.generation_metadata import SIDECARS
 from imagereward.images.encoded import formats
 from imagereward.records import Found, Wanted
 
-# Directories with copies that file managers and archives make, besides those whose name begins with a dot.
+# Folders that file managers and archivers create; skipped like those whose name begins with a dot.
 JUNK = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-# Pictures that are not read, or only with a plugin, besides those of Pillow's other formats.
+# Suffixes of images that Pillow does not know without a plugin: counted, not read.
 OTHER_PICTURES = (".heic", ".heif", ".hif", ".avif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 
 HIDDEN = "hidden (.*, ._*, __MACOSX …)"
@@ -28,14 +28,14 @@ UNREADABLE = "folders that cannot be read"
 
 @cache
 def picture_suffixes() -> frozenset[str]:
-    """Suffixes of the pictures that can be decoded here."""
+    """Suffixes of the image formats that this package decodes, such as ".png"."""
     known = PIL.Image.registered_extensions()
     return frozenset(suffix for suffix, format in known.items() if format in formats())
 
 
 @cache
 def other_picture_suffixes() -> frozenset[str]:
-    """Suffixes of pictures that are not decoded here."""
+    """Suffixes of image formats that this package does not decode."""
     pictures = {
         suffix for suffix, format in PIL.Image.registered_extensions().items() if format in PIL.Image.OPEN
     }
@@ -43,25 +43,30 @@ def other_picture_suffixes() -> frozenset[str]:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file of this name is a picture that can be decoded, by its suffix."""
+    """Whether a file name has the suffix of an image format that this package decodes."""
     return _suffix(name) in picture_suffixes()
 
 
 def is_other_picture(name: str) -> bool:
-    """Whether a file of this name is a picture that cannot be decoded here, by its suffix."""
+    """Whether a file name has the suffix of an image format that this package does not decode."""
     return _suffix(name) in other_picture_suffixes()
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or directory is one that people do not see."""
+    """Whether a file or folder name begins with a dot or is in `JUNK`."""
     return name.startswith(".") or name in JUNK
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Every picture under `directory`, in order of its path, or those of `only`; `folder` is what it lies in.
+    """A `Source`: a row for every image file under `directory`, in order of paths.
 
-    Links to directories are followed, except into what is read anyway. Hidden files and outputs are no input.
+    name        the input as the caller wrote it, for messages
+    only        read these files instead, in this order
+
+    Columns are id (the path relative to `directory`), prompt (None: beside or in the image), image and
+    folder. Links to folders are followed, except into folders that are read anyway. Hidden files and outputs
+    of this package are skipped.
     """
 
     name: str
@@ -102,7 +107,7 @@ class Folder:
                 yield Found(number, record, self.directory)
 
     def skipped(self) -> Counter[str]:
-        """What lies in the directory and is neither a row nor its prompt: reason -> count."""
+        """{reason: count} of files in the directory that are neither an image nor the prompt of one."""
         skipped: Counter[str] = Counter()
         if self.only is None:
             for directory, names in self.walk(skipped):
@@ -114,7 +119,7 @@ class Folder:
         return skipped
 
     def walk(self, skipped: Counter[str]) -> Iterator[tuple[str, list[str]]]:
-        """(directory, names of its files), in order; hidden ones are counted in `skipped` instead."""
+        """Yield (folder, sorted names of its files) at any depth; count skipped files in `skipped`."""
         root = os.path.realpath(self.directory)
         seen: set[tuple[int, int]] = set()
 
@@ -149,7 +154,7 @@ class Folder:
 
 
 def reason(path: Path) -> str:
-    """Why a file that is no picture is no row, in a few words, for counting."""
+    """Why a file that is no image is skipped, in a few words: the key for counting."""
     suffix = _suffix(path.name)
     if is_output(path):
         return OUTPUTS
@@ -159,7 +164,7 @@ def reason(path: Path) -> str:
 
 
 def reasons(skipped: Counter[str]) -> str:
-    """`3 hidden, 1 .heic (…)`."""
+    """Counts of skipped files in words: "3 hidden, 1 .heic (not decoded here)"."""
     return listing([f"{count} {reason}" for reason, count in skipped.items()], 20)
 
 
@@ -172,7 +177,7 @@ def _files_below(directory: str) -> int:
 
 
 def _leads_back(path: str, root: str) -> bool:
-    """Whether this is a link to `root`, to what contains it, or to a directory inside of it that is read."""
+    """Whether `path` links to `root`, to a folder above it, or to a folder below it that is read anyway."""
     if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
@@ -182,7 +187,7 @@ def _leads_back(path: str, root: str) -> bool:
 
 
 def _status(path: str) -> tuple[int, int] | None:
-    """What tells this directory from any other; None for one that has just gone."""
+    """(device, inode), which identify a folder; None if it cannot be read."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""What every input becomes: numbered rows of a prompt and an image, in parts of a fixed size."""
+"""Rows of an input, each with a prompt and an image, and parts: fixed numbers of consecutive rows."""
 
 import json
 import os
@@ -16,16 +16,20 @@ from imagereward.generation_metadata import Markup, prompt_of_text
 from imagereward.images.reading import address_scheme
 from imagereward.records import Table, Wanted, find_column, prompt_error
 
-Image = str | bytes | Stored  # a path, an encoded image, or where in an archive one is
+Image = str | bytes | Stored  # a path, an encoded image, or the place of one in an archive
 
 IN_ARCHIVE = re.compile(r"(.+\.tar)/", re.IGNORECASE)
 
 
 class Row(NamedTuple):
-    """One row of the input. Of one that cannot be scored, `error` says why; `image` may then be None.
+    """One row of the input.
 
-    `prompt` is None where it is to be found beside the image or inside it. `image_name` is what tables
-    call the image: its path, or its place in an archive; None for bytes.
+    number       from 0, over all files of the input
+    prompt       None if it is beside the image or in its metadata
+    image        None only with an error
+    image_name   of the output: the image's path, or its path in an archive; None for bytes
+    error        why the row cannot be scored; None otherwise
+    kept         cells of the columns that are copied, as text
     """
 
     number: int
@@ -38,7 +42,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class TablePart:
     """Consecutive rows that are read, scored, written and resumed together."""
 
     index: int
@@ -47,9 +51,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of the input are which. A constant `prompt` stands in for the column.
+    """Names of the input's columns by their role.
 
-    `markup` says whether weights and LoRA tags of prompts that generators wrote are stripped or kept.
+    keep              columns to copy
+    constant_prompt   the prompt of all rows, instead of a column
+    markup            "strip" or "keep": weights and LoRA tags in prompts that generators wrote
     """
 
     image: str
@@ -61,7 +67,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """The columns to read, each once."""
+        """The distinct columns to read."""
         names = (self.image, self.prompt, self.id, *self.keep)
         return list(dict.fromkeys(name for name in names if name is not None))
 
@@ -75,12 +81,12 @@ def find_columns(
     constant_prompt: str | None,
     markup: Markup = "strip",
 ) -> Columns:
-    """The given columns, or else the usual ones (`records.columns.USUAL`) that are there.
+    """The given columns; for those that are None, the first usual name (`records.columns.USUAL`) present.
 
-    Raises InputError, listing the columns present, for a missing one, and for two with one usual name.
+    Raises InputError, listing the columns present, if a column is missing or two have the same usual name.
     """
     if constant_prompt is not None and prompt is not None:
-        raise InputError("a prompt for all rows and a column of prompts: expected one of them")
+        raise InputError("given both a prompt for all rows and a column of prompts: expected one of them")
     present = source.columns()
     keep = tuple(keep)
     for name in (image, prompt, id, *keep):
@@ -107,9 +113,9 @@ def rows_of(
 ) -> Iterator[Row]:
     """The rows for whose number `wanted` is true, in order.
 
-    Relative paths of images start at `images`, or where that is None at the folder of the record's own table.
-    Those that stay relative to the working directory are named relative to `out`, the folder of the output:
-    the output is then read by the same rule.
+    images   folder that relative image paths start at; None: the folder of each record's table
+    out      folder of the output: image names that are relative paths become relative to it, so that the
+             output can be read as an input in turn
     """
     out = Path(os.path.realpath(out))
     for number, record, folder in source.records(wanted, columns.names):
@@ -131,14 +137,14 @@ def rows_of(
         )
 
 
-def parts_of(rows: Iterable[Row], size: int) -> Iterator[Part]:
-    """Rows that come in order, grouped: part k holds those numbered k * size up to (k + 1) * size."""
+def parts_of(rows: Iterable[Row], size: int) -> Iterator[TablePart]:
+    """Group ordered rows into parts: part k holds rows k * size to (k + 1) * size - 1."""
     for index, group in groupby(rows, key=lambda row: row.number // size):
-        yield Part(index, list(group))
+        yield TablePart(index, list(group))
 
 
 def as_text(value: Any) -> str | None:
-    """A value as text that any file can hold, lists and objects as JSON; None stays."""
+    """A value as text that UTF-8 can encode, lists and objects as JSON; None stays None."""
     if value is None:
         return None
     text = (
@@ -148,12 +154,12 @@ def as_text(value: Any) -> str | None:
 
 
 def _image(value: Any, folder: Path, out: Path) -> tuple[Image | None, str | None, str | None]:
-    """(the image, its name in the output, what is wrong with the cell)."""
+    """(the image, its name in the output, error) of a cell; the error is None if the cell is valid."""
     if isinstance(value, dict):  # as Hugging Face's datasets keep images in Parquet
         place, data = value.get("path"), value.get("bytes")
         if isinstance(data, bytes):
             return data, as_text(place), None
-        value = place if data is None else [data]  # bytes that are none: an error below
+        value = place if data is None else [data]  # of another type than bytes: an error below
     if isinstance(value, bytes):
         return value, None, None
     if isinstance(value, Stored):
@@ -174,7 +180,7 @@ def _image(value: Any, folder: Path, out: Path) -> tuple[Image | None, str | Non
 
 def _name(path: str, out: Path) -> str | None:
     if not os.path.isabs(path):
-        if os.pardir in Path(path).parts:  # of a folder that may be a link: `..` is where it points to
+        if os.pardir in Path(path).parts:  # `..` after a linked folder means the parent of its target
             path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         try:
             path = os.path.relpath(path, out)
@@ -184,7 +190,10 @@ def _name(path: str, out: Path) -> str | None:
 
 
 def _prompt(record: dict[str, Any], columns: Columns, beside_images: bool) -> tuple[str | None, str | None]:
-    """(prompt, error). A text beside an image may be a web UI's, and one that is None inside the image."""
+    """(prompt, error) of a record; (None, None) if the prompt must be read from the image.
+
+    beside_images   prompts come from text files, which a web UI may have written with its own markup
+    """
     try:
         there = [name for name, value in record.items() if value is not None]
         value = record.get(columns.prompt or find_column(there, "prompt", "the record") or "")

@@ -1,4 +1,4 @@
-"""WebDataset shards as input: tar files whose members of one name, up to the extension, make a row."""
+"""WebDataset shards as input: the members of a tar file whose names differ only in extension make a row."""
 
 import json
 import posixpath
@@ -16,15 +16,15 @@ from imagereward.bulk.inputs.stored import Stored
 from imagereward.errors import InputError
 from imagereward.records import Found, Record, Wanted
 
-# A prompt or a description longer than this is no text: it is not read.
+# Most bytes of a member with text or JSON.
 MOST_TEXT = 2**20
 TEXTS = ("txt", "caption", "text", "prompt")
-# Rows whose JSON is looked at for names of columns.
+# Rows whose JSON is parsed to find the names of columns.
 FIRST_ROWS = 100
-# A part of a file name between dots that is no extension: 5, v1, 2024.
+# A component of a file name between dots that belongs to the key, not to the extension: 5, v1, 2024.
 NUMBER = re.compile(r"v?\d+", re.IGNORECASE)
 
-MOST_LINKS = 40  # from link to link
+MOST_LINKS = 40  # length of a chain of links that is followed
 
 UNENDED = "shards without an end mark (cut off?)"
 NO_FILE = "members that are links to nothing, devices or sparse"
@@ -32,7 +32,7 @@ FURTHER = "pictures beyond the first of their row (merged)"
 
 
 class Shard(NamedTuple):
-    """The samples of a tar file, key -> members, and what of it is not read."""
+    """The samples of one tar file, and the number of members that are not read, by reason."""
 
     samples: dict[str, dict[str, list[Stored]]]  # key -> extension -> members of that name, usually one
     skipped: Counter[str]
@@ -40,12 +40,12 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Shards:
-    """Members `key.ext` of one key are a row's columns, wherever in their shard they are.
+    """A `Source`: the members `key.ext` of a tar file that have the same key are the columns of a row.
 
-    The key is the file name up to its first dot, as in WebDataset, but where numbers follow (`d.v1.5.png`)
-    or where no member ends there: see `samples_of`. An image is found under its extension and, the first of
-    a row, under `image`; txt, caption, text and prompt are text, and the keys of an object in `json` are
-    columns. Images are read from the shard where they are decoded.
+    Members of a row need not be neighbours. `samples_of` says how a name is split into key and extension.
+    Columns: an image under its extension, a row's first image also under `image`; the texts txt, caption,
+    text and prompt; the keys of the object in `json`; and __key__. Decoding processes read images from the
+    shard themselves.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Shards:
         return self._contents[0]
 
     def skipped(self) -> Counter[str]:
-        """Members that are in no row: reason -> count."""
+        """{reason: count} of members that are in no row."""
         return self._contents[2]
 
     def files(self) -> tuple[Path, ...]:
@@ -75,7 +75,7 @@ class Shards:
 
     @cached_property
     def _contents(self) -> tuple[int, list[str], Counter[str]]:
-        """(rows, names of columns, what is skipped) of all shards."""
+        """(number of rows, names of columns, counts of skipped members) of all shards."""
         count, skipped, names = 0, Counter[str](), {"__key__": None}
         for path in self.paths:
             shard = read_shard(path)
@@ -89,7 +89,7 @@ class Shards:
 
 
 def read_shard(path: Path) -> Shard:
-    """The members of a shard by their key and extension. Raises InputError for what is no sound tar file."""
+    """The members of a shard by key and extension. Raises InputError for a damaged or compressed tar file."""
     skipped: Counter[str] = Counter()
     try:
         with tarfile.open(path, "r:") as archive:  # uncompressed: members are read by their offset
@@ -104,12 +104,12 @@ def read_shard(path: Path) -> Shard:
 
 
 def samples_of(members: Iterable[Stored]) -> dict[str, dict[str, list[Stored]]]:
-    """Members by key and extension, in the order in which keys come first.
+    """{key: {extension: members}}, in order of each key's first member.
 
     A name is split at its first dot (`a.seg.png`: key `a`, extension `seg.png`), as WebDataset does.
-    It is split at its last dot instead where that would merge what does not belong together: if a number
-    stands between the dots (`d.v1.5.png`), if no member is called by the short key alone, or if there is
-    a text by the long one (`a.final.txt`).
+    It is split at its last dot instead where the first would merge members of different samples: if a number
+    stands between the dots (`d.v1.5.png`), if no member has the short key and a plain extension, or if a text
+    has the long key (`a.final.txt`).
     """
     every = [(member, *_split(member.name)) for member in members]
     plain = {key for _, key, extension in every if "." not in extension}
@@ -141,18 +141,18 @@ def _members(archive: tarfile.TarFile, path: Path, skipped: Counter[str]) -> Ite
 
 
 class _Links:
-    """Finds the members that links in an archive point to."""
+    """Follows symbolic and hard links between members of an archive."""
 
     def __init__(self, archive: tarfile.TarFile):
         self.archive = archive
 
     @cached_property
     def names(self) -> dict[str, tarfile.TarInfo]:
-        """Every member by its name; of several of one name, the last."""
+        """{name: member}; the last of several members with one name, as tar extracts them."""
         return {posixpath.normpath(member.name): member for member in self.archive.getmembers()}
 
     def data_of(self, member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        """The member that holds the data: itself, or what it is a link to; None for a link to nothing."""
+        """The member that holds the data: `member`, or the target of its links; None for a broken link."""
         for _ in range(MOST_LINKS):
             if not (member.issym() or member.islnk()):
                 return member
@@ -167,7 +167,7 @@ class _Links:
 
 
 def _check_end(archive: tarfile.TarFile, path: Path, skipped: Counter[str]) -> None:
-    """InputError if data follows the end mark, as in tar files that were joined: tarfile stops there."""
+    """InputError if data follows the end mark, as in concatenated tar files; count a missing end mark."""
     with open(path, "rb") as stream:
         stream.seek(archive.offset)
         ended = False
@@ -193,7 +193,7 @@ def _is_text(extension: str) -> bool:
 
 
 def _is_image(extension: str) -> bool:
-    """Whether this is an image, also one that cannot be decoded here: its row then says so."""
+    """Whether an extension is an image's, including formats whose rows will have an error."""
     return is_picture("x." + extension) or is_other_picture("x." + extension)
 
 
@@ -202,7 +202,7 @@ def _is_read(extension: str) -> bool:
 
 
 def _columns(key: str, members: dict[str, list[Stored]], with_json: bool) -> Iterator[str]:
-    """Names of a row's columns; those in its JSON only if asked for."""
+    """Names of a row's columns; those in its JSON only `with_json`."""
     if with_json and isinstance(record := _record(key, members), dict):
         yield from record
     for extension in members:
@@ -213,7 +213,7 @@ def _columns(key: str, members: dict[str, list[Stored]], with_json: bool) -> Ite
 
 
 def _record(key: str, members: dict[str, list[Stored]]) -> Record:
-    """The columns of a row, or what is wrong with it. A member goes before a key of that name in the JSON."""
+    """The cells of a row by column, or its error. Members override keys of the same name in the JSON."""
     columns: dict = {"__key__": key}
     described: dict = {}
     for extension, (member, *others) in members.items():
@@ -235,7 +235,7 @@ def _record(key: str, members: dict[str, list[Stored]]) -> Record:
         except (OSError, ValueError, TypeError, RecursionError) as error:
             return f"{member} cannot be read: {error}"
     images = sorted(filter(_is_image, members), key=lambda extension: not is_picture("x." + extension))
-    first = {"image": columns[images[0]]} if images else {}  # one that can be decoded goes first
+    first = {"image": columns[images[0]]} if images else {}  # images that can be decoded are sorted first
     return {**described, **columns, **first}
 
 

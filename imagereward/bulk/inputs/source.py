@@ -1,4 +1,4 @@
-"""The interface of inputs: tables (`imagereward.records`), folders of images and WebDataset shards."""
+"""`Source`, the protocol of inputs: tables (`imagereward.records`), folders of images, WebDataset shards."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -8,27 +8,27 @@ from imagereward.records import Found, Wanted
 
 
 class Source(Protocol):
-    """An input that can be read from its beginning any number of times, never all at once."""
+    """An input of rows that is read as a stream, from its beginning, any number of times."""
 
     @property
     def name(self) -> str:
-        """What the caller calls it."""
+        """The input as the caller wrote it, for messages."""
 
     @property
     def prompts_beside_images(self) -> bool:
-        """Whether a prompt that is None is in a file beside the image, or in the image."""
+        """Whether a prompt that is None is in a text file beside the image, or in its metadata."""
 
     def columns(self) -> list[str]:
-        """Names of the columns there are."""
+        """Names of the input's columns."""
 
     def count(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
 
     def files(self) -> Iterable[Path]:
-        """Every file whose change would change the rows."""
+        """Every file that rows are read from."""
 
     def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[Found]:
-        """The rows for whose number `wanted` is true, in order, each with the folder of its relative paths.
+        """(number, record, folder that its relative paths start at) where `wanted(number)`, in order.
 
-        What is not wanted costs little; of the others at least `columns` are read.
+        Rows that are not wanted are skipped cheaply; of the others, at least `columns` are read.
         """

@@ -1,4 +1,4 @@
-"""Which reader an input needs."""
+"""`open_source`: chooses the reader of an input by its name and content."""
 
 import os
 from pathlib import Path
@@ -14,9 +14,11 @@ from imagereward.records import SUFFIXES, open_table
 def open_source(given: str | os.PathLike, encoding: str | None = None) -> Source:
     """The reader of an input.
 
-    A table by its suffix (.jsonl, .ndjson, .json, .csv, .tsv, .parquet) or WebDataset shards (.tar); a quoted
-    glob of several of one kind, or of images; a directory of .tar or .parquet files, or one of images.
-    `encoding` is that of text tables. Raises InputError, also for a directory that can be read as several.
+    given      a table (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), WebDataset shards (.tar), a quoted glob
+               of files of one kind or of images, or a directory of .tar files, .parquet files or images
+    encoding   of text tables; default: by the byte order mark, or else UTF-8
+
+    Raises InputError for an input that does not exist or is of none or several of these kinds.
     """
     path = Path(given).expanduser()
     name = os.fspath(given)
@@ -39,7 +41,7 @@ def open_source(given: str | os.PathLike, encoding: str | None = None) -> Source
 
 
 def _files(path: Path, name: str) -> list[Path]:
-    """The files of a table or a glob; none for a directory of images."""
+    """The files of a table, glob or directory of tables; empty for a directory of images."""
     if path.is_dir():
         return tables_in(path, name)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""An image inside an archive, by its place there."""
+"""`Stored`: an image inside an archive, given by its offset and size."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from imagereward.images.encoded import max_bytes
 
 
 class Stored(NamedTuple):
-    """`size` bytes of the file `path` from `offset` on; `name` is what the archive calls them."""
+    """The `size` bytes at `offset` of the file `path`; `name` is the member's name in the archive."""
 
     path: str
     offset: int
@@ -15,7 +15,7 @@ class Stored(NamedTuple):
     name: str
 
     def read(self) -> bytes:
-        """The bytes. ImageReadError for more than a picture may have, and for an archive cut short."""
+        """Read the bytes. ImageReadError if `size` is above `max_bytes`, and for a truncated archive."""
         if self.size > max_bytes():
             raise ImageReadError(f"{self} has {self.size} bytes; at most {max_bytes():.0f} are read")
         with open(self.path, "rb") as stream:

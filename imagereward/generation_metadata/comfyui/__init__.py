@@ -1,1 +1,1 @@
-"""ComfyUI graphs to the prompt of their samplers."""
+"""Finds the positive prompt of ComfyUI's samplers in the graph that ComfyUI stores in images."""

@@ -1,8 +1,8 @@
-"""ComfyUI's graph of nodes -> the text that the sampler was given as positive prompt.
+"""Finds the samplers of a ComfyUI graph and the positive prompt that they were given.
 
-Links are followed backwards from every sampler's positive side. Where the text is not in the graph, or
-samplers were given different ones, the prompt is unclear. Conditionings that are combined or concatenated
-and cover the same part of the picture are one prompt, joined with ", "; over different parts, they are none.
+Links are followed backwards from the positive input of every sampler. If the text is not in the graph, or if
+samplers got different texts, the prompt is unclear. Combined or concatenated conditionings over the same part
+of the image are joined with ", " into one prompt; over different parts they are unclear.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ FED_TO_SAMPLERS = ("latent_image", "latent", "latents", "samples", "pipe", "basi
 
 
 def is_graph(data: Any) -> bool:
-    """Whether `data` is a graph in ComfyUI's API format: nodes of a class with inputs, by their numbers."""
+    """Whether `data` is a graph in ComfyUI's API format: {node id: {"class_type": ..., "inputs": ...}}."""
     return (
         isinstance(data, dict)
         and bool(data)
@@ -29,7 +29,7 @@ def is_graph(data: Any) -> bool:
 
 
 def prompt_of_graph(data: Mapping[str, Any]) -> Claim:
-    """The positive prompt of a graph. Raises UnclearPrompt, naming the node, if there is not one."""
+    """The positive prompt of a graph. Raises UnclearPrompt, naming the node, if there is no single one."""
     if len(data) > MOST_NODES:
         raise UnclearPrompt(f"ComfyUI's graph has {len(data)} nodes, more than {MOST_NODES}")
     follower = Follower(data)
@@ -60,7 +60,7 @@ def _is_local_pass(follower: Follower, key: str) -> bool:
 
 
 def _is_sampler(follower: Follower, key: str) -> bool:
-    """Whether a node samples latents; known ones, and whatever looks like one."""
+    """Whether a node samples latents, judged by its name and inputs, so that custom nodes count too."""
     if _is_local_pass(follower, key):
         return False
     inputs, name = follower.inputs[key], follower.classes[key].lower()
@@ -72,7 +72,7 @@ def _is_sampler(follower: Follower, key: str) -> bool:
 
 
 def _run(follower: Follower, samplers: list[str]) -> list[str]:
-    """The samplers that lead to a node which saves or shows; all of them in a graph without such nodes."""
+    """The samplers whose output reaches a node that runs; all samplers if no node saves or previews."""
     after: dict[str, list[str]] = {}
     for key, inputs in follower.inputs.items():
         for value in inputs.values():

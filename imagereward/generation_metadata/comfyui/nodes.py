@@ -1,9 +1,9 @@
-"""What ComfyUI's nodes, and widely used custom ones, do with text and conditionings.
+"""Tables of ComfyUI's nodes and common custom nodes: which inputs hold text and conditionings.
 
-Nodes that are in none of these tables are not followed: a prompt that comes through one is unclear.
+A prompt that passes through a node outside these tables is unclear.
 """
 
-# Text encoders: the inputs that hold the positive or negative text, one for each encoder of the model.
+# Text encoders -> their text inputs, one for each encoder of the model.
 ENCODERS: dict[str, tuple[str, ...]] = {
     "CLIPTextEncode": ("text",),
     "CLIPTextEncodeSDXL": ("text_g", "text_l"),
@@ -26,10 +26,10 @@ ENCODERS: dict[str, tuple[str, ...]] = {
     "PCTextEncode": ("text",),
     "PCLazyTextEncode": ("text",),
 }
-# Encoders that read a web UI's syntax (schedules, square brackets, AND).
+# Encoders that read a web UI's prompt syntax (schedules, square brackets, AND).
 WEB_UI_ENCODERS = {"smZ CLIPTextEncode", "PCTextEncode", "PCLazyTextEncode"}
 
-# Nodes that load and encode at once: (class, output) -> the text input.
+# Nodes that load a model and encode text: (class, output) -> the text input.
 ENCODED_OUTPUTS: dict[tuple[str, int], str] = {
     ("Efficient Loader", 1): "positive",
     ("Efficient Loader", 2): "negative",
@@ -38,7 +38,7 @@ ENCODED_OUTPUTS: dict[tuple[str, int], str] = {
     ("Power Prompt - Simple (rgthree)", 0): "prompt",
 }
 
-# Conditioning in, conditioning out, for the whole picture and all steps: the input.
+# Nodes that pass a conditioning on, for the whole image and all steps -> the input that they pass on.
 SAME_CONDITIONING: dict[str, str] = {
     "FluxGuidance": "conditioning",
     "FluxDisableGuidance": "conditioning",
@@ -57,7 +57,7 @@ SAME_CONDITIONING: dict[str, str] = {
     "Reroute": "",
     "Reroute (rgthree)": "",
 }
-# (positive, negative) in, (positive, negative, ...) out; the number is the output of the positive one.
+# Nodes that pass (positive, negative) on -> index of the output with the positive conditioning.
 CONDITIONING_PAIRS: dict[str, int] = {
     "ControlNetApplyAdvanced": 0,
     "ControlNetApplySD3": 0,
@@ -78,11 +78,11 @@ CONDITIONING_PAIRS: dict[str, int] = {
     "KSampler (Efficient)": 1,
     "KSampler Adv. (Efficient)": 1,
 }
-# Conditioning in, conditioning for a part of the picture or of the steps out.
+# Nodes that restrict a conditioning to a part of the image or of the steps.
 PART_OF_PICTURE = {"ConditioningSetArea", "ConditioningSetAreaPercentage", "ConditioningSetMask"}
 PART_OF_STEPS = "ConditioningSetTimestepRange"
 
-# Guiders: the inputs with positive conditionings.
+# Guiders -> their inputs with positive conditionings.
 GUIDERS: dict[str, tuple[str, ...]] = {
     "BasicGuider": ("conditioning",),
     "CFGGuider": ("positive",),
@@ -90,7 +90,7 @@ GUIDERS: dict[str, tuple[str, ...]] = {
     "PerpNegGuider": ("positive",),
 }
 
-# Text nodes whose output is one of their inputs.
+# Text nodes that pass an input on -> that input; "" for the only one.
 SAME_TEXT: dict[str, str] = {
     "PrimitiveString": "value",
     "PrimitiveStringMultiline": "value",
@@ -113,7 +113,7 @@ SAME_TEXT: dict[str, str] = {
     "Reroute": "",
     "Reroute (rgthree)": "",
 }
-# Text nodes that join: (inputs in order, the input with the text between them).
+# Text nodes that join texts -> (inputs in order, the input with the separator).
 JOINED_TEXTS: dict[str, tuple[tuple[str, ...], str]] = {
     "StringConcatenate": (("string_a", "string_b"), "delimiter"),
     "JoinStrings": (("string1", "string2"), "delimiter"),
@@ -121,26 +121,26 @@ JOINED_TEXTS: dict[str, tuple[tuple[str, ...], str]] = {
     "easy promptConcat": (("prompt1", "prompt2"), "separator"),
     "ttN concat": (("text1", "text2", "text3"), "delimiter"),
 }
-# Text nodes that replace: (text, what is replaced, by what).
+# Text nodes that replace -> the inputs with the text, the searched text and its replacement.
 REPLACED_TEXTS: dict[str, tuple[str, str, str]] = {
     "StringReplace": ("string", "find", "replace"),
     "Text Find and Replace": ("text", "find", "replace"),
 }
-# Wildcards: the text after they were filled in.
+# Wildcard nodes -> the input with the text after wildcards were filled in.
 FILLED_TEXTS: dict[str, str] = {
     "ImpactWildcardProcessor": "populated_text",
     "ImpactWildcardEncode": "populated_text",
 }
-# Switches: the input with the choice, and the input that each choice takes.
+# Switches -> (the input with the chosen number, pattern of the inputs' names).
 SWITCHES: dict[str, tuple[str, str]] = {
     "ImpactSwitch": ("select", "input{}"),
     "CR Text Input Switch": ("Input", "text{}"),
     "CR Conditioning Input Switch": ("Input", "conditioning{}"),
 }
 
-# Passes over a part of the finished picture, with a text of their own.
+# Parts of names of nodes that redraw parts of the finished image with a text of their own.
 LOCAL_PASSES = ("detailer", "ultimatesdupscale")
-# Nodes that are not run for their own sake: with nothing after them that saves or shows, neither are they.
+# Nodes that ComfyUI does not run unless a later node uses their output.
 NEVER_LAST = {
     "KSampler",
     "KSamplerAdvanced",

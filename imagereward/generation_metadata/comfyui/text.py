@@ -1,4 +1,4 @@
-"""Following links of a ComfyUI graph backwards: from a sampler to its conditioning, and to texts."""
+"""Follows links of a ComfyUI graph backwards, from a sampler through conditionings to texts."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,26 +7,26 @@ from typing import Any, NamedTuple, TypeVar
 from imagereward.generation_metadata.comfyui import nodes as nodes
 from imagereward.generation_metadata.entries import UnclearPrompt
 
-MOST_STEPS = 120  # nodes behind one another
+MOST_STEPS = 120  # length of a chain of nodes
 MOST_CHARACTERS = 50_000
 MOST_PIECES = 64
 DYNAMIC = re.compile(r"\{[^{}]*\|[^{}]*\}|__[\w/*.-]+__")
 
-# What Lumina's users write before the prompt, for the language model that encodes it.
+# An instruction before the prompt, for the language model that encodes Lumina's prompts.
 INSTRUCTION = re.compile(r"\AYou are an? .*?<Prompt Start>\s*", re.DOTALL)
 
 Result = TypeVar("Result")
 
 
 class TextPiece(NamedTuple):
-    """A text and the part of picture and steps that it is for: () for all of both."""
+    """A text and the part of the image and of the steps that it applies to; () for the whole."""
 
     text: str
     part: tuple[str, ...] = ()
 
 
 def is_link(value: Any) -> bool:
-    """Whether an input is `[node, output]`."""
+    """Whether an input is a link: `[node id, output index]`."""
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -36,7 +36,10 @@ def is_link(value: Any) -> bool:
 
 
 class Follower:
-    """The nodes of a graph, and what was found behind their outputs."""
+    """Follows the links of one graph; remembers the result for each output.
+
+    web_ui_syntax   True once an encoder was found that reads a web UI's prompt syntax
+    """
 
     def __init__(self, graph: Mapping[str, Any]):
         good = {
@@ -51,11 +54,11 @@ class Follower:
         self._open: set[tuple[str, str, int]] = set()
 
     def name(self, key: str) -> str:
-        """A node as messages call it."""
+        """A node's id and class, for messages."""
         return f"node {key} ({self.classes[key][:60]})"
 
     def prompt_of_sampler(self, key: str) -> str:
-        """The text of a sampler's positive side."""
+        """The text of a sampler's positive conditioning. Raises UnclearPrompt."""
         inputs = self.inputs[key]
         if is_link(inputs.get("positive")):
             pieces = self._conditioning(inputs["positive"])
@@ -113,7 +116,7 @@ class Follower:
         raise UnclearPrompt(f"ComfyUI's {self.name(key)} makes a conditioning in a way that is not known")
 
     def _encoded(self, key: str, names: tuple[str, ...]) -> str:
-        """The text of an encoder node; of several inputs, those that are not empty must agree."""
+        """The text of an encoder node; its inputs that are not empty must agree."""
         present = [name for name in names if name in self.inputs[key]]
         texts = [self._text(self.inputs[key][name]) for name in present]
         if not texts:
@@ -124,7 +127,7 @@ class Follower:
         return INSTRUCTION.sub("", next(iter(different.values()), "").strip(), count=1)
 
     def _average(self, key: str) -> list[TextPiece]:
-        """A mixture of two embeddings; it has words of its own only if it is wholly one of them."""
+        """A weighted mean of two conditionings; UnclearPrompt unless it equals one of them."""
         inputs = self.inputs[key]
         to = self._conditioning(inputs.get("conditioning_to"))
         other = self._conditioning(inputs.get("conditioning_from"))
@@ -136,7 +139,7 @@ class Follower:
         raise UnclearPrompt(f"ComfyUI's {self.name(key)} mixes the embeddings of two texts")
 
     def _part(self, key: str) -> tuple[str, ...]:
-        """The part of the picture or of the steps that a node restricts its conditioning to."""
+        """The part of the image or of the steps that a node restricts its conditioning to; () for all."""
         inputs = self.inputs[key]
         kind = self.classes[key]
         names: dict[str, Any] = {"start": 0, "end": 1}
@@ -189,7 +192,7 @@ class Follower:
         )
 
     def _was_concatenate(self, key: str) -> str:
-        """WAS Suite's node: strips and skips empty texts if asked to; `\\n` is a line break."""
+        """WAS Suite's Text Concatenate: strips texts if set to, skips empty ones; `\\n` is a line break."""
         inputs = self.inputs[key]
         texts = [
             self._text(inputs[name]) for name in ("text_a", "text_b", "text_c", "text_d") if name in inputs
@@ -200,7 +203,7 @@ class Follower:
         return bounded("\n" if between == "\\n" else between, [text for text in texts if text])
 
     def _filled(self, key: str) -> str:
-        """The text of a wildcard node after filling in, if nothing is left to be filled in."""
+        """The text of a wildcard node after filling in; UnclearPrompt if wildcards are left in it."""
         text = self._text(self.inputs[key].get(nodes.FILLED_TEXTS[self.classes[key]]))
         template = self.inputs[key].get("wildcard_text")
         if DYNAMIC.search(text) or (not text.strip() and template):
@@ -215,7 +218,7 @@ class Follower:
         return self.inputs[key].get(pattern.format(choice))
 
     def _only(self, key: str, name: str) -> Any:
-        """The input `name`; with an empty name, the single input there is."""
+        """The input `name`; with an empty name, the node's only input (None if it has several)."""
         if name:
             return self.inputs[key].get(name)
         values = list(self.inputs[key].values())
@@ -231,7 +234,10 @@ class Follower:
         return str(link[0])
 
     def _follow(self, what: str, value: Any, read: Callable[[str, int], Result]) -> Result:
-        """What is behind a link, once for each; UnclearPrompt for circles and chains that do not end."""
+        """Call `read` on the node and output of a link, once for each.
+
+        UnclearPrompt for circles and for chains of more than `MOST_STEPS` nodes.
+        """
         key = self._node(value)
         place = (what, key, value[1])
         if place in self._known:
@@ -252,7 +258,7 @@ class Follower:
 
 
 def join(texts: list[str]) -> str:
-    """Texts that apply together, as one: with ", " between them, or a space after punctuation."""
+    """Join texts that apply together: with ", ", or with a space after punctuation."""
     joined = ""
     for text in (text.strip() for text in texts):
         if joined and text:
@@ -265,7 +271,7 @@ def join(texts: list[str]) -> str:
 
 
 def bounded(between: str, texts: list[str]) -> str:
-    """`between.join(texts)`, unless that is too long."""
+    """`between.join(texts)`; UnclearPrompt for more than `MOST_CHARACTERS` characters."""
     length = sum(map(len, texts)) + len(between) * max(0, len(texts) - 1)
     if length > MOST_CHARACTERS:
         raise UnclearPrompt(f"ComfyUI's graph joins texts to {length} characters")

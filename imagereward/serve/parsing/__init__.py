@@ -1,1 +1,1 @@
-"""Bodies of requests to prompts and images, within bounds."""
+"""Parsing of request bodies (JSON, forms, .npy) into prompts, images and pairs, within limits."""

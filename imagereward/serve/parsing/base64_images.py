@@ -1,11 +1,11 @@
-"""From the text of an image in JSON to the bytes of its file."""
+"""Decodes an image in base64, as JSON bodies hold it, to the bytes of its file."""
 
 import base64
 import binascii
 import re
 from urllib.parse import unquote
 
-# What browsers and image libraries write before base64: RFC 2397.
+# The head of a data: URL (RFC 2397), which browsers write before base64.
 _DATA_URL = re.compile(r"\s*data:([^,]{0,200}),", re.IGNORECASE)
 _OTHER_URL = re.compile(r"\s*([a-z][a-z0-9+.-]{1,20}):", re.IGNORECASE)
 _WHITE_SPACE = b" \t\r\n\f\v"
@@ -13,16 +13,16 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def bytes_of(text: str) -> bytes:
-    """The bytes that `text` holds in base64.
+    """Decode the base64 in `text`.
 
-    Takes the usual and the URL-safe alphabet, wrapped into lines or not, with or without padding, and a
-    `data:` URL of any media type. Raises ValueError, without the text, for everything else.
+    Accepts the standard and the URL-safe alphabet, line breaks, missing padding, and a `data:` URL of any
+    media type. Raises ValueError, whose message does not repeat the text, for everything else.
     """
     if found := _DATA_URL.match(text):
         if not found[1].lower().replace(" ", "").endswith(";base64"):
             raise ValueError("is a data: URL that is not in base64; expected data:image/png;base64,...")
         text = text[found.end() :]
-        if "%" in text:  # URLs may write any character so, line ends and `+` above all
+        if "%" in text:  # percent-encoded characters, often line ends and `+`
             text = unquote(text, "latin-1")
     elif found := _OTHER_URL.match(text):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""From a request's body, in one of three formats, to what is asked. Runs in threads beside the event loop.
+"""Parses a request's body, in one of three formats, into a question. Runs in threads beside the event loop.
 
 A body is JSON with images in base64, a multipart form with images as files, or one .npy array of images
-with the rest in the query string. All three become the same fields, checked by the same models. Sizes and
-counts are checked on the bytes, before they become objects that take many times their room.
+with the other fields in the query string. The same pydantic models check the fields of all three. Sizes and
+counts are checked on the bytes, because parsed objects take up to fifty times as much memory.
 """
 
 import json
@@ -20,20 +20,23 @@ from imagereward.serve.parsing.json_bounds import JsonBounds, check_json
 from imagereward.serve.parsing.questions import AnyQuestion, SimpleQuestion
 
 NPY_TYPE = "application/x-npy"
-# Of a multipart form: these may come several times, each time with one more.
+# Fields of a multipart form or a query that may be repeated, once for each item.
 REPEATED = ("images", "prompts")
-MOST_MEMBERS = 64  # names of fields in a JSON body; training code sends some of its own to /score
-MOST_DEPTH = 8  # of those; a body of ours has three
-PAIR_BYTES = 32  # in JSON, with spaces
+MOST_MEMBERS = 64  # fields of a JSON body; training code sends fields of its own to /score
+MOST_DEPTH = 8  # levels of nesting in a JSON body; the questions need three
+PAIR_BYTES = 32  # bytes of a pair in JSON, with spaces
 
 
 def read(
     kind: type[AnyQuestion], body: bytes, content_type: str, query: Sequence[tuple[str, str]], limits: Limits
 ) -> AnyQuestion:
-    """What `body` asks.
+    """Parse `body` into a question of the class `kind`.
 
-    Raises Refused: 400 for what is not of its format, 413 beyond limits, 415 for another format,
-    422 for fields that are missing, unknown or of the wrong type.
+    content_type   the request's header, which names the format
+    query          (name, value) pairs of the URL: fields that go with an .npy body
+
+    Raises Refused: 400 for a body that does not follow its format, 413 beyond limits, 415 for another
+    format, 422 for fields that are missing, unknown or of the wrong type.
     """
     name, options = parse_options_header(content_type)
     fields: dict[str, Any] = {}
@@ -59,7 +62,7 @@ def read(
     else:
         _check(question, limits)
         return question
-    raise refused  # here, where nothing holds on to the error, which holds on to the body
+    raise refused  # outside `except`: as its context, the ValidationError would keep the body in memory
 
 
 def _json_bounds(limits: Limits) -> JsonBounds:
@@ -93,18 +96,18 @@ def _check(question: AnyQuestion, limits: Limits) -> None:
 
 def _at_most(most: int, count: int, what: str) -> None:
     if count > most:
-        raise Refused(413, f"{count} {what} in one request; at most {most} are taken here")
+        raise Refused(413, f"{count} {what} in one request; this server takes at most {most}")
 
 
 def _most_bytes(name: str, limits: Limits) -> int:
-    """The most bytes that a form's or query's field of that name may have."""
+    """The most bytes that one value of the form or query field `name` may have."""
     if name == "images":
         return limits.body
     return PAIR_BYTES * limits.pairs if name == "pairs" else 4 * limits.characters
 
 
 def _value(name: str, value: bytes, limits: Limits) -> Any:
-    """A form's or query's value as the models take it; Refused 400 if it is not UTF-8."""
+    """A form's or query's value: image bytes, parsed `pairs`, or text; Refused 400 if it is not UTF-8."""
     if name == "images":
         return value
     text = text_of(f"{name:.100}", value)
@@ -118,7 +121,7 @@ def _value(name: str, value: bytes, limits: Limits) -> Any:
 
 
 def _gathered(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Names and values as the models take them; Refused 422 for a name that comes twice and may not."""
+    """{name: value}, with lists for `REPEATED` names; Refused 422 for any other name that comes twice."""
     gathered: dict[str, Any] = {}
     for name, value in fields:
         if name in REPEATED:
@@ -131,7 +134,7 @@ def _gathered(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _form(body: bytes, boundary: bytes, limits: Limits) -> dict[str, Any]:
-    """The fields of a multipart form. A file that begins as .npy does is an array of images."""
+    """The fields of a multipart form. A file that starts with the .npy signature is an array of images."""
     most = limits.images + limits.prompts + 2
     fields = fields_of(body, boundary, most, lambda name: _most_bytes(name, limits))
     gathered = _gathered((name, _value(name, value, limits)) for name, value in fields)

@@ -1,4 +1,4 @@
-"""A multipart form's fields, each bounded while it is read."""
+"""Reads the fields of a multipart form, each within a number of bytes."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from imagereward.serve.limits import Refused
 
-PLAIN = (b"", b"7bit", b"8bit", b"binary")  # transfer encodings in which a value is its own bytes
+PLAIN = (b"", b"7bit", b"8bit", b"binary")  # transfer encodings that leave the bytes of a value as they are
 
 
 def fields_of(
@@ -15,9 +15,11 @@ def fields_of(
 ) -> list[tuple[str, bytes]]:
     """(name, value) of every field, in order.
 
-    most_fields   fields of one form
-    most_bytes    a field's name -> bytes of its value
-    Raises Refused: 400 for what is no form, 413 beyond the bounds.
+    boundary      from the form's Content-Type
+    most_fields   the most fields that the form may have
+    most_bytes    a field's name -> the most bytes of its value
+
+    Raises Refused: 400 for a malformed form, 413 beyond the bounds.
     """
     if not boundary:
         raise Refused(400, "the form's Content-Type names no boundary")
@@ -46,7 +48,7 @@ def fields_of(
 
 
 class _Form:
-    """What the parser calls, with pieces as (data, start, end)."""
+    """Callbacks of python_multipart's parser; a piece of text is data[start:end]."""
 
     def __init__(self, most_fields: int, most_bytes: Callable[[str], int]):
         self.fields: list[tuple[str, bytes]] = []
@@ -60,7 +62,7 @@ class _Form:
         self._header = (bytearray(), bytearray())
 
     def begin(self) -> None:
-        """A part begins; Refused 413 if it is one too many."""
+        """A part begins; Refused 413 beyond `most_fields` parts."""
         if len(self.fields) >= self._most_fields:
             raise Refused(413, f"more than {self._most_fields} parts in one form")
         self._headers = {}
@@ -81,7 +83,7 @@ class _Form:
         self._header = (bytearray(), bytearray())
 
     def headers_end(self) -> None:
-        """The value follows; Refused 400 for a part without a name, or with an encoding."""
+        """All headers are read; Refused 400 for a part without a name or with a transfer encoding."""
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         if b"name" not in options:
             raise Refused(400, "a part of the form has no name")
@@ -93,10 +95,10 @@ class _Form:
         self._most = self._most_bytes(self._name)
 
     def data(self, data: bytes, start: int, end: int) -> None:
-        """A piece of the value; Refused 413 beyond what its field may have."""
+        """A piece of the value; Refused 413 beyond the bytes that its field may have."""
         if len(self._value) + end - start > self._most:
             reason = f"more than {self._most} bytes in {self._name:.100}"
-            raise Refused(413, f"{reason}, which is what is taken here")
+            raise Refused(413, f"{reason}, the most that this server takes")
         self._value += memoryview(data)[start:end]
 
     def end(self) -> None:
@@ -105,12 +107,12 @@ class _Form:
         self._value = bytearray()
 
     def close(self) -> None:
-        """The closing boundary was there."""
+        """The closing boundary is read."""
         self.closed = True
 
 
 def text_of(what: str, value: bytes) -> str:
-    """`value`, which is UTF-8; Refused 400 if it is not."""
+    """`value` decoded as UTF-8; Refused 400, naming `what`, if it is not UTF-8."""
     try:
         return value.decode()
     except UnicodeDecodeError as error:

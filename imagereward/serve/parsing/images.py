@@ -1,4 +1,4 @@
-"""From what a request holds of images to pixels, within limits. Runs in threads beside the event loop."""
+"""Decodes the images of a request to pixels, within limits. Runs in threads beside the event loop."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -22,15 +22,17 @@ def decode(
     limits: Limits,
     abandoned: Callable[[], bool] = lambda: False,
 ) -> list[tuple[Any, ...]]:
-    """Each image as each of `processors` loads it, as `images.load_pixels` gives them.
+    """For each image a tuple with what each of `processors` loads: for `Preprocess` uint8 [3, S, S].
 
-    Raises Refused 413 for too many pixels, 422 naming every image that is none, and 499 between two images
-    once the request is `abandoned`.
+    images      encoded files, or arrays uint8 [H, W, 3]
+    abandoned   asked before each image; True once the client has left
+
+    Raises Refused: 413 for too many pixels, 422 naming every image that cannot be read, 499 if abandoned.
     """
     decoded, faults, pixels = [], {}, 0
     for index, image in enumerate(images):
         if abandoned():
-            raise Refused(DROPPED, "the client is gone")
+            raise Refused(DROPPED, "the client has disconnected")
         try:
             height, width = image.shape[:2] if isinstance(image, np.ndarray) else size_of(image, index)[::-1]
             pixels += width * height
@@ -47,13 +49,13 @@ def decode(
 
 
 def array_of(data: bytes) -> np.ndarray:
-    """uint8 [N, H, W, C] or [H, W, C] of an .npy file, a view of `data`; ValueError for anything else."""
+    """The array uint8 [N, H, W, C] or [H, W, C] of an .npy file, as a view of `data`; else ValueError."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = header[version](file, max_header_size=NPY_HEADER)
-    except Exception as error:  # the header is a Python literal: parsing a hostile one raises what it likes
+    except Exception as error:  # the header is a Python literal: parsing a hostile one may raise anything
         raise ValueError(f"is no .npy file of version 1 or 2: {type(error).__name__}: {error}") from error
     if dtype != np.uint8 or fortran or not (len(shape) in (3, 4) and all(side > 0 for side in shape)):
         order = "Fortran" if fortran else "C"
@@ -69,7 +71,7 @@ def array_of(data: bytes) -> np.ndarray:
 def _check_pixels(index: int, width: int, height: int, total: int, limits: Limits) -> None:
     size = f"{width} x {height}"
     if width * height > limits.image_pixels:
-        reason = f"has {size} pixels; at most {limits.image_pixels} are read here"
+        reason = f"has {size} pixels; this server reads at most {limits.image_pixels}"
         raise Refused(413, f"images[{index}] {reason}", images={index: reason})
     if total > limits.request_pixels:
         raise Refused(413, f"more than {limits.request_pixels} pixels in one request: send fewer images")

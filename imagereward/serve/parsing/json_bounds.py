@@ -1,7 +1,7 @@
-"""How large the values of a JSON text would become, counted before anything is parsed.
+"""Bounds on a JSON text, checked before it is parsed, because its objects may take fifty times its bytes.
 
-A parsed value takes up to fifty times its bytes: a list of ten million `{}` is 30 MB of text and 700 MB of
-objects. The count looks only at punctuation outside strings, and stops at the first bound that is passed.
+A list of ten million `{}` is 30 MB of text and 700 MB of objects. The check counts punctuation outside
+strings, and stops at the first bound that is exceeded.
 """
 
 import json
@@ -19,11 +19,11 @@ _WIDE_ESCAPE = re.compile(rb"\\u(?!00)")
 class JsonBounds:
     """The most that a JSON text may hold.
 
-    depth    lists and objects within each other
-    values   values in all
-    members  names of all objects
-    quotes   quotation marks, escaped ones too
-    text     characters of a string; a longer one can only be base64, so it must be ASCII
+    depth    levels of nested lists and objects
+    values   values in the whole text
+    members  (name, value) members of all objects together
+    quotes   quotation marks, including escaped ones
+    text     characters of a string; a longer string must be ASCII, as base64 is
     """
 
     depth: int
@@ -34,18 +34,20 @@ class JsonBounds:
 
 
 def check_json(data: bytes, what: str, bounds: JsonBounds) -> None:
-    """Refused 413 if `data` is beyond the bounds, 422 for a member of the outermost object that comes twice.
+    """Raise Refused 413 if `data` exceeds the bounds, 422 if a name of the outermost object comes twice.
 
-    `what` is the data's name in messages. Text that is not JSON may pass: the parser refuses it.
+    what   the data's name in messages
+
+    Text that is not JSON may pass this check; the parser refuses it afterwards.
     """
-    _at_most(bounds.quotes, data.count(b'"'), what, "quotation marks")  # each takes a step below
+    _at_most(bounds.quotes, data.count(b'"'), what, "quotation marks")  # the loop takes a step for each
     depth = values = members = 0
     names: set[str] = set()
     text = b""
     for mark, string in _marks(data):
         if mark == b'"':
             text = string
-            if len(string) > 12 * bounds.text:  # bytes of a character: at most two escapes \uXXXX
+            if len(string) > 12 * bounds.text:  # a character takes at most 12 bytes: two escapes \uXXXX
                 _check_ascii(string, what, bounds)
         elif mark in b"[{":
             depth, values = depth + 1, values + 1
@@ -78,12 +80,12 @@ def _marks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             if not escaped:
                 break
         else:
-            return  # no end: not JSON
+            return  # an unclosed string: not JSON
         yield mark, data[start:end]
 
 
 def _backslashes(piece: bytes) -> int:
-    """How many `piece` ends with."""
+    """The number of backslashes at the end of `piece`."""
     return len(piece) - len(piece.rstrip(b"\\"))
 
 
@@ -92,12 +94,12 @@ def _check_ascii(string: bytes, what: str, bounds: JsonBounds) -> None:
         raise Refused(
             413,
             f"{what} has a text of {len(string)} bytes that is not base64; "
-            f"at most {bounds.text} characters are taken in one prompt",
+            f"this server takes at most {bounds.text} characters in one prompt",
         )
 
 
 def _check_once(names: set[str], text: bytes) -> None:
-    """Of a name that comes twice, parsers take the last value without a word."""
+    """Refuse a repeated name: JSON parsers would silently take its last value."""
     try:
         name = json.loads(b'"' + text[:1000] + b'"')
     except ValueError:
@@ -109,4 +111,4 @@ def _check_once(names: set[str], text: bytes) -> None:
 
 def _at_most(most: int, count: int, what: str, things: str) -> None:
     if count > most:
-        raise Refused(413, f"{what} has more than {most} {things}, more than any request needs")
+        raise Refused(413, f"{what} has more than {most} {things}, more than a request can need")

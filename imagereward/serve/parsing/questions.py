@@ -1,4 +1,4 @@
-"""What a request may ask, as models: they check a body's fields, and describe them in the documentation."""
+"""Pydantic models of the requests: they check the fields of a body and document them."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from imagereward.serve.parsing.base64_images import bytes_of
 
 
 def _from_base64(value: Any) -> bytes | np.ndarray:
-    if isinstance(value, (bytes, np.ndarray)):  # a file of a form, an image of an array
+    if isinstance(value, (bytes, np.ndarray)):  # from a form's file or an .npy array: already decoded
         return value
     if not isinstance(value, str):
         raise ValueError(f"is a {type(value).__name__}; expected an image file in base64")
@@ -26,18 +26,18 @@ Index = Annotated[int, Field(strict=True, ge=0)]
 
 
 class Question(BaseModel):
-    """What every request may say; the subclasses are the verbs' bodies."""
+    """Fields of every request of /v1; the subclasses add those of one path."""
 
     model_config = ConfigDict(extra="forbid")
-    model: str | None = Field(None, description="A name from /v1/models; default: the first.")
+    model: str | None = Field(None, description="A name from /v1/models; default: the first of them.")
     images: list[EncodedImage] = Field(min_length=1, fail_fast=True)
 
     def texts(self) -> list[str]:
-        """The prompts, which every verb has in its own way."""
+        """The prompts; subclasses define where they are."""
         raise NotImplementedError
 
     def rows(self) -> list[tuple[int, int]]:
-        """(image, prompt) of every score that is asked for."""
+        """The (image, prompt) indices of every requested score."""
         return [(image, prompt) for prompt in range(len(self.texts())) for image in range(len(self.images))]
 
 
@@ -57,7 +57,7 @@ class ScoreQuestion(Question):
         return self.prompts
 
     def rows(self) -> list[tuple[int, int]]:
-        """The pairs; Refused 422 if one names what is not there."""
+        """`pairs`, or (i, i) for each i; Refused 422 for an index that is out of range."""
         images, prompts = len(self.images), len(self.prompts)
         if self.pairs is None:
             if images != prompts:
@@ -74,17 +74,17 @@ class ScoreQuestion(Question):
 
 
 class RankQuestion(Question):
-    """One prompt, images to be ordered."""
+    """One prompt, and images to rank for it."""
 
     prompt: str
 
     def texts(self) -> list[str]:
-        """A list of one."""
+        """The prompt, as a list."""
         return [self.prompt]
 
 
 class MatrixQuestion(Question):
-    """Every prompt with every image."""
+    """Prompts and images, of which every prompt is scored with every image."""
 
     prompts: list[str] = Field(min_length=1, fail_fast=True)
 
@@ -102,15 +102,15 @@ class SimpleQuestion(BaseModel):
 
     @property
     def images(self) -> list:
-        """A list of one."""
+        """The image, as a list."""
         return [self.image_base64]
 
     def texts(self) -> list[str]:
-        """A list of one."""
+        """The prompt, as a list."""
         return [self.prompt]
 
     def rows(self) -> list[tuple[int, int]]:
-        """The one pair."""
+        """The single pair (0, 0)."""
         return [(0, 0)]
 
 

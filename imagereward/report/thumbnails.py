@@ -1,4 +1,4 @@
-"""Images as thumbnails inside a page, or a placeholder that says why there is none."""
+"""Makes thumbnails of a report's images as data: URLs; images that cannot be read get a reason instead."""
 
 import base64
 import io
@@ -9,13 +9,13 @@ from pathlib import Path
 from imagereward.errors import ImageRewardError
 from imagereward.images.reading import read_image
 
-SIDE = 256  # pixels of the longer side: sharp at half that width on a phone
-QUALITY = 78
+SIDE = 256  # pixels of the longer side; phones show it at about half that width
+QUALITY = 78  # of WebP, 0 to 100
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A data: URL and the thumbnail's size, or why there is none."""
+    """A thumbnail as data: URL with its size in pixels; or, in `missing`, why there is none."""
 
     url: str = ""
     width: int = 0
@@ -23,8 +23,9 @@ class Picture:
     missing: str = ""
 
 
-class Pictures:
-    """Thumbnails of the images of a table, each made once. Relative paths begin at `root`."""
+class Thumbnails:
+    """Thumbnails by image path, each made once. Relative paths start at `root`, default: the working
+    directory."""
 
     def __init__(self, root: str | os.PathLike | None = None):
         self.root = Path(root or ".").expanduser()
@@ -39,7 +40,7 @@ class Pictures:
 
     @property
     def missing(self) -> int:
-        """How many of those asked for are not there or cannot be read."""
+        """Number of requested images that do not exist or cannot be read."""
         return sum(bool(picture.missing) for picture in self.made.values())
 
     def _make(self, image: str) -> Picture:
@@ -59,5 +60,5 @@ class Pictures:
 
 
 def _reason(path: Path, error: ImageRewardError) -> str:
-    """In few words, for a space as small as a thumbnail."""
+    """Why an image has no thumbnail, in two or three words."""
     return "not found" if isinstance(error, FileNotFoundError) else "cannot be read"

@@ -8,7 +8,7 @@ import math
 import pipelines
 import pytest
 import torch
-from test_refl import PROMPTS, brightness, policy_of
+from test_refl import PROMPTS, brightness, plan_of, policy_of
 
 from imagereward.errors import InputError, NonFiniteLossError
 from imagereward.images.preprocess import Preprocess
@@ -64,7 +64,7 @@ def small(family="sd3", **options):
 
 
 def first_step(objective, policy, update=0):
-    return next(objective.minibatches(policy, update, 0, 1))
+    return next(objective.minibatches(policy, plan_of(objective, update)))
 
 
 def moved(policy, by=1e-3):
@@ -185,7 +185,7 @@ def test_the_ratio_is_one_after_batches_have_lost_some_of_their_samples():
 
 def test_groups_whose_rewards_are_all_the_same_give_no_gradient(caplog):
     policy, objective = small(base=True), grpo_of(reward=constant, kl=KL(form="true", beta=1.0))
-    assert list(objective.minibatches(policy, 0, 0, 1)) == []
+    assert list(objective.minibatches(policy, plan_of(objective))) == []
     assert "update 1: no group has two different rewards" in caplog.text
 
 
@@ -381,7 +381,7 @@ def test_beside_a_plain_objective_either_learns_where_it_has_steps(tmp_path):
     metrics = loop._update(0)
     assert metrics["sft/error"] > 0
     assert metrics["counted"] == 1
-    alone = sft.loss(small(), next(sft.minibatches(policy, 0, 0, 1))[0])[0]
+    alone = sft.loss(small(), next(sft.minibatches(policy, plan_of(sft)))[0])[0]
     assert metrics["sft/error"] == pytest.approx(
         float(alone.detach()), rel=1e-4
     )  # a mean over its own step alone
@@ -461,4 +461,7 @@ def test_an_advantage_that_is_no_number_stops_with_the_update_and_the_prompts(tm
 
 def test_more_processes_than_chunks_are_refused_by_all_of_them():
     objective = grpo_of(batch_size=2)
-    assert [next(objective.minibatches(None, 0, rank, 2)) for rank in range(2)] == [[], []]
+    assert [next(objective.minibatches(None, plan_of(objective, 0, rank, 2))) for rank in range(2)] == [
+        [],
+        [],
+    ]

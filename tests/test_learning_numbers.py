@@ -13,7 +13,7 @@ from test_refl import STEPS, refl_of
 from test_refl import run as run_refl
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.policy.policy import Policy
@@ -167,7 +167,7 @@ def walked():
     with torch.no_grad():
         for value in learned.parameters():
             value += 0.05 * torch.randn(value.shape, generator=draws)
-    chunk = chunks(0, 2, 2)[0]
+    chunk = UpdatePlan(0, 2, 2).chunks[0]
     objective = refl_of(batch_size=2)
     words = denoiser.encode(objective._rows(chunk)).tensors["encoder_hidden_states"]
     x = noise_for_samples(chunk.samples, denoiser.autoencoder.shape, 0)

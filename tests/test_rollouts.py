@@ -8,7 +8,8 @@ import torch
 from test_refl import policy_of
 
 from imagereward.errors import InputError
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.rollouts.minibatches import make_minibatches
 from imagereward.tuning.rollouts.trajectories import (
     Trajectories,
@@ -130,7 +131,7 @@ def test_every_prompt_is_drawn_as_often_as_a_group_is_large_over_all_processes(r
     for update in range(2 * epochs):  # of 6 groups: an epoch has two, and one row is left over
         drawn = Counter()
         for rank in range(ranks):
-            for chunk in chunks(update, batch, 3)[rank::ranks]:
+            for chunk in UpdatePlan(update, batch, 3, rank, ranks).mine:
                 drawn.update(rows_for_groups(chunk.samples, size, batch, count, seed))
         assert set(drawn.values()) == {size}
         assert len(drawn) == batch // size
@@ -150,31 +151,53 @@ def test_groups_are_numbered_through_the_run():
     assert group_numbers([0, 3, 4, 11], 4) == [0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("group", [2, 4, 6, 8])
+@pytest.mark.parametrize("micro_batch", [2, 3, 4, 5])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_whole_groups_stay_on_one_process_and_every_sample_has_one(ranks, micro_batch, group):
+    plans = [UpdatePlan(2, 48, micro_batch, rank, ranks, group, whole_groups=True) for rank in range(ranks)]
+    owners = {}
+    for plan in plans:
+        assert plan.chunks == plans[0].chunks
+        assert [
+            chunk for chunk, owner in zip(plan.chunks, plan.owners, strict=True) if owner == plan.rank
+        ] == (plan.mine)
+        for chunk in plan.mine:
+            assert len(chunk.samples) <= micro_batch
+            for sample in chunk.samples:
+                assert sample not in owners
+                owners[sample] = plan.rank
+    assert sorted(owners) == list(range(96, 144))
+    assert sum(chunk.share for chunk in plans[0].chunks) == pytest.approx(1)
+    by_group = {}
+    for sample, rank in owners.items():
+        by_group.setdefault(sample // group, set()).add(rank)
+    assert all(len(each) == 1 for each in by_group.values())
+    assert set(owners.values()) == set(range(ranks))
+
+
+def test_without_whole_groups_chunks_are_dealt_in_turn():
+    plan = UpdatePlan(1, 10, 3, 1, 2, group=5)
+    assert [chunk.samples for chunk in plan.chunks] == [(10, 11, 12), (13, 14, 15), (16, 17, 18), (19,)]
+    assert plan.owners == [0, 1, 0, 1]
+    assert [chunk.index for chunk in plan.mine] == [1, 3]
+    beside = plan.resized(4)
+    assert [chunk.samples for chunk in beside.chunks] == [(4, 5, 6), (7,)]
+    assert (beside.rank, beside.ranks, beside.micro_batch) == (1, 2, 3)
+
+
 # Dealing out.
 
 
-def dealt(valid, parts=1, rank=0, ranks=1, first=100, width=2):
+def dealt(valid, parts=1, rank=0, ranks=1, width=2):
     valid = torch.tensor(valid)
-    counts = [width] * (len(valid) // width)
+    plan = UpdatePlan(3, len(valid), width, rank, ranks)
     mine = [
-        Trajectories(
-            Chunk(
-                3,
-                index,
-                tuple(range(first + width * index, first + width * (index + 1))),
-                width / len(valid),
-            ),
-            None,
-            range(2, 4),
-            torch.zeros(width, 3, 4, 2, 2),
-            torch.zeros(width, 2),
-            None,
-        )
-        for index in range(rank, len(counts), ranks)
+        Trajectories(chunk, None, range(2, 4), torch.zeros(width, 3, 4, 2, 2), torch.zeros(width, 2), None)
+        for chunk in plan.mine
     ]
     worth = torch.arange(len(valid)).float()
-    options = {"first": first, "parts": parts, "rank": rank, "ranks": ranks}
-    return make_minibatches(mine, counts, worth, valid, **options)
+    return make_minibatches(mine, plan, worth, valid, parts=parts)
 
 
 def test_every_step_of_every_chunk_is_a_minibatch_and_shares_add_up():

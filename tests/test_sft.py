@@ -13,8 +13,8 @@ from test_refl import PROMPTS, brightness, policy_of, settings
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
-from imagereward.tuning.data.chunks import chunks
 from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.from_scratch.autoencoder import kl_to_normal
 from imagereward.tuning.objectives.latent_images import LatentImages
@@ -43,7 +43,7 @@ def test_min_snr_weights_are_the_published_ones(prediction):
 
 def test_the_loss_is_the_error_of_the_prediction():
     policy = policy_of()
-    objective, chunk = sft_of(policy), chunks(0, 4, 2)[0]
+    objective, chunk = sft_of(policy), UpdatePlan(0, 4, 2).chunks[0]
     seen = {}
     original = policy.denoiser.predict
 
@@ -72,15 +72,15 @@ def test_prompts_are_dropped_as_often_as_asked(drop, least, most):
     texts = []
     encode = policy.denoiser.encode
     policy.denoiser.encode = lambda prompts: texts.extend(prompts) or encode(prompts)
-    options = {} if drop is None else {"drop": drop}
+    options = {} if drop is None else {"prompt_dropout": drop}
     objective = sft_of(policy, batch_size=200, micro_batch=200, **options)
     with torch.no_grad():
-        objective.loss(policy, chunks(0, 200, 200)[0])
+        objective.loss(policy, UpdatePlan(0, 200, 200).chunks[0])
     assert least <= texts.count("") <= most
 
 
 def test_cached_latents_are_those_of_the_images(tmp_path):
-    latents = open_denoiser(pipelines.sd(), 16).latents
+    latents = open_denoiser(pipelines.sd(), 16).autoencoder
     pairs = ShapesPairs(40, 0, Preprocess(16))
     plain, cached = LatentImages(pairs, latents), LatentImages(pairs, latents, tmp_path)
     torch.testing.assert_close(cached.latents([3, 39, 3]), plain.latents([3, 39, 3]), atol=1e-5, rtol=1e-5)
@@ -90,7 +90,7 @@ def test_cached_latents_are_those_of_the_images(tmp_path):
     assert file.stat().st_mtime_ns == written
     others = {
         "seed": LatentImages(ShapesPairs(40, 1, Preprocess(16)), latents, tmp_path),
-        "weights": LatentImages(pairs, open_denoiser(pipelines.sd(seed=1), 16).latents, tmp_path),
+        "weights": LatentImages(pairs, open_denoiser(pipelines.sd(seed=1), 16).autoencoder, tmp_path),
         "size": LatentImages(ShapesPairs(40, 0, Preprocess(32)), latents, tmp_path),
     }
     for count, other in enumerate(others.values(), 2):
@@ -112,11 +112,11 @@ def test_objectives_add_up_with_weights():
 
     refl, sft = refl_of(), sft_of(policy)
     both = Weighted({"refl": (1.0, refl), "sft": (0.25, sft)})
-    (step,) = both.minibatches(policy, 0, 0, 1)
+    (step,) = both.minibatches(policy, UpdatePlan(0, 4, 2))
     assert sum(part.share for part in step) == pytest.approx(2)
     total = sum(both.loss(policy, part)[0] * part.share for part in step)
-    expected = sum(refl.loss(policy, chunk)[0] * chunk.share for chunk in chunks(0, 4, 2))
-    expected += 0.25 * sum(sft.loss(policy, chunk)[0] * chunk.share for chunk in chunks(0, 4, 2))
+    expected = sum(refl.loss(policy, chunk)[0] * chunk.share for chunk in UpdatePlan(0, 4, 2).chunks)
+    expected += 0.25 * sum(sft.loss(policy, chunk)[0] * chunk.share for chunk in UpdatePlan(0, 4, 2).chunks)
     torch.testing.assert_close(total, expected)
     names = {name for part in step for name in both.loss(policy, part)[1]}
     assert {"reward", "sft/error"} <= names

@@ -14,7 +14,7 @@ from benchmarks.lib import steps
 from benchmarks.lib.full_size import stable_diffusion_15
 from imagereward.checkpoints.loading import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
-from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.finetune import recompute
@@ -56,7 +56,7 @@ def prepare(setting: str, device: torch.device):
     updates = itertools.count()
 
     def step() -> None:
-        objective.loss(policy, chunks(next(updates), count, count)[0])[0].backward()
+        objective.loss(policy, UpdatePlan(next(updates), count, count).mine[0])[0].backward()
         if optimizer:
             optimizer.step()
 

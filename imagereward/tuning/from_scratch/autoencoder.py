@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import Pairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, rows_for_samples
 
 # Updates over which the penalty rises to its weight.
@@ -35,19 +36,16 @@ class Autoencoder:
         pairs: Pairs,
         latent_shape: Sequence[int],
         *,
-        batch_size: int,
-        micro_batch: int,
         kl: float,
         seed: int,
         kl_from: int = 0,
     ):
         self.pairs, self.latent_shape = pairs, latent_shape
-        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
-        self.kl, self.kl_from = kl, kl_from
+        self.kl, self.kl_from, self.seed = kl, kl_from, seed
 
-    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by this process's share of the update's chunks."""
-        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+    def minibatches(self, learner, plan: UpdatePlan) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by the chunks that are this process's."""
+        yield plan.mine
 
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The chunk's mean loss, with its two terms."""

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import Pairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import rows_for_samples
 from imagereward.tuning.reward_model.image_text import contrastive_loss
 
@@ -13,12 +14,12 @@ from imagereward.tuning.reward_model.image_text import contrastive_loss
 class ContrastiveObjective:
     """The contrastive loss within a batch; each of a pair's `wrong` prompts is one more, and no image's."""
 
-    def __init__(self, pairs: Pairs, tokenizer, *, batch_size: int, seed: int):
-        self.pairs, self.tokenizer, self.batch_size, self.seed = pairs, tokenizer, batch_size, seed
+    def __init__(self, pairs: Pairs, tokenizer, *, seed: int):
+        self.pairs, self.tokenizer, self.seed = pairs, tokenizer, seed
 
-    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer. Pairs are held against each other, so a share is never cut."""
-        yield chunks(update, self.batch_size, -(-self.batch_size // ranks))[rank::ranks]
+    def minibatches(self, learner, plan: UpdatePlan) -> Iterator[list[Chunk]]:
+        """One step of the optimizer by one chunk a process: every pair is compared with all others in it."""
+        yield plan.resized(plan.batch_size, -(-plan.batch_size // plan.ranks)).mine
 
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The chunk's loss, and how many images choose their own prompt."""

@@ -140,8 +140,6 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     objective = Autoencoder(
         pairs,
         latent_shape=KLAutoencoder(vae, config.resolution).shape,
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
         kl=config.kl,
         kl_from=config.kl_from,
         seed=config.seed,
@@ -168,9 +166,7 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
     ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     text: Any = transformers.CLIPTextConfig(**config.architecture, **ids, eos_token_id=tokenizer.eos_token_id)
     towers = TowersModule(load(config.tower), text)
-    objective = ContrastiveObjective(
-        _pairs(config), tokenizer, batch_size=config.batch_size, seed=config.seed
-    )
+    objective = ContrastiveObjective(_pairs(config), tokenizer, seed=config.seed)
     _train(config, towers, objective)
     if is_first_process():
         towers.text.save_pretrained(config.output)

@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from imagereward.tuning.data.plan import UpdatePlan
+
 log = logging.getLogger(__name__)
 
 
@@ -24,7 +26,7 @@ class Minibatch(Protocol):
 class Objective(Protocol):
     """What is minimised. An update may be several steps of the optimizer, each over some minibatches."""
 
-    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[Sequence[Minibatch]]:
+    def minibatches(self, learner, plan: UpdatePlan) -> Iterator[Sequence[Minibatch]]:
         """This process's part of every step of an update, in order; none if there is nothing to learn."""
 
     def loss(self, learner, minibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from imagereward.errors import InputError
 from imagereward.precision import DTYPES
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.distributed import gather_objects
 from imagereward.tuning.families.base import Denoiser
@@ -191,19 +192,17 @@ class GRPO:
         """Every prompt that there is."""
         return prompts_of(self.rows)
 
-    def minibatches(
-        self, policy: Policy, update: int, rank: int, ranks: int
-    ) -> Iterator[list[StepMinibatch]]:
+    def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
         """Draws and scores the update's images, then deals out their steps; all processes call this.
 
         Raises RewardError if a reward failed for every image.
         """
-        every = chunks(update, self.batch_size, self.micro_batch)
-        if len(every) < ranks:
-            yield []  # for the loop to refuse, in every process
+        plan = plan.resized(self.batch_size, self.micro_batch).in_groups(self.group)
+        if len(plan.chunks) < plan.ranks:
+            yield []  # the trainer refuses it, in every process
             return
-        rolled = self.rollout(policy, every[rank::ranks])
-        found = self._rewards(rolled, update, ranks)
+        rolled = self.rollout(policy, plan.mine)
+        found = self._rewards(rolled, plan.update, plan.ranks)
         groups = torch.arange(self.batch_size) // self.group
         weights, advantage_std_divisor = self.rewards.weights, self.advantage_std_divisor
         worth = weighted_sum(
@@ -212,15 +211,12 @@ class GRPO:
         credit = group_advantages(worth, groups, advantage_std_divisor, self.advantage_clip)
         self._numbers = self._count(found, credit.valid)
         if not credit.valid.any():
-            log.warning("update %d: no group has two different rewards; nothing is learned", update + 1)
+            log.warning("update %d: no group has two different rewards; nothing is learned", plan.update + 1)
         yield from make_minibatches(
             [trajectories for trajectories, _ in rolled],
-            [len(chunk.samples) for chunk in every],
+            plan,
             *credit,
-            first=update * self.batch_size,
             parts=self.optimizer_steps,
-            rank=rank,
-            ranks=ranks,
         )
 
     def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, ScoredBatch]]:

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
@@ -263,9 +264,9 @@ class ReFL:
         """Every prompt that there is."""
         return prompts_of(self.rows)
 
-    def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by this process's share of the update's chunks."""
-        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+    def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by the chunks that are this process's."""
+        yield plan.resized(self.batch_size, self.micro_batch).mine
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean over the chunk's samples of scale * hinge(reward) + stay * distance to the base."""

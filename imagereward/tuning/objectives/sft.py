@@ -11,8 +11,9 @@ from pydantic import Field
 
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import open_pairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.objectives.latent_images import LatentImages
@@ -103,9 +104,9 @@ class SFT:
         """Every prompt that there is."""
         return self.data.texts
 
-    def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by this process's share of the update's chunks."""
-        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+    def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by the chunks that are this process's."""
+        yield plan.resized(self.batch_size, self.micro_batch).mine
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean over the chunk's samples of the (weighted) squared error of the prediction."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.objectives.base import update_metrics_of
 
 
@@ -29,9 +30,9 @@ class Weighted:
         """Every prompt that there is."""
         return [text for _, child in self.children for text in child.texts]
 
-    def minibatches(self, policy, update: int, rank: int, ranks: int) -> Iterator[list[WeightedMinibatch]]:
+    def minibatches(self, policy, plan: UpdatePlan) -> Iterator[list[WeightedMinibatch]]:
         """Step by step, what each child steps through; those with fewer steps take part in the first."""
-        streams = [each.minibatches(policy, update, rank, ranks) for _, each in self.children]
+        streams = [each.minibatches(policy, plan) for _, each in self.children]
         for step in zip_longest(*streams, fillvalue=()):
             yield [
                 WeightedMinibatch(child, batch, batch.share)

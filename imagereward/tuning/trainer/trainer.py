@@ -18,6 +18,7 @@ from imagereward.errors import (
     NonFiniteLossError,
     NonFiniteScoreError,
 )
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.distributed import all_reduce_sums, gather_objects
 from imagereward.tuning.objectives.base import Learner, Objective, update_metrics_of
 from imagereward.tuning.policy.snapshots import with_weights
@@ -146,7 +147,8 @@ class Trainer:
         self.learner.module.train()
         sums = {"loss": torch.zeros(2, device=accelerator.device)}
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        for step in self.objective.minibatches(self.learner, update, rank, ranks):
+        plan = UpdatePlan(update, config.batch_size, config.micro_batch, rank, ranks)
+        for step in self.objective.minibatches(self.learner, plan):
             if not step:
                 raise InputError(
                     f"process {rank} of {ranks} has nothing to do in an update: "

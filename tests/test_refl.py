@@ -37,6 +37,7 @@ from imagereward.tuning.trainer.trainer import Trainer
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red circle", "two blue squares", "a green star above a red square"]
 STEPS = 6
+NO_FILES = {"model": "", "output": ""}
 LATE = {"steps": "one", "first": 3, "last": 5}
 
 
@@ -54,7 +55,7 @@ def redness(pixels, prompts):
 
 def plan_of(objective, update=0, rank=0, ranks=1):
     """The update's plan, of as many samples as the objective is set to."""
-    return UpdatePlan(update, objective.batch_size, objective.micro_batch, rank, ranks)
+    return UpdatePlan(update, objective.config.batch_size, objective.config.micro_batch, rank, ranks)
 
 
 def policy_of(family="sd", dtype=torch.float32, lora=None, base=False, steps=STEPS, guidance=1.0):
@@ -71,8 +72,9 @@ def policy_of(family="sd", dtype=torch.float32, lora=None, base=False, steps=STE
 
 
 def refl_of(reward=brightness, gradient=None, **options):
-    options = {"batch_size": 4, "micro_batch": 2, "target": None, "reward_loss_weight": 1.0, **options}
-    return ReFL(PROMPTS, open_rewards(reward), Gradient(**(gradient or LATE)), **options)
+    values = {"batch_size": 4, "micro_batch": 2, "target": None, "reward_loss_weight": 1.0, **options}
+    config = ReFLConfig(**NO_FILES, prompts="", steps=STEPS, gradient=gradient or LATE, **values)
+    return ReFL(config, PROMPTS, open_rewards(reward))
 
 
 def settings(**changes):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import small_scorer
 from test_grpo import grpo_of, run, small
-from test_refl import PROMPTS, brightness
+from test_refl import PROMPTS, brightness, plan_of
 
 import imagereward as RM
 import imagereward.tuning.objectives.grpo as grpo
@@ -178,7 +178,7 @@ def test_an_evaluation_leaves_out_what_failed_and_names_a_reward_that_is_down(tm
 
 def one_update(reward):
     objective, policy = grpo_of(reward=reward, scoring=AT_ONCE), small()
-    list(objective.minibatches(policy, 0, 0, 1))
+    list(objective.minibatches(policy, plan_of(objective)))
 
 
 def test_what_failed_is_counted_and_the_rest_is_learned_from():
@@ -190,11 +190,12 @@ def test_what_failed_is_counted_and_the_rest_is_learned_from():
         reward=without_the_first, group=3, micro_batch=3, batch_size=6, scoring=ScoringConfig(retries=0)
     )
     policy = small()
-    batches = next(objective.minibatches(policy, 0, 0, 1))
-    counted = torch.cat([batch.counted for batch in batches if batch.place == 0])
+    batches = next(objective.minibatches(policy, plan_of(objective)))
+    counted = torch.cat([batch.valid for batch in batches if batch.place == 0])
     assert counted.tolist() == [False, True, True, False, True, True]
-    assert objective.numbers()["failed"] == 2
-    assert math.isfinite(objective.numbers()["reward"])
+    metrics = objective.end_update(policy, 0)
+    assert metrics["failed"] == 2
+    assert math.isfinite(metrics["reward"])
 
 
 # Elsewhere.

@@ -18,14 +18,14 @@ from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.from_scratch.autoencoder import kl_to_normal
 from imagereward.tuning.objectives.latent_images import LatentImages
-from imagereward.tuning.objectives.sft import SFT
+from imagereward.tuning.objectives.sft import SFT, PairsConfig
 from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.sampling.diffusion import Diffusion
 
 
 def sft_of(policy, **options):
     data = LatentImages(ShapesPairs(6, 0, Preprocess(16)), policy.denoiser.autoencoder)
-    return SFT(data, **{"batch_size": 4, "micro_batch": 2, **options})
+    return SFT(PairsConfig(data="shapes", **options), data)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -73,7 +73,7 @@ def test_prompts_are_dropped_as_often_as_asked(drop, least, most):
     encode = policy.denoiser.encode
     policy.denoiser.encode = lambda prompts: texts.extend(prompts) or encode(prompts)
     options = {} if drop is None else {"prompt_dropout": drop}
-    objective = sft_of(policy, batch_size=200, micro_batch=200, **options)
+    objective = sft_of(policy, **options)
     with torch.no_grad():
         objective.loss(policy, UpdatePlan(0, 200, 200).chunks[0])
     assert least <= texts.count("") <= most

@@ -18,7 +18,7 @@ from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.finetune import recompute
-from imagereward.tuning.objectives.refl import Gradient, ReFL
+from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 from imagereward.tuning.rewards.weighted import Rewards
@@ -49,7 +49,10 @@ def prepare(setting: str, device: torch.device):
     policy = Policy(denoiser, denoiser.dynamics(1))
     count = len(PROMPTS)
     gradient = Gradient(steps="one", first=0, last=0)
-    objective = ReFL(PROMPTS, rewards, gradient, batch_size=count, micro_batch=count, target=None)
+    config = ReFLConfig(
+        model="", output="", prompts="", gradient=gradient, batch_size=count, micro_batch=count, target=None
+    )
+    objective = ReFL(config, PROMPTS, rewards)
     learned = list(trainable_parameters(denoiser.network).values())
     optimizer = torch.optim.AdamW(learned, lr=1e-5) if lora else None
 

@@ -67,9 +67,9 @@ def train_generator(
     if config.checkpointing:
         recompute(denoiser, rewards)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
-    watched = watched or objective.texts
+    watched = watched or objective.prompts
     if config.text_cache:
-        cache_text(denoiser, [*objective.texts, *prompts_of(watched)], Path(config.text_cache))
+        cache_text(denoiser, [*objective.prompts, *prompts_of(watched)], Path(config.text_cache))
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance, base)
     # A checkpoint of adapters is one that load_lora_weights reads.
     also = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
@@ -78,7 +78,7 @@ def train_generator(
         create_run_directory(
             output, values
         )  # now that everything is in order: a mistake corrected finds it free
-        tell(generator_plan(config, denoiser, objective.texts, len(watched), accelerator))
+        tell(generator_plan(config, denoiser, objective.prompts, len(watched), accelerator))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     ended = loop.run(_watch(config, policy, watched, rewards, held_out, output))

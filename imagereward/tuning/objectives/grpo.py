@@ -20,16 +20,11 @@ from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.distributed import gather_objects
 from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext, Precision
 from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rewards.scoring import (
-    RewardPool,
-    ScoredBatch,
-    ScoringConfig,
-    concatenated,
-    require_scores,
-)
+from imagereward.tuning.rewards.scoring import RewardPool, ScoredBatch, concatenated, require_scores
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.advantages import AdvantageStd, StdScope, group_advantages, weighted_sum
 from imagereward.tuning.rollouts.minibatches import StepMinibatch, make_minibatches
@@ -112,6 +107,16 @@ class GRPOConfig(GeneratorConfig):
     def needs_reference(self) -> bool:
         return self.kl is not None
 
+    @property
+    def storage_dtype(self) -> torch.dtype | None:
+        """The number format that stored latents are rounded to; None: they are not rounded."""
+        return None if self.storage == "float32" else DTYPES[self.storage]
+
+    @property
+    def deviation(self) -> AdvantageStd:
+        """How the standard deviation is measured by which advantages are divided."""
+        return AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
+
     def dynamics(self, denoiser: Denoiser) -> Dynamics:
         dynamics = super().dynamics(denoiser)
         if self.shift is None and not self.whole_times:
@@ -124,72 +129,25 @@ class GRPOConfig(GeneratorConfig):
 
     def make(self, job: ObjectiveContext) -> "GRPO":
         dynamics = self.dynamics(job.denoiser)
-        storage = None if self.storage == "float32" else DTYPES[self.storage]
-        check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
-        return GRPO(
-            job.rows,
-            job.rewards_for("GRPO"),
-            noise=self.noise,
-            group=self.group,
-            batch_size=self.batch_size,
-            micro_batch=self.micro_batch,
-            window=self.window,
-            shared_initial_noise=self.shared_initial_noise,
-            clip_ratio=self.clip_ratio,
-            guard=self.guard,
-            kl=self.kl,
-            advantage_std_divisor=AdvantageStd(
-                self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon
-            ),
-            advantage_clip=self.advantage_clip,
-            normalize_rewards=self.normalize_rewards,
-            optimizer_steps=self.optimizer_steps,
-            storage=storage,
-            scoring=self.scoring,
-            seed=self.seed,
-        )
+        noisy = dynamics.with_noise(self.noise, self.storage_dtype)
+        check_noise(noisy, self.window.bounds(self.steps))
+        return GRPO(self, job.rows, job.rewards_for("GRPO"))
 
 
-class GRPO:
-    """Draw groups of images, compare each with its like, and make what led to the better ones likelier."""
+class GRPO(Objective):
+    """Draw groups of images of one prompt, and make the steps that led to the better ones more probable.
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        rewards: Rewards,
-        *,
-        noise: Noise,
-        group: int,
-        batch_size: int,
-        micro_batch: int,
-        window: Window | None = None,
-        shared_initial_noise: bool = False,
-        clip_ratio: float = 1e-4,
-        guard: bool = False,
-        kl: KL | None = None,
-        advantage_std_divisor: AdvantageStd | None = None,
-        advantage_clip: float = 5.0,
-        normalize_rewards: bool = False,
-        optimizer_steps: int = 1,
-        storage: torch.dtype | None = None,
-        scoring: ScoringConfig | None = None,
-        seed: int = 0,
-    ):
-        self.rows, self.rewards, self.group, self.seed = rows, rewards, group, seed
-        self.batch_size, self.micro_batch, self.optimizer_steps = batch_size, micro_batch, optimizer_steps
-        self.noise, self.storage, self.window = noise, storage, window or Window()
-        self.shared_initial_noise, self.scoring = shared_initial_noise, scoring or ScoringConfig()
-        self.clip_ratio, self.guard, self.kl = clip_ratio, guard, kl
-        self.advantage_std_divisor, self.advantage_clip, self.normalize_rewards = (
-            advantage_std_divisor or AdvantageStd(),
-            advantage_clip,
-            normalize_rewards,
-        )
-        self._numbers: dict[str, float] = {}
+    Per sample and step, with the ratio r = p(step) / p(step when drawn) and the advantage A of the image,
+    -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) + beta * KL(step || reference's step).
+    """
+
+    def __init__(self, config: GRPOConfig, rows: Sequence[Row], rewards: Rewards):
+        self.config, self.rows, self.rewards = config, rows, rewards
+        self._update_metrics: dict[str, float] = {}
 
     @property
-    def texts(self) -> list[str]:
-        """Every prompt that there is."""
+    def prompts(self) -> list[str]:
+        """The prompts of all rows of the training data."""
         return prompts_of(self.rows)
 
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
@@ -197,26 +155,25 @@ class GRPO:
 
         Raises RewardError if a reward failed for every image.
         """
-        plan = plan.resized(self.batch_size, self.micro_batch).in_groups(self.group)
+        plan = plan.in_groups(self.config.group)
         if len(plan.chunks) < plan.ranks:
             yield []  # the trainer refuses it, in every process
             return
         rolled = self.rollout(policy, plan.mine)
         found = self._rewards(rolled, plan.update, plan.ranks)
-        groups = torch.arange(self.batch_size) // self.group
-        weights, advantage_std_divisor = self.rewards.weights, self.advantage_std_divisor
-        worth = weighted_sum(
-            found, weights, groups, advantage_std_divisor if self.normalize_rewards else None
-        )
-        credit = group_advantages(worth, groups, advantage_std_divisor, self.advantage_clip)
-        self._numbers = self._count(found, credit.valid)
+        groups = torch.arange(plan.batch_size) // self.config.group
+        deviation = self.config.deviation
+        normalize_by = deviation if self.config.normalize_rewards else None
+        total = weighted_sum(found, self.rewards.weights, groups, normalize_by)
+        credit = group_advantages(total, groups, deviation, self.config.advantage_clip)
+        self._update_metrics = self._count(found, credit.valid)
         if not credit.valid.any():
             log.warning("update %d: no group has two different rewards; nothing is learned", plan.update + 1)
         yield from make_minibatches(
             [trajectories for trajectories, _ in rolled],
             plan,
             *credit,
-            parts=self.optimizer_steps,
+            parts=self.config.optimizer_steps,
         )
 
     def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, ScoredBatch]]:
@@ -226,23 +183,23 @@ class GRPO:
         """
         noisy, rolled = self.noisy(policy), []
         policy.module.eval()
-        with RewardPool(self.rewards, self.scoring) as scorers:
+        with RewardPool(self.rewards, self.config.scoring) as scorers:
             for chunk in mine:
                 places = self._places(chunk.samples)
                 distinct = list(dict.fromkeys(places))
                 condition = policy.denoiser.encode([self.rows[place] for place in distinct])
-                steps = self.window.draw(noisy.steps, self.seed, chunk.update)
+                steps = self.config.window.draw(noisy.steps, self.config.seed, chunk.update)
                 trajectories, clean = sample_trajectories(
                     policy,
                     noisy,
                     condition[[distinct.index(place) for place in places]],
                     chunk,
                     steps,
-                    seed=self.seed,
-                    starts=group_numbers(chunk.samples, self.group)
-                    if self.shared_initial_noise
+                    seed=self.config.seed,
+                    starts=group_numbers(chunk.samples, self.config.group)
+                    if self.config.shared_initial_noise
                     else chunk.samples,
-                    keep_means=self.guard,
+                    keep_means=self.config.guard,
                 )
                 with torch.no_grad():
                     images = policy.denoiser.autoencoder.decode(clean)
@@ -254,10 +211,11 @@ class GRPO:
 
     def noisy(self, policy: Policy) -> Dynamics:
         """The policy's dynamics with the noise that is trained by."""
-        return policy.dynamics.with_noise(self.noise, self.storage)
+        return policy.dynamics.with_noise(self.config.noise, self.config.storage_dtype)
 
     def loss(self, policy: Policy, batch: StepMinibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean over the samples that count of the clipped loss, and beta times the KL."""
+        config = self.config
         noisy, at, kept = self.noisy(policy), batch.step_index, batch.trajectories
         x = batch.before
         step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
@@ -266,34 +224,36 @@ class GRPO:
         if kept.means is not None:
             log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.place])
         ratio = log_ratio.exp()
-        each = clipped_loss(ratio, batch.advantages, self.clip_ratio)
-        if self.guard:
+        each = clipped_loss(ratio, batch.advantages, config.clip_ratio)
+        if config.guard:
             each = each / step.dt.flatten()
-        seen = {"ratio": ratio, "clipped": ((ratio - 1).abs() > self.clip_ratio).float()}
-        if self.kl is not None:
+        seen = {"ratio": ratio, "clipped": ((ratio - 1).abs() > config.clip_ratio).float()}
+        if config.kl is not None:
             with policy.reference():
                 base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
             seen["kl"] = kl_divergence(step.mean, base.mean, step.std)
-            away = seen["kl"] * step.dt.flatten() if self.kl.form == "published" else seen["kl"]
-            each = each + self.kl.beta * away
+            away = seen["kl"] * step.dt.flatten() if config.kl.form == "published" else seen["kl"]
+            each = each + config.kl.beta * away
 
         def mean(values_B):
             return torch.where(batch.valid, values_B, 0.0).sum() / batch.valid.sum().clamp(min=1)
 
         return mean(each), {name: mean(values.detach()) for name, values in seen.items()}
 
-    def numbers(self) -> dict[str, float]:
-        """Rewards of the whole update, how many images failed to get one, and the share that counted."""
-        return self._numbers
+    def end_update(self, policy: Policy, update: int) -> dict[str, float]:
+        """Mean rewards of the update, how many images have none, and the share that has an advantage."""
+        return self._update_metrics
 
-    def describe(self, batch: StepMinibatch) -> list[str]:
+    def prompts_in(self, batch: StepMinibatch) -> list[str]:
         """The minibatch's prompts."""
         places = self._places(batch.trajectories.chunk.samples)
         return list(dict.fromkeys(prompts_of([self.rows[place] for place in places])))
 
     def _places(self, samples: Sequence[int]) -> list[int]:
         """Which row each sample is drawn for."""
-        return rows_for_groups(samples, self.group, self.batch_size, len(self.rows), self.seed)
+        return rows_for_groups(
+            samples, self.config.group, self.config.batch_size, len(self.rows), self.config.seed
+        )
 
     def _rewards(self, rolled, update: int, ranks: int) -> dict[str, torch.Tensor]:
         """Every reward of all the update's images [N], over all processes."""

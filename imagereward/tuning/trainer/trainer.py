@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +20,7 @@ from imagereward.errors import (
 )
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.distributed import all_reduce_sums, gather_objects
-from imagereward.tuning.objectives.base import Learner, Objective, update_metrics_of
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.policy.snapshots import with_weights
 from imagereward.tuning.policy.trainable import trainable_parameters
 from imagereward.tuning.settings import TrainerConfig
@@ -35,6 +35,13 @@ from imagereward.tuning.trainer.progress import Pace, headline, tell
 from imagereward.tuning.trainer.run_directory import write_atomically
 
 log = logging.getLogger(__name__)
+
+
+class Learner(Protocol):
+    """What is trained: the trainer puts the network, wrapped for its processes, in the place of `module`."""
+
+    module: torch.nn.Module
+
 
 HISTORY_FILE = "history.json"
 # What a checkpoint knows of the loop: how far it was, of how many updates, why it ended if early, what was
@@ -160,7 +167,7 @@ class Trainer:
                 trainable_parameters(self.learner.module).values(), config.max_gradient_norm
             )
             if not torch.isfinite(norm) and not self._scale_can_fall():
-                prompts = [prompt for minibatch in step for prompt in self.objective.describe(minibatch)]
+                prompts = [prompt for minibatch in step for prompt in self.objective.prompts_in(minibatch)]
                 raise self._not_finite(update + 1, f"its gradient is {norm.item()}", prompts)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -174,7 +181,8 @@ class Trainer:
             self._average(update)
         total = all_reduce_sums(sums, ranks, accelerator.device)
         means = {name: value / share for name, (value, share) in total.items() if share}
-        return means | update_metrics_of(self.objective) | {"learning_rate": learning_rate_at(update, config)}
+        metrics = self.objective.end_update(self.learner, update)
+        return means | metrics | {"learning_rate": learning_rate_at(update, config)}
 
     def _scale_can_fall(self) -> bool:
         """Whether a gradient may be infinite for its scale alone: the update is skipped, the scale halved."""
@@ -188,10 +196,10 @@ class Trainer:
             try:
                 loss, metrics = self.objective.loss(self.learner, minibatch)
             except NonFiniteScoreError as error:
-                prompts = self.objective.describe(minibatch)
+                prompts = self.objective.prompts_in(minibatch)
                 raise self._not_finite(update + 1, str(error), prompts) from error
             if not torch.isfinite(loss):
-                prompts = self.objective.describe(minibatch)
+                prompts = self.objective.prompts_in(minibatch)
                 raise self._not_finite(update + 1, f"its loss is {loss.item()}", prompts)
             # Processes' gradients are averaged, and shares add up to 1 over all of them.
             accelerator.backward(loss * (minibatch.share * accelerator.num_processes))

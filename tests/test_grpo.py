@@ -50,8 +50,9 @@ def noise_table(noise):
 
 
 def grpo_of(family="sd3", reward=brightness, **options):
-    values = {"noise": noise_for(family), "group": 2, "batch_size": 4, "micro_batch": 2, **options}
-    config = GRPOConfig(**NO_FILES, prompts="", steps=STEPS, scoring=ScoringConfig(wait=0.0), **values)
+    values = {"noise": noise_for(family), "group": 2, "batch_size": 4, "micro_batch": 2}
+    values |= {"scoring": ScoringConfig(wait=0.0), **options}
+    config = GRPOConfig(**NO_FILES, prompts="", steps=STEPS, **values)
     return GRPO(config, pipelines.rows(family), open_rewards(reward))
 
 
@@ -116,7 +117,7 @@ def test_the_kl_is_that_of_two_normals_in_either_form(form):
     loss, metrics = objective.loss(policy, batch)
     noisy, x, at, kept = objective.noisy(policy), batch.before, batch.step_index, batch.trajectories
     step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
-    with policy.reference():
+    with policy.using("reference"):
         base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
     normal = torch.distributions.Normal
     kl = torch.distributions.kl_divergence(normal(step.mean, step.std), normal(base.mean, step.std)).mean()
@@ -406,7 +407,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(broken, **options)
     run(broken, **options, resume=True)
-    for name in ("weights/learned.safetensors", "weights/averaged.safetensors"):
+    for name in ("weights/learned.safetensors", "weights/ema.safetensors"):
         a, b = ((each / "checkpoint-3" / name).read_bytes() for each in (whole, broken))
         assert a == b
 

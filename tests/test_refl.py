@@ -27,7 +27,7 @@ from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.finetune import recompute
 from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig, denoise, draw_span, hinge
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.policy.snapshots import FrozenCopy
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.trainer.checkpoint import latest_state
@@ -62,13 +62,11 @@ def policy_of(family="sd", dtype=torch.float32, lora=None, base=False, steps=STE
     pipeline = pipelines.FAMILIES[family]()
     pipeline.to(dtype=dtype)
     denoiser = open_denoiser(pipeline, 16)
-    kept = FrozenCopy(denoiser) if base and lora is None else None
     set_trainable(denoiser, lora)
     if dtype == torch.float64:
         denoiser.network.double()
-    if base and lora is not None:
-        kept = FrozenCopy(denoiser)
-    return Policy(denoiser, denoiser.dynamics(steps), guidance, kept)
+    snapshots = {"reference": Snapshot(denoiser.network)} if base else {}
+    return Policy(denoiser, denoiser.dynamics(steps), guidance, snapshots)
 
 
 def refl_of(reward=brightness, gradient=None, **options):
@@ -294,7 +292,10 @@ def test_the_distance_to_the_base_is_zero_at_first_and_grows(family, lora):
 def test_the_distance_does_not_reach_into_the_base():
     policy = policy_of(base=True)
     refl_of(reference_weight=1.0).loss(policy, UpdatePlan(0, 4, 2).chunks[0])[0].backward()
-    assert all(value.grad is None for value in policy.base.copy.parameters())
+    reference = policy.snapshots["reference"].weights
+    assert not any(value.requires_grad for value in reference.values())
+    for name, value in trainable_parameters(policy.denoiser.network).items():
+        assert torch.equal(reference[name], value)
 
 
 # What is drawn does not depend on who draws it.
@@ -392,7 +393,7 @@ def test_a_run_says_what_it_did(tmp_path):
 
 def check_same_checkpoint(one, other):
     """Weights, averages and moments are the same, to the last bit."""
-    for name in ("weights/learned.safetensors", "weights/averaged.safetensors"):
+    for name in ("weights/learned.safetensors", "weights/ema.safetensors"):
         a, b = load_file(one / name), load_file(other / name)
         assert a.keys() == b.keys()
         assert all(torch.equal(value, b[key]) for key, value in a.items())
@@ -923,7 +924,7 @@ def test_averages_are_those_of_diffusers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_average", average)
     run(tmp_path / "out", updates=11, ema=0.3, ema_every=2, learning_rate=1e-3)
-    averaged = load_file(tmp_path / "out/checkpoint-11/weights/averaged.safetensors")
+    averaged = load_file(tmp_path / "out/checkpoint-11/weights/ema.safetensors")
     bare = load_file(tmp_path / "out/checkpoint-11/weights/learned.safetensors")
     torch.testing.assert_close(averaged, expected)
     assert any(not torch.equal(value, bare[name]) for name, value in averaged.items())

@@ -5,11 +5,16 @@ from collections import Counter
 import pipelines
 import pytest
 import torch
-from test_refl import policy_of
+from test_refl import PROMPTS, brightness, policy_of
 
-from imagereward.errors import InputError
+from imagereward.errors import InputError, RewardError
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.plan import UpdatePlan
+from imagereward.tuning.data.seeding import noise_for_samples
+from imagereward.tuning.rewards.scoring import ScoringConfig
+from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.rollouts.advantages import best_and_worst, top_mask
+from imagereward.tuning.rollouts.collect import collect
 from imagereward.tuning.rollouts.minibatches import make_minibatches
 from imagereward.tuning.rollouts.trajectories import (
     Trajectories,
@@ -22,6 +27,7 @@ from imagereward.tuning.rollouts.window import Window
 from imagereward.tuning.sampling.base import Noise
 
 STEPS = 6
+AT_ONCE = ScoringConfig(retries=0, wait=0.0)
 FLOW = Noise(kind="flow_grpo", level=0.7)
 CHUNK = Chunk(0, 0, (0, 1), 0.5)
 
@@ -184,6 +190,85 @@ def test_without_whole_groups_chunks_are_dealt_in_turn():
     beside = plan.resized(4)
     assert [chunk.samples for chunk in beside.chunks] == [(4, 5, 6), (7,)]
     assert (beside.rank, beside.ranks, beside.micro_batch) == (1, 2, 3)
+
+
+# Collecting.
+
+
+def collected(policy, plan, window=None, reward=brightness, noise=None, **options):
+    dynamics = policy.dynamics.with_noise(noise) if noise else policy.dynamics.without_noise()
+    rewards = open_rewards(reward)
+    options = {"seed": 0, "scoring": ScoringConfig(wait=0.0), **options}
+    return collect(policy, plan, PROMPTS, rewards, window=window, dynamics=dynamics, **options)
+
+
+def test_a_rollout_has_the_samples_their_conditions_and_rewards_in_order():
+    policy, plan = policy_of("sd3", steps=STEPS), UpdatePlan(1, 6, 4, group=3)
+    rollout = collected(policy, plan)
+    assert [each.chunk for each in rollout.chunks] == plan.mine
+    assert rollout.groups_N.tolist() == [0, 0, 0, 1, 1, 1]
+    rows = [row for each in rollout.chunks for row in each.rows]
+    places = rows_for_groups(range(6, 12), 3, 6, len(PROMPTS), 0)
+    assert rows == [PROMPTS[place] for place in places]
+    latents = torch.cat([each.latents for each in rollout.chunks])
+    with torch.no_grad():
+        expected = brightness(policy.denoiser.autoencoder.decode(latents), rows)
+        images = policy.sample(policy.denoiser.encode(rows), noise_for_samples(range(6, 12), (4, 8, 8), 0))
+    torch.testing.assert_close(rollout.rewards["brightness"], expected)
+    torch.testing.assert_close(rollout.rewards["brightness"], brightness(images, rows))
+    for each in rollout.chunks:
+        assert each.trajectories is None
+        words = policy.denoiser.encode(each.rows).tensors
+        for name, value in each.condition.tensors.items():
+            torch.testing.assert_close(value, words[name])
+
+
+def test_without_a_window_noise_is_that_of_the_samples_and_nothing_is_kept():
+    policy = policy_of("sd3", steps=STEPS)
+    whole = collected(policy, UpdatePlan(0, 4, 4, group=2), noise=FLOW)
+    apart = collected(policy, UpdatePlan(0, 4, 2, group=2), noise=FLOW)
+    plain = collected(policy, UpdatePlan(0, 4, 4, group=2))
+    latents = [torch.cat([each.latents for each in rollout.chunks]) for rollout in (whole, apart, plain)]
+    torch.testing.assert_close(latents[0], latents[1], atol=1e-5, rtol=1e-5)
+    assert (latents[0] - latents[2]).abs().max() > 0.01
+    # With a window of all steps that have noise, the same steps are taken, and kept.
+    kept = collected(policy, UpdatePlan(0, 4, 4, group=2), Window(last=STEPS - 1), noise=FLOW).chunks[0]
+    torch.testing.assert_close(kept.latents, latents[0])
+    torch.testing.assert_close(kept.trajectories.latents[:, -1], latents[0])
+
+
+def test_samples_may_be_drawn_with_the_weights_of_a_snapshot():
+    policy, plan = policy_of("sd3", steps=STEPS, base=True), UpdatePlan(0, 4, 2, group=2)
+    policy.module.train()
+    before = collected(policy, plan)
+    with torch.no_grad():
+        for value in policy.module.parameters():
+            value += 0.05
+    with_reference, now = collected(policy, plan, sampler="reference"), collected(policy, plan)
+    for old, same, other in zip(before.chunks, with_reference.chunks, now.chunks, strict=True):
+        assert torch.equal(old.latents, same.latents)
+        assert not torch.equal(old.latents, other.latents)
+    assert policy.module.training
+
+
+def test_pairs_and_the_best_of_groups_come_from_a_rollout():
+    plan = UpdatePlan(0, 6, 3, group=3, whole_groups=True)
+    rollout = collected(policy_of("sd3", steps=STEPS), plan)
+    rewards, groups = rollout.rewards["brightness"], rollout.groups_N
+    best, worst = best_and_worst(rewards, groups)
+    for chunk, high, low in zip(rollout.chunks, best.tolist(), worst.tolist(), strict=True):
+        members = [sample - plan.first for sample in chunk.chunk.samples]
+        assert rewards[high] == rewards[members].max()
+        assert rewards[low] == rewards[members].min()
+    assert top_mask(rewards, groups, 1).nonzero().flatten().tolist() == best.tolist()
+
+
+def test_a_reward_that_fails_for_all_images_stops_the_rollout():
+    def never(pixels, prompts):
+        raise OSError("no route")
+
+    with pytest.raises(RewardError, match="never is down: it failed for all 2 images of update 3"):
+        collected(policy_of("sd3", steps=STEPS), UpdatePlan(2, 2, 2, group=2), reward=never, scoring=AT_ONCE)
 
 
 # Dealing out.

@@ -4,9 +4,6 @@ import json
 import math
 import threading
 import time
-import urllib.request
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -15,18 +12,15 @@ from test_grpo import grpo_of, run, small
 from test_refl import PROMPTS, brightness, plan_of
 
 import imagereward as RM
-import imagereward.tuning.objectives.grpo as grpo
 from benchmarks.lib.serving import serving
 from imagereward.errors import InputError, NonFiniteScoreError, RemoteError, RewardError
 from imagereward.images.reading import to_pil
 from imagereward.rewards.jpeg import jpeg_compressibility
-from imagereward.tuning.data.chunks import chunks
 from imagereward.tuning.evaluation.evaluate import Evaluation, sample_images
 from imagereward.tuning.rewards.scoring import RewardPool, ScoredBatch, ScoringConfig, require_scores
 from imagereward.tuning.rewards.weighted import open_rewards
 from imagereward.tuning.settings import EvaluationConfig
 
-LATENCY = 0.5
 AT_ONCE = ScoringConfig(wait=0, retries=2)
 
 
@@ -231,64 +225,24 @@ def test_a_run_learns_from_a_server(tmp_path):
     assert any(f"reward/{url}" in entry for entry in history)
 
 
-@contextmanager
-def slow_server():
-    """Answers with the number of bytes, after half a second."""
+def test_while_a_reward_waits_the_next_batch_is_drawn():
+    policy, second, waited = small(), threading.Event(), []
+    encode, encoded = policy.denoiser.encode, []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            size = len(self.rfile.read(int(self.headers["Content-Length"])))
-            time.sleep(LATENCY)
-            body = json.dumps(size).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def encoding(rows):
+        encoded.append(rows)
+        if len(encoded) == 2:
+            second.set()
+        return encode(rows)
 
-        def log_message(self, *_):
-            pass
+    def reward(pixels, prompts):
+        waited.append(second.wait(60))
+        return brightness(pixels, prompts)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@pytest.mark.parametrize(("sampling", "count", "workers"), [(0.3, 10, 1), (0.25, 20, 4)])
-def test_while_a_reward_waits_the_next_batch_is_drawn(sampling, count, workers, monkeypatch):
-    """Sampling stands still for as long as is said, so that only the overlap is timed."""
-    objective = grpo_of(micro_batch=2, batch_size=2 * count, scoring=ScoringConfig(workers=workers))
-    policy = small()
-    every = chunks(0, 2 * count, 2)
-    with slow_server() as url:
-
-        def reward(pixels, prompts):
-            with urllib.request.urlopen(url, data=bytes(len(prompts))) as answer:
-                return torch.full((len(prompts),), float(json.load(answer)))
-
-        objective.rewards = open_rewards(reward)
-        canned, _ = objective.rollout(policy, every[:1])[0]
-        clean = canned.latents[:, -1].float()
-
-        def roll(*_, **__):
-            time.sleep(sampling)
-            return canned, clean
-
-        monkeypatch.setattr(grpo, "sample_trajectories", roll)
-        monkeypatch.setattr(policy.denoiser, "encode", lambda rows: canned.condition)
-        monkeypatch.setattr(policy.denoiser.autoencoder, "decode", lambda latents: torch.zeros(2, 3, 16, 16))
-        larger, took = max(count * sampling, count * LATENCY / workers), []
-        while len(took) < 3 and min(took, default=math.inf) > 1.15 * larger:  # others may need the machine
-            began = time.monotonic()
-            rolled = objective.rollout(policy, every)
-            took.append(time.monotonic() - began)
-            assert len(rolled) == count
-    assert larger <= min(took) <= 1.15 * larger
+    policy.denoiser.encode = encoding
+    objective = grpo_of(reward=reward, micro_batch=2, batch_size=4)
+    list(objective.minibatches(policy, plan_of(objective)))
+    assert waited == [True, True]
 
 
 def test_few_batches_wait_to_be_scored():

@@ -21,6 +21,7 @@ from imagereward.tuning.distributed import is_first_process
 from imagereward.tuning.families.autoencoder import KLAutoencoder
 from imagereward.tuning.from_scratch.autoencoder import Autoencoder
 from imagereward.tuning.from_scratch.contrastive import ContrastiveObjective
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
 from imagereward.tuning.trainer.memory import keep_freed_memory
@@ -123,10 +124,11 @@ class TowersModule(nn.Module):
 
 
 class Training:
-    """What the loop trains: a module, and where it is."""
+    """A module on its device, as the trainer takes it."""
 
     def __init__(self, module: nn.Module, device: torch.device):
         self.module, self.device = module.to(device), device
+        self.snapshots: dict[str, Snapshot] = {}
 
 
 def tune_autoencoder(values: dict[str, Any], source: str) -> Any:

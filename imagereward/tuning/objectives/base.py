@@ -36,6 +36,15 @@ class Objective(ABC):
     def prompts(self) -> Sequence[str]:
         """All prompts of the training data: text caches encode them in advance, evaluation draws some."""
 
+    @property
+    def snapshots(self) -> Sequence[str]:
+        """Names of snapshots that the trainer takes of the weights before the first update.
+
+        They are then in `policy.snapshots`; checkpoints keep them. "reference" is never moved; the objective
+        may move others in `end_update`. Default: none.
+        """
+        return ()
+
     @abstractmethod
     def minibatches(self, policy: Any, plan: UpdatePlan) -> Iterator[Sequence[Any]]:
         """This process's minibatches of one update: a list for every step of the optimizer, in order.

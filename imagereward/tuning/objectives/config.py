@@ -85,17 +85,12 @@ class GeneratorConfig(TrainerConfig):
     @model_validator(mode="after")
     def _quantised_under_lora(self):
         if self.quantize and self.lora is None:
-            raise ValueError("quantise=true without lora: weights in 4 bits cannot learn; add lora.rank=...")
+            raise ValueError("quantize=true without lora: weights in 4 bits cannot learn; add lora.rank=...")
         return self
 
     def dynamics(self, denoiser: Denoiser) -> Dynamics:
         """The noise and the sampling grid of training, deterministic."""
         return denoiser.dynamics(self.steps)
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the objective asks for the base model's predictions."""
-        return False
 
     def make(self, job: ObjectiveContext) -> Any:
         """The objective. Raises InputError for what only shows with the model at hand."""

@@ -15,25 +15,20 @@ from pydantic import Field, model_validator
 from imagereward.errors import InputError
 from imagereward.precision import DTYPES
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
-from imagereward.tuning.distributed import gather_objects
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext, Precision
 from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rewards.scoring import RewardPool, ScoredBatch, concatenated, require_scores
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.advantages import AdvantageStd, StdScope, group_advantages, weighted_sum
+from imagereward.tuning.rollouts.collect import collect
 from imagereward.tuning.rollouts.minibatches import StepMinibatch, make_minibatches
 from imagereward.tuning.rollouts.trajectories import (
-    Trajectories,
     check_noise,
-    group_numbers,
     rows_for_groups,
-    sample_trajectories,
 )
 from imagereward.tuning.rollouts.window import Window
 from imagereward.tuning.sampling.base import Dynamics, Noise, kl_divergence
@@ -104,10 +99,6 @@ class GRPOConfig(GeneratorConfig):
         return self
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl is not None
-
-    @property
     def storage_dtype(self) -> torch.dtype | None:
         """The number format that stored latents are rounded to; None: they are not rounded."""
         return None if self.storage == "float32" else DTYPES[self.storage]
@@ -150,8 +141,13 @@ class GRPO(Objective):
         """The prompts of all rows of the training data."""
         return prompts_of(self.rows)
 
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The reference, for the KL."""
+        return ("reference",) if self.config.kl is not None else ()
+
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
-        """Draws and scores the update's images, then deals out their steps; all processes call this.
+        """Draw and score the update's images; a minibatch is a step of a chunk. All processes call this.
 
         Raises RewardError if a reward failed for every image.
         """
@@ -159,62 +155,39 @@ class GRPO(Objective):
         if len(plan.chunks) < plan.ranks:
             yield []  # the trainer refuses it, in every process
             return
-        rolled = self.rollout(policy, plan.mine)
-        found = self._rewards(rolled, plan.update, plan.ranks)
-        groups = torch.arange(plan.batch_size) // self.config.group
+        rollout = collect(
+            policy,
+            plan,
+            self.rows,
+            self.rewards,
+            window=self.config.window,
+            dynamics=self.noisy(policy),
+            seed=self.config.seed,
+            scoring=self.config.scoring,
+            shared_initial_noise=self.config.shared_initial_noise,
+            keep_means=self.config.guard,
+        )
+        rewards, groups = rollout.rewards, rollout.groups_N
         deviation = self.config.deviation
         normalize_by = deviation if self.config.normalize_rewards else None
-        total = weighted_sum(found, self.rewards.weights, groups, normalize_by)
-        credit = group_advantages(total, groups, deviation, self.config.advantage_clip)
-        self._update_metrics = self._count(found, credit.valid)
-        if not credit.valid.any():
+        total = weighted_sum(rewards, self.rewards.weights, groups, normalize_by)
+        advantages = group_advantages(total, groups, deviation, self.config.advantage_clip)
+        self._update_metrics = self._count(rewards, advantages.valid)
+        if not advantages.valid.any():
             log.warning("update %d: no group has two different rewards; nothing is learned", plan.update + 1)
         yield from make_minibatches(
-            [trajectories for trajectories, _ in rolled],
+            [chunk.trajectories for chunk in rollout.chunks if chunk.trajectories is not None],
             plan,
-            *credit,
+            *advantages,
             parts=self.config.optimizer_steps,
         )
 
-    def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, ScoredBatch]]:
-        """The chunks' trajectories, and what became of their images' scoring.
-
-        While one chunk's images are scored the next is drawn.
-        """
-        noisy, rolled = self.noisy(policy), []
-        policy.module.eval()
-        with RewardPool(self.rewards, self.config.scoring) as scorers:
-            for chunk in mine:
-                places = self._places(chunk.samples)
-                distinct = list(dict.fromkeys(places))
-                condition = policy.denoiser.encode([self.rows[place] for place in distinct])
-                steps = self.config.window.draw(noisy.steps, self.config.seed, chunk.update)
-                trajectories, clean = sample_trajectories(
-                    policy,
-                    noisy,
-                    condition[[distinct.index(place) for place in places]],
-                    chunk,
-                    steps,
-                    seed=self.config.seed,
-                    starts=group_numbers(chunk.samples, self.config.group)
-                    if self.config.shared_initial_noise
-                    else chunk.samples,
-                    keep_means=self.config.guard,
-                )
-                with torch.no_grad():
-                    images = policy.denoiser.autoencoder.decode(clean)
-                scorers.submit(images, [self.rows[place] for place in places])
-                rolled.append(trajectories)
-            scored = scorers.results()
-        policy.module.train()
-        return list(zip(rolled, scored, strict=True))
-
     def noisy(self, policy: Policy) -> Dynamics:
-        """The policy's dynamics with the noise that is trained by."""
+        """The policy's dynamics with the noise of the steps in the window."""
         return policy.dynamics.with_noise(self.config.noise, self.config.storage_dtype)
 
     def loss(self, policy: Policy, batch: StepMinibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Mean over the samples that count of the clipped loss, and beta times the KL."""
+        """The clipped loss and beta * KL, averaged over the samples that have an advantage."""
         config = self.config
         noisy, at, kept = self.noisy(policy), batch.step_index, batch.trajectories
         x = batch.before
@@ -229,7 +202,7 @@ class GRPO(Objective):
             each = each / step.dt.flatten()
         seen = {"ratio": ratio, "clipped": ((ratio - 1).abs() > config.clip_ratio).float()}
         if config.kl is not None:
-            with policy.reference():
+            with policy.using("reference"):
                 base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
             seen["kl"] = kl_divergence(step.mean, base.mean, step.std)
             away = seen["kl"] * step.dt.flatten() if config.kl.form == "published" else seen["kl"]
@@ -254,14 +227,6 @@ class GRPO(Objective):
         return rows_for_groups(
             samples, self.config.group, self.config.batch_size, len(self.rows), self.config.seed
         )
-
-    def _rewards(self, rolled, update: int, ranks: int) -> dict[str, torch.Tensor]:
-        """Every reward of all the update's images [N], over all processes."""
-        mine = [(each.chunk.samples, found) for each, found in rolled]
-        every = [chunk for part in gather_objects(mine, ranks) for chunk in part]
-        found = concatenated([scored for _, scored in sorted(every, key=lambda each: each[0])])
-        require_scores(found, f"update {update + 1}")
-        return found.rewards
 
     def _count(self, found: dict[str, torch.Tensor], valid_N) -> dict[str, float]:
         total = weighted_sum(found, self.rewards.weights, torch.zeros(len(valid_N), dtype=torch.long))

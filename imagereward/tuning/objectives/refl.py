@@ -109,10 +109,6 @@ class ReFLConfig(GeneratorConfig):
         None, description="noise-prediction loss on (prompt, image) pairs beside the reward; null: none"
     )
 
-    @property
-    def needs_reference(self) -> bool:
-        return self.reference_weight > 0
-
     def check_processes(self, ranks: int, sharded: bool) -> None:
         super().check_processes(ranks, sharded)
         drawn = self.gradient.steps != "last"
@@ -207,8 +203,8 @@ def denoise(
     def one_step(x, i, drawn):
         prediction = policy.predict(x, rows + i, condition)
         away = x.new_zeros(len(x))
-        if policy.base is not None:
-            with policy.reference():
+        if "reference" in policy.snapshots:
+            with policy.using("reference"):
                 base = policy.predict(x, rows + i, condition)
             away = (prediction - base).square().flatten(1).mean(1)
         step = dynamics.step(x, prediction, rows + i, drawn)
@@ -238,6 +234,11 @@ class ReFL(Objective):
         """The prompts of all rows of the training data."""
         return prompts_of(self.rows)
 
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The reference, for the distance to it."""
+        return ("reference",) if self.config.reference_weight > 0 else ()
+
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
         """One step of the optimizer, by the chunks that are this process's."""
         yield plan.mine
@@ -258,7 +259,7 @@ class ReFL(Objective):
         loss = config.reward_loss_weight * hinge(rewards, config.target).mean()
         loss = loss + config.reference_weight * away.mean()
         metrics = {"reward": rewards, **{f"reward/{name}": values for name, values in parts.items()}}
-        if policy.base is not None:
+        if "reference" in policy.snapshots:
             metrics["distance"] = away
         return loss, {name: values.detach().float().mean() for name, values in metrics.items()}
 

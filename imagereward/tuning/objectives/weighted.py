@@ -39,6 +39,11 @@ class Weighted(Objective):
         """All prompts of all objectives."""
         return [prompt for _, child in self.children for prompt in child.prompts]
 
+    @property
+    def snapshots(self) -> list[str]:
+        """The names that any of the objectives asks for."""
+        return list(dict.fromkeys(name for _, child in self.children for name in child.snapshots))
+
     def minibatches(self, policy: Any, plan: UpdatePlan) -> Iterator[list[WeightedMinibatch]]:
         """In the k-th step of the optimizer, the minibatches of the k-th step of every objective.
 

@@ -1,4 +1,4 @@
-"""Frozen weights in four bits under LoRA: NF4 with its scales quantised too, by bitsandbytes.
+"""NF4 quantization of frozen weights under LoRA: four bits each, with quantized scales, by bitsandbytes.
 
 QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
 """
@@ -18,7 +18,7 @@ def quantize_to_4bit(network: nn.Module, device: torch.device | str) -> None:
         import bitsandbytes  # noqa: F401  # here, so that nothing has changed when it is missing
     except ImportError as error:
         raise ImageRewardError(
-            f"quantise=true needs bitsandbytes: python -m pip install bitsandbytes ({error})"
+            f"quantize=true needs bitsandbytes: python -m pip install bitsandbytes ({error})"
         ) from error
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""Trajectories and advantages -> minibatches of one step each, in optimizer steps."""
+"""make_minibatches: trajectories and advantages as minibatches of one sampling step each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,9 +11,13 @@ from imagereward.tuning.rollouts.trajectories import Trajectories
 
 
 class StepMinibatch(NamedTuple):
-    """One step of a chunk's trajectories, with what its samples are worth.
+    """One sampling step of a chunk's B samples, with their advantages.
 
-    counted  [B] samples that take part; the others are there because numbers depend on what is batched
+    place       index of the step in the window, 0..W - 1
+    advantages  [B]
+    valid       [B] whether the sample has an advantage. The others are in the batch because the last bits of
+                matrix products depend on the batch, and ratios of probabilities must start at exactly 1
+    share       the minibatch's weight in the loss of its optimizer step
     """
 
     trajectories: Trajectories
@@ -24,17 +28,17 @@ class StepMinibatch(NamedTuple):
 
     @property
     def before(self) -> torch.Tensor:
-        """The samples at the step, in full precision."""
+        """x_i [B, C, h, w] float32: the latents before the step."""
         return full_precision(self.trajectories.latents[:, self.place])
 
     @property
     def after(self) -> torch.Tensor:
-        """What they became."""
+        """x_{i+1} [B, C, h, w], in the storage's number format: the latents after the step."""
         return self.trajectories.latents[:, self.place + 1]
 
     @property
     def step_index(self) -> torch.Tensor:
-        """Its place on the sampling grid, for every sample."""
+        """i [B]: the step's index on the sampling grid, the same for every sample."""
         return torch.full(
             (len(self.advantages),), self.trajectories.steps[self.place], device=self.after.device
         )

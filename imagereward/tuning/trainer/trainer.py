@@ -1,11 +1,11 @@
-"""The training loop: blind to what is trained, and by what."""
+"""Trainer: the training loop of every objective and every network."""
 
 import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,10 +21,12 @@ from imagereward.errors import (
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.distributed import all_reduce_sums, gather_objects
 from imagereward.tuning.objectives.base import Objective
-from imagereward.tuning.policy.snapshots import with_weights
+from imagereward.tuning.policy.policy import Learner
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
 from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.checkpoint import (
+    Contents,
     latest_state,
     load_checkpoint,
     save_checkpoint,
@@ -37,12 +39,6 @@ from imagereward.tuning.trainer.run_directory import write_atomically
 log = logging.getLogger(__name__)
 
 
-class Learner(Protocol):
-    """What is trained: the trainer puts the network, wrapped for its processes, in the place of `module`."""
-
-    module: torch.nn.Module
-
-
 HISTORY_FILE = "history.json"
 # What a checkpoint knows of the loop: how far it was, of how many updates, why it ended if early, what was
 # logged, float16's scale, and the optimizer's steps so far.
@@ -50,7 +46,7 @@ STATE = ("update", "updates", "ended", "history", "scaler", "steps")
 
 
 class Trainer:
-    """Accumulation, clipping, averaging, logging, evaluation, checkpoints and exact resuming."""
+    """Gradient accumulation, clipping, moving average, logging, evaluation, checkpoints, resuming."""
 
     def __init__(
         self,
@@ -77,7 +73,8 @@ class Trainer:
                 f"accelerate left the network as it was, for {accelerator.distributed_type} in "
                 f"{accelerator.num_processes} processes, and each would train alone; look at its config"
             )
-        self.averaged: dict[str, torch.Tensor] | None = None  # until it first moves
+        for name in objective.snapshots:
+            learner.snapshots.setdefault(name, Snapshot(self.bare))
         self.steps = 0  # of the optimizer
 
     def run(self, evaluate: Callable[["Trainer", int], str | None] | None = None) -> str:
@@ -128,14 +125,9 @@ class Trainer:
         return whole_weights(self.learner.module)
 
     def settle(self) -> None:
-        """Leave the averaged weights, if they are kept, in the network for good."""
-        with torch.no_grad():
-            for name, value in (self.averaged or {}).items():
-                trainable_parameters(self.bare)[name].copy_(value)
-
-    def with_average(self):
-        """Context in which the network has its averaged weights, if they are kept."""
-        return with_weights(self.bare, self.averaged)
+        """Leave the averaged weights, if there are any, in the network for good."""
+        if (average := self.learner.snapshots.get("ema")) is not None:
+            average.copy_to(self.bare)
 
     @contextlib.contextmanager
     def _naming(self, update: int) -> Iterator[None]:
@@ -208,20 +200,18 @@ class Trainer:
         return loss.detach() * minibatch.share
 
     def _average(self, number: int) -> None:
-        """Move the average after an update or a step, numbered from 0.
+        """Move the snapshot "ema" after an update or an optimizer step, whose index from 0 is `number`.
 
-        Its decay grows to the config's as in diffusers' EMAModel, from 0: otherwise a short run's average
-        would be of what it began with.
+        The k-th move has the decay min(config.ema, k / (k + 9)), as in diffusers' EMAModel; with the config's
+        decay from the start, the average of a short run would be close to the first weights.
         """
         moves, rest = divmod(number + 1, self.config.ema_every)
         if not self.config.ema or rest:
             return
-        decay, now = min(self.config.ema, moves / (moves + 9)), trainable_parameters(self.bare)
-        if self.averaged is None:
-            self.averaged = {name: value.detach().clone() for name, value in now.items()}
-        with torch.no_grad():
-            for name, value in now.items():
-                self.averaged[name].lerp_(value.detach(), 1 - decay)
+        snapshots = self.learner.snapshots
+        if "ema" not in snapshots:
+            snapshots["ema"] = Snapshot(self.bare)
+        snapshots["ema"].update(self.bare, min(self.config.ema, moves / (moves + 9)))
 
     def _resume(self) -> tuple[int, str]:
         """Where to go on, and why not to: a run that was stopped stays so unless it is given more updates."""
@@ -236,9 +226,12 @@ class Trainer:
         if path is None:
             return 0, ""
         kept = load_checkpoint(path, self.learner.module, self.optimizer.optimizer)
-        if kept.averaged is not None:
-            now = trainable_parameters(self.bare)
-            self.averaged = {name: value.to(now[name].device) for name, value in kept.averaged.items()}
+        for name, weights in kept.snapshots.items():
+            if name not in self.learner.snapshots:
+                self.learner.snapshots[name] = Snapshot(self.bare)
+            self.learner.snapshots[name].load_state_dict(weights)
+        if kept.objective:
+            self.objective.load_state_dict(kept.objective)
         try:
             update, updates, ended, self.history, scaler, self.steps = (kept.state[name] for name in STATE)
         except (KeyError, TypeError) as error:
@@ -252,16 +245,15 @@ class Trainer:
         scaled = scaler.state_dict() if scaler is not None else None
         values = (update, self.config.updates, ended, self.history, scaled, self.steps)
         state = dict(zip(STATE, values, strict=True))
-        first = self.accelerator.is_main_process
+        snapshots = {name: each.state_dict() for name, each in self.learner.snapshots.items()}
         save_checkpoint(
             self.output,
             update,
             self.learner.module,
             self.optimizer.optimizer,
-            self.averaged,
-            state,
+            Contents(state, snapshots, self.objective.state_dict()),
             self.config.keep_checkpoints,
-            first,
+            self.accelerator.is_main_process,
             self.also,
         )
         self._write_history()

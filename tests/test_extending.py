@@ -15,7 +15,7 @@ import torch
 from conftest import pictures
 from diffusers import DDIMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 from test_grpo import grpo_of, run, small
-from test_refl import PROMPTS, ROOT, brightness, refl_of
+from test_refl import PROMPTS, ROOT, brightness, plan_of, refl_of
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
@@ -27,7 +27,7 @@ import imagereward as RM
 from imagereward.errors import InputError
 from imagereward.tuning import run_recipe, tune
 from imagereward.tuning.config import read_recipe, recipe_names
-from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.evaluation.compare import compare
 from imagereward.tuning.families.lookup import open_denoiser
@@ -252,7 +252,7 @@ def passes(objective, policy):
     """Forward passes of an update, an image of a batch at a time."""
     policy.module = Counted(policy.module)
     count = 0
-    for step in objective.minibatches(policy, 0, 0, 1):
+    for step in objective.minibatches(policy, plan_of(objective)):
         for batch in step:
             objective.loss(policy, batch)
             count += 1
@@ -269,5 +269,5 @@ def test_an_image_costs_as_many_passes_as_the_page_says():
     with_kl.rewards = Rewards(tilted)
     assert passes(with_kl, policy) == T + 2 * W
     late = refl_of(gradient={"steps": "one", "first": 2, "last": 2}, batch_size=2)
-    assert len(chunks(0, 2, 2)) == 1
+    assert len(UpdatePlan(0, 2, 2).chunks) == 1
     assert passes(late, small("sd")) == 2 + 1

@@ -7,7 +7,7 @@ from diffusers import FluxPipeline
 from test_refl import brightness, refl_of, settings
 
 from imagereward.tuning import tune
-from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.families.condition import Condition
@@ -205,7 +205,7 @@ def test_lora_learns_in_float32_beside_a_bfloat16_network(family):
     objective = refl_of()
     objective.rows = pipelines.rows(family)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = objective.loss(policy, chunks(0, 4, 2)[0])
+        loss, _ = objective.loss(policy, UpdatePlan(0, 4, 2).chunks[0])
     loss.backward()
     for name, value in policy.module.named_parameters():
         assert value.dtype == (torch.float32 if "lora" in name else torch.bfloat16)

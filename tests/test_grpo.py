@@ -8,17 +8,18 @@ import math
 import pipelines
 import pytest
 import torch
-from test_refl import PROMPTS, brightness, policy_of
+from test_refl import NO_FILES, PROMPTS, brightness, plan_of, policy_of
 
 from imagereward.errors import InputError, NonFiniteLossError
 from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
 from imagereward.tuning.data.image_pairs import ShapesPairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Request
-from imagereward.tuning.objectives.grpo import GRPO, KL
+from imagereward.tuning.objectives.grpo import GRPO, KL, GRPOConfig
 from imagereward.tuning.objectives.latent_images import LatentImages
 from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
-from imagereward.tuning.objectives.sft import SFT
+from imagereward.tuning.objectives.sft import SFT, PairsConfig
 from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.policy.trainable import LoRA, trainable_parameters
 from imagereward.tuning.rewards.scoring import ScoringConfig
@@ -49,14 +50,10 @@ def noise_table(noise):
 
 
 def grpo_of(family="sd3", reward=brightness, **options):
-    values = {
-        "noise": noise_for(family),
-        "group": 2,
-        "batch_size": 4,
-        "micro_batch": 2,
-        "scoring": ScoringConfig(wait=0),
-    }
-    return GRPO(pipelines.rows(family), open_rewards(reward), **(values | options))
+    values = {"noise": noise_for(family), "group": 2, "batch_size": 4, "micro_batch": 2}
+    values |= {"scoring": ScoringConfig(wait=0.0), **options}
+    config = GRPOConfig(**NO_FILES, prompts="", steps=STEPS, **values)
+    return GRPO(config, pipelines.rows(family), open_rewards(reward))
 
 
 def small(family="sd3", **options):
@@ -64,7 +61,7 @@ def small(family="sd3", **options):
 
 
 def first_step(objective, policy, update=0):
-    return next(objective.minibatches(policy, update, 0, 1))
+    return next(objective.minibatches(policy, plan_of(objective, update)))
 
 
 def moved(policy, by=1e-3):
@@ -120,7 +117,7 @@ def test_the_kl_is_that_of_two_normals_in_either_form(form):
     loss, metrics = objective.loss(policy, batch)
     noisy, x, at, kept = objective.noisy(policy), batch.before, batch.step_index, batch.trajectories
     step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
-    with policy.reference():
+    with policy.using("reference"):
         base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
     normal = torch.distributions.Normal
     kl = torch.distributions.kl_divergence(normal(step.mean, step.std), normal(base.mean, step.std)).mean()
@@ -156,7 +153,7 @@ def test_at_the_start_the_gradient_is_that_of_reinforce():
 # Ratios.
 
 
-@pytest.mark.parametrize("storage", [None, torch.bfloat16])
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", [*NOISE, "ddim"])
 def test_before_anything_is_learned_every_ratio_is_one(name, storage):
     family = "sd" if name == "ddim" else "sd3"
@@ -185,7 +182,7 @@ def test_the_ratio_is_one_after_batches_have_lost_some_of_their_samples():
 
 def test_groups_whose_rewards_are_all_the_same_give_no_gradient(caplog):
     policy, objective = small(base=True), grpo_of(reward=constant, kl=KL(form="true", beta=1.0))
-    assert list(objective.minibatches(policy, 0, 0, 1)) == []
+    assert list(objective.minibatches(policy, plan_of(objective))) == []
     assert "update 1: no group has two different rewards" in caplog.text
 
 
@@ -374,14 +371,15 @@ def test_beside_a_plain_objective_either_learns_where_it_has_steps(tmp_path):
     """GRPO with two steps of the optimizer an update, SFT with one, and an update in which GRPO has none."""
     policy, grpo = small(), grpo_of(optimizer_steps=2)
     pairs = ShapesPairs(4, 0, Preprocess(16), 1)
-    sft = SFT(LatentImages(pairs, policy.denoiser.autoencoder, None), batch_size=2, micro_batch=2)
+    latents = LatentImages(pairs, policy.denoiser.autoencoder, None)
+    sft = SFT(PairsConfig(data="shapes"), latents, batch_size=2)
     both = Weighted({"grpo": (0.9, grpo), "sft": (0.1, sft)})
     config = TrainerConfig(updates=1, batch_size=4, micro_batch=2, evaluate_every=1)
     loop = Trainer(policy, both, config, tmp_path, make_accelerator(config, tmp_path))
     metrics = loop._update(0)
     assert metrics["sft/error"] > 0
     assert metrics["counted"] == 1
-    alone = sft.loss(small(), next(sft.minibatches(policy, 0, 0, 1))[0])[0]
+    alone = sft.loss(small(), next(sft.minibatches(policy, UpdatePlan(0, 4, 2)))[0])[0]
     assert metrics["sft/error"] == pytest.approx(
         float(alone.detach()), rel=1e-4
     )  # a mean over its own step alone
@@ -409,7 +407,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(broken, **options)
     run(broken, **options, resume=True)
-    for name in ("weights/learned.safetensors", "weights/averaged.safetensors"):
+    for name in ("weights/learned.safetensors", "weights/ema.safetensors"):
         a, b = ((each / "checkpoint-3" / name).read_bytes() for each in (whole, broken))
         assert a == b
 
@@ -461,4 +459,7 @@ def test_an_advantage_that_is_no_number_stops_with_the_update_and_the_prompts(tm
 
 def test_more_processes_than_chunks_are_refused_by_all_of_them():
     objective = grpo_of(batch_size=2)
-    assert [next(objective.minibatches(None, 0, rank, 2)) for rank in range(2)] == [[], []]
+    assert [next(objective.minibatches(None, plan_of(objective, 0, rank, 2))) for rank in range(2)] == [
+        [],
+        [],
+    ]

@@ -13,11 +13,11 @@ from test_refl import STEPS, refl_of
 from test_refl import run as run_refl
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.policy.snapshots import FrozenCopy
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 from imagereward.tuning.settings import OptimizerConfig
 from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer
@@ -130,7 +130,7 @@ def test_averages_move_with_updates_or_with_steps_of_the_optimizer(unit, steps, 
     values = {"updates": 4, "optimizer_steps": 2, "ema": 0.3, "ema_every": 2, "ema_unit": unit}
     run_grpo(tmp_path / "out", **values)
     assert len(taken) == 8
-    averaged = load_file(tmp_path / "out/checkpoint-4/weights/averaged.safetensors")
+    averaged = load_file(tmp_path / "out/checkpoint-4/weights/ema.safetensors")
     names = [name for name, _ in pipelines.sd3().transformer.named_parameters()]
     expected = dict(zip(names, model[0].shadow_params, strict=True))
     for name, value in averaged.items():
@@ -148,8 +148,7 @@ def test_a_resumed_average_of_steps_goes_on_counting(tmp_path, monkeypatch):
     run_grpo(tmp_path / "parts", updates=3, resume=True, **values)
     assert numbers == [2, 3, 4, 5]
     whole, parts = (
-        load_file(tmp_path / each / "checkpoint-3/weights/averaged.safetensors")
-        for each in ("whole", "parts")
+        load_file(tmp_path / each / "checkpoint-3/weights/ema.safetensors") for each in ("whole", "parts")
     )
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
@@ -161,13 +160,13 @@ def walked():
     What ReFL is given, predictions of both at the last three steps, x0 and the next sample of step 3.
     """
     denoiser = open_denoiser(pipelines.sd(), 16)
-    policy = Policy(denoiser, denoiser.dynamics(STEPS), 1.0, FrozenCopy(denoiser))
+    policy = Policy(denoiser, denoiser.dynamics(STEPS), 1.0, {"reference": Snapshot(denoiser.network)})
     learned, base = denoiser.network, copy.deepcopy(denoiser.network)
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in learned.parameters():
             value += 0.05 * torch.randn(value.shape, generator=draws)
-    chunk = chunks(0, 2, 2)[0]
+    chunk = UpdatePlan(0, 2, 2).chunks[0]
     objective = refl_of(batch_size=2)
     words = denoiser.encode(objective._rows(chunk)).tensors["encoder_hidden_states"]
     x = noise_for_samples(chunk.samples, denoiser.autoencoder.shape, 0)

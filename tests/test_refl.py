@@ -21,13 +21,13 @@ import imagereward as RM
 from imagereward.errors import CheckpointError, ImageRewardError, InputError, NonFiniteLossError
 from imagereward.tuning import tune
 from imagereward.tuning.config import recipe_file
-from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.finetune import recompute
 from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig, denoise, draw_span, hinge
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.policy.snapshots import FrozenCopy
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.trainer.checkpoint import latest_state
@@ -37,6 +37,7 @@ from imagereward.tuning.trainer.trainer import Trainer
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red circle", "two blue squares", "a green star above a red square"]
 STEPS = 6
+NO_FILES = {"model": "", "output": ""}
 LATE = {"steps": "one", "first": 3, "last": 5}
 
 
@@ -52,22 +53,26 @@ def redness(pixels, prompts):
     return pixels[:, 0].mean((1, 2)) - pixels[:, 1].mean((1, 2))
 
 
+def plan_of(objective, update=0, rank=0, ranks=1):
+    """The update's plan, of as many samples as the objective is set to."""
+    return UpdatePlan(update, objective.config.batch_size, objective.config.micro_batch, rank, ranks)
+
+
 def policy_of(family="sd", dtype=torch.float32, lora=None, base=False, steps=STEPS, guidance=1.0):
     pipeline = pipelines.FAMILIES[family]()
     pipeline.to(dtype=dtype)
     denoiser = open_denoiser(pipeline, 16)
-    kept = FrozenCopy(denoiser) if base and lora is None else None
     set_trainable(denoiser, lora)
     if dtype == torch.float64:
         denoiser.network.double()
-    if base and lora is not None:
-        kept = FrozenCopy(denoiser)
-    return Policy(denoiser, denoiser.dynamics(steps), guidance, kept)
+    snapshots = {"reference": Snapshot(denoiser.network)} if base else {}
+    return Policy(denoiser, denoiser.dynamics(steps), guidance, snapshots)
 
 
 def refl_of(reward=brightness, gradient=None, **options):
-    options = {"batch_size": 4, "micro_batch": 2, "target": None, "reward_loss_weight": 1.0, **options}
-    return ReFL(PROMPTS, open_rewards(reward), Gradient(**(gradient or LATE)), **options)
+    values = {"batch_size": 4, "micro_batch": 2, "target": None, "reward_loss_weight": 1.0, **options}
+    config = ReFLConfig(**NO_FILES, prompts="", steps=STEPS, gradient=gradient or LATE, **values)
+    return ReFL(config, PROMPTS, open_rewards(reward))
 
 
 def settings(**changes):
@@ -111,7 +116,7 @@ def test_recomputing_keeps_far_less_for_the_same_gradients(family):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss, _ = objective.loss(policy, chunks(0, 4, 2)[0])
+            loss, _ = objective.loss(policy, UpdatePlan(0, 4, 2).chunks[0])
         loss.backward()
         gradients = [value.grad.clone() for value in trainable_parameters(policy.denoiser.network).values()]
         policy.denoiser.network.zero_grad()
@@ -210,7 +215,7 @@ def test_only_the_chosen_steps_have_a_gradient(kind, expected):
     policy = policy_of()
     policy.module = ScaledByStep(policy.module, policy.dynamics.times_N)
     objective = refl_of(gradient=kind)
-    objective.loss(policy, chunks(0, 4, 2)[0])[0].backward()
+    objective.loss(policy, UpdatePlan(0, 4, 2).chunks[0])[0].backward()
     assert set(policy.module.scale.grad.nonzero().flatten().tolist()) == expected
 
 
@@ -226,7 +231,7 @@ def test_random_steps_are_drawn_from_the_whole_range():
 def test_above_the_hinge_the_gradient_is_exactly_zero():
     policy = policy_of()
     objective = refl_of(target=-1.0)
-    loss, metrics = objective.loss(policy, chunks(0, 4, 2)[0])
+    loss, metrics = objective.loss(policy, UpdatePlan(0, 4, 2).chunks[0])
     loss.backward()
     assert loss == 0
     assert metrics["reward"] > 0
@@ -244,7 +249,7 @@ def test_scaling_the_loss_scales_the_gradient():
     gradients = []
     for scale in (1.0, 1e-3):
         policy = policy_of()
-        refl_of(reward_loss_weight=scale).loss(policy, chunks(0, 4, 2)[0])[0].backward()
+        refl_of(reward_loss_weight=scale).loss(policy, UpdatePlan(0, 4, 2).chunks[0])[0].backward()
         gradients.append(policy.denoiser.network.conv_in.weight.grad)
     torch.testing.assert_close(gradients[0] * 1e-3, gradients[1])
 
@@ -272,7 +277,7 @@ def test_rewards_are_weighted_and_reported_one_by_one():
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_the_distance_to_the_base_is_zero_at_first_and_grows(family, lora):
     policy = policy_of(family, lora=lora, base=True)
-    chunk, objective = chunks(0, 4, 2)[0], refl_of(reference_weight=1.0)
+    chunk, objective = UpdatePlan(0, 4, 2).chunks[0], refl_of(reference_weight=1.0)
     at_first = objective.loss(policy, chunk)[1]["distance"]
     learned = trainable_parameters(policy.denoiser.network)
     with torch.no_grad():
@@ -286,8 +291,11 @@ def test_the_distance_to_the_base_is_zero_at_first_and_grows(family, lora):
 
 def test_the_distance_does_not_reach_into_the_base():
     policy = policy_of(base=True)
-    refl_of(reference_weight=1.0).loss(policy, chunks(0, 4, 2)[0])[0].backward()
-    assert all(value.grad is None for value in policy.base.copy.parameters())
+    refl_of(reference_weight=1.0).loss(policy, UpdatePlan(0, 4, 2).chunks[0])[0].backward()
+    reference = policy.snapshots["reference"].weights
+    assert not any(value.requires_grad for value in reference.values())
+    for name, value in trainable_parameters(policy.denoiser.network).items():
+        assert torch.equal(reference[name], value)
 
 
 # What is drawn does not depend on who draws it.
@@ -306,7 +314,7 @@ def test_every_epoch_takes_every_row_once_in_an_order_of_its_own():
 
 
 def test_a_short_last_chunk_has_its_share():
-    parts = chunks(3, 5, 2)
+    parts = UpdatePlan(3, 5, 2).chunks
     assert [part.samples for part in parts] == [(15, 16), (17, 18), (19,)]
     assert math.fsum(part.share for part in parts) == pytest.approx(1)
 
@@ -317,7 +325,7 @@ def test_chunks_of_any_size_give_the_same_gradient():
     for micro_batch in (5, 2, 1):
         policy = policy_of(dtype=torch.float64)
         objective = refl_of(gradient=kind, batch_size=5, micro_batch=micro_batch)
-        for chunk in next(objective.minibatches(policy, 1, 0, 1)):
+        for chunk in next(objective.minibatches(policy, plan_of(objective, 1))):
             (objective.loss(policy, chunk)[0] * chunk.share).backward()
         gradients.append(policy.denoiser.network.conv_in.weight.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
@@ -385,7 +393,7 @@ def test_a_run_says_what_it_did(tmp_path):
 
 def check_same_checkpoint(one, other):
     """Weights, averages and moments are the same, to the last bit."""
-    for name in ("weights/learned.safetensors", "weights/averaged.safetensors"):
+    for name in ("weights/learned.safetensors", "weights/ema.safetensors"):
         a, b = load_file(one / name), load_file(other / name)
         assert a.keys() == b.keys()
         assert all(torch.equal(value, b[key]) for key, value in a.items())
@@ -916,7 +924,7 @@ def test_averages_are_those_of_diffusers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_average", average)
     run(tmp_path / "out", updates=11, ema=0.3, ema_every=2, learning_rate=1e-3)
-    averaged = load_file(tmp_path / "out/checkpoint-11/weights/averaged.safetensors")
+    averaged = load_file(tmp_path / "out/checkpoint-11/weights/ema.safetensors")
     bare = load_file(tmp_path / "out/checkpoint-11/weights/learned.safetensors")
     torch.testing.assert_close(averaged, expected)
     assert any(not torch.equal(value, bare[name]) for name, value in averaged.items())
@@ -936,7 +944,7 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
 
 def test_more_processes_than_chunks_are_refused():
     objective = refl_of(batch_size=2, micro_batch=2)
-    assert next(objective.minibatches(None, 0, 1, 2)) == []
+    assert next(objective.minibatches(None, plan_of(objective, rank=1, ranks=2))) == []
 
 
 def test_a_pipeline_of_another_class_in_python_is_named():

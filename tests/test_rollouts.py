@@ -5,10 +5,16 @@ from collections import Counter
 import pipelines
 import pytest
 import torch
-from test_refl import policy_of
+from test_refl import PROMPTS, brightness, policy_of
 
-from imagereward.errors import InputError
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.errors import InputError, RewardError
+from imagereward.tuning.data.chunks import Chunk
+from imagereward.tuning.data.plan import UpdatePlan
+from imagereward.tuning.data.seeding import noise_for_samples
+from imagereward.tuning.rewards.scoring import ScoringConfig
+from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.rollouts.advantages import best_and_worst, top_mask
+from imagereward.tuning.rollouts.collect import collect
 from imagereward.tuning.rollouts.minibatches import make_minibatches
 from imagereward.tuning.rollouts.trajectories import (
     Trajectories,
@@ -21,6 +27,7 @@ from imagereward.tuning.rollouts.window import Window
 from imagereward.tuning.sampling.base import Noise
 
 STEPS = 6
+AT_ONCE = ScoringConfig(retries=0, wait=0.0)
 FLOW = Noise(kind="flow_grpo", level=0.7)
 CHUNK = Chunk(0, 0, (0, 1), 0.5)
 
@@ -130,7 +137,7 @@ def test_every_prompt_is_drawn_as_often_as_a_group_is_large_over_all_processes(r
     for update in range(2 * epochs):  # of 6 groups: an epoch has two, and one row is left over
         drawn = Counter()
         for rank in range(ranks):
-            for chunk in chunks(update, batch, 3)[rank::ranks]:
+            for chunk in UpdatePlan(update, batch, 3, rank, ranks).mine:
                 drawn.update(rows_for_groups(chunk.samples, size, batch, count, seed))
         assert set(drawn.values()) == {size}
         assert len(drawn) == batch // size
@@ -150,31 +157,132 @@ def test_groups_are_numbered_through_the_run():
     assert group_numbers([0, 3, 4, 11], 4) == [0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("group", [2, 4, 6, 8])
+@pytest.mark.parametrize("micro_batch", [2, 3, 4, 5])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_whole_groups_stay_on_one_process_and_every_sample_has_one(ranks, micro_batch, group):
+    plans = [UpdatePlan(2, 48, micro_batch, rank, ranks, group, whole_groups=True) for rank in range(ranks)]
+    owners = {}
+    for plan in plans:
+        assert plan.chunks == plans[0].chunks
+        assert [
+            chunk for chunk, owner in zip(plan.chunks, plan.owners, strict=True) if owner == plan.rank
+        ] == (plan.mine)
+        for chunk in plan.mine:
+            assert len(chunk.samples) <= micro_batch
+            for sample in chunk.samples:
+                assert sample not in owners
+                owners[sample] = plan.rank
+    assert sorted(owners) == list(range(96, 144))
+    assert sum(chunk.share for chunk in plans[0].chunks) == pytest.approx(1)
+    by_group = {}
+    for sample, rank in owners.items():
+        by_group.setdefault(sample // group, set()).add(rank)
+    assert all(len(each) == 1 for each in by_group.values())
+    assert set(owners.values()) == set(range(ranks))
+
+
+def test_without_whole_groups_chunks_are_dealt_in_turn():
+    plan = UpdatePlan(1, 10, 3, 1, 2, group=5)
+    assert [chunk.samples for chunk in plan.chunks] == [(10, 11, 12), (13, 14, 15), (16, 17, 18), (19,)]
+    assert plan.owners == [0, 1, 0, 1]
+    assert [chunk.index for chunk in plan.mine] == [1, 3]
+    beside = plan.resized(4)
+    assert [chunk.samples for chunk in beside.chunks] == [(4, 5, 6), (7,)]
+    assert (beside.rank, beside.ranks, beside.micro_batch) == (1, 2, 3)
+
+
+# Collecting.
+
+
+def collected(policy, plan, window=None, reward=brightness, noise=None, **options):
+    dynamics = policy.dynamics.with_noise(noise) if noise else policy.dynamics.without_noise()
+    rewards = open_rewards(reward)
+    options = {"seed": 0, "scoring": ScoringConfig(wait=0.0), **options}
+    return collect(policy, plan, PROMPTS, rewards, window=window, dynamics=dynamics, **options)
+
+
+def test_a_rollout_has_the_samples_their_conditions_and_rewards_in_order():
+    policy, plan = policy_of("sd3", steps=STEPS), UpdatePlan(1, 6, 4, group=3)
+    rollout = collected(policy, plan)
+    assert [each.chunk for each in rollout.chunks] == plan.mine
+    assert rollout.groups_N.tolist() == [0, 0, 0, 1, 1, 1]
+    rows = [row for each in rollout.chunks for row in each.rows]
+    places = rows_for_groups(range(6, 12), 3, 6, len(PROMPTS), 0)
+    assert rows == [PROMPTS[place] for place in places]
+    latents = torch.cat([each.latents for each in rollout.chunks])
+    with torch.no_grad():
+        expected = brightness(policy.denoiser.autoencoder.decode(latents), rows)
+        images = policy.sample(policy.denoiser.encode(rows), noise_for_samples(range(6, 12), (4, 8, 8), 0))
+    torch.testing.assert_close(rollout.rewards["brightness"], expected)
+    torch.testing.assert_close(rollout.rewards["brightness"], brightness(images, rows))
+    for each in rollout.chunks:
+        assert each.trajectories is None
+        words = policy.denoiser.encode(each.rows).tensors
+        for name, value in each.condition.tensors.items():
+            torch.testing.assert_close(value, words[name])
+
+
+def test_without_a_window_noise_is_that_of_the_samples_and_nothing_is_kept():
+    policy = policy_of("sd3", steps=STEPS)
+    whole = collected(policy, UpdatePlan(0, 4, 4, group=2), noise=FLOW)
+    apart = collected(policy, UpdatePlan(0, 4, 2, group=2), noise=FLOW)
+    plain = collected(policy, UpdatePlan(0, 4, 4, group=2))
+    latents = [torch.cat([each.latents for each in rollout.chunks]) for rollout in (whole, apart, plain)]
+    torch.testing.assert_close(latents[0], latents[1], atol=1e-5, rtol=1e-5)
+    assert (latents[0] - latents[2]).abs().max() > 0.01
+    # With a window of all steps that have noise, the same steps are taken, and kept.
+    kept = collected(policy, UpdatePlan(0, 4, 4, group=2), Window(last=STEPS - 1), noise=FLOW).chunks[0]
+    torch.testing.assert_close(kept.latents, latents[0])
+    torch.testing.assert_close(kept.trajectories.latents[:, -1], latents[0])
+
+
+def test_samples_may_be_drawn_with_the_weights_of_a_snapshot():
+    policy, plan = policy_of("sd3", steps=STEPS, base=True), UpdatePlan(0, 4, 2, group=2)
+    policy.module.train()
+    before = collected(policy, plan)
+    with torch.no_grad():
+        for value in policy.module.parameters():
+            value += 0.05
+    with_reference, now = collected(policy, plan, sampler="reference"), collected(policy, plan)
+    for old, same, other in zip(before.chunks, with_reference.chunks, now.chunks, strict=True):
+        assert torch.equal(old.latents, same.latents)
+        assert not torch.equal(old.latents, other.latents)
+    assert policy.module.training
+
+
+def test_pairs_and_the_best_of_groups_come_from_a_rollout():
+    plan = UpdatePlan(0, 6, 3, group=3, whole_groups=True)
+    rollout = collected(policy_of("sd3", steps=STEPS), plan)
+    rewards, groups = rollout.rewards["brightness"], rollout.groups_N
+    best, worst = best_and_worst(rewards, groups)
+    for chunk, high, low in zip(rollout.chunks, best.tolist(), worst.tolist(), strict=True):
+        members = [sample - plan.first for sample in chunk.chunk.samples]
+        assert rewards[high] == rewards[members].max()
+        assert rewards[low] == rewards[members].min()
+    assert top_mask(rewards, groups, 1).nonzero().flatten().tolist() == best.tolist()
+
+
+def test_a_reward_that_fails_for_all_images_stops_the_rollout():
+    def never(pixels, prompts):
+        raise OSError("no route")
+
+    with pytest.raises(RewardError, match="never is down: it failed for all 2 images of update 3"):
+        collected(policy_of("sd3", steps=STEPS), UpdatePlan(2, 2, 2, group=2), reward=never, scoring=AT_ONCE)
+
+
 # Dealing out.
 
 
-def dealt(valid, parts=1, rank=0, ranks=1, first=100, width=2):
+def dealt(valid, parts=1, rank=0, ranks=1, width=2):
     valid = torch.tensor(valid)
-    counts = [width] * (len(valid) // width)
+    plan = UpdatePlan(3, len(valid), width, rank, ranks)
     mine = [
-        Trajectories(
-            Chunk(
-                3,
-                index,
-                tuple(range(first + width * index, first + width * (index + 1))),
-                width / len(valid),
-            ),
-            None,
-            range(2, 4),
-            torch.zeros(width, 3, 4, 2, 2),
-            torch.zeros(width, 2),
-            None,
-        )
-        for index in range(rank, len(counts), ranks)
+        Trajectories(chunk, None, range(2, 4), torch.zeros(width, 3, 4, 2, 2), torch.zeros(width, 2), None)
+        for chunk in plan.mine
     ]
     worth = torch.arange(len(valid)).float()
-    options = {"first": first, "parts": parts, "rank": rank, "ranks": ranks}
-    return make_minibatches(mine, counts, worth, valid, **options)
+    return make_minibatches(mine, plan, worth, valid, parts=parts)
 
 
 def test_every_step_of_every_chunk_is_a_minibatch_and_shares_add_up():

@@ -1,6 +1,5 @@
 """Rewards that fail, wait, or are elsewhere: tried again, counted, named, and never 0."""
 
-import itertools
 import json
 import math
 import threading
@@ -10,21 +9,18 @@ import pytest
 import torch
 from conftest import small_scorer
 from test_grpo import grpo_of, run, small
-from test_refl import PROMPTS, brightness
+from test_refl import PROMPTS, brightness, plan_of
 
 import imagereward as RM
-import imagereward.tuning.objectives.grpo as grpo
 from benchmarks.lib.serving import serving
 from imagereward.errors import InputError, NonFiniteScoreError, RemoteError, RewardError
 from imagereward.images.reading import to_pil
 from imagereward.rewards.jpeg import jpeg_compressibility
-from imagereward.tuning.data.chunks import chunks
 from imagereward.tuning.evaluation.evaluate import Evaluation, sample_images
 from imagereward.tuning.rewards.scoring import RewardPool, ScoredBatch, ScoringConfig, require_scores
 from imagereward.tuning.rewards.weighted import open_rewards
 from imagereward.tuning.settings import EvaluationConfig
 
-HANGS = 60  # seconds after which a test is given up
 AT_ONCE = ScoringConfig(wait=0, retries=2)
 
 
@@ -177,7 +173,7 @@ def test_an_evaluation_leaves_out_what_failed_and_names_a_reward_that_is_down(tm
 
 def one_update(reward):
     objective, policy = grpo_of(reward=reward, scoring=AT_ONCE), small()
-    list(objective.minibatches(policy, 0, 0, 1))
+    list(objective.minibatches(policy, plan_of(objective)))
 
 
 def test_what_failed_is_counted_and_the_rest_is_learned_from():
@@ -189,11 +185,12 @@ def test_what_failed_is_counted_and_the_rest_is_learned_from():
         reward=without_the_first, group=3, micro_batch=3, batch_size=6, scoring=ScoringConfig(retries=0)
     )
     policy = small()
-    batches = next(objective.minibatches(policy, 0, 0, 1))
+    batches = next(objective.minibatches(policy, plan_of(objective)))
     counted = torch.cat([batch.valid for batch in batches if batch.place == 0])
     assert counted.tolist() == [False, True, True, False, True, True]
-    assert objective.numbers()["failed"] == 2
-    assert math.isfinite(objective.numbers()["reward"])
+    metrics = objective.end_update(policy, 0)
+    assert metrics["failed"] == 2
+    assert math.isfinite(metrics["reward"])
 
 
 # Elsewhere.
@@ -229,31 +226,24 @@ def test_a_run_learns_from_a_server(tmp_path):
     assert any(f"reward/{url}" in entry for entry in history)
 
 
-@pytest.mark.parametrize(("count", "workers"), [(6, 1), (12, 4)])
-def test_while_a_reward_waits_the_next_batch_is_drawn(count, workers, monkeypatch):
-    """No scoring ends before the next batch is drawn, and before every worker has a batch."""
-    objective = grpo_of(
-        micro_batch=2, batch_size=2 * count, scoring=ScoringConfig(workers=workers, retries=0)
-    )
-    drawn = [threading.Event() for _ in range(count)]
-    asked, together, real = itertools.count(), threading.Barrier(workers), grpo.sample_trajectories
+def test_while_a_reward_waits_the_next_batch_is_drawn():
+    policy, second, waited = small(), threading.Event(), []
+    encode, encoded = policy.denoiser.encode, []
 
-    def sample(*given, **options):
-        found = real(*given, **options)
-        next(event for event in drawn if not event.is_set()).set()
-        return found
+    def encoding(rows):
+        encoded.append(rows)
+        if len(encoded) == 2:
+            second.set()
+        return encode(rows)
 
     def reward(pixels, prompts):
-        following = next(asked) + 1
-        together.wait(HANGS)
-        if following < count and not drawn[following].wait(HANGS):
-            raise TimeoutError(f"batch {following} was not drawn while the one before it was scored")
-        return torch.ones(len(prompts))
+        waited.append(second.wait(60))
+        return brightness(pixels, prompts)
 
-    monkeypatch.setattr(grpo, "sample_trajectories", sample)
-    objective.rewards = open_rewards(reward)
-    rolled = objective.rollout(small(), chunks(0, 2 * count, 2))
-    assert [scored.causes for _, scored in rolled] == [{}] * count
+    policy.denoiser.encode = encoding
+    objective = grpo_of(reward=reward, micro_batch=2, batch_size=4)
+    list(objective.minibatches(policy, plan_of(objective)))
+    assert waited == [True, True]
 
 
 def test_few_batches_wait_to_be_scored():

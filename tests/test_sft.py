@@ -13,19 +13,19 @@ from test_refl import PROMPTS, brightness, policy_of, settings
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
-from imagereward.tuning.data.chunks import chunks
 from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.from_scratch.autoencoder import kl_to_normal
 from imagereward.tuning.objectives.latent_images import LatentImages
-from imagereward.tuning.objectives.sft import SFT
+from imagereward.tuning.objectives.sft import SFT, PairsConfig
 from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.sampling.diffusion import Diffusion
 
 
 def sft_of(policy, **options):
     data = LatentImages(ShapesPairs(6, 0, Preprocess(16)), policy.denoiser.autoencoder)
-    return SFT(data, **{"batch_size": 4, "micro_batch": 2, **options})
+    return SFT(PairsConfig(data="shapes", **options), data)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -43,7 +43,7 @@ def test_min_snr_weights_are_the_published_ones(prediction):
 
 def test_the_loss_is_the_error_of_the_prediction():
     policy = policy_of()
-    objective, chunk = sft_of(policy), chunks(0, 4, 2)[0]
+    objective, chunk = sft_of(policy), UpdatePlan(0, 4, 2).chunks[0]
     seen = {}
     original = policy.denoiser.predict
 
@@ -73,9 +73,9 @@ def test_prompts_are_dropped_as_often_as_asked(drop, least, most):
     encode = policy.denoiser.encode
     policy.denoiser.encode = lambda prompts: texts.extend(prompts) or encode(prompts)
     options = {} if drop is None else {"prompt_dropout": drop}
-    objective = sft_of(policy, batch_size=200, micro_batch=200, **options)
+    objective = sft_of(policy, **options)
     with torch.no_grad():
-        objective.loss(policy, chunks(0, 200, 200)[0])
+        objective.loss(policy, UpdatePlan(0, 200, 200).chunks[0])
     assert least <= texts.count("") <= most
 
 
@@ -112,11 +112,11 @@ def test_objectives_add_up_with_weights():
 
     refl, sft = refl_of(), sft_of(policy)
     both = Weighted({"refl": (1.0, refl), "sft": (0.25, sft)})
-    (step,) = both.minibatches(policy, 0, 0, 1)
+    (step,) = both.minibatches(policy, UpdatePlan(0, 4, 2))
     assert sum(part.share for part in step) == pytest.approx(2)
     total = sum(both.loss(policy, part)[0] * part.share for part in step)
-    expected = sum(refl.loss(policy, chunk)[0] * chunk.share for chunk in chunks(0, 4, 2))
-    expected += 0.25 * sum(sft.loss(policy, chunk)[0] * chunk.share for chunk in chunks(0, 4, 2))
+    expected = sum(refl.loss(policy, chunk)[0] * chunk.share for chunk in UpdatePlan(0, 4, 2).chunks)
+    expected += 0.25 * sum(sft.loss(policy, chunk)[0] * chunk.share for chunk in UpdatePlan(0, 4, 2).chunks)
     torch.testing.assert_close(total, expected)
     names = {name for part in step for name in both.loss(policy, part)[1]}
     assert {"reward", "sft/error"} <= names

@@ -14,11 +14,11 @@ from benchmarks.lib import steps
 from benchmarks.lib.full_size import stable_diffusion_15
 from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
-from imagereward.tuning.data.chunks import chunks
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.finetune import recompute
-from imagereward.tuning.objectives.refl import Gradient, ReFL
+from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 from imagereward.tuning.rewards.weighted import Rewards
@@ -49,14 +49,17 @@ def prepare(setting: str, device: torch.device):
     policy = Policy(denoiser, denoiser.dynamics(1))
     count = len(PROMPTS)
     gradient = Gradient(steps="one", first=0, last=0)
-    objective = ReFL(PROMPTS, rewards, gradient, batch_size=count, micro_batch=count, target=None)
+    config = ReFLConfig(
+        model="", output="", prompts="", gradient=gradient, batch_size=count, micro_batch=count, target=None
+    )
+    objective = ReFL(config, PROMPTS, rewards)
     learned = list(trainable_parameters(denoiser.network).values())
     optimizer = torch.optim.AdamW(learned, lr=1e-5) if lora else None
 
     updates = itertools.count()
 
     def step() -> None:
-        objective.loss(policy, chunks(next(updates), count, count)[0])[0].backward()
+        objective.loss(policy, UpdatePlan(next(updates), count, count).mine[0])[0].backward()
         if optimizer:
             optimizer.step()
 

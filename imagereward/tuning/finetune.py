@@ -20,7 +20,6 @@ from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveConte
 from imagereward.tuning.objectives.lookup import config_class
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.quantization import quantize_to_4bit
-from imagereward.tuning.policy.snapshots import FrozenCopy
 from imagereward.tuning.policy.trainable import set_trainable
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
@@ -63,14 +62,13 @@ def train_generator(
     watched = rows
     if config.evaluation.prompts:
         watched = read_rows(config.evaluation.prompts, denoiser.inputs, *form)
-    base = FrozenCopy(denoiser, DTYPES[config.precision]) if config.needs_reference else None
     if config.checkpointing:
         recompute(denoiser, rewards)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
-    watched = watched or objective.texts
+    watched = watched or objective.prompts
     if config.text_cache:
-        cache_text(denoiser, [*objective.texts, *prompts_of(watched)], Path(config.text_cache))
-    policy = Policy(denoiser, config.dynamics(denoiser), config.guidance, base)
+        cache_text(denoiser, [*objective.prompts, *prompts_of(watched)], Path(config.text_cache))
+    policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)
     # A checkpoint of adapters is one that load_lora_weights reads.
     also = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
     loop = Trainer(policy, objective, config, output, accelerator, also)
@@ -78,7 +76,7 @@ def train_generator(
         create_run_directory(
             output, values
         )  # now that everything is in order: a mistake corrected finds it free
-        tell(generator_plan(config, denoiser, objective.texts, len(watched), accelerator))
+        tell(generator_plan(config, denoiser, objective.prompts, len(watched), accelerator))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     ended = loop.run(_watch(config, policy, watched, rewards, held_out, output))

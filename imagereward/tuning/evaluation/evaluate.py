@@ -14,7 +14,7 @@ from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.distributed import gather_objects
 from imagereward.tuning.evaluation.image_grid import make_grid
 from imagereward.tuning.families.condition import Condition
-from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.policy import CURRENT, Policy
 from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.settings import EvaluationConfig
@@ -109,11 +109,10 @@ class Evaluation:
 
     def __call__(self, loop: Any, update: int) -> str | None:
         """Evaluate, log, write the grid; why training should stop, if it should."""
-        accelerator, module = loop.accelerator, loop.learner.module
-        module.eval()
+        accelerator, learner = loop.accelerator, loop.learner
         title = f"evaluation after update {update}" if update else "evaluation before training"
         seeds, size = self.config.seeds, self.config.batch_size
-        with loop.with_average():
+        with learner.using("ema" if "ema" in learner.snapshots else CURRENT):
             images = sample_images(self.policy, self.rows, seeds, self.seed, size, accelerator, title)
         # By one process, whose judgement all follow: they must stop together.
         judged = self._judge(images, update) if accelerator.is_main_process else {}

@@ -1,4 +1,4 @@
-"""Learning to code images: what a latent diffusion model's autoencoder is trained by, without its critics.
+"""Autoencoder: squared error and KL of a latent-diffusion autoencoder, trained from random weights.
 
 Rombach et al. 2022 (arXiv:2112.10752), section 3.1, with a small KL penalty; the perceptual and adversarial
 losses, which need networks of their own, are left out.
@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import Pairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, rows_for_samples
+from imagereward.tuning.objectives.base import Objective
 
 # Updates over which the penalty rises to its weight.
 KL_RISE = 500
@@ -21,13 +23,15 @@ def kl_to_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return ((mean.square() + logvar.exp() - 1 - logvar) / 2).flatten(1).mean(1)
 
 
-class Autoencoder:
-    """Mean squared error of the decoded image in -1..1, plus kl * KL.
+class Autoencoder(Objective):
+    """Mean squared error of the decoded images in [-1, 1], plus weight * KL of the latents to N(0, 1).
 
-    Squared, because an absolute error is content with the background: things are few of the pixels. The KL
-    makes latents that stand noise: what a generator draws a little wrong still decodes to clean things.
-    It counts from update `kl_from` on, and rises to its weight over KL_RISE more: at the beginning it
-    would be cheapest to say nothing.
+    The weight is 0 until update `kl_from`, rises linearly over KL_RISE updates, and is `kl` from then on:
+    with the KL from the start, the encoder learns to ignore its input.
+
+    The error is squared because of the data: most pixels of Shapes are background, and an absolute error
+    barely changes when the shapes are missing. The KL keeps latents near N(0, 1), so that latents with a
+    generator's errors still decode to clean shapes.
     """
 
     def __init__(
@@ -35,19 +39,21 @@ class Autoencoder:
         pairs: Pairs,
         latent_shape: Sequence[int],
         *,
-        batch_size: int,
-        micro_batch: int,
         kl: float,
         seed: int,
         kl_from: int = 0,
     ):
         self.pairs, self.latent_shape = pairs, latent_shape
-        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
-        self.kl, self.kl_from = kl, kl_from
+        self.kl, self.kl_from, self.seed = kl, kl_from, seed
 
-    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by this process's share of the update's chunks."""
-        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompts of all pairs."""
+        return self.pairs.texts
+
+    def minibatches(self, learner, plan: UpdatePlan) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by the chunks that are this process's."""
+        yield plan.mine
 
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The chunk's mean loss, with its two terms."""
@@ -62,8 +68,7 @@ class Autoencoder:
         risen = min(max(chunk.update - self.kl_from, 0) / KL_RISE, 1)
         return error + self.kl * risen * kl, {"error": error.detach(), "kl": kl.detach()}
 
-    def describe(self, chunk: Chunk) -> Sequence[str]:
+    def prompts_in(self, chunk: Chunk) -> Sequence[str]:
         """The chunk's prompts."""
-        return [
-            self.pairs[row]["prompt"] for row in rows_for_samples(chunk.samples, len(self.pairs), self.seed)
-        ]
+        rows = rows_for_samples(chunk.samples, len(self.pairs), self.seed)
+        return [self.pairs[row]["prompt"] for row in rows]

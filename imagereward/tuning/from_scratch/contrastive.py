@@ -1,27 +1,38 @@
-"""Learning words and pictures against each other, as CLIP does (Radford et al. 2021, arXiv:2103.00020)."""
+"""ContrastiveObjective: CLIP's loss between prompts and images (Radford et al. 2021, arXiv:2103.00020)."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import Pairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import rows_for_samples
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.reward_model.image_text import contrastive_loss
 
 
-class ContrastiveObjective:
-    """The contrastive loss within a batch; each of a pair's `wrong` prompts is one more, and no image's."""
+class ContrastiveObjective(Objective):
+    """The contrastive loss within a chunk.
 
-    def __init__(self, pairs: Pairs, tokenizer, *, batch_size: int, seed: int):
-        self.pairs, self.tokenizer, self.batch_size, self.seed = pairs, tokenizer, batch_size, seed
+    Every image is compared with all prompts of the chunk, among them the `wrong` prompts of each pair:
+    prompts with a mistake, which belong to no image.
+    """
 
-    def minibatches(self, learner, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer. Pairs are held against each other, so a share is never cut."""
-        yield chunks(update, self.batch_size, -(-self.batch_size // ranks))[rank::ranks]
+    def __init__(self, pairs: Pairs, tokenizer, *, seed: int):
+        self.pairs, self.tokenizer, self.seed = pairs, tokenizer, seed
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompts of all pairs."""
+        return self.pairs.texts
+
+    def minibatches(self, learner, plan: UpdatePlan) -> Iterator[list[Chunk]]:
+        """One step of the optimizer by one chunk a process: every pair is compared with all others in it."""
+        yield plan.resized(plan.batch_size, -(-plan.batch_size // plan.ranks)).mine
 
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The chunk's loss, and how many images choose their own prompt."""
+        """The chunk's loss, and the share of images for which their own prompt has the highest similarity."""
         items = [self.pairs[row] for row in rows_for_samples(chunk.samples, len(self.pairs), self.seed)]
         texts = [item["prompt"] for item in items] + [text for item in items for text in item["wrong"]]
         images = torch.stack([item["pixels"] for item in items]).to(learner.device).float() / 127.5 - 1
@@ -33,8 +44,7 @@ class ContrastiveObjective:
         right = same.gather(1, similarity.argmax(1, keepdim=True)).float().mean()
         return contrastive_loss(similarity, same), {"accuracy": right}
 
-    def describe(self, chunk: Chunk) -> Sequence[str]:
+    def prompts_in(self, chunk: Chunk) -> Sequence[str]:
         """The chunk's prompts."""
-        return [
-            self.pairs[row]["prompt"] for row in rows_for_samples(chunk.samples, len(self.pairs), self.seed)
-        ]
+        rows = rows_for_samples(chunk.samples, len(self.pairs), self.seed)
+        return [self.pairs[row]["prompt"] for row in rows]

@@ -22,6 +22,7 @@ from imagereward.tuning.distributed import is_first_process
 from imagereward.tuning.families.autoencoder import KLAutoencoder
 from imagereward.tuning.from_scratch.autoencoder import Autoencoder
 from imagereward.tuning.from_scratch.contrastive import ContrastiveObjective
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
 from imagereward.tuning.trainer.memory import keep_freed_memory
@@ -124,10 +125,11 @@ class TowersModule(nn.Module):
 
 
 class Training:
-    """What the loop trains: a module, and where it is."""
+    """A module on its device, as the trainer takes it."""
 
     def __init__(self, module: nn.Module, device: torch.device):
         self.module, self.device = module.to(device), device
+        self.snapshots: dict[str, Snapshot] = {}
 
 
 def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
@@ -141,8 +143,6 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     objective = Autoencoder(
         pairs,
         latent_shape=KLAutoencoder(vae, ImageSize.of(config.resolution)).shape,
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
         kl=config.kl,
         kl_from=config.kl_from,
         seed=config.seed,
@@ -169,9 +169,7 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
     ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     text: Any = transformers.CLIPTextConfig(**config.architecture, **ids, eos_token_id=tokenizer.eos_token_id)
     towers = TowersModule(load(config.tower), text)
-    objective = ContrastiveObjective(
-        _pairs(config), tokenizer, batch_size=config.batch_size, seed=config.seed
-    )
+    objective = ContrastiveObjective(_pairs(config), tokenizer, seed=config.seed)
     _train(config, towers, objective)
     if is_first_process():
         towers.text.save_pretrained(config.output)

@@ -95,11 +95,6 @@ class GeneratorConfig(TrainerConfig):
         """The noise and the sampling grid of training, deterministic."""
         return denoiser.dynamics(self.steps)
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the objective asks for the base model's predictions."""
-        return False
-
     def make(self, job: ObjectiveContext) -> Any:
         """The objective. Raises InputError for what only shows with the model at hand."""
         raise NotImplementedError

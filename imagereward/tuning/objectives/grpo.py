@@ -15,29 +15,20 @@ from pydantic import Field, model_validator
 from imagereward.errors import InputError
 from imagereward.precision import DTYPES
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
-from imagereward.tuning.distributed import gather_objects
 from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext, Precision
 from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rewards.scoring import (
-    RewardPool,
-    ScoredBatch,
-    ScoringConfig,
-    concatenated,
-    require_scores,
-)
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.advantages import AdvantageStd, StdScope, group_advantages, weighted_sum
+from imagereward.tuning.rollouts.collect import collect
 from imagereward.tuning.rollouts.minibatches import StepMinibatch, make_minibatches
 from imagereward.tuning.rollouts.trajectories import (
-    Trajectories,
     check_noise,
-    group_numbers,
     rows_for_groups,
-    sample_trajectories,
 )
 from imagereward.tuning.rollouts.window import Window
 from imagereward.tuning.sampling.base import Dynamics, Noise, kl_divergence
@@ -108,8 +99,14 @@ class GRPOConfig(GeneratorConfig):
         return self
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl is not None
+    def storage_dtype(self) -> torch.dtype | None:
+        """The number format that stored latents are rounded to; None: they are not rounded."""
+        return None if self.storage == "float32" else DTYPES[self.storage]
+
+    @property
+    def deviation(self) -> AdvantageStd:
+        """How the standard deviation is measured by which advantages are divided."""
+        return AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
 
     def dynamics(self, denoiser: Denoiser) -> Dynamics:
         dynamics = super().dynamics(denoiser)
@@ -123,145 +120,75 @@ class GRPOConfig(GeneratorConfig):
 
     def make(self, job: ObjectiveContext) -> "GRPO":
         dynamics = self.dynamics(job.denoiser)
-        storage = None if self.storage == "float32" else DTYPES[self.storage]
-        check_noise(dynamics.with_noise(self.noise, storage), self.window.bounds(self.steps))
-        return GRPO(
-            job.rows,
-            job.rewards_for("GRPO"),
-            noise=self.noise,
-            group=self.group,
-            batch_size=self.batch_size,
-            micro_batch=self.micro_batch,
-            window=self.window,
-            shared_initial_noise=self.shared_initial_noise,
-            clip_ratio=self.clip_ratio,
-            guard=self.guard,
-            kl=self.kl,
-            advantage_std_divisor=AdvantageStd(
-                self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon
-            ),
-            advantage_clip=self.advantage_clip,
-            normalize_rewards=self.normalize_rewards,
-            optimizer_steps=self.optimizer_steps,
-            storage=storage,
-            scoring=self.scoring,
-            seed=self.seed,
-        )
+        noisy = dynamics.with_noise(self.noise, self.storage_dtype)
+        check_noise(noisy, self.window.bounds(self.steps))
+        return GRPO(self, job.rows, job.rewards_for("GRPO"))
 
 
-class GRPO:
-    """Draw groups of images, compare each with its like, and make what led to the better ones likelier."""
+class GRPO(Objective):
+    """Draw groups of images of one prompt, and make the steps that led to the better ones more probable.
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        rewards: Rewards,
-        *,
-        noise: Noise,
-        group: int,
-        batch_size: int,
-        micro_batch: int,
-        window: Window | None = None,
-        shared_initial_noise: bool = False,
-        clip_ratio: float = 1e-4,
-        guard: bool = False,
-        kl: KL | None = None,
-        advantage_std_divisor: AdvantageStd | None = None,
-        advantage_clip: float = 5.0,
-        normalize_rewards: bool = False,
-        optimizer_steps: int = 1,
-        storage: torch.dtype | None = None,
-        scoring: ScoringConfig | None = None,
-        seed: int = 0,
-    ):
-        self.rows, self.rewards, self.group, self.seed = rows, rewards, group, seed
-        self.batch_size, self.micro_batch, self.optimizer_steps = batch_size, micro_batch, optimizer_steps
-        self.noise, self.storage, self.window = noise, storage, window or Window()
-        self.shared_initial_noise, self.scoring = shared_initial_noise, scoring or ScoringConfig()
-        self.clip_ratio, self.guard, self.kl = clip_ratio, guard, kl
-        self.advantage_std_divisor, self.advantage_clip, self.normalize_rewards = (
-            advantage_std_divisor or AdvantageStd(),
-            advantage_clip,
-            normalize_rewards,
-        )
-        self._numbers: dict[str, float] = {}
+    Per sample and step, with the ratio r = p(step) / p(step when drawn) and the advantage A of the image,
+    -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) + beta * KL(step || reference's step).
+    """
+
+    def __init__(self, config: GRPOConfig, rows: Sequence[Row], rewards: Rewards):
+        self.config, self.rows, self.rewards = config, rows, rewards
+        self._update_metrics: dict[str, float] = {}
 
     @property
-    def texts(self) -> list[str]:
-        """Every prompt that there is."""
+    def prompts(self) -> list[str]:
+        """The prompts of all rows of the training data."""
         return prompts_of(self.rows)
 
-    def minibatches(
-        self, policy: Policy, update: int, rank: int, ranks: int
-    ) -> Iterator[list[StepMinibatch]]:
-        """Draws and scores the update's images, then deals out their steps; all processes call this.
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The reference, for the KL."""
+        return ("reference",) if self.config.kl is not None else ()
+
+    def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
+        """Draw and score the update's images; a minibatch is a step of a chunk. All processes call this.
 
         Raises RewardError if a reward failed for every image.
         """
-        every = chunks(update, self.batch_size, self.micro_batch)
-        if len(every) < ranks:
-            yield []  # for the loop to refuse, in every process
+        plan = plan.in_groups(self.config.group)
+        if len(plan.chunks) < plan.ranks:
+            yield []  # the trainer refuses it, in every process
             return
-        rolled = self.rollout(policy, every[rank::ranks])
-        found = self._rewards(rolled, update, ranks)
-        groups = torch.arange(self.batch_size) // self.group
-        weights, advantage_std_divisor = self.rewards.weights, self.advantage_std_divisor
-        worth = weighted_sum(
-            found, weights, groups, advantage_std_divisor if self.normalize_rewards else None
+        rollout = collect(
+            policy,
+            plan,
+            self.rows,
+            self.rewards,
+            window=self.config.window,
+            dynamics=self.noisy(policy),
+            seed=self.config.seed,
+            scoring=self.config.scoring,
+            shared_initial_noise=self.config.shared_initial_noise,
+            keep_means=self.config.guard,
         )
-        credit = group_advantages(worth, groups, advantage_std_divisor, self.advantage_clip)
-        self._numbers = self._count(found, credit.valid)
-        if not credit.valid.any():
-            log.warning("update %d: no group has two different rewards; nothing is learned", update + 1)
+        rewards, groups = rollout.rewards, rollout.groups_N
+        deviation = self.config.deviation
+        normalize_by = deviation if self.config.normalize_rewards else None
+        total = weighted_sum(rewards, self.rewards.weights, groups, normalize_by)
+        advantages = group_advantages(total, groups, deviation, self.config.advantage_clip)
+        self._update_metrics = self._count(rewards, advantages.valid)
+        if not advantages.valid.any():
+            log.warning("update %d: no group has two different rewards; nothing is learned", plan.update + 1)
         yield from make_minibatches(
-            [trajectories for trajectories, _ in rolled],
-            [len(chunk.samples) for chunk in every],
-            *credit,
-            first=update * self.batch_size,
-            parts=self.optimizer_steps,
-            rank=rank,
-            ranks=ranks,
+            [chunk.trajectories for chunk in rollout.chunks if chunk.trajectories is not None],
+            plan,
+            *advantages,
+            parts=self.config.optimizer_steps,
         )
-
-    def rollout(self, policy: Policy, mine: Sequence[Chunk]) -> list[tuple[Trajectories, ScoredBatch]]:
-        """The chunks' trajectories, and what became of their images' scoring.
-
-        While one chunk's images are scored the next is drawn.
-        """
-        noisy, rolled = self.noisy(policy), []
-        policy.module.eval()
-        with RewardPool(self.rewards, self.scoring) as scorers:
-            for chunk in mine:
-                places = self._places(chunk.samples)
-                distinct = list(dict.fromkeys(places))
-                condition = policy.denoiser.encode([self.rows[place] for place in distinct])
-                steps = self.window.draw(noisy.steps, self.seed, chunk.update)
-                trajectories, clean = sample_trajectories(
-                    policy,
-                    noisy,
-                    condition[[distinct.index(place) for place in places]],
-                    chunk,
-                    steps,
-                    seed=self.seed,
-                    starts=group_numbers(chunk.samples, self.group)
-                    if self.shared_initial_noise
-                    else chunk.samples,
-                    keep_means=self.guard,
-                )
-                with torch.no_grad():
-                    images = policy.denoiser.autoencoder.decode(clean)
-                scorers.submit(images, [self.rows[place] for place in places])
-                rolled.append(trajectories)
-            scored = scorers.results()
-        policy.module.train()
-        return list(zip(rolled, scored, strict=True))
 
     def noisy(self, policy: Policy) -> Dynamics:
-        """The policy's dynamics with the noise that is trained by."""
-        return policy.dynamics.with_noise(self.noise, self.storage)
+        """The policy's dynamics with the noise of the steps in the window."""
+        return policy.dynamics.with_noise(self.config.noise, self.config.storage_dtype)
 
     def loss(self, policy: Policy, batch: StepMinibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Mean over the samples that count of the clipped loss, and beta times the KL."""
+        """The clipped loss and beta * KL, averaged over the samples that have an advantage."""
+        config = self.config
         noisy, at, kept = self.noisy(policy), batch.step_index, batch.trajectories
         x = batch.before
         step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
@@ -270,42 +197,36 @@ class GRPO:
         if kept.means is not None:
             log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.place])
         ratio = log_ratio.exp()
-        each = clipped_loss(ratio, batch.advantages, self.clip_ratio)
-        if self.guard:
+        each = clipped_loss(ratio, batch.advantages, config.clip_ratio)
+        if config.guard:
             each = each / step.dt.flatten()
-        seen = {"ratio": ratio, "clipped": ((ratio - 1).abs() > self.clip_ratio).float()}
-        if self.kl is not None:
-            with policy.reference():
+        seen = {"ratio": ratio, "clipped": ((ratio - 1).abs() > config.clip_ratio).float()}
+        if config.kl is not None:
+            with policy.using("reference"):
                 base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
             seen["kl"] = kl_divergence(step.mean, base.mean, step.std)
-            away = seen["kl"] * step.dt.flatten() if self.kl.form == "published" else seen["kl"]
-            each = each + self.kl.beta * away
+            away = seen["kl"] * step.dt.flatten() if config.kl.form == "published" else seen["kl"]
+            each = each + config.kl.beta * away
 
         def mean(values_B):
             return torch.where(batch.valid, values_B, 0.0).sum() / batch.valid.sum().clamp(min=1)
 
         return mean(each), {name: mean(values.detach()) for name, values in seen.items()}
 
-    def numbers(self) -> dict[str, float]:
-        """Rewards of the whole update, how many images failed to get one, and the share that counted."""
-        return self._numbers
+    def end_update(self, policy: Policy, update: int) -> dict[str, float]:
+        """Mean rewards of the update, how many images have none, and the share that has an advantage."""
+        return self._update_metrics
 
-    def describe(self, batch: StepMinibatch) -> list[str]:
+    def prompts_in(self, batch: StepMinibatch) -> list[str]:
         """The minibatch's prompts."""
         places = self._places(batch.trajectories.chunk.samples)
         return list(dict.fromkeys(prompts_of([self.rows[place] for place in places])))
 
     def _places(self, samples: Sequence[int]) -> list[int]:
         """Which row each sample is drawn for."""
-        return rows_for_groups(samples, self.group, self.batch_size, len(self.rows), self.seed)
-
-    def _rewards(self, rolled, update: int, ranks: int) -> dict[str, torch.Tensor]:
-        """Every reward of all the update's images [N], over all processes."""
-        mine = [(each.chunk.samples, found) for each, found in rolled]
-        every = [chunk for part in gather_objects(mine, ranks) for chunk in part]
-        found = concatenated([scored for _, scored in sorted(every, key=lambda each: each[0])])
-        require_scores(found, f"update {update + 1}")
-        return found.rewards
+        return rows_for_groups(
+            samples, self.config.group, self.config.batch_size, len(self.rows), self.config.seed
+        )
 
     def _count(self, found: dict[str, torch.Tensor], valid_N) -> dict[str, float]:
         total = weighted_sum(found, self.rewards.weights, torch.zeros(len(valid_N), dtype=torch.long))

@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.objectives.sft import PairsConfig, sft_on
 from imagereward.tuning.objectives.weighted import Weighted
@@ -107,10 +109,6 @@ class ReFLConfig(GeneratorConfig):
         None, description="noise-prediction loss on (prompt, image) pairs beside the reward; null: none"
     )
 
-    @property
-    def needs_reference(self) -> bool:
-        return self.reference_weight > 0
-
     def check_processes(self, ranks: int, sharded: bool) -> None:
         super().check_processes(ranks, sharded)
         drawn = self.gradient.steps != "last"
@@ -129,22 +127,11 @@ class ReFLConfig(GeneratorConfig):
                 "recipe of its own family, such as sd3/refl"
             )
         rewards.check_differentiable(job.denoiser.resolution, job.rows[0])
-        refl = ReFL(
-            job.rows,
-            rewards,
-            self.gradient,
-            batch_size=self.batch_size,
-            micro_batch=self.micro_batch,
-            target=self.target,
-            reward_loss_weight=self.reward_loss_weight,
-            reference_weight=self.reference_weight,
-            eta=self.eta,
-            seed=self.seed,
-        )
+        refl = ReFL(self, job.rows, rewards)
         part = self.pretraining
         if part is None:
             return refl
-        beside = sft_on(part, part.batch_size, self, job)
+        beside = sft_on(part, self, job, part.batch_size)
         return Weighted({"refl": (1.0, refl), "pretraining": (part.weight, beside)})
 
 
@@ -216,8 +203,8 @@ def denoise(
     def one_step(x, i, drawn):
         prediction = policy.predict(x, rows + i, condition)
         away = x.new_zeros(len(x))
-        if policy.base is not None:
-            with policy.reference():
+        if "reference" in policy.snapshots:
+            with policy.using("reference"):
                 base = policy.predict(x, rows + i, condition)
             away = (prediction - base).square().flatten(1).mean(1)
         step = dynamics.step(x, prediction, rows + i, drawn)
@@ -232,66 +219,54 @@ def denoise(
     return x, away
 
 
-class ReFL:
-    """Denoise to a late step, take it with gradient, decode, score, and push the reward up."""
+class ReFL(Objective):
+    """Denoise, decode and score images with gradient: the loss falls as their rewards rise.
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        rewards: Rewards,
-        gradient: Gradient,
-        *,
-        batch_size: int,
-        micro_batch: int,
-        target: float | None = 2.0,
-        reward_loss_weight: float = 1e-3,
-        reference_weight: float = 0.0,
-        eta: float = 0.0,
-        seed: int = 0,
-    ):
-        self.rows, self.rewards, self.gradient = rows, rewards, gradient
-        self.batch_size, self.micro_batch = batch_size, micro_batch
-        self.target, self.reward_loss_weight, self.reference_weight = (
-            target,
-            reward_loss_weight,
-            reference_weight,
-        )
-        self.eta, self.seed = eta, seed
+    Per sample, reward_loss_weight * hinge(reward) + reference_weight * distance to the reference, where
+    hinge(r) = relu(target - r), and -r without a target.
+    """
+
+    def __init__(self, config: ReFLConfig, rows: Sequence[Row], rewards: Rewards):
+        self.config, self.rows, self.rewards = config, rows, rewards
 
     @property
-    def texts(self) -> list[str]:
-        """Every prompt that there is."""
+    def prompts(self) -> list[str]:
+        """The prompts of all rows of the training data."""
         return prompts_of(self.rows)
 
-    def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by this process's share of the update's chunks."""
-        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The reference, for the distance to it."""
+        return ("reference",) if self.config.reference_weight > 0 else ()
+
+    def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by the chunks that are this process's."""
+        yield plan.mine
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Mean over the chunk's samples of scale * hinge(reward) + stay * distance to the base."""
-        rows = self._rows(chunk)
-        denoiser = policy.denoiser
-        shared = random_generator(self.seed, "span", chunk.update, chunk.index // self.gradient.shared_by)
-        span = draw_span(self.gradient, policy.dynamics.steps, shared)
-        shape, device = denoiser.autoencoder.shape, policy.device
-        noise = noise_for_samples(chunk.samples, shape, self.seed).to(device)
+        """The chunk's mean loss; metrics: rewards, and the distance where the policy has a reference."""
+        config, denoiser, rows = self.config, policy.denoiser, self._rows(chunk)
+        gradient, shape, device = config.gradient, denoiser.autoencoder.shape, policy.device
+        shared = random_generator(config.seed, "span", chunk.update, chunk.index // gradient.shared_by)
+        span = draw_span(gradient, policy.dynamics.steps, shared)
+        noise = noise_for_samples(chunk.samples, shape, config.seed).to(device)
 
         def fresh(i: int) -> torch.Tensor:
-            return noise_for_samples(chunk.samples, shape, self.seed, f"step {i}").to(device)
+            return noise_for_samples(chunk.samples, shape, config.seed, f"step {i}").to(device)
 
-        latents, away = denoise(policy, noise, denoiser.encode(rows), span, eta=self.eta, fresh=fresh)
+        latents, away = denoise(policy, noise, denoiser.encode(rows), span, eta=config.eta, fresh=fresh)
         rewards, parts = self.rewards(denoiser.autoencoder.decode(latents), rows)
-        loss = (
-            self.reward_loss_weight * hinge(rewards, self.target).mean() + self.reference_weight * away.mean()
-        )
+        loss = config.reward_loss_weight * hinge(rewards, config.target).mean()
+        loss = loss + config.reference_weight * away.mean()
         metrics = {"reward": rewards, **{f"reward/{name}": values for name, values in parts.items()}}
-        if policy.base is not None:
+        if "reference" in policy.snapshots:
             metrics["distance"] = away
         return loss, {name: values.detach().float().mean() for name, values in metrics.items()}
 
-    def describe(self, chunk: Chunk) -> list[str]:
+    def prompts_in(self, chunk: Chunk) -> list[str]:
         """The chunk's prompts."""
         return prompts_of(self._rows(chunk))
 
     def _rows(self, chunk: Chunk) -> list[Row]:
-        return [self.rows[place] for place in rows_for_samples(chunk.samples, len(self.rows), self.seed)]
+        places = rows_for_samples(chunk.samples, len(self.rows), self.config.seed)
+        return [self.rows[place] for place in places]

@@ -11,9 +11,11 @@ from pydantic import Field
 
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.chunks import Chunk, chunks
+from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import open_pairs
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.objectives.latent_images import LatentImages
 from imagereward.tuning.policy.policy import Policy
@@ -44,13 +46,15 @@ class SFTConfig(GeneratorConfig):
     pairs: PairsConfig = Field(description="the (prompt, image) pairs")
 
     def make(self, job: ObjectiveContext) -> "SFT":
-        return sft_on(self.pairs, self.batch_size, self, job)
+        return sft_on(self.pairs, self, job)
 
 
-def sft_on(part: PairsConfig, batch_size: int, config: GeneratorConfig, job: ObjectiveContext) -> "SFT":
-    """SFT on pairs, by itself or beside another objective.
+def sft_on(
+    part: PairsConfig, config: GeneratorConfig, job: ObjectiveContext, batch_size: int | None = None
+) -> "SFT":
+    """SFT on the pairs of `part`: alone, or beside another objective with a `batch_size` of its own.
 
-    Raises InputError for a model that they cannot train.
+    Raises InputError for a model with inputs beside the prompt, and for min-SNR weights of a flow model.
     """
     denoiser = job.denoiser
     if denoiser.inputs:
@@ -69,54 +73,39 @@ def sft_on(part: PairsConfig, batch_size: int, config: GeneratorConfig, job: Obj
         encoding=config.encoding,
     )
     data = LatentImages(pairs, denoiser.autoencoder, job.output if part.cache else None)
-    return SFT(
-        data,
-        batch_size=batch_size,
-        micro_batch=config.micro_batch,
-        min_snr_gamma=part.min_snr_gamma,
-        prompt_dropout=part.prompt_dropout,
-        seed=config.seed,
-    )
+    return SFT(part, data, config.seed, batch_size)
 
 
-class SFT:
-    """The prediction loss, at times drawn as the family draws them, from noise drawn by sample number.
+class SFT(Objective):
+    """The squared error of the network's prediction, at one random time for every sample.
 
-    `prompt_dropout` is the share of samples that are trained without their prompt, which guidance needs.
+    L = mean_b w(t_b) * |predict(x_t, t_b, prompt_b) - target|^2, with t_b drawn as the family draws training
+    times, x_t the image's latents with noise, and w = 1 or the min-SNR weight. The share
+    `config.prompt_dropout` of samples has an empty prompt, so that guidance has a prediction without one.
+
+    batch_size  samples in an update, over all processes; default: the plan's
     """
 
-    def __init__(
-        self,
-        data: LatentImages,
-        *,
-        batch_size: int,
-        micro_batch: int,
-        min_snr_gamma: float | None = None,
-        prompt_dropout: float = 0.0,
-        seed: int = 0,
-    ):
-        self.data, self.batch_size, self.micro_batch = data, batch_size, micro_batch
-        self.min_snr_gamma, self.prompt_dropout, self.seed = min_snr_gamma, prompt_dropout, seed
+    def __init__(self, config: PairsConfig, data: LatentImages, seed: int = 0, batch_size: int | None = None):
+        self.config, self.data, self.seed, self.batch_size = config, data, seed, batch_size
 
     @property
-    def texts(self) -> list[str]:
-        """Every prompt that there is."""
+    def prompts(self) -> list[str]:
+        """The prompts of all rows of the training data."""
         return self.data.texts
 
-    def minibatches(self, policy: Policy, update: int, rank: int, ranks: int) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by this process's share of the update's chunks."""
-        yield chunks(update, self.batch_size, self.micro_batch)[rank::ranks]
+    def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
+        """One step of the optimizer, by the chunks that are this process's."""
+        yield plan.resized(self.batch_size or plan.batch_size).mine
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean over the chunk's samples of the (weighted) squared error of the prediction."""
         denoiser, dynamics = policy.denoiser, policy.dynamics
         sources = [random_generator(self.seed, "time", sample) for sample in chunk.samples]
         time = torch.cat([dynamics.draw_times(1, source) for source in sources]).to(policy.device)
-        dropped = [float(torch.rand((), generator=source)) < self.prompt_dropout for source in sources]
-        texts = [
-            "" if prompt_dropout else text
-            for prompt_dropout, text in zip(dropped, self.describe(chunk), strict=True)
-        ]
+        dropped = [float(torch.rand((), generator=source)) < self.config.prompt_dropout for source in sources]
+        prompts = self.prompts_in(chunk)
+        texts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
         rows = rows_for_samples(chunk.samples, len(self.data), self.seed)
         clean = self.data.latents(rows).to(policy.device)
         noise = noise_for_samples(chunk.samples, denoiser.autoencoder.shape, self.seed, "sft").to(
@@ -125,10 +114,10 @@ class SFT:
         prediction = denoiser.predict(dynamics.add_noise(clean, noise, time), time, denoiser.encode(texts))
         error = (prediction - dynamics.target(clean, noise, time)).square().flatten(1).mean(1)
         weights = torch.ones_like(error)
-        if self.min_snr_gamma is not None:
-            weights = dynamics.min_snr_weights(time, self.min_snr_gamma)
+        if self.config.min_snr_gamma is not None:
+            weights = dynamics.min_snr_weights(time, self.config.min_snr_gamma)
         return (weights * error).mean(), {"error": error.detach().mean()}
 
-    def describe(self, chunk: Chunk) -> list[str]:
+    def prompts_in(self, chunk: Chunk) -> list[str]:
         """The chunk's prompts."""
         return [self.data.texts[row] for row in rows_for_samples(chunk.samples, len(self.data), self.seed)]

@@ -1,59 +1,92 @@
-"""Several objectives at once: one accumulation an update, each child with data of its own."""
+"""Weighted: the weighted sum of several objectives, each with data of its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 
-from imagereward.tuning.objectives.base import update_metrics_of
+from imagereward.tuning.data.plan import UpdatePlan
+from imagereward.tuning.objectives.base import Objective
 
 
 class WeightedMinibatch(NamedTuple):
-    """A minibatch and whose it is."""
+    """A minibatch of one of the objectives.
+
+    child      index of the objective
+    minibatch  the objective's own minibatch
+    share      the minibatch's share
+    """
 
     child: int
-    batch: Any
+    minibatch: Any
     share: float
 
 
-class Weighted:
-    """The weighted sum of objectives' losses, `{name: (weight, objective)}`."""
+class Weighted(Objective):
+    """sum_i weight_i * loss_i over objectives, given as {name: (weight, objective)}.
 
-    def __init__(self, children: dict[str, tuple[float, Any]]):
+    Metrics of the first objective keep their names; those of the others get the objective's name before
+    them, as in "pretraining/error".
+    """
+
+    def __init__(self, children: dict[str, tuple[float, Objective]]):
         self.names = list(children)
         self.children = list(children.values())
 
     @property
-    def texts(self) -> list[str]:
-        """Every prompt that there is."""
-        return [text for _, child in self.children for text in child.texts]
+    def prompts(self) -> list[str]:
+        """All prompts of all objectives."""
+        return [prompt for _, child in self.children for prompt in child.prompts]
 
-    def minibatches(self, policy, update: int, rank: int, ranks: int) -> Iterator[list[WeightedMinibatch]]:
-        """Step by step, what each child steps through; those with fewer steps take part in the first."""
-        streams = [each.minibatches(policy, update, rank, ranks) for _, each in self.children]
+    @property
+    def snapshots(self) -> list[str]:
+        """The names that any of the objectives asks for."""
+        return list(dict.fromkeys(name for _, child in self.children for name in child.snapshots))
+
+    def minibatches(self, policy: Any, plan: UpdatePlan) -> Iterator[list[WeightedMinibatch]]:
+        """In the k-th step of the optimizer, the minibatches of the k-th step of every objective.
+
+        Objectives with fewer steps than others take part in the first steps.
+        """
+        streams = [child.minibatches(policy, plan) for _, child in self.children]
         for step in zip_longest(*streams, fillvalue=()):
             yield [
-                WeightedMinibatch(child, batch, batch.share)
-                for child, part in enumerate(step)
-                for batch in part
+                WeightedMinibatch(child, minibatch, minibatch.share)
+                for child, minibatches in enumerate(step)
+                for minibatch in minibatches
             ]
 
-    def loss(self, policy, part: WeightedMinibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The part's child's loss times its weight; the metrics under the child's name."""
-        weight, child = self.children[part.child]
-        loss, metrics = child.loss(policy, part.batch)
-        return weight * loss, self._named(part.child, metrics)
+    def loss(self, policy: Any, minibatch: WeightedMinibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """weight * loss of the minibatch's objective, and its metrics."""
+        weight, child = self.children[minibatch.child]
+        loss, metrics = child.loss(policy, minibatch.minibatch)
+        return weight * loss, self._renamed(minibatch.child, metrics)
 
-    def numbers(self) -> dict[str, float]:
-        """The children's numbers of the whole update."""
-        every = [self._named(i, update_metrics_of(child)) for i, (_, child) in enumerate(self.children)]
-        return {key: value for each in every for key, value in each.items()}
+    def prompts_in(self, minibatch: WeightedMinibatch) -> Sequence[str]:
+        """The prompts of the objective's own minibatch."""
+        return self.children[minibatch.child][1].prompts_in(minibatch.minibatch)
 
-    def _named(self, child: int, values: dict) -> dict:
-        """Under the child's name, but for the first child's."""
-        return {f"{self.names[child]}/{key}" if child else key: value for key, value in values.items()}
+    def end_update(self, policy: Any, update: int) -> dict[str, float]:
+        """Calls all objectives' `end_update`; their metrics together."""
+        metrics: dict[str, float] = {}
+        for index, (_, child) in enumerate(self.children):
+            metrics |= self._renamed(index, child.end_update(policy, update))
+        return metrics
 
-    def describe(self, part: WeightedMinibatch) -> Sequence[str]:
-        """The part's prompts."""
-        return self.children[part.child][1].describe(part.batch)
+    def state_dict(self) -> dict[str, Any]:
+        """The objectives' states by name, of those that have any."""
+        states = {name: child.state_dict() for name, (_, child) in self._named()}
+        return {name: state for name, state in states.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give every objective its own state back."""
+        for name, (_, child) in self._named():
+            if name in state:
+                child.load_state_dict(state[name])
+
+    def _named(self) -> list[tuple[str, tuple[float, Objective]]]:
+        return list(zip(self.names, self.children, strict=True))
+
+    def _renamed(self, child: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        return {f"{self.names[child]}/{name}" if child else name: value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Frozen weights in four bits under LoRA: NF4 with its scales quantised too, by bitsandbytes.
+"""NF4 quantization of frozen weights under LoRA: four bits each, with quantized scales, by bitsandbytes.
 
 QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
 """

@@ -1,6 +1,6 @@
-"""Who in a group did better than its like: pure functions of rewards [N] and group numbers [N].
+"""Group-relative advantages, weighted sums and the best samples: functions of rewards [N] and groups [N].
 
-A reward that is NaN, because it could not be had, takes no part anywhere.
+A reward that failed is NaN; its sample is left out of every mean, deviation and comparison.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ StdScope = Literal["batch", "group"]
 
 
 class AdvantageStd(NamedTuple):
-    """How rewards' deviation is measured, by which advantages are divided.
+    """How the standard deviation of rewards is measured by which advantages are divided.
 
-    spread   over all rewards of the update, each about their mean, or over the group's own
+    scope    batch: over all rewards of the update, about their mean; group: over the group's rewards
     divisor  population: the sum of squares is divided by their number N (Flow-GRPO); sample: by N - 1
              (DanceGRPO, DDPO)
-    epsilon  is added, so that groups that hardly differ are not blown up
+    epsilon  added to the deviation, so that groups with nearly equal rewards do not get large advantages
     """
 
     scope: StdScope = "batch"
@@ -26,7 +26,10 @@ class AdvantageStd(NamedTuple):
 
 
 class Advantages(NamedTuple):
-    """`advantages` [N], 0 where not `counted` [N]: no reward, or a group whose rewards are all the same."""
+    """`advantages` [N], and `valid` [N]: False without a reward, and in groups whose rewards are all equal.
+
+    Where it is not valid an advantage is 0.
+    """
 
     advantages: torch.Tensor
     valid: torch.Tensor
@@ -35,9 +38,9 @@ class Advantages(NamedTuple):
 def group_advantages(
     rewards_N, groups_N, deviation: AdvantageStd | StdScope = "batch", bound: float = 5.0
 ) -> Advantages:
-    """(reward - mean of its group) / (deviation + epsilon), in -bound..bound.
+    """(reward - mean of its group) / (deviation + epsilon), clipped to [-bound, bound].
 
-    Shao et al. 2024, arXiv:2402.03300. `deviation` may be its `spread` alone.
+    Shao et al. 2024, arXiv:2402.03300. `deviation` may be the name of its scope alone.
     """
     worth, valid = _standardised(rewards_N, groups_N, deviation)
     return Advantages(torch.where(valid, worth.clamp(-bound, bound), 0.0).float(), valid)
@@ -49,10 +52,10 @@ def weighted_sum(
     groups_N: torch.Tensor,
     normalize_by: AdvantageStd | StdScope | None = None,
 ) -> torch.Tensor:
-    """The weighted sum of rewards [N] by name; NaN where any of them is.
+    """The weighted sum [N], float64, of rewards [N] by name; NaN where any of them is NaN.
 
-    With `normalise` each is standardised first, as an advantage is: scales then do not matter, and one that
-    is the same for all of a group adds nothing.
+    With `normalize_by` each reward is first replaced by its group-relative advantage, unclipped: rewards of
+    different scales then weigh the same, and a reward that is equal for a whole group adds 0.
     """
     total = torch.zeros(len(groups_N), dtype=torch.float64)
     for name, rewards_N in parts.items():
@@ -65,7 +68,11 @@ def weighted_sum(
 
 
 def best_and_worst(rewards_N, groups_N) -> tuple[torch.Tensor, torch.Tensor]:
-    """The number of the best and of the worst sample of every group in which they differ, two times [G]."""
+    """(best, worst), [G] each: indices of the samples with the highest and the lowest reward of every group.
+
+    Groups whose rewards are all equal or all NaN are left out. The pairs that objectives over preferences
+    take, such as Diffusion-DPO (Wallace et al. 2023, arXiv:2311.12908).
+    """
     pairs = []
     for group in groups_N.unique():
         members = ((groups_N == group) & rewards_N.isfinite()).nonzero().flatten()
@@ -77,7 +84,10 @@ def best_and_worst(rewards_N, groups_N) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def top_mask(rewards_N, groups_N, count: int) -> torch.Tensor:
-    """Which samples [N] are among the `count` best of their group; of equal ones, the first."""
+    """[N] whether the sample is among the `count` best of its group; of equal ones, the first are.
+
+    The samples that objectives such as RAFT train on (Dong et al. 2023, arXiv:2304.06767).
+    """
     mask = torch.zeros(len(rewards_N), dtype=torch.bool)
     for group in groups_N.unique():
         members = ((groups_N == group) & rewards_N.isfinite()).nonzero().flatten()

@@ -1,18 +1,23 @@
-"""Trajectories and advantages -> minibatches of one step each, in optimizer steps."""
+"""make_minibatches: trajectories and advantages as minibatches of one sampling step each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch.distributed
+import torch
 
 from imagereward.precision import full_precision
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.rollouts.trajectories import Trajectories
 
 
 class StepMinibatch(NamedTuple):
-    """One step of a chunk's trajectories, with what its samples are worth.
+    """One sampling step of a chunk's B samples, with their advantages.
 
-    counted  [B] samples that take part; the others are there because numbers depend on what is batched
+    place       index of the step in the window, 0..W - 1
+    advantages  [B]
+    valid       [B] whether the sample has an advantage. The others are in the batch because the last bits of
+                matrix products depend on the batch, and ratios of probabilities must start at exactly 1
+    share       the minibatch's weight in the loss of its optimizer step
     """
 
     trajectories: Trajectories
@@ -23,17 +28,17 @@ class StepMinibatch(NamedTuple):
 
     @property
     def before(self) -> torch.Tensor:
-        """The samples at the step, in full precision."""
+        """x_i [B, C, h, w] float32: the latents before the step."""
         return full_precision(self.trajectories.latents[:, self.place])
 
     @property
     def after(self) -> torch.Tensor:
-        """What they became."""
+        """x_{i+1} [B, C, h, w], in the storage's number format: the latents after the step."""
         return self.trajectories.latents[:, self.place + 1]
 
     @property
     def step_index(self) -> torch.Tensor:
-        """Its place on the sampling grid, for every sample."""
+        """i [B]: the step's index on the sampling grid, the same for every sample."""
         return torch.full(
             (len(self.advantages),), self.trajectories.steps[self.place], device=self.after.device
         )
@@ -41,44 +46,44 @@ class StepMinibatch(NamedTuple):
 
 def make_minibatches(
     rolled: Sequence[Trajectories],
-    counts: Sequence[int],
+    plan: UpdatePlan,
     advantages_N: torch.Tensor,
     valid_N: torch.Tensor,
     *,
-    first: int,
     parts: int,
-    rank: int,
-    ranks: int,
 ) -> list[list[StepMinibatch]]:
     """This process's minibatches, for each of `parts` steps of the optimizer in which anything is learned.
 
-    rolled  this process's chunks, [rank::ranks] of all of the update's, which have so many samples: `counts`
-    first   the number of the update's first sample, whose credit is row 0
+    rolled           the trajectories of `plan.mine`
+    advantages_N     of all N = plan.batch_size samples of the update, in the order of their numbers
+    valid_N          which of them have an advantage
+    parts            steps of the optimizer; each takes an equal run of the update's chunks
 
-    A chunk without a sample that counts is left out. Every process gets equally many minibatches, so that
-    they can wait for each other; where there are too few, one is repeated with a share of 0.
+    A chunk without a valid sample is left out. Every process gets equally many minibatches, because
+    processes wait for each other in each; where one has too few, its first chunk is repeated with a share
+    of 0, which adds nothing to the gradient.
     """
-    starts = [sum(counts[:index]) for index in range(len(counts))]
-    useful = [int(valid_N[at : at + size].sum()) for at, size in zip(starts, counts, strict=True)]
+    rows = [[sample - plan.first for sample in chunk.samples] for chunk in plan.chunks]
+    useful = [int(valid_N[each].sum()) for each in rows]
+    owners = plan.owners
     own = {each.chunk.index: each for each in rolled}
     steps = []
     for part in range(parts):
-        members = [index for index in range(len(counts)) if index * parts // len(counts) == part]
+        members = [index for index in range(len(rows)) if index * parts // len(rows) == part]
         total = sum(useful[index] for index in members)
         if not total:
             continue
         alive = [index for index in members if useful[index]]
-        most = max(len([index for index in alive if index % ranks == other]) for other in range(ranks))
-        mine = [index for index in alive if index % ranks == rank]
+        most = max(sum(owners[index] == other for index in alive) for other in range(plan.ranks))
+        mine = [index for index in alive if owners[index] == plan.rank]
         shares = [(index, useful[index] / total) for index in mine]
-        shares += [(rank, 0.0)] * (most - len(mine))
+        shares += [(plan.mine[0].index, 0.0)] * (most - len(mine))
         batches = []
         for index, share in shares:
             each = own[index]
-            rows = [sample - first for sample in each.chunk.samples]
             device = each.latents.device
             share /= len(each.steps)
-            worth, takes = advantages_N[rows].to(device), valid_N[rows].to(device)
+            worth, takes = advantages_N[rows[index]].to(device), valid_N[rows[index]].to(device)
             batches += [StepMinibatch(each, place, worth, takes, share) for place in range(len(each.steps))]
         steps.append(batches)
     return steps

@@ -1,10 +1,9 @@
-"""Trajectories as frozen tensors: sampled, kept where they are trained, and dealt out as minibatches."""
+"""Trajectories: the sampled steps that an objective trains, and the rows and groups of samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
 
 from imagereward.errors import InputError
 from imagereward.tuning.data.chunks import Chunk
@@ -15,14 +14,15 @@ from imagereward.tuning.sampling.base import Dynamics, round_to_storage
 
 
 def group_numbers(samples: Sequence[int], size: int) -> list[int]:
-    """Which group each sample belongs to: `size` after one another, whatever process takes them."""
+    """The group of each sample: `size` consecutive samples are one, whichever process takes them."""
     return [sample // size for sample in samples]
 
 
 def rows_for_groups(samples: Sequence[int], size: int, batch_size: int, rows: int, seed: int) -> list[int]:
-    """Which row of the data each sample takes: one a group, and in an update none twice if there are enough.
+    """The index of each sample's row among `rows` rows: one row a group.
 
-    Every epoch has an order of its own, of which what is left over after its last whole update is dropped.
+    No row has two groups in an update that has at most as many groups as there are rows. Every epoch has an
+    order of its own; rows that do not fill the epoch's last update are skipped in that epoch.
     """
     together = batch_size // size
     updates = max(1, rows // together)  # an epoch
@@ -37,11 +37,14 @@ def rows_for_groups(samples: Sequence[int], size: int, batch_size: int, rows: in
 
 @dataclass(frozen=True)
 class Trajectories:
-    """A chunk's samples, as far as they are trained: B of them, and W steps in a row.
+    """The W consecutive steps of the window, of the B samples of a chunk.
 
-    latents  [B, W + 1, C, h, w] before each step and after the last, in the storage's precision
-    logps    [B, W] float32, as they were when drawn
-    means    [B, W, C, h, w] float32 of the steps, where an objective asked for them
+    condition  of the samples
+    steps      indices of the W steps on the sampling grid
+    latents    [B, W + 1, C, h, w] before each step and after the last, in the storage's number format
+    logps      [B, W] float32: log-probabilities of the steps, averaged over elements, under the weights
+               that they were drawn with
+    means      [B, W, C, h, w] float32: means of the steps, where an objective asked for them
     """
 
     chunk: Chunk
@@ -70,9 +73,10 @@ def sample_trajectories(
     starts: Sequence[int],
     keep_means: bool = False,
 ) -> tuple[Trajectories, torch.Tensor]:
-    """A chunk's trajectories and clean latents [B, C, h, w], with `noisy` steps in the window alone.
+    """A chunk's trajectories and clean latents [B, C, h, w].
 
-    `starts` are numbers that the first noise is drawn by: samples', or, for the same noise, groups'.
+    noisy   the dynamics of the steps in `steps`; all others are deterministic
+    starts  numbers by which the first noise is drawn: the samples', or, for the same noise, their groups'
     """
     plain, device = policy.dynamics.without_noise(), policy.device
     shape, storage = policy.denoiser.autoencoder.shape, noisy.storage
@@ -104,10 +108,40 @@ def sample_trajectories(
     return kept, x
 
 
-def check_noise(noisy: Dynamics, steps: range) -> None:
-    """Raises InputError for a step without noise: its samples have no probability to be trained by."""
+@torch.no_grad()
+def sample_latents(
+    policy: Policy,
+    dynamics: Dynamics,
+    condition: Condition,
+    chunk: Chunk,
+    *,
+    seed: int,
+    starts: Sequence[int],
+) -> torch.Tensor:
+    """A chunk's clean latents [B, C, h, w], with every step taken by `dynamics`, and none kept.
+
+    starts  numbers by which the first noise is drawn: the samples', or, for the same noise, their groups'
+    """
+    shape, device = policy.denoiser.autoencoder.shape, policy.device
+    x = noise_for_samples(starts, shape, seed).to(device)
+    at = torch.zeros(len(x), dtype=torch.long, device=device)
+    for i in range(dynamics.steps):
+        fresh = None
+        if has_noise(dynamics, i):
+            fresh = noise_for_samples(chunk.samples, shape, seed, f"step {i}").to(device)
+        x = dynamics.step(x, policy.predict(x, at + i, condition), at + i, noise=fresh).next
+    return x
+
+
+def has_noise(dynamics: Dynamics, i: int) -> bool:
+    """Whether step i of the sampling grid adds noise, and so has a log-probability."""
     nothing = torch.zeros(1, 1, 1, 1)
-    without = [i for i in steps if noisy.step(nothing, nothing, torch.tensor([i])).logp is None]
+    return dynamics.step(nothing, nothing, torch.tensor([i])).logp is not None
+
+
+def check_noise(noisy: Dynamics, steps: range) -> None:
+    """Raises InputError for a step without noise, which has no log-probability to train by."""
+    without = [i for i in steps if not has_noise(noisy, i)]
     if without:
         raise InputError(
             f"window: steps {without} of 0..{noisy.steps - 1} have no noise, and cannot be trained by it; "

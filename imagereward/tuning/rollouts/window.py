@@ -1,6 +1,6 @@
 """Window: the steps of a trajectory that are trained."""
 
-import torch.distributed
+import torch
 from pydantic import Field, model_validator
 
 from imagereward.errors import InputError

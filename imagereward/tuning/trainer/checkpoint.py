@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimizer, averages and progress of a training, written whole; the last few kept."""
+"""Checkpoints: weights, snapshots, optimizer, objective and progress of a training, written whole; the last few kept."""
 
 import json
 import os
@@ -25,10 +25,10 @@ from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
 # Weights lie a folder deeper: diffusers' load_lora_weights takes any .safetensors in the folder that it is
 # given for adapters, and of all weights of a FLUX it would load some without a word.
 WEIGHTS = "weights"
-LEARNED, AVERAGED, OPTIMIZER, STATE = (
+LEARNED, OPTIMIZER, OBJECTIVE, STATE = (
     f"{WEIGHTS}/learned.safetensors",
-    f"{WEIGHTS}/averaged.safetensors",
     "optimizer.pt",
+    "objective.pt",
     "state.json",
 )
 UNFINISHED = "unfinished-"
@@ -36,29 +36,36 @@ UNFINISHED = "unfinished-"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
-class Kept(NamedTuple):
-    """What a checkpoint holds besides weights."""
+class Contents(NamedTuple):
+    """What a checkpoint holds beside the weights and the optimizer's moments.
+
+    state      of the trainer, as JSON: the number of updates, the history, and so on
+    snapshots  weights of the policy's snapshots, whole, by the snapshot's name; a file each
+    objective  the objective's `state_dict`
+    """
 
     state: dict[str, Any]
-    averaged: dict[str, torch.Tensor] | None
+    snapshots: dict[str, dict[str, torch.Tensor]]
+    objective: dict[str, Any]
 
 
 def save_checkpoint(
     directory: Path,
     update: int,
-    module,
-    optimizer,
-    averaged,
-    state: dict[str, Any],
+    module: Any,
+    optimizer: torch.optim.Optimizer,
+    contents: Contents,
     keep: int,
     first: bool,
     also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
 ) -> Path:
     """Write `directory`/checkpoint-`update`, then remove all but the last `keep`.
 
-    `also` writes more into it, from the weights that the result would have: averaged ones where they exist.
-    It is written under another name and renamed once it is whole, so that a full disk or a kill leaves the
-    one before as it was. All processes call this; the `first` writes.
+    `also` writes more into it, from the weights that the result would have: those of the snapshot "ema" where
+    there is one. The checkpoint is written under another name and renamed once it is whole, so that a full
+    disk or a kill leaves the one before as it was. All processes call this; the `first` writes.
+
+    Raises CheckpointError for a checkpoint that cannot be written.
     """
     learned = whole_weights(module)
     moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
@@ -70,12 +77,14 @@ def save_checkpoint(
     try:
         (unfinished / WEIGHTS).mkdir(parents=True)
         save_file(learned, unfinished / LEARNED)
-        if averaged is not None:
-            save_file(averaged, unfinished / AVERAGED)
+        for name, weights in contents.snapshots.items():
+            save_file(weights, unfinished / WEIGHTS / f"{name}.safetensors")
         torch.save(moments, unfinished / OPTIMIZER)
-        (unfinished / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        if contents.objective:
+            torch.save(contents.objective, unfinished / OBJECTIVE)
+        (unfinished / STATE).write_text(json.dumps(contents.state) + "\n", encoding="utf-8")
         if also is not None:
-            also(unfinished, learned if averaged is None else averaged)
+            also(unfinished, contents.snapshots.get("ema", learned))
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as the second
         shutil.rmtree(unfinished, ignore_errors=True)
         before = latest_state(directory)
@@ -90,17 +99,24 @@ def save_checkpoint(
 
 
 def whole_weights(module) -> dict[str, torch.Tensor]:
-    """What has been learned, whole and on the CPU. All processes call this; the first gets it."""
+    """The trainable weights, whole and on the CPU. All processes call this; the first gets them."""
     return {name: value.contiguous() for name, value in get_model_state_dict(module, options=WHOLE).items()}  # type: ignore[union-attr]
 
 
-def load_checkpoint(path: Path, module, optimizer) -> Kept:
-    """Put a checkpoint's weights and moments back; returns the rest. Raises CheckpointError."""
+def load_checkpoint(path: Path, module: Any, optimizer: torch.optim.Optimizer) -> Contents:
+    """Put a checkpoint's weights and the optimizer's moments back; returns the rest.
+
+    Raises CheckpointError for files that are damaged, missing, or of another model.
+    """
     try:
         learned: dict[str, Any] = dict(load_file(path / LEARNED))
         moments = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        averaged = load_file(path / AVERAGED) if (path / AVERAGED).is_file() else None
+        files = sorted(set(path.glob(f"{WEIGHTS}/*.safetensors")) - {path / LEARNED})
+        snapshots = {file.stem: load_file(file) for file in files}
+        objective = {}
+        if (path / OBJECTIVE).is_file():
+            objective = torch.load(path / OBJECTIVE, weights_only=True, map_location="cpu")
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     # Not whole, which only the first process would get.
@@ -111,10 +127,10 @@ def load_checkpoint(path: Path, module, optimizer) -> Kept:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
     set_model_state_dict(module, learned, options=options)
     set_optimizer_state_dict(module, optimizer, moments, options=WHOLE)
-    return Kept(state, averaged)
+    return Contents(state, snapshots, objective)
 
 
 def latest_state(directory: Path, most: int | None = None) -> Path | None:
-    """The last checkpoint, of at most so many updates; None if there is none."""
+    """The last checkpoint, of at most `most` updates; None if there is none."""
     found = [path for path in checkpoints(directory) if most is None or updates_of(path) <= most]
     return found[-1] if found else None

@@ -1,4 +1,4 @@
-"""The training loop: blind to what is trained, and by what."""
+"""Trainer: the training loop of every objective and every network."""
 
 import contextlib
 import json
@@ -18,12 +18,15 @@ from imagereward.errors import (
     NonFiniteLossError,
     NonFiniteScoreError,
 )
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.distributed import all_reduce_sums, gather_objects
-from imagereward.tuning.objectives.base import Learner, Objective, update_metrics_of
-from imagereward.tuning.policy.snapshots import with_weights
+from imagereward.tuning.objectives.base import Objective
+from imagereward.tuning.policy.policy import Learner
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
 from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.checkpoint import (
+    Contents,
     latest_state,
     load_checkpoint,
     save_checkpoint,
@@ -35,6 +38,7 @@ from imagereward.tuning.trainer.run_directory import write_atomically
 
 log = logging.getLogger(__name__)
 
+
 HISTORY_FILE = "history.json"
 # What a checkpoint knows of the loop: how far it was, of how many updates, why it ended if early, what was
 # logged, float16's scale, and the optimizer's steps so far.
@@ -42,7 +46,7 @@ STATE = ("update", "updates", "ended", "history", "scaler", "steps")
 
 
 class Trainer:
-    """Accumulation, clipping, averaging, logging, evaluation, checkpoints and exact resuming."""
+    """Gradient accumulation, clipping, moving average, logging, evaluation, checkpoints, resuming."""
 
     def __init__(
         self,
@@ -69,7 +73,8 @@ class Trainer:
                 f"accelerate left the network as it was, for {accelerator.distributed_type} in "
                 f"{accelerator.num_processes} processes, and each would train alone; look at its config"
             )
-        self.averaged: dict[str, torch.Tensor] | None = None  # until it first moves
+        for name in objective.snapshots:
+            learner.snapshots.setdefault(name, Snapshot(self.bare))
         self.steps = 0  # of the optimizer
 
     def run(self, evaluate: Callable[["Trainer", int], str | None] | None = None) -> str:
@@ -120,14 +125,9 @@ class Trainer:
         return whole_weights(self.learner.module)
 
     def settle(self) -> None:
-        """Leave the averaged weights, if they are kept, in the network for good."""
-        with torch.no_grad():
-            for name, value in (self.averaged or {}).items():
-                trainable_parameters(self.bare)[name].copy_(value)
-
-    def with_average(self):
-        """Context in which the network has its averaged weights, if they are kept."""
-        return with_weights(self.bare, self.averaged)
+        """Leave the averaged weights, if there are any, in the network for good."""
+        if (average := self.learner.snapshots.get("ema")) is not None:
+            average.copy_to(self.bare)
 
     @contextlib.contextmanager
     def _naming(self, update: int) -> Iterator[None]:
@@ -146,7 +146,8 @@ class Trainer:
         self.learner.module.train()
         sums = {"loss": torch.zeros(2, device=accelerator.device)}
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        for step in self.objective.minibatches(self.learner, update, rank, ranks):
+        plan = UpdatePlan(update, config.batch_size, config.micro_batch, rank, ranks)
+        for step in self.objective.minibatches(self.learner, plan):
             if not step:
                 raise InputError(
                     f"process {rank} of {ranks} has nothing to do in an update: "
@@ -158,7 +159,7 @@ class Trainer:
                 trainable_parameters(self.learner.module).values(), config.max_gradient_norm
             )
             if not torch.isfinite(norm) and not self._scale_can_fall():
-                prompts = [prompt for minibatch in step for prompt in self.objective.describe(minibatch)]
+                prompts = [prompt for minibatch in step for prompt in self.objective.prompts_in(minibatch)]
                 raise self._not_finite(update + 1, f"its gradient is {norm.item()}", prompts)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -172,7 +173,8 @@ class Trainer:
             self._average(update)
         total = all_reduce_sums(sums, ranks, accelerator.device)
         means = {name: value / share for name, (value, share) in total.items() if share}
-        return means | update_metrics_of(self.objective) | {"learning_rate": learning_rate_at(update, config)}
+        metrics = self.objective.end_update(self.learner, update)
+        return means | metrics | {"learning_rate": learning_rate_at(update, config)}
 
     def _scale_can_fall(self) -> bool:
         """Whether a gradient may be infinite for its scale alone: the update is skipped, the scale halved."""
@@ -186,10 +188,10 @@ class Trainer:
             try:
                 loss, metrics = self.objective.loss(self.learner, minibatch)
             except NonFiniteScoreError as error:
-                prompts = self.objective.describe(minibatch)
+                prompts = self.objective.prompts_in(minibatch)
                 raise self._not_finite(update + 1, str(error), prompts) from error
             if not torch.isfinite(loss):
-                prompts = self.objective.describe(minibatch)
+                prompts = self.objective.prompts_in(minibatch)
                 raise self._not_finite(update + 1, f"its loss is {loss.item()}", prompts)
             # Processes' gradients are averaged, and shares add up to 1 over all of them.
             accelerator.backward(loss * (minibatch.share * accelerator.num_processes))
@@ -198,20 +200,18 @@ class Trainer:
         return loss.detach() * minibatch.share
 
     def _average(self, number: int) -> None:
-        """Move the average after an update or a step, numbered from 0.
+        """Move the snapshot "ema" after an update or an optimizer step, whose index from 0 is `number`.
 
-        Its decay grows to the config's as in diffusers' EMAModel, from 0: otherwise a short run's average
-        would be of what it began with.
+        The k-th move has the decay min(config.ema, k / (k + 9)), as in diffusers' EMAModel; with the config's
+        decay from the start, the average of a short run would be close to the first weights.
         """
         moves, rest = divmod(number + 1, self.config.ema_every)
         if not self.config.ema or rest:
             return
-        decay, now = min(self.config.ema, moves / (moves + 9)), trainable_parameters(self.bare)
-        if self.averaged is None:
-            self.averaged = {name: value.detach().clone() for name, value in now.items()}
-        with torch.no_grad():
-            for name, value in now.items():
-                self.averaged[name].lerp_(value.detach(), 1 - decay)
+        snapshots = self.learner.snapshots
+        if "ema" not in snapshots:
+            snapshots["ema"] = Snapshot(self.bare)
+        snapshots["ema"].update(self.bare, min(self.config.ema, moves / (moves + 9)))
 
     def _resume(self) -> tuple[int, str]:
         """Where to go on, and why not to: a run that was stopped stays so unless it is given more updates."""
@@ -226,9 +226,12 @@ class Trainer:
         if path is None:
             return 0, ""
         kept = load_checkpoint(path, self.learner.module, self.optimizer.optimizer)
-        if kept.averaged is not None:
-            now = trainable_parameters(self.bare)
-            self.averaged = {name: value.to(now[name].device) for name, value in kept.averaged.items()}
+        for name, weights in kept.snapshots.items():
+            if name not in self.learner.snapshots:
+                self.learner.snapshots[name] = Snapshot(self.bare)
+            self.learner.snapshots[name].load_state_dict(weights)
+        if kept.objective:
+            self.objective.load_state_dict(kept.objective)
         try:
             update, updates, ended, self.history, scaler, self.steps = (kept.state[name] for name in STATE)
         except (KeyError, TypeError) as error:
@@ -242,16 +245,15 @@ class Trainer:
         scaled = scaler.state_dict() if scaler is not None else None
         values = (update, self.config.updates, ended, self.history, scaled, self.steps)
         state = dict(zip(STATE, values, strict=True))
-        first = self.accelerator.is_main_process
+        snapshots = {name: each.state_dict() for name, each in self.learner.snapshots.items()}
         save_checkpoint(
             self.output,
             update,
             self.learner.module,
             self.optimizer.optimizer,
-            self.averaged,
-            state,
+            Contents(state, snapshots, self.objective.state_dict()),
             self.config.keep_checkpoints,
-            first,
+            self.accelerator.is_main_process,
             self.also,
         )
         self._write_history()

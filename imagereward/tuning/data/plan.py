@@ -1,0 +1,77 @@
+"""UpdatePlan: the samples of an update, cut into chunks, and the process that takes each chunk."""
+
+from dataclasses import dataclass, replace
+
+from imagereward.tuning.data.chunks import Chunk
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """One update's samples, cut into chunks that are dealt to the processes in turn.
+
+    Samples are numbered through the whole run: update u has the samples u * batch_size to
+    (u + 1) * batch_size - 1, whatever the number of processes.
+
+    update        index of the update, from 0
+    batch_size    samples in the update, over all processes
+    micro_batch   most samples in a chunk, which a process computes at once
+    rank, ranks   this process, 0..ranks - 1, and the number of processes
+    group         samples after one another that belong together: `group` consecutive numbers
+    whole_groups  all samples of a group go to one process. Chunks are then cut so that none has a part of
+                  one group and a part of another
+    """
+
+    update: int
+    batch_size: int
+    micro_batch: int
+    rank: int = 0
+    ranks: int = 1
+    group: int = 1
+    whole_groups: bool = False
+
+    @property
+    def first(self) -> int:
+        """The number of the update's first sample."""
+        return self.update * self.batch_size
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """All chunks of the update, in the order of their samples."""
+        return [chunk for chunk, _ in self._dealt()]
+
+    @property
+    def owners(self) -> list[int]:
+        """The rank of the process that takes each of `chunks`."""
+        return [owner for _, owner in self._dealt()]
+
+    @property
+    def mine(self) -> list[Chunk]:
+        """The chunks of this process, in order; none where there are fewer than processes."""
+        return [chunk for chunk, owner in self._dealt() if owner == self.rank]
+
+    def resized(self, batch_size: int, micro_batch: int | None = None) -> "UpdatePlan":
+        """The same update and process with another number of samples: for an objective beside the first."""
+        return replace(self, batch_size=batch_size, micro_batch=micro_batch or self.micro_batch)
+
+    def in_groups(self, group: int, whole: bool = False) -> "UpdatePlan":
+        """The same plan with `group` samples in a group, kept `whole` on a process or not."""
+        return replace(self, group=group, whole_groups=whole)
+
+    def _dealt(self) -> list[tuple[Chunk, int]]:
+        """Every chunk with its owner: blocks of chunks are dealt in turn, block b to process b % ranks.
+
+        A block is one chunk, or, with whole groups, the chunks of as many groups as fit into a micro-batch,
+        of at least one group.
+        """
+        block = self.micro_batch
+        if self.whole_groups:
+            block = self.group * max(1, self.micro_batch // self.group)
+        end = self.first + self.batch_size
+        dealt: list[tuple[Chunk, int]] = []
+        for number, start in enumerate(range(self.first, end, block)):
+            stop = min(start + block, end)
+            for at in range(start, stop, self.micro_batch):
+                samples = tuple(range(at, min(at + self.micro_batch, stop)))
+                chunk = Chunk(self.update, len(dealt), samples, len(samples) / self.batch_size)
+                dealt.append((chunk, number % self.ranks))
+        return dealt

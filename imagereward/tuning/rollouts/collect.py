@@ -1,0 +1,121 @@
+"""collect: draw an update's samples in all processes, score their images, and gather all rewards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from imagereward.tuning.data.chunks import Chunk
+from imagereward.tuning.data.plan import UpdatePlan
+from imagereward.tuning.data.requests import Row
+from imagereward.tuning.distributed import gather_objects
+from imagereward.tuning.families.condition import Condition
+from imagereward.tuning.policy.policy import CURRENT, Policy
+from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores
+from imagereward.tuning.rewards.weighted import Rewards
+from imagereward.tuning.rollouts.trajectories import (
+    Trajectories,
+    group_numbers,
+    rows_for_groups,
+    sample_latents,
+    sample_trajectories,
+)
+from imagereward.tuning.rollouts.window import Window
+from imagereward.tuning.sampling.base import Dynamics
+
+
+@dataclass(frozen=True)
+class RolloutChunk:
+    """The samples of one chunk of this process, B of them.
+
+    rows          the rows that they were drawn for, one a sample
+    condition     of the rows, B of them
+    latents       [B, C, h, w] float32: the clean latents at the end of sampling
+    trajectories  the steps of the window; None where there is no window
+    """
+
+    chunk: Chunk
+    rows: list[Row]
+    condition: Condition
+    latents: torch.Tensor
+    trajectories: Trajectories | None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """An update's samples with their rewards.
+
+    chunks    this process's, in the order of `plan.mine`
+    rewards   [N] by name, on the CPU, of all N samples of the update over all processes, in the order of
+              their numbers; NaN where a reward failed
+    groups_N  [N] the number of each sample's group, 0 for the update's first group
+    """
+
+    chunks: list[RolloutChunk]
+    rewards: dict[str, torch.Tensor]
+    groups_N: torch.Tensor
+
+
+def collect(
+    policy: Policy,
+    plan: UpdatePlan,
+    rows: Sequence[Row],
+    rewards: Rewards,
+    *,
+    window: Window | None,
+    dynamics: Dynamics,
+    seed: int,
+    scoring: ScoringConfig | None = None,
+    shared_initial_noise: bool = False,
+    keep_means: bool = False,
+    sampler: str = CURRENT,
+) -> Rollout:
+    """Draw the samples of an update, `plan.group` for a row, and score them; all processes call this.
+
+    window    the steps that are kept: they are taken by `dynamics`, all others without noise. None: every
+              step is taken by `dynamics`, and none is kept
+    dynamics  the policy's sampling grid, with or without noise
+    seed      with the sample's number, decides about rows, noise and the window
+    scoring   how rewards are computed and retried
+    shared_initial_noise   the samples of a group begin from the same noise
+    keep_means             keep the means of the window's steps as well
+    sampler   the weights to draw with: "current", or a snapshot of the policy such as "old"
+
+    While images of a chunk are scored in threads, the next chunk is drawn. Every process needs at least one
+    chunk. Raises RewardError for a reward that failed for all images, NonFiniteScoreError for an image that
+    is not finite, InputError for a snapshot that is not there.
+    """
+    drawn = []
+    with (
+        policy.using(sampler),
+        RewardPool(rewards, scoring or ScoringConfig()) as pool,
+    ):
+        for chunk in plan.mine:
+            starts = group_numbers(chunk.samples, plan.group) if shared_initial_noise else chunk.samples
+            places = rows_for_groups(chunk.samples, plan.group, plan.batch_size, len(rows), seed)
+            asked = [rows[place] for place in places]
+            condition = _encoded(policy, rows, places)
+            trajectories = None
+            if window is None:
+                latents = sample_latents(policy, dynamics, condition, chunk, seed=seed, starts=starts)
+            else:
+                steps = window.draw(dynamics.steps, seed, plan.update)
+                trajectories, latents = sample_trajectories(
+                    policy, dynamics, condition, chunk, steps, seed=seed, starts=starts, keep_means=keep_means
+                )
+            pool.submit(policy.denoiser.autoencoder.decode(latents), asked)
+            drawn.append(RolloutChunk(chunk, asked, condition, latents, trajectories))
+        scored = pool.results()
+    samples = [each.chunk.samples for each in drawn]
+    every = gather_objects(list(zip(samples, scored, strict=True)), plan.ranks)
+    in_order = sorted((each for mine in every for each in mine), key=lambda each: each[0])
+    found = concatenated([batch for _, batch in in_order])
+    require_scores(found, f"update {plan.update + 1}")
+    return Rollout(drawn, found.rewards, torch.arange(plan.batch_size) // plan.group)
+
+
+def _encoded(policy: Policy, rows: Sequence[Row], places: Sequence[int]) -> Condition:
+    """The condition of the rows at these places; a row that is there several times is encoded once."""
+    distinct = list(dict.fromkeys(places))
+    condition = policy.denoiser.encode([rows[place] for place in distinct])
+    return condition[[distinct.index(place) for place in places]]

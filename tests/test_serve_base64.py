@@ -77,8 +77,8 @@ def test_base64_is_taken_with_the_escapes_of_every_json_writer(served):
         ("A" * 9, "is not base64"),
         (BARE[:40] + "!" + BARE[40:], "is not base64"),
         ("data:image/png;base64," + BARE[:40] + "%21" + BARE[41:], "is not base64"),
-        ("", "no image"),
-        ("data:image/png;base64,", "no image"),
+        ("", "is empty: 0 bytes"),
+        ("data:image/png;base64,", "is empty: 0 bytes"),
         ("AAAA", "no image"),
     ],
 )

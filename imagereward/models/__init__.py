@@ -1,4 +1,4 @@
-"""The scorers' networks, a file a kind: a new scorer is a class here, and an entry in checkpoints/registry.py."""
+"""Networks of scorers, a file a kind: a new one is a class here and an entry in checkpoints/registry.py."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, snapshots, optimizer, objective and progress of a training, written whole; the last few kept."""
+"""Checkpoints: weights, snapshots, optimizer, objective and progress, written whole; the last few are kept."""
 
 import json
 import os

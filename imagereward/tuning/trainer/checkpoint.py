@@ -1,4 +1,4 @@
-"""Checkpoints: weights, snapshots, optimizer, objective and progress, written whole; the last ones are kept."""
+"""Checkpoints: weights, snapshots, optimizer, objective and progress, written whole; the last few stay."""
 
 import json
 import os

@@ -12,7 +12,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("imagereward", "benchmarks", "train")
+TOPS = {
+    "imagereward": "the package",
+    "benchmarks": "measurements; results/ has their files",
+    "train": "trainings as scripts, for use from a clone",
+}
+PACKAGES = tuple(TOPS)
 BLOCK = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)
 
 
@@ -33,8 +38,14 @@ def rows_of(folder: Path) -> list[tuple[str, str]]:
     rows = [
         (f"[{each.name}/]({each.name})", first_sentence(each / "__init__.py")) for each in folders_of(folder)
     ]
-    modules = [each for each in sorted(folder.glob("*.py")) if each.name != "__init__.py"]
+    modules = [each for each in sorted(folder.glob("*.py")) if each.name != "__init__.py" or _defines(each)]
     return rows + [(f"[{each.name}]({each.name})", first_sentence(each)) for each in modules]
+
+
+def _defines(path: Path) -> bool:
+    """Whether a module has functions or classes of its own."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return any(isinstance(node, kinds) for node in ast.parse(path.read_text(encoding="utf-8")).body)
 
 
 def readme(folder: Path) -> str:
@@ -49,7 +60,7 @@ def rooms() -> str:
     """The top level on one screen."""
     lines = []
     for package in PACKAGES:
-        lines.append((f"{package}/", ""))
+        lines.append((f"{package}/", TOPS[package]))
         for each in folders_of(ROOT / package):
             lines.append((f"  {each.name}/", first_sentence(each / "__init__.py")))
             if each.name == "tuning":

@@ -1,4 +1,4 @@
-"""Scores one part of a table: rows and loaded images to an Arrow table with scores and errors."""
+"""Scores one part: rows and loaded images to an Arrow table, with the errors that loading found."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

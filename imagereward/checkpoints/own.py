@@ -1,4 +1,4 @@
-"""Scorers of one's own, by "module:attribute"."""
+"""Scorers from outside this package, by "module:attribute"."""
 
 import inspect
 import sys

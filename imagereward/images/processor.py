@@ -1,4 +1,4 @@
-"""Processor: how one scorer turns images into its input, also where inputs of several images do not stack."""
+"""Processor: the protocol of `Preprocess`, for scorers whose inputs of several images do not stack."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def read_image(image: ImageLike, index: int = 0) -> PIL.Image.Image:
     [1|3|4, H, W], float in [0, 1] or uint8. Of an animation the first frame counts. Orientation tags are
     not applied, as in the original; `orientation.upright` does that.
 
-    Paths and bytes are decoded within the bounds of `imagereward.encoded`; a PIL image that you opened is
+    Paths and bytes are decoded within the bounds of `images/encoded.py`; a PIL image that you opened is
     decoded as it is, whatever its format. Raises ImageNotFound, ImageReadError (empty, damaged, of a format
     that is not read, over a bound) or ImageTypeError, each naming `index` and the file.
     """

@@ -1,4 +1,4 @@
-"""Networks of scorers, a file a kind: a new one is a class here and an entry in checkpoints/registry.py."""
+"""Networks of scorers, a file a kind: a new kind is a class here, in `KINDS` and in the registry."""
 
 from importlib import import_module
 

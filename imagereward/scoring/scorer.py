@@ -1,4 +1,4 @@
-"""Scorer: a model on this machine, made of three methods, with every verb and gradients.
+"""Scorer: a model on this machine, made of four methods, with every verb and gradients.
 
 A model defines `encode_images` (features of images alone), `encode_prompts` (features of prompts
 alone) and `head` (scores of pairs of both). The verbs of `PairScorer`, and `reward`, follow from these.

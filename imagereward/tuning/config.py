@@ -1,4 +1,4 @@
-"""Recipes: TOML with strict keys and types, shipped by name or given by path, changed by key=value."""
+"""Recipes: strict TOML files, by name or path, with key=value laid over them, as typed configs."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Reads, decodes and resizes the images of parts in worker processes, ahead of the model."""
+"""Images of parts to pixels, in processes ahead of the model; a damaged image becomes its row's error."""
 
 import hashlib
 from collections import deque

@@ -174,7 +174,7 @@ def collate_pairs(items: Sequence[dict]) -> dict:
 def skipped(source: str | os.PathLike, images: Sequence[Path], max_bad_share: float) -> dict[str, str]:
     """Those of the source's images that cannot be used, and what is wrong with each; they are logged.
 
-    Raises InputError if they are more than `most_bad`, a share of all.
+    Raises InputError if they are more than `max_bad_share`, a share of all.
     """
     images = list(dict.fromkeys(images))
     bad = unreadable(images)

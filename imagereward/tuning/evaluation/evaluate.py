@@ -1,4 +1,4 @@
-"""What a training is watched by: fixed prompts and seeds, a held-out reward, diversity, a grid to look at."""
+"""Evaluates a generator during training: fixed prompts and seeds, held-out reward, diversity, a grid."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -23,7 +23,7 @@ class RankedImages(Dataset):
 
     All images are read once at the start: those that are missing or damaged are left out, logged by name
     and kept in `skipped` (path -> what is wrong), and with them prompts that have no two images of
-    unequal rank left. Raises InputError if more than `most_bad` (a share) of the images had to be.
+    unequal rank left. Raises InputError if more than `max_bad_share` (a share) of the images had to be.
     """
 
     def __init__(

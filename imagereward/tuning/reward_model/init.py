@@ -58,7 +58,7 @@ def init_head(head: RewardHead, how: HeadInit) -> None:
 def start_from(name: str, head: HeadInit, device: str | torch.device | None, seed: int) -> ImageReward:
     """A scorer to train: an ImageReward as it is, or a BLIP under a fresh reward head.
 
-    `name` is what `imagereward.load` takes. Raws scores are trained, so its mean is 0 and its std 1.
+    `name` is what `imagereward.load` takes. Raw scores are trained, so its mean is 0 and its std 1.
     """
     start = load(name, device)
     if not isinstance(start, BLIPBase):

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, snapshots, optimizer, objective and progress, written whole; the last few stay."""
+"""What a checkpoint of a generator's training holds, and how it is written, read and removed."""
 
 import json
 import os
@@ -37,11 +37,15 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_p
 
 
 class Contents(NamedTuple):
-    """What a checkpoint holds beside the weights and the optimizer's moments.
+    """What the trainer puts into a checkpoint beside the trained weights and the optimizer's moments.
 
-    state      of the trainer, as JSON: the number of updates, the history, and so on
-    snapshots  weights of the policy's snapshots, whole, by the snapshot's name; a file each
+    state      the trainer's own, for state.json: `trainer.STATE_KEYS`
+    snapshots  weights of the policy's snapshots, by the snapshot's name
     objective  the objective's `state_dict`
+
+    The folder checkpoint-N: weights/learned.safetensors (trained weights), weights/NAME.safetensors for every
+    snapshot (ema, reference, old), optimizer.pt, objective.pt (if the objective has state), state.json, and
+    under LoRA the adapters in diffusers' format.
     """
 
     state: dict[str, Any]

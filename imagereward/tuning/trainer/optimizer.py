@@ -1,4 +1,4 @@
-"""The optimizer of a training, and the learning rate at every update: warm-up and schedule."""
+"""The optimizer of a training, and the formula of the learning rate: warm-up and schedule."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Trainer: the training loop of every objective and every network."""
+"""Trainer: the training loop of generators; sets the learning rate, clips, averages, saves, resumes."""
 
 import contextlib
 import json
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 
 HISTORY_FILE = "history.json"
-# What a checkpoint knows of the loop: how far it was, of how many updates, why it ended if early, what was
-# logged, float16's scale, and the optimizer's steps so far.
-STATE = ("update", "updates", "ended", "history", "scaler", "steps")
+# Keys of state.json in a checkpoint: finished updates, planned updates, why the training ended early (""),
+# history, state of float16's gradient scaler, optimizer steps.
+STATE_KEYS = ("update", "updates", "ended", "history", "scaler", "steps")
 
 
 class Trainer:
@@ -233,7 +233,9 @@ class Trainer:
         if kept.objective:
             self.objective.load_state_dict(kept.objective)
         try:
-            update, updates, ended, self.history, scaler, self.steps = (kept.state[name] for name in STATE)
+            update, updates, ended, self.history, scaler, self.steps = (
+                kept.state[name] for name in STATE_KEYS
+            )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} was not written by this version: {error!r}") from error
         if self.accelerator.scaler is not None:
@@ -244,7 +246,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         scaled = scaler.state_dict() if scaler is not None else None
         values = (update, self.config.updates, ended, self.history, scaled, self.steps)
-        state = dict(zip(STATE, values, strict=True))
+        state = dict(zip(STATE_KEYS, values, strict=True))
         snapshots = {name: each.state_dict() for name, each in self.learner.snapshots.items()}
         save_checkpoint(
             self.output,

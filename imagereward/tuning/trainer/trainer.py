@@ -193,7 +193,7 @@ class Trainer:
         return scaler is not None and scaler.get_scale() >= 1
 
     def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Backward pass of a minibatch; after the `last`, processes exchange gradients. share * loss."""
+        """Run a minibatch's backward pass; returns share * loss. The `last` exchanges gradients."""
         accelerator, module = self.accelerator, self.learner.module
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             try:

@@ -13,7 +13,7 @@ FORM = 'expected "module:name", a module of the current directory or an installe
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name has the form "module:attribute": one colon, no slash, backslash or white space."""
+    """Whether a name has the form "module:attribute": a colon, and no slash, backslash or white space."""
     return REFERENCE.fullmatch(name) is not None
 
 

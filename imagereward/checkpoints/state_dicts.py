@@ -50,7 +50,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 def _read_torch(path: Path):
     with open(path, "rb") as stream:
-        mapped = stream.read(4) == b"PK\3\4"  # files from before torch 1.6 are no zip archives and cannot be mapped
+        mapped = stream.read(4) == b"PK\3\4"  # older than torch 1.6: no zip, cannot be mapped
     if mapped:
         _check_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

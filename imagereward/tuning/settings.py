@@ -54,7 +54,7 @@ class TrainerConfig(OptimizerConfig):
     resume: bool = Field(False, description="go on from the output directory's last checkpoint")
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
-        """Raises InputError for batch sizes that `ranks` processes cannot share, and for an average of shards.
+        """Raises InputError for batch sizes that `ranks` processes cannot share, and for an ema of shards.
 
         sharded  whether weights are sharded (FSDP); each process then needs the same number of chunks
         """

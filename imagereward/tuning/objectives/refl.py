@@ -123,7 +123,7 @@ class ReFLConfig(GeneratorConfig):
         self.gradient.check(self.steps)
         if self.eta and not isinstance(job.denoiser.dynamics(self.steps), Diffusion):
             raise InputError(
-                f"eta={self.eta}: this is a flow model, whose steps have no such noise; expected eta=0, or a "
+                f"eta={self.eta}: this is a flow model, which takes no eta; expected eta=0, or a "
                 "recipe of its own family, such as sd3/refl"
             )
         rewards.check_differentiable(job.denoiser.resolution, job.rows[0])

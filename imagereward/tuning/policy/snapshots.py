@@ -66,7 +66,7 @@ class Snapshot:
         """Restore the weights of a `state_dict`. Raises CheckpointError if their names differ."""
         if differing := sorted(state.keys() ^ self.weights.keys()):
             raise CheckpointError(
-                f"a snapshot of another model: {len(differing)} names differ, {differing[:4]}"
+                f"the snapshot is of another model: {len(differing)} names differ, {differing[:4]}"
             )
         for name, own in self.weights.items():
             value = state[name].to(own.device)

@@ -152,6 +152,6 @@ def check_noise(noisy: Dynamics, steps: range) -> None:
     without = [i for i in steps if not has_noise(noisy, i)]
     if without:
         raise InputError(
-            f"window: steps {without} of 0..{noisy.steps - 1} have no noise, and cannot be trained by it; "
-            "expected a window, or a noise.level or noise.table, in which all have some"
+            f"window: steps {without} of 0..{noisy.steps - 1} have no noise, and so no probability to train; "
+            "expected a window, or a noise.level or noise.table, with noise in all steps of the window"
         )

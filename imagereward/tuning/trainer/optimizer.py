@@ -1,4 +1,4 @@
-"""make_optimizer and learning_rate_at: AdamW, and its learning rate at every update."""
+"""make_optimizer and learning_rate_at: the optimizer AdamW, and its learning rate at every update."""
 
 import math
 from typing import Any

@@ -72,7 +72,7 @@ class Trainer:
         self.bare = learner.module
         parameters = list(trainable_parameters(self.bare).values())
         if not parameters:
-            raise InputError("nothing of the network learns")
+            raise InputError("the network has no trainable weights: expected at least one")
         optimizer, bare = make_optimizer(config, parameters), type(learner.module)
         learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
         if accelerator.num_processes > 1 and type(learner.module) is bare:

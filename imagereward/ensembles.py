@@ -1,4 +1,4 @@
-"""`Ensemble`: a weighted sum of several scorers that is itself a Scorer."""
+"""Ensemble: a scorer whose score is the weighted sum of several scorers' scores."""
 
 import math
 import os
@@ -26,11 +26,11 @@ def ensemble(
     normalise: Mapping[str | os.PathLike | Scorer, tuple[float, float]] | None = None,
     **load_options,
 ) -> "Ensemble":
-    """A scorer whose score is `sum(weight * component score)`.
+    """A scorer with the score sum_k weight_k * (score_k - mean_k) / std_k of its components k.
 
-    weights    {name: weight}; a name is anything `load` takes, or a Scorer that is loaded already
-    normalise  {name: (mean, std)}: that component counts as (score - mean) / std
-    load_options  go to `load` for every name
+    weights       {name: weight}; a name is anything that `load` takes, or a Scorer that is loaded already
+    normalise     {name: (mean, std)}, with std > 0; default: mean 0 and std 1
+    load_options  arguments of `load` for every name
 
     Every image is decoded once for all components, and encoded once for those that share a tower
     (CLIP and Aesthetic). Raises InputError for an empty mapping, weights that are not numbers, a
@@ -55,7 +55,7 @@ def ensemble(
 
 
 def _refuse_pair_scorers(components: Sequence[Any]) -> None:
-    """InputError for a component whose images cannot be decoded and encoded along with the others'."""
+    """Raises InputError for a component that is no Scorer, and so cannot share decoded images."""
     for each in components:
         if isinstance(each, PairScorer) and not isinstance(each, Scorer):
             raise InputError(
@@ -75,7 +75,14 @@ def _mean_and_std(key, shift) -> tuple[float, float]:
 
 
 class Ensemble(Scorer):
-    """See `ensemble`. `score_components` gives the single scores; `rank` shows them as columns."""
+    """The scorer that `ensemble` makes.
+
+    scorers  the C components, on the same device
+    weights  a weight for each component
+    shifts   (mean, std) for each component
+
+    `score_components` gives the components' scores; `rank` shows them as columns.
+    """
 
     def __init__(self, scorers: Sequence[Scorer], weights, shifts):
         if len(devices := {scorer.device for scorer in scorers}) > 1:
@@ -88,7 +95,7 @@ class Ensemble(Scorer):
         self.shifts = shifts
         self._processors = tuple(dict.fromkeys(each for scorer in scorers for each in scorer.processors))
         self.pairs_per_forward = min(scorer.pairs_per_forward for scorer in scorers)
-        # Scorers with an equal key compute the same image features; the first of them does it.
+        # Scorers with equal keys have the same image features, which the first of them computes for all.
         keys = [scorer.image_key() for scorer in scorers]
         distinct = list(dict.fromkeys(keys))
         self._encoders = [keys.index(key) for key in distinct]
@@ -96,7 +103,7 @@ class Ensemble(Scorer):
 
     @property
     def scorers(self) -> list[Scorer]:
-        """The components, in the order in which they were given."""
+        """The components, in the order of the weights."""
         return cast(list[Scorer], list(self.parts))
 
     @property
@@ -105,7 +112,7 @@ class Ensemble(Scorer):
 
     @property
     def encoders(self) -> list[Scorer]:
-        """The components that encode images for all of them; `encode_images` gives features of each."""
+        """The components that encode images, without those that share another's image features."""
         return [self.scorers[index] for index in self._encoders]
 
     def encode_images(self, *pixels: torch.Tensor) -> tuple:
@@ -121,7 +128,7 @@ class Ensemble(Scorer):
         return self._weighted(self.heads(image_features, prompt_features, pairs_P_2))
 
     def heads(self, image_features, prompt_features, pairs_P_2) -> torch.Tensor:
-        """The components' own scores [P, C]."""
+        """The components' scores [P, C], before weights and normalisation."""
         return torch.stack(
             [
                 scorer.head(image_features[place], prompts, pairs_P_2)
@@ -133,7 +140,7 @@ class Ensemble(Scorer):
     def score_components(
         self, prompt: str, images: Images, *, batch_size: int | None = None
     ) -> dict[str, list[float]]:
-        """Each component's own scores, before weights and normalisation, in list order."""
+        """{component: scores of the images, in their order}, before weights and normalisation."""
         rows = one_prompt(prompt, as_list(images))
         return self._by_name(self._scored(rows, batch_size, head=self.heads))
 
@@ -196,7 +203,7 @@ class Ensemble(Scorer):
 
 
 def _share_towers(scorers: Sequence[Scorer]) -> None:
-    """Let CLIP scorers that were just loaded from the same file hold one tower."""
+    """Let newly loaded CLIP scorers with the same file and dtype share one tower, in place."""
     towers: dict = {}
     for scorer in scorers:
         if file := scorer.files.get("clip_model."):

@@ -1,4 +1,4 @@
-"""The one look-up of "module:attribute": scorers, families, objectives and rewards of one's own."""
+"""find: imports a user's own scorer, family, objective or reward, given as "module:attribute"."""
 
 import os
 import re
@@ -13,24 +13,25 @@ FORM = 'expected "module:name", a module of the current directory or an installe
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name is meant as "module:attribute": a colon, and no slash, backslash or white space."""
+    """Whether a name has the form "module:attribute": a colon, and no slash, backslash or white space."""
     return REFERENCE.fullmatch(name) is not None
 
 
 def find(name: str, setting: str, others: str = "") -> Any:
-    """The attribute that "module:attribute" names. The module may also lie in the current directory.
+    """The attribute of a module, which is installed or lies in the current directory.
 
-    setting  what the name is given for, as the error calls it: "family", "objective", "scorer"
-    others   what else would have been valid, for the error: "known: refl, grpo"
+    name     "module:attribute"
+    setting  the setting that has the name, for the error: "family", "objective", "scorer"
+    others   other valid values of the setting, for the error: "known: refl, grpo"
 
-    Raises InputError naming setting, name and cause if the form is wrong, the module cannot be imported, or
-    it has no such attribute.
+    Raises InputError with setting, name and cause if the form is wrong, the module cannot be imported, or it
+    lacks the attribute.
     """
     module, _, attribute = name.partition(":")
     if not (module and attribute):
         raise _not_found(name, setting, "it names no module and attribute", others)
     if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # last, so that nothing installed is hidden
+        sys.path.append(here)  # last, so that installed modules come first
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:

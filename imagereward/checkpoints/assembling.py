@@ -1,4 +1,4 @@
-"""A scorer from its config and weights: laid out without memory, checked name by name, then filled."""
+"""assemble: builds a scorer from its config and a state dict, and checks names, shapes and dtypes."""
 
 import torch
 
@@ -8,7 +8,7 @@ from imagereward.models import model_class
 from imagereward.precision import DTYPES, resolve_dtype
 from imagereward.scoring.scorer import Scorer
 
-# A buffer that old transformers saved and no model needs.
+# Suffix of a buffer that old versions of transformers saved; no model needs it.
 LEGACY_BUFFER = "embeddings.position_ids"
 
 
@@ -19,10 +19,17 @@ def assemble(
     dtype: torch.dtype,
     source: str = "state dict",
 ) -> Scorer:
-    """A scorer around given weights: no memory is spent on initial values that would be replaced.
+    """A scorer with the given weights, in eval mode and frozen.
 
-    In float32 on the CPU the parameters *are* the given tensors (mapped from disk, if they are).
-    Raises CheckpointError listing missing and unexpected keys and unequal shapes.
+    config  the scorer's kind, architecture, preprocessing and score
+    state   the weights by name; its tensors are replaced by those on `device`
+    device  device of the scorer
+    dtype   number format of the weights; those under the scorer's `float32_prefixes` stay float32
+    source  name of the weights in error messages
+
+    The scorer is first built on the meta device, so initial values take no memory. In float32 on the CPU its
+    parameters are the given tensors themselves, mapped from disk if the tensors are. Raises CheckpointError
+    listing missing and unexpected names, other shapes, and tensors that are not floating-point.
     """
     scorer = _laid_out(config)
     expected = scorer.state_dict()
@@ -60,13 +67,13 @@ def assemble(
 
 
 def _laid_out(config: ScorerConfig) -> Scorer:
-    """The scorer with shapes but no memory behind them."""
+    """The scorer on the meta device: tensors have shapes, but no memory."""
     try:
         with torch.device("meta"):
             return model_class(config.kind)(config)
     except ImageRewardError:
         raise
-    except Exception as error:  # the libraries that build towers check shapes in many ways
+    except Exception as error:  # libraries that build towers raise many kinds for a wrong architecture
         raise CheckpointError(
             f"a {config.kind} scorer cannot be built as {config.architecture!r}: "
             f"{type(error).__name__}: {error}"
@@ -76,9 +83,12 @@ def _laid_out(config: ScorerConfig) -> Scorer:
 def random_scorer(
     config: ScorerConfig, device: str | torch.device | None = None, dtype=None, seed: int = 0
 ) -> Scorer:
-    """A scorer with random weights: for measuring speed and memory, and for tests; its scores mean nothing.
+    """A scorer with random weights, for tests and for measuring speed and memory; its scores mean nothing.
 
-    Weights are normal with the spread that keeps activations of order one, drawn from `seed`.
+    seed  seeds the weights, which are normal; matrices have variance 1 / inputs, so that activations are of
+          order 1
+
+    `device` and `dtype` default to those of `load`.
     """
     shapes = {name: value.shape for name, value in _laid_out(config).state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +105,10 @@ def random_scorer(
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; None is the first GPU, else the CPU. DeviceError if it is not there."""
+    """The torch device; None stands for the first GPU, or the CPU without one.
+
+    Raises DeviceError, listing the devices present, for a device that this machine lacks.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""Finds or downloads the files of a checkpoint and verifies their hashes."""
+"""fetch: finds or downloads the files of a checkpoint, and verifies their SHA-256."""
 
 import contextlib
 import hashlib
@@ -16,19 +16,25 @@ from tqdm import tqdm
 from imagereward.checkpoints.registry import ASSETS, File
 from imagereward.errors import CheckpointError, DownloadError
 
-# The original's cache: files that it downloaded are found and used.
+# The cache of the original implementation; files that it downloaded are used.
 CACHE = Path("~/.cache/ImageReward")
 
 
 def fetch(file: File, download_root: str | os.PathLike | None = None, local_files_only=False) -> Path:
-    """The local path of a registry file, downloaded if it is nowhere on this machine.
+    """The local path of a registry file; the file is downloaded if it is not on this machine.
 
-    Looked for in `download_root` (default `~/.cache/ImageReward`), then in the hub cache, then
-    downloaded: into `download_root` if given. Where the registry has the sha256, every file is checked
-    against it: a wrong download is removed (DownloadError, which says what was tried), and a wrong file that
-    you put there yourself is a CheckpointError. A verdict is remembered until the file changes, so that the
-    second load of 1.8 GB does not spend the 1 to 5 seconds again. Without a known sha256 a file that was not
-    downloaded here is taken by its name, with a warning.
+    file              an entry of the registry
+    download_root     directory to look in and to download to; default: look in ~/.cache/ImageReward, and
+                      download to the hub cache, or from a URL to ~/.cache/ImageReward
+    local_files_only  never use the network
+
+    The file is looked for in the directory, then in the hub cache, and then downloaded. If the registry has
+    its sha256, it is verified. A passed check is remembered until the file changes, because hashing 1.8 GB
+    takes 1 to 5 seconds. Without a sha256, a file that was not downloaded by this function is accepted by its
+    name, with a warning.
+
+    Raises DownloadError listing the sources tried if the file cannot be had, or if a download has another
+    hash, which is then removed; CheckpointError for a file of the user's with another hash.
     """
     if file.packaged:
         return ASSETS / file.name
@@ -63,7 +69,7 @@ def _download(repo: str, file: File, root: str | os.PathLike | None, local_files
     if root is None or _offline(local_files_only):
         return _verified(fetch_from_hub(repo, file.name, None, local_files_only), file)
     root = Path(root).expanduser()
-    with _temporary_in(root) as directory:  # under its final name only once it is verified
+    with _temporary_in(root) as directory:  # renamed to its final name after it is verified
         path = fetch_from_hub(repo, file.name, directory)
         _check_hash(path, file)
         return _put(path, root / file.name, file)
@@ -72,9 +78,12 @@ def _download(repo: str, file: File, root: str | os.PathLike | None, local_files
 def fetch_from_hub(
     repo: str, name: str, local_dir: str | os.PathLike | None = None, local_files_only=False
 ) -> Path:
-    """A file of a hub repository by way of the hub cache, or DownloadError.
+    """The path of the file `name` of the hub repository `repo` ("owner/name"), from the hub cache or the hub.
 
-    huggingface_hub waits, retries and resumes when a connection breaks, within one call.
+    local_dir         directory to download to; default: the hub cache
+    local_files_only  never use the network
+
+    huggingface_hub retries and resumes a broken connection within the call. Raises DownloadError.
     """
     try:
         if _offline(local_files_only):
@@ -82,7 +91,7 @@ def fetch_from_hub(
             if isinstance(cached, str):
                 return Path(cached)
             raise FileNotFoundError("not in the hub cache, and offline")
-        # The endpoint is read now rather than at import, so that setting it in a notebook works.
+        # The endpoint is read at each call, not at import, so that a notebook can set it.
         return Path(
             huggingface_hub.hf_hub_download(
                 repo,
@@ -91,15 +100,18 @@ def fetch_from_hub(
                 endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
             )
         )
-    except Exception as error:  # requests or httpx, by its version: no common base to name
+    except Exception as error:  # of requests or httpx, by huggingface_hub's version, without a common base
         reason = str(error).strip().splitlines() or [""]
         raise DownloadError(f"hub {repo}/{name}: {type(error).__name__}: {reason[0]}") from error
 
 
 def fetch_from_url(url: str, target: Path, file: File | None = None) -> Path:
-    """Download to `target`, which appears only once all of it has arrived and its hash is right.
+    """Download `url` to `target`; returns `target`.
 
-    A download that breaks off starts anew with the next call. Raises DownloadError.
+    file  registry entry with the expected sha256; None: no check
+
+    The file gets its name after it is complete and verified. A broken download starts from the beginning at
+    the next call. Raises DownloadError.
     """
     with _temporary_in(target.parent) as directory:
         partial = Path(directory, target.name)
@@ -148,12 +160,12 @@ def _put(path: Path, target: Path, file: File | None) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError as error:  # a directory that may not be searched
+    except OSError as error:  # a directory without permission to search
         raise DownloadError(f"{path} cannot be looked for: {error}; pass another download_root=") from error
 
 
 def _verified(path: Path, file: File) -> Path:
-    """`path`, a file of the hub cache, hashed unless it was found right before and has not changed."""
+    """`path`, a file of the hub cache, after checking its hash, unless an earlier check still holds."""
     if file.sha256 and not _is_remembered(path, file):
         _check_hash(path, file)
         _remember(path, file)
@@ -161,7 +173,10 @@ def _verified(path: Path, file: File) -> Path:
 
 
 def _as_released(path: Path, file: File) -> Path:
-    """`path`, a file that was there already under a released file's name. Raises CheckpointError."""
+    """`path`, a file that the user has under a released file's name, after checking its hash.
+
+    Raises CheckpointError for another hash.
+    """
     if _is_remembered(path, file):
         return path
     if not file.sha256:
@@ -185,9 +200,9 @@ def _as_released(path: Path, file: File) -> Path:
 
 
 def _note(path: Path, file: File) -> tuple[Path, str]:
-    """(path of the note that a file has the right hash, the file's state that the note holds for).
+    """(path of the note that records a passed check, the file's path, size and times at the check).
 
-    For a file without a known hash, the note says that it was downloaded.
+    For a file without a known hash, the note records that the file was downloaded.
     """
     place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     now = path.stat()
@@ -204,7 +219,7 @@ def _is_remembered(path: Path, file: File) -> bool:
 
 def _remember(path: Path, file: File) -> None:
     note, state = _note(path, file)
-    with contextlib.suppress(OSError):  # a home that cannot be written costs a hash a load
+    with contextlib.suppress(OSError):  # without a writable home, every load hashes the file again
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(state, encoding="utf-8", errors="surrogateescape")
 
@@ -212,7 +227,7 @@ def _remember(path: Path, file: File) -> None:
 def _check_hash(path: Path, file: File) -> None:
     if file.sha256 and (found := sha256_of(path)) != file.sha256:
         size = path.stat().st_size
-        for part in {path.resolve(), path}:  # in the hub cache, a link and what it points to
+        for part in {path.resolve(), path}:  # in the hub cache, a link and its target
             part.unlink(missing_ok=True)
         raise DownloadError(
             f"{file.name}: the download ({size} bytes) has sha256 {found}, "

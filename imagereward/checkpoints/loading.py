@@ -1,4 +1,4 @@
-"""load(): from a name, a file, a directory or a hub id to a Scorer that is ready to score."""
+"""load: loads a scorer by a name, a file, a directory, a hub id, or "module:attribute"."""
 
 import difflib
 import os
@@ -23,7 +23,7 @@ from imagereward.scoring.saving import CONFIG_FILE, WEIGHTS_FILE
 from imagereward.scoring.scorer import Scorer
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
-# As the hub allows them: "./name" and "../name" are paths.
+# "owner/name" in the letters that the hub allows; "./name" and "../name" are paths instead.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -113,7 +113,7 @@ def load_score(
 
 
 def _located(label: str, kind: str | None, download_root, local_files_only: bool):
-    """(name to show, config, [(file, local path)]) of whatever `load` was given."""
+    """(name of the scorer, config, [(file, local path)]) for the `name` and `kind` given to `load`."""
     where = (download_root, local_files_only)
     path, exists = _local(label)
     if kind is not None and not (exists and path.is_file()):
@@ -170,7 +170,10 @@ def _merged(sources: list[tuple[File, Path]]) -> dict[str, torch.Tensor]:
 
 
 def _released_format(path: Path, kind: str | None, where) -> tuple[ScorerConfig, list]:
-    """How a lone file is scored, and the files that takes: for an Aesthetic head, CLIP's as well."""
+    """(config, [(file, local path)]) of a checkpoint file in a released format.
+
+    For the head of Aesthetic alone, the files of CLIP are added.
+    """
     kind = kind or _kind_of(path)
     if kind not in REGISTRY:
         raise InputError(f"kind={kind!r}: expected one of {', '.join(REGISTRY)}")
@@ -207,7 +210,7 @@ def _local(name: str) -> tuple[Path, bool]:
     try:
         path = Path(name).expanduser()
         return path, bool(name) and path.exists()
-    except (OSError, RuntimeError, ValueError):  # too long, no such home, a null byte: no path, then
+    except (OSError, RuntimeError, ValueError):  # no path: too long, unknown home, or a null byte
         return Path(name), False
 
 

@@ -22,11 +22,15 @@ EXPECTED = (
 
 
 def load_own(reference: str, options: dict[str, Any]) -> Scorer:
-    """The scorer that "module:attribute" names, on its device, in evaluation mode and frozen.
+    """The user's scorer, on its device, in eval mode and frozen.
 
-    A function or class that makes a scorer is given those of `options` (the arguments of `load` that are not
-    None) that it has parameters for. A scorer that is no `Scorer` has the verbs of `PairScorer` alone.
-    Raises InputError for an attribute that is not there or is no scorer, and for options that cannot be met.
+    reference  "module:attribute": a PairScorer, a function or class that makes one, or a function of
+               (pixels, prompts)
+    options    the arguments of `load` that are not None; a function or class that makes a scorer gets those
+               for which it has parameters
+
+    A scorer that is not a `Scorer` has the verbs of `PairScorer` alone. Raises InputError for a missing
+    attribute, an attribute that is no scorer, and options that nothing takes.
     """
     found, module = find(reference, "scorer"), reference.partition(":")[0]
     left = dict(options)
@@ -40,7 +44,7 @@ def load_own(reference: str, options: dict[str, Any]) -> Scorer:
     if not isinstance(found, PairScorer):
         raise InputError(f"scorer={reference!r} is of type {type(found).__name__}; {EXPECTED}")
     device, dtype = left.pop("device", None), left.pop("dtype", None)
-    for where in ("download_root", "local_files_only"):  # nothing is fetched
+    for where in ("download_root", "local_files_only"):  # they have no effect: nothing is downloaded
         left.pop(where, None)
     if left:
         raise InputError(f"scorer={reference!r} takes no {', '.join(left)}")
@@ -48,5 +52,5 @@ def load_own(reference: str, options: dict[str, Any]) -> Scorer:
         found.to(resolve_device(device), None if dtype is None else resolve_dtype(dtype))
         found.eval().requires_grad_(False)
     if isinstance(found, Scorer) and not found.files and (source := sys.modules[module].__file__):
-        found.files = {"source": Path(source)}  # bulk scoring then notices that the code has changed
+        found.files = {"source": Path(source)}  # lets bulk scoring notice changed code
     return cast(Scorer, found)

@@ -1,6 +1,6 @@
-"""The registry: a dict with all facts about every released checkpoint.
+"""REGISTRY: a dict with all facts about every released checkpoint.
 
-Adding a scorer that is a CLIP cosine or an ImageReward costs one entry here and no code.
+A further scorer that is a CLIP cosine or an ImageReward needs an entry here and no code.
 """
 
 import json
@@ -14,12 +14,16 @@ from imagereward.images.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class File:
-    """One file of weights: where it lives, and where its keys go.
+    """A file of weights.
 
-    `prefix` is put before its keys unless they have it already; keys that begin with one of
-    `ignored` belong to parts that scoring does not use. `hub` repositories are tried in order,
-    then `url`; a `packaged` file is in the wheel, under `assets`. Without a `sha256` nothing tells the
-    released file from another of its name; `load` warns of it where it did not download the file itself.
+    name      the file's name
+    prefix    put before the file's keys, unless they have it already
+    hub       hub repositories "owner/name" with the file, tried in order
+    url       tried after `hub`
+    sha256    hash in hexadecimal; None: unknown. `load` then warns, unless it downloaded the file itself
+    ignored   prefixes of keys that belong to parts that scoring does not use
+    transformers_names   the keys may have the names of transformers' CLIP
+    packaged  the file is in the wheel, under `assets`
     """
 
     name: str
@@ -34,18 +38,26 @@ class File:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A released scorer: its config, files, meaning of scores, licence, paper, and a note on limitations."""
+    """A released scorer.
+
+    config   kind, architecture, preprocessing, and scale of the score
+    files    the files with its weights
+    scores   meaning and range of the scores, in words
+    licence  licence of the weights
+    paper    arXiv number or address
+    note     a limitation that users must know, printed by the command; "" if there is none
+    """
 
     config: ScorerConfig
     files: tuple[File, ...]
     scores: str
     licence: str
     paper: str
-    note: str = ""  # what people must know before they believe a score; the command prints it
+    note: str = ""
 
     @property
     def checked(self) -> str:
-        """How its files are verified: "sha256", "packaged", or "not" if the hash of a file is unknown."""
+        """How the files are verified: by "sha256", "packaged", or "not" if the hash of a file is unknown."""
         if all(file.packaged for file in self.files):
             return "packaged"
         return "sha256" if all(file.packaged or file.sha256 for file in self.files) else "not"
@@ -55,7 +67,7 @@ ASSETS = Path(str(resources.files("imagereward") / "assets"))
 
 
 def _packaged() -> dict[str, Checkpoint]:
-    """The model in the wheel; the config that was saved with its weights is the one record of its shape."""
+    """The entry of the model in the wheel, with the config that is saved beside its weights."""
     saved = ASSETS / "ImageReward-tiny/config.json"
     config = json.loads(saved.read_text(encoding="utf-8"))["scorer"]
     tiny = Checkpoint(
@@ -75,7 +87,7 @@ _CLIP_L = File(
     prefix="clip_model.",
     hub=("timm/vit_large_patch14_clip_224.openai",),
 )
-# What BLIP's pretraining checkpoint holds beyond its two encoders and projections.
+# Parts of BLIP's pretraining checkpoint beside its two encoders and projections.
 _BLIP_TRAINING_PARTS = (
     "visual_encoder_m.",
     "text_encoder_m.",
@@ -179,10 +191,10 @@ REGISTRY: dict[str, Checkpoint] = {
 
 
 def available_models() -> list[str]:
-    """Names of the reward models trained on human preferences that `load` knows."""
+    """Names of the reward models, trained on human preferences, that `load` takes."""
     return [name for name in REGISTRY if name not in available_scores()]
 
 
 def available_scores() -> list[str]:
-    """Names of the general scorers, the defaults of the original's `load_score`."""
+    """Names of the general scorers, which the original's `load_score` takes."""
     return ["CLIP", "BLIP", "Aesthetic"]

@@ -1,4 +1,4 @@
-"""Reads the state dict from a local file of weights."""
+"""read_state_dict: reads the state dict from a local file of weights, without running code from it."""
 
 import os
 import zipfile
@@ -12,11 +12,11 @@ from imagereward.errors import CheckpointError, listing
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors`, `.pt` or `.pth` file by name, mapped from disk where possible.
+    """The tensors by name of a `.safetensors`, `.pt` or `.pth` file, mapped from disk where possible.
 
-    Takes a state dict as it is, or under `model`, `state_dict` or `module`; a `module.` that
-    data-parallel training left before every name is taken off. Never runs code from the file.
-    Raises CheckpointError for anything else.
+    The file holds a state dict, or a dict with a state dict under `model`, `state_dict` or `module`. The
+    prefix `module.` of data-parallel training is removed if all names have it. No code from the file is run.
+    Raises CheckpointError for a file that is missing or damaged, is compressed, or holds anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +50,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 def _read_torch(path: Path):
     with open(path, "rb") as stream:
-        mapped = stream.read(4) == b"PK\3\4"  # files from before torch 1.6 are no zip and cannot be mapped
+        mapped = stream.read(4) == b"PK\3\4"  # older than torch 1.6: no zip, cannot be mapped
     if mapped:
         _check_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -64,7 +64,7 @@ def _check_archive(path: Path) -> None:
             f"checkpoint {path} is a TorchScript archive, which holds code; "
             "use the same weights as a state dict or safetensors"
         )
-    # What torch.save writes is not compressed; a compressed file of 13 MB can hold 7 GB of zeros.
+    # torch.save does not compress. A compressed file of 13 MB could hold 7 GB of zeros.
     size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
     if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise CheckpointError(

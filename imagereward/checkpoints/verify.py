@@ -1,4 +1,4 @@
-"""Checks that this installation reproduces the published scores of the sample images."""
+"""verify: checks that this installation reproduces the published scores of four sample images."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from imagereward.checkpoints.loading import load
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.errors import DownloadError, ImageNotFound
 
-# The example in the original's README, on the released weights.
+# The example in the original's README: a prompt, and the scores of four images with the released weights.
 PROMPT = "a painting of an ocean with clouds and birds, day time, low depth field effect"
 PUBLISHED = (0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.029569625854492)
 SAMPLES = "https://raw.githubusercontent.com/THUDM/ImageReward/main/assets/images/"
@@ -24,10 +24,16 @@ def verify(
     device: str | None = None,
     download_root: str | os.PathLike | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """(rows of image, published, measured, difference; whether all agree within 1e-3).
+    """(rows, whether the weights are the released file and all scores agree within TOLERANCE).
 
-    Weights and samples that are not given are downloaded; DownloadError says which could not be.
-    A checkpoint that is not the released file is named as such in every row.
+    checkpoint     the weights; default: the released ImageReward-v1.0, downloaded if needed
+    images         directory with 1.webp to 4.webp; default: downloaded if needed
+    device         default: that of `load`
+    download_root  directory for downloads; default: ~/.cache/ImageReward
+
+    A row has the image's name, the published and the measured score, their absolute difference, and whether
+    the weights are the released file. Raises DownloadError listing files that could not be downloaded,
+    ImageNotFound for a sample that is missing in `images`.
     """
     directory = Path(images) if images else Path(download_root or CACHE).expanduser() / "samples"
     paths = [directory / f"{number}.webp" for number in range(1, 5)]

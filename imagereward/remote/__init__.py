@@ -1,1 +1,1 @@
-"""The verbs of a scorer behind an HTTP server."""
+"""Clients of a reward server: a scorer whose model runs behind HTTP."""

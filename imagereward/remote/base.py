@@ -1,4 +1,4 @@
-"""The settings of a reward server's client: address, token, model, retries; how it is copied and pickled."""
+"""RemoteBase: the settings of a reward server's client, and how the client is copied and pickled."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from imagereward.scoring.api import PairScorer
 
 try:
     import httpx2
-except ImportError:  # of an extra, named when a client is made; this module can be imported without it
+except ImportError:  # in an extra; RemoteBase() names the extra, so that this module imports without it
     httpx2 = None  # type: ignore[assignment]
 
 TOKEN_VARIABLE = "IMAGEREWARD_TOKEN"
@@ -20,7 +20,16 @@ CLOSED = "is closed: connect again"
 
 
 class RemoteBase(PairScorer):
-    """The address, model and retries of a client, blocking or async; copies and pickles hold these alone."""
+    """The settings of a client, blocking or async; copies and pickles hold the settings alone.
+
+    url          the server's address, such as "http://host:8000"; may have a user name and a password
+    token        sent as a Bearer token; default: the environment variable IMAGEREWARD_TOKEN, if set
+    timeout      seconds to wait for an answer; connecting takes at most 10 of them
+    retries      number of retries of a request that found the server full, restarting or gone
+    connections  most connections at a time
+
+    Raises InputError for an invalid address, token or number; MissingExtraError without httpx2.
+    """
 
     def __init__(
         self,
@@ -34,7 +43,7 @@ class RemoteBase(PairScorer):
         if httpx2 is None:
             raise missing_extra("a remote scorer", "serve")
         address = _address(url)
-        # For messages and logs too, httpx2's own among them: so without what is secret in it.
+        # Messages and logs, also those of httpx2, show the address, so user name and password are removed.
         self.url = str(address.copy_with(username=None, password=None)).rstrip("/")
         self.name = self.url
         self.limits: dict[str, int] = {}
@@ -47,8 +56,8 @@ class RemoteBase(PairScorer):
             "retries": retries,
             "connections": connections,
         }
-        self._withheld = False  # whether a token was left out of the pickle that this comes from
-        self._unusable: str | None = None  # why no request can be sent
+        self._withheld = False  # whether the pickle that this client was loaded from leaves a token out
+        self._unusable: str | None = None  # the reason if no request can be sent
         given = os.environ.get(TOKEN_VARIABLE) if token is None else token
         given = protocol.checked_token(given, "the token") if given else None
         if given and address.username:
@@ -66,7 +75,7 @@ class RemoteBase(PairScorer):
 
     def __getstate__(self) -> dict[str, Any]:
         settings = dict(self._settings)
-        # As multiprocessing does with its own keys: a secret goes to worker processes, not into files.
+        # As multiprocessing does with its own keys, give the token to worker processes, but not to files.
         if settings["token"] and get_spawning_popen() is None:
             settings["token"] = None
             withheld = True
@@ -98,7 +107,12 @@ class RemoteBase(PairScorer):
             raise InputError(f"the remote scorer of {self.url} {self._unusable}")
 
     def choose(self, model: str | None, offered: Any) -> None:
-        """Take `model`, or the first, of what `ask_models` gave."""
+        """Set the model, and the server's limits, from the answer `offered` of `ask_models`.
+
+        model  the model's name; default: the first of the answer
+
+        Raises InputError for a model that the server lacks, RemoteError for an answer in another form.
+        """
         try:
             names = [card["name"] for card in offered["models"]]
             limits = {name: int(offered["limits"][name]) for name in ("body", "images", "prompts", "pairs")}
@@ -111,7 +125,7 @@ class RemoteBase(PairScorer):
         self.limits = limits
 
     def reward(self, *arguments, **options) -> NoReturn:
-        """Gradients do not travel over HTTP: always an InputError."""
+        """Always raises InputError: a server gives scores without gradients."""
         raise InputError(
             "a remote scorer has no `reward`: gradients do not travel over HTTP. Load the model where "
             f"you train, with imagereward.load({self.name!r}), or train from scores, without gradients"
@@ -119,7 +133,7 @@ class RemoteBase(PairScorer):
 
 
 def _address(url: str) -> "httpx2.URL":
-    """`url`, parsed; InputError if it is no server's address."""
+    """The parsed address; InputError if it is no http:// or https:// address with a host."""
     with contextlib.suppress(httpx2.InvalidURL, TypeError):
         parsed = httpx2.URL(url)
         if parsed.scheme in ("http", "https") and parsed.host:

@@ -1,7 +1,7 @@
-"""RemoteScorer, and one that is awaited: the verbs of a scorer that runs behind a reward server.
+"""RemoteScorer and AsyncRemoteScorer: scorers whose model runs behind a reward server.
 
-Both may be used from several threads and in forked processes, and can be pickled. Connections are
-opened on first use, by each process (and, of the async client, by each event loop) for itself.
+Both may be used from several threads and in forked processes, and can be pickled. Each process opens
+connections of its own on first use; with the async client, each event loop does.
 """
 
 import asyncio
@@ -20,24 +20,24 @@ from imagereward.scoring.questions import Question, Rows, Scored
 
 try:
     import httpx2
-except ImportError:  # of an extra, named when a client is made
+except ImportError:  # in an extra, which RemoteBase() names
     httpx2 = None  # type: ignore[assignment]
 
 
 def connect(url: str, model: str | None = None, **options) -> "RemoteScorer":
     """A scorer whose model runs behind the reward server at `url`, such as "http://host:8000".
 
-    model        a name that the server knows; default: the server's first
-    token        what the server asks for; default: the environment's IMAGEREWARD_TOKEN, if set
-    timeout      seconds to wait for one answer, default 120
-    retries      how often a request is tried again that found the server full, restarting or gone, default 5
-    connections  requests at a time, default 8
+    model        name of a model of the server; default: the server's first
+    token        the server's token; default: the environment variable IMAGEREWARD_TOKEN, if set
+    timeout      seconds to wait for an answer; default 120
+    retries      number of retries of a request that found the server full, restarting or gone; default 5
+    connections  requests at a time; default 8
 
     A pickle of the scorer holds its settings. A `token` given here is pickled only for worker processes that
     multiprocessing starts; a scorer loaded from any other pickle reads IMAGEREWARD_TOKEN.
 
-    Raises RemoteError, which names the server and the cause, if it cannot be reached or refuses;
-    InputError for a model that it does not have, or a `url` that is none.
+    Raises RemoteError with the cause if the server cannot be reached or refuses; InputError for a model that
+    the server lacks, and for an invalid `url`.
     """
     scorer = RemoteScorer(url, **options)
     scorer.choose(model, scorer.ask_models())
@@ -45,17 +45,18 @@ def connect(url: str, model: str | None = None, **options) -> "RemoteScorer":
 
 
 async def connect_async(url: str, model: str | None = None, **options) -> "AsyncRemoteScorer":
-    """`connect`, with verbs that are awaited: `await scorer.score(prompt, images)`."""
+    """`connect` for async code, where verbs are awaited: `await scorer.score(prompt, images)`."""
     scorer = AsyncRemoteScorer(url, **options)
     scorer.choose(model, await scorer.ask_models())
     return scorer
 
 
 class RemoteScorer(RemoteBase):
-    """See `connect`. Every verb of `Scorer` that returns scores; `batch_size` is images a request.
+    """A scorer behind a reward server, made by `connect`, with all verbs but `reward`.
 
-    Images go without loss: files and bytes as they are, all else as PNG. Rows that the server cannot
-    score are a RemoteError: its `causes` name them, its `scores` hold the others.
+    `batch_size` is the number of images in a request; default 16. Images are sent without loss: files and
+    bytes as they are, others as PNG. If the server cannot score some rows, a verb raises RemoteError, whose
+    `causes` has the reason for each of them and whose `scores` has the scores of the others.
     """
 
     def __init__(self, url: str, **options):
@@ -70,33 +71,33 @@ class RemoteScorer(RemoteBase):
         self.close()
 
     def close(self) -> None:
-        """Close this process's connections; the scorer cannot be used afterwards."""
+        """Close this process's connections. The scorer cannot be used after that."""
         self._unusable = CLOSED
         if client := self._clients.pop(process_key(), None):
             client.close()
 
     def _client(self) -> "httpx2.Client":
-        """This process's client, made on first use. Used from any thread."""
+        """This process's HTTP client, made on first use; may be called from any thread."""
         self._check_usable()
         key = process_key()
         if (client := self._clients.get(key)) is None:
-            # Of two threads that come here at once, both get the one that was stored first.
+            # If two threads make a client at once, both get the client that was stored first.
             client = self._clients.setdefault(key, httpx2.Client(**self._options))
-            # Dropped, not closed: closing would talk over connections that are the parent's.
+            # The parent process's clients are dropped without closing, which would use its connections.
             for other in [each for each in self._clients if each != key]:
                 self._clients.pop(other, None)
         return client
 
     def ask_models(self) -> Any:
-        """The answer of /v1/models; RemoteError if there is none."""
+        """The server's answer to GET /v1/models, as JSON; RemoteError if there is none."""
         return run(self._exchange.models())
 
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
     ) -> torch.Tensor:
-        """Scores [B] of the images at 8 bits; NaN for images that the server could not score.
+        """Scores [B] of pixels in [0, 1], rounded to 8 bits; NaN for images that the server could not score.
 
-        Raises RemoteError if it scored none.
+        Raises RemoteError if the server scored none of the images.
         """
         try:
             return super().pixel_rewards(pixels_B_3_H_W, prompts)
@@ -129,7 +130,7 @@ class RemoteScorer(RemoteBase):
 
 
 class _Blocking:
-    """A `Transport` whose every call is done when it returns."""
+    """A `Transport` that blocks: its coroutines never suspend."""
 
     def __init__(self, client: "Callable[[], httpx2.Client]"):
         self.client = client
@@ -145,7 +146,12 @@ class _Blocking:
 
 
 class _LoopClient(NamedTuple):
-    """One event loop's connections, and its turns: at most so many requests at a time."""
+    """The HTTP client of one event loop.
+
+    process  key of the process that made the client
+    http     the connections
+    turn     a semaphore with as many places as there may be requests at a time
+    """
 
     process: tuple[int, int]
     http: "httpx2.AsyncClient"
@@ -153,7 +159,7 @@ class _LoopClient(NamedTuple):
 
 
 class AsyncRemoteScorer(RemoteBase):
-    """See `connect_async`. The verbs of `RemoteScorer`, each to be awaited; cancelling one drops its work."""
+    """`RemoteScorer` for async code, made by `connect_async`; its verbs are awaited, and can be cancelled."""
 
     score: Callable[..., Awaitable[Any]]  # type: ignore[assignment]
     inference_rank: Callable[..., Awaitable[Any]]  # type: ignore[assignment]
@@ -175,19 +181,19 @@ class AsyncRemoteScorer(RemoteBase):
         await self.close()
 
     async def close(self) -> None:
-        """Close this event loop's connections; the scorer cannot be used afterwards."""
+        """Close this event loop's connections. The scorer cannot be used after that."""
         self._unusable = CLOSED
         held = self._clients.pop(asyncio.get_running_loop(), None)
         if held is not None and held.process == process_key():
             await held.http.aclose()
 
     def _client(self) -> "_LoopClient":
-        """The running event loop's client, made on first use."""
+        """The HTTP client of the running event loop, made on first use."""
         self._check_usable()
         loop, process = asyncio.get_running_loop(), process_key()
         held = self._clients.get(loop)
         if held is None or held.process != process:
-            # A parent's clients stay untouched: its event loop watches their sockets.
+            # Clients of a parent process are not closed, because its event loop watches their sockets.
             for each in [each for each in self._clients if each.is_closed()]:
                 self._clients.pop(each, None)
             turn = asyncio.Semaphore(self.connections)
@@ -195,7 +201,7 @@ class AsyncRemoteScorer(RemoteBase):
         return held
 
     async def ask_models(self) -> Any:
-        """The answer of /v1/models; RemoteError if there is none."""
+        """The server's answer to GET /v1/models, as JSON; RemoteError if there is none."""
         return await self._exchange.models()
 
     async def _ask(self, question: Question[Result], batch_size: int | None) -> Result:  # type: ignore[override]
@@ -215,7 +221,7 @@ class AsyncRemoteScorer(RemoteBase):
 
 
 class _Awaited:
-    """A `Transport` of an event loop; images are encoded in threads."""
+    """A `Transport` for an event loop; threads decode and encode images."""
 
     def __init__(self, client: Callable[[], _LoopClient]):
         self.client = client

@@ -1,7 +1,7 @@
-"""Requests to a reward server, tried again, halved and gathered: coroutines that both clients run.
+"""Exchange: sends requests to a reward server, retries and splits them, for both clients.
 
-The async client awaits them in its event loop. The blocking client's transport answers every `await` at
-once, so that `run` carries them through without an event loop.
+Its methods are coroutines. The async client awaits them in its event loop. The blocking client's transport
+never suspends, so `run` completes them without an event loop.
 """
 
 from collections.abc import Callable, Coroutine
@@ -17,32 +17,32 @@ from imagereward.scoring.questions import Rows, Scored
 
 try:
     import httpx2
-except ImportError:  # of an extra, named when a client is made
+except ImportError:  # in an extra, which RemoteBase() names
     httpx2 = None  # type: ignore[assignment]
 
-DEFAULT_BATCH = 16  # images a request
+DEFAULT_BATCH = 16  # images in a request
 
 Result = TypeVar("Result")
 
 
 class Transport(Protocol):
-    """How a request leaves, time passes and slow work is done: blocking, or in an event loop."""
+    """Sends requests, sleeps and runs slow functions: blocking, or in an event loop."""
 
     async def request(self, method: str, path: str, content: dict[str, Any]) -> Any:
         """The response, of any status; raises httpx2.RequestError if there is none."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass."""
+        """Wait for `seconds`."""
         ...
 
     async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """`function(*arguments)`, which decodes or encodes images."""
+        """The result of `function(*arguments)`, which decodes or encodes images."""
         ...
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine that never has to wait, because its transport blocks."""
+    """The result of a coroutine that never suspends, because its transport blocks."""
     try:
         coroutine.send(None)
     except StopIteration as ended:
@@ -52,22 +52,22 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 class Exchange:
-    """One client's requests over one transport."""
+    """The requests of a client over a transport."""
 
     def __init__(self, client: RemoteBase, transport: Transport):
         self.client, self.transport = client, transport
 
     async def models(self) -> Any:
-        """The answer of /v1/models; RemoteError if there is none."""
+        """The server's answer to GET /v1/models, as JSON; RemoteError if there is none."""
         try:
             return await self._ask("GET", "/v1/models", {})
         except Failed as failed:
             raise RemoteError(f"{self.client.url}: {failed.cause}") from failed
 
     async def send(self, rows: Rows, part: Part, gathered: Gathered) -> None:
-        """Put the scores of a part's rows, or why they have none, into `gathered`.
+        """Send a part, and put the scores of its rows, or the causes of failure, into `gathered`.
 
-        Halves of a part that is too large, and its images without those at fault, are sent again.
+        A part that is too large is sent again in halves; a part with faulty images, without these images.
         """
         pending = [part]
         while pending and gathered.lost is None:
@@ -80,7 +80,7 @@ class Exchange:
                 pending += gathered.fail(part, failed)
 
     async def _ask(self, method: str, path: str, content: dict[str, Any]) -> Any:
-        """The JSON of the answer; Failed once the client's retries are used up."""
+        """The answer as JSON; Failed for a refusal, and after the last of the client's retries."""
         attempt = 0
         while True:
             response, error = None, None
@@ -101,14 +101,20 @@ class Exchange:
 
 
 def plan(client: RemoteBase, rows: Rows, batch_size: int | None) -> tuple[Gathered, list[Part]]:
-    """Where answers gather, and the parts to send; InputError for rows that cannot be scored."""
+    """(an object that gathers the answers, the parts of at most `batch_size` images to send).
+
+    Raises InputError for nothing to score, and the errors of `imagereward.images` for unreadable images.
+    """
     protocol.check(rows)
     size = DEFAULT_BATCH if batch_size is None else whole_number("batch_size", batch_size, 1)
     return Gathered(rows, f"{client.url} ({client.name})"), list(protocol.split(rows, size, client.limits))
 
 
 def complete(client: RemoteBase, gathered: Gathered) -> Scored:
-    """All scores, with a warning of prompts that were cut; RemoteError naming rows without a score."""
+    """The scores of all rows, with a warning for prompts that were cut.
+
+    Raises RemoteError naming the rows without a score.
+    """
     scored = gathered.scored()
     warn_truncated(client.name, scored.truncated, f"the model at {client.url} has no room for more")
     return scored

@@ -1,8 +1,8 @@
-"""Telling processes apart, for handles that a fork must not share (sockets, above all)."""
+"""process_key: tells a process from processes forked from it, which must not share its sockets."""
 
 import os
 
-_forks = 0  # forks between this process and the one that first imported this module
+_forks = 0  # forks between the process that first imported this module and this process
 
 
 def _count() -> None:
@@ -15,7 +15,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 
 
 def process_key() -> tuple[int, int]:
-    """(process id, forks): differs between a process and each process forked from it.
+    """(process id, number of forks): differs between a process and all processes forked from it.
 
     The process id alone is not enough: the system reuses ids, so a grandchild can have the id of the process
     that opened a handle.

@@ -1,7 +1,7 @@
-"""Requests to a reward server and their answers, as data; `exchange.py` sends them.
+"""The content of requests to a reward server and of its answers; `exchange.py` sends the requests.
 
-Rows to score are split into parts, a part becomes the form of one request, and its answer the scores of
-the part's rows. A failure says which images are at fault and whether other requests would fare better.
+The rows to score are split into parts. A part becomes the form of one request, and the answer has the scores
+of the part's rows. A failure names the faulty images, and says whether other requests can succeed.
 """
 
 import email.utils
@@ -23,25 +23,26 @@ from imagereward.images.orientation import ORIENTATION, orientation
 from imagereward.images.reading import ImageLike, check_image, identity, name_of, read_encoded, read_image
 from imagereward.scoring.questions import Rows, Scored
 
-# Modes that the formats hold as they are; what Pillow has besides is rare and not worth a format
-# (a TIFF of YCbCr can be read again only by the newer Pillows).
+# Pillow's modes that a format stores without loss. Other modes are rare, and only new versions of Pillow read
+# a TIFF of YCbCr.
 LOSSLESS = {
     **dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA"), "PNG"),
     **dict.fromkeys(("CMYK", "LAB"), "TIFF"),
 }
-# A server that is full, or starting, or behind a proxy that says so: the same request may succeed later.
+# HTTP statuses of a server that is full or starting, or of its proxy: the same request may succeed later.
 TRANSIENT = (429, 502, 503, 504)
 FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0  # seconds, without Retry-After
 LONGEST_ASKED_WAIT = 120.0  # seconds, with it
-BODY_SHARE = 0.9  # of the largest body may be images; the rest is for prompts and pairs
+BODY_SHARE = 0.9  # share of the largest body that images may take; the rest is for prompts and pairs
 
 
 class Failed(Exception):
-    """A request without scores, and why.
+    """A request that gave no scores.
 
-    images  which of the part's images are at fault, and how: the others can be sent again without them
-    halve   the part is too large, and its halves may not be
-    lost    other requests would fare no better
+    cause   the reason, in words
+    images  {index in the part: fault} of faulty images; the others can be sent again without them
+    halve   the part is too large; its halves may succeed
+    lost    other requests would fail too
     """
 
     def __init__(
@@ -60,9 +61,12 @@ class Failed(Exception):
 
 
 class Part(NamedTuple):
-    """Rows that go in one request: their places in the whole, and of its images and prompts the same.
+    """The rows of one request.
 
-    pairs[i] is row rows[i] in places within `images` and `prompts`.
+    images   indices of the request's images among all images
+    prompts  indices of its prompts among all prompts
+    rows     indices of its rows among all rows
+    pairs    for each row (index in `images`, index in `prompts`)
     """
 
     images: list[int]
@@ -71,7 +75,7 @@ class Part(NamedTuple):
     pairs: list[tuple[int, int]]
 
     def of(self, chosen: Iterable[int]) -> "Part":
-        """The rows of some of its images, given by place."""
+        """The part with only the chosen images, given by their indices in `images`, and their rows."""
         place = {image: index for index, image in enumerate(chosen)}
         kept = [index for index, (image, _) in enumerate(self.pairs) if image in place]
         return Part(
@@ -83,7 +87,7 @@ class Part(NamedTuple):
 
 
 def check(rows: Rows) -> None:
-    """What `Scorer` checks before it starts: something to score, and images with readable headers."""
+    """Raises InputError for nothing to score, and an image's error for an unreadable header."""
     if not rows.prompts or not rows.images:
         raise InputError(f"nothing to score: {len(rows.prompts)} prompts and {len(rows.images)} images")
     for index, image in enumerate(rows.images):
@@ -91,11 +95,16 @@ def check(rows: Rows) -> None:
 
 
 def split(rows: Rows, batch_size: int, limits: Mapping[str, int]) -> Iterator[Part]:
-    """Parts of at most `batch_size` images, within the server's limits; equal images and prompts go once."""
+    """Parts of at most `batch_size` images, within the server's limits.
+
+    limits  the server's most "images", "prompts" and "pairs" in a request
+
+    Equal images, and equal prompts, are sent once in a part.
+    """
     image_of = _firsts([identity(image) for image in rows.images])
     prompt_of = _firsts(rows.prompts)
     image_P, prompt_P = (of[column] for of, column in zip((image_of, prompt_of), rows.pairs_P_2.numpy().T))
-    # A matrix with more prompts than a request takes goes in bands of prompts, image by image in each.
+    # If there are more prompts than a request takes, rows are sorted into bands of prompts, then by image.
     order = np.lexsort((image_P, prompt_P // limits["prompts"]))
     most_images = min(batch_size, limits["images"])
     images: dict[int, int] = {}  # index -> place in the part
@@ -116,7 +125,10 @@ def split(rows: Rows, batch_size: int, limits: Mapping[str, int]) -> Iterator[Pa
 
 
 def form(rows: Rows, part: Part, model: str, most_bytes: int) -> dict[str, Any]:
-    """The part as arguments for httpx; Failed for an image that cannot be sent, and for too many bytes."""
+    """The part as arguments `data` and `files` for httpx; `most_bytes` is the server's largest body.
+
+    Raises Failed for images that cannot be encoded, and for too many bytes.
+    """
     files, faults = [], {}
     for place, index in enumerate(part.images):
         try:
@@ -133,7 +145,7 @@ def form(rows: Rows, part: Part, model: str, most_bytes: int) -> dict[str, Any]:
 
 
 def encode(image: ImageLike, index: int) -> bytes:
-    """The image without loss: a file as it is, anything else as PNG (print colours as TIFF)."""
+    """The image as bytes, without loss: a file or bytes as they are, others as PNG, CMYK and LAB as TIFF."""
     if isinstance(image, (str, os.PathLike)):
         return read_encoded(image, index)
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -145,9 +157,9 @@ def encode(image: ImageLike, index: int) -> bytes:
             "pass image.convert('RGB')"
         )
     buffer = io.BytesIO()
-    # The fastest compression: the network is seldom slower than more of it.
+    # The fastest compression, because stronger compression seldom saves as much time in the network.
     options: dict[str, Any] = {"compress_level": 1} if LOSSLESS[picture.mode] == "PNG" else {}
-    if options and (turn := orientation(picture)) != 1:  # a scorer behind the server may turn it
+    if options and (turn := orientation(picture)) != 1:  # the server's scorer may turn the image
         options["exif"] = PIL.Image.Exif()
         options["exif"][ORIENTATION] = turn
     picture.save(buffer, LOSSLESS[picture.mode], **options)
@@ -155,7 +167,7 @@ def encode(image: ImageLike, index: int) -> bytes:
 
 
 class Gathered:
-    """Scores as they come in, one verb's; used from several threads, each with parts of its own."""
+    """Gathers the scores of one call of a verb; several threads may use it, each with its own parts."""
 
     def __init__(self, rows: Rows, server: str):
         self._rows = rows
@@ -163,10 +175,10 @@ class Gathered:
         self._scores = np.full(len(rows.pairs_P_2), np.nan, dtype=np.float32)
         self._causes: dict[int, str] = {}
         self._tokens: dict[str, tuple[int, bool]] = {}
-        self.lost: str | None = None  # why nothing more need be sent
+        self.lost: str | None = None  # the cause, if no further request can succeed
 
     def put(self, part: Part, answer: Any) -> None:
-        """The server's answer to a part; Failed if it does not hold that part's scores."""
+        """Store the server's answer to a part; Failed if the answer lacks scores of the part's rows."""
         try:
             scores = list(answer["scores"])
             read = list(zip(answer["tokens"], answer["truncated"], strict=True))
@@ -181,7 +193,7 @@ class Gathered:
             self._tokens[self._rows.prompts[prompt]] = known
 
     def fail(self, part: Part, failed: Failed) -> list[Part]:
-        """A part has no scores: what is worth sending again of it. Of other rows the cause is kept."""
+        """The parts to send again after a failure; the cause is stored for rows that are not sent again."""
         places = range(len(part.images))
         if failed.halve:
             middle = len(part.images) // 2
@@ -198,7 +210,7 @@ class Gathered:
         return [rest] if failed.images and rest.rows and not failed.lost else []
 
     def scored(self) -> Scored:
-        """All of it; RemoteError naming the rows without scores."""
+        """The scores of all rows; RemoteError naming the rows without a score, with causes."""
         for row in np.flatnonzero(np.isnan(self._scores)).tolist():
             self._causes.setdefault(row, f"not sent, because {self.lost}")
         if self._causes:
@@ -221,7 +233,7 @@ class Gathered:
 
 
 def answer_of(response) -> Any:
-    """The JSON of a successful response; Failed with the server's reason for any other."""
+    """The JSON of a response with status 200; Failed with the server's reason for any other status."""
     try:
         content = response.json()
     except ValueError:
@@ -235,7 +247,7 @@ def answer_of(response) -> Any:
         413,
         422,
         500,
-    )  # about this request, not about who sent it or where to
+    )  # faults of this request; other requests may succeed
     raise Failed(
         f"HTTP {response.status_code}: {reason}",
         {int(index): str(fault) for index, fault in images.items()},
@@ -244,13 +256,20 @@ def answer_of(response) -> Any:
 
 
 def wait(attempt: int, retry_after: str | None) -> float:
-    """Seconds before the next attempt: exponential with full jitter, never less than the server asks."""
+    """Seconds before the next attempt: retry_after + uniform(0, min(20, 0.25 * 2^attempt)).
+
+    attempt      attempts before this one, from 0
+    retry_after  the server's Retry-After header, counted up to 120 s; None: 0
+    """
     drawn = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt))
     return drawn + min(LONGEST_ASKED_WAIT, _seconds(retry_after))
 
 
 def checked_token(token: str, what: str) -> str:
-    """`token` without white space around it; InputError, without the token, if no header can carry it."""
+    """The token without white space around it; InputError if it is empty or not printable ASCII.
+
+    what  the token's name in the message, which does not show the token
+    """
     token = token.strip()
     if not token or not all("!" <= letter <= "~" for letter in token):
         raise InputError(f"{what} is empty, or has white space or letters outside ASCII in it")
@@ -258,13 +277,13 @@ def checked_token(token: str, what: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """An exception in one line, by kind where it has no words of its own."""
+    """An exception's message, with its type unless it is one of this package's errors."""
     words = str(error) or type(error).__name__
     return words if isinstance(error, ImageRewardError) else f"{type(error).__name__}: {words}"
 
 
 def _seconds(retry_after: str | None) -> float:
-    """A Retry-After header, in seconds or as a date; 0 if there is none that can be read."""
+    """The seconds of a Retry-After header, given in seconds or as a date; 0 if it is missing or invalid."""
     if retry_after is None:
         return 0.0
     if retry_after.strip().isdigit():
@@ -276,6 +295,6 @@ def _seconds(retry_after: str | None) -> float:
 
 
 def _firsts(keys: list) -> np.ndarray:
-    """For each key the place of its first occurrence."""
+    """For each key the index of its first occurrence."""
     place: dict = {}
     return np.array([place.setdefault(key, index) for index, key in enumerate(keys)])

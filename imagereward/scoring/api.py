@@ -1,4 +1,4 @@
-"""PairScorer: the base of everything that scores (prompt, image) pairs, with every verb, each written once.
+"""PairScorer: the base class of all scorers of (prompt, image) pairs, with the verbs that they share.
 
 Shapes: B images in a batch, M prompts, N images, P (prompt, image) rows.
 """
@@ -33,32 +33,37 @@ from imagereward.scoring.questions import (
 )
 from imagereward.scoring.ranking import Ranking
 
-# The images of every verb; a single image is a list of one (but for `score`, which then gives a float).
+# The type of every verb's images. A single image counts as a list of one; only `score` then gives a float.
 Images = ImageLike | Sequence[ImageLike]
 
 
 class PairScorer:
-    """A reward: a function of (prompt, image). Trainer, server and reports ask nothing else of a reward.
+    """A reward: a function of (prompt, image). Trainer, server and reports use this interface alone.
 
-    A subclass defines one of two methods and has all verbs (score, rank, inference_rank, best_of,
+    A subclass defines one of two methods, and then has all verbs (score, rank, inference_rank, best_of,
     score_pairs, score_matrix) and `pixel_rewards`:
 
-    - `score_pairs(prompts, images, *, batch_size=None)`, if each pair is scored for itself: a written
-      verdict, an API, a function;
-    - `_scored(rows, batch_size)`, if images or prompts that recur should cost once: `Scorer` (a model on
-      this machine), `RemoteScorer` (a server).
+    - `score_pairs(prompts, images, *, batch_size=None)`, if pairs are scored one by one: by a function, an
+      API, or a language model that judges images;
+    - `_scored(rows, batch_size)`, if a repeated image or prompt should be encoded only once: `Scorer` (a
+      model on this machine), `RemoteScorer` (a server).
 
-    `batch_size` is the number of images that go together: through the model, or in one request.
+    `name` is the scorer's name in tables and messages. `batch_size` is the number of images in one pass of
+    the model, or in one request.
     """
 
     name: str
     # Whether the gradient of `pixel_rewards` reaches the pixels.
     differentiable = False
-    # Whether only one batch at a time may be scored: a model in this process, whose activations take memory.
+    # Whether only one batch at a time may be scored, as for a model in this process, to save memory.
     takes_turns = False
 
     def _scored(self, rows: Rows, batch_size: int | None) -> Scored:
-        """Scores of the rows."""
+        """Scores [P] of the rows, here by `score_pairs`.
+
+        Raises InputError for nothing to score, and for scores of another shape; NonFiniteScoreError for a
+        score that is NaN or infinite.
+        """
         if type(self).score_pairs is PairScorer.score_pairs:
             raise NotImplementedError(f"{type(self).__name__} defines neither score_pairs nor _scored")
         if not rows.prompts or not rows.images:
@@ -79,17 +84,18 @@ class PairScorer:
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
     ) -> torch.Tensor:
-        """Rewards [B] of pixels in [0, 1], any H and W, for training a generator; NaN where one failed.
+        """Rewards [B] of pixels in [0, 1], any H and W, for training a generator; NaN where a reward failed.
 
-        `rows` are the requests that the prompts are of (with images, masks, metadata), for rewards that read
-        them. Here: scores of the images at 8 bits, without gradient. `Scorer` is differentiable.
+        rows  the prompts' requests, with their images, masks and metadata, for rewards that read them
+
+        This implementation scores the images, rounded to 8 bits, without gradient. `Scorer`'s has gradients.
         """
         return torch.tensor(self.score_pairs(list(prompts), [to_pil(image) for image in pixels_B_3_H_W]))
 
     def summands(self) -> "tuple[dict[str, tuple[float, PairScorer]], float]":
-        """({name: (weight, scorer)}, offset): the score is offset + sum of weight * the scorer's score.
+        """({name: (weight, scorer)}, offset), with score = offset + sum of weight * the scorer's score.
 
-        A scorer is its own only summand; an ensemble has its components.
+        The only summand is the scorer itself; an ensemble's summands are its components.
         """
         return {self.name: (1.0, self)}, 0.0
 
@@ -120,10 +126,10 @@ class PairScorer:
     def score(
         self, prompt: str, image: ImageLike | Sequence[ImageLike], *, batch_size: int | None = None
     ) -> float | list[float]:
-        """How well each image answers the prompt; higher is better.
+        """How well each image fits the prompt; higher is better. `REGISTRY` has the range of each scorer.
 
-        One image gives a float. Several give a list of the same length: a list, a tuple, or an array or
-        tensor of four dimensions. The registry has the range of each scorer.
+        One image gives a float. A list, a tuple, or an array or tensor of four dimensions, gives a list of
+        floats, one for each image.
         """
         rows = one_prompt(prompt, as_list(image))
         question: Question[Any] = Scores(rows) if is_many(image) else SingleScore(rows)
@@ -136,15 +142,15 @@ class PairScorer:
         *,
         batch_size: int | None = None,
     ) -> tuple[list[int] | int, list[float] | float]:
-        """(ranking, rewards) as the original returns them: ranking[i] is image i's place, 1 the best.
+        """(ranking, rewards) as the original implementation returns them; ranking[i] is image i's place.
 
-        As there, a list of one image gives two bare numbers. Equal scores get consecutive places in
-        list order; `rank` lets them share one.
+        Place 1 is the best. Equal scores get consecutive places in list order; with `rank` they share a
+        rank. One image gives a number each instead of two lists, as in the original.
         """
         return self._ask(Places(one_prompt(prompt, as_list(generations_list))), batch_size)
 
     def rank(self, prompt: str, images: Images, *, batch_size: int | None = None) -> Ranking:
-        """The images in order, with rewards and ranks: prints as a table, shows itself in a notebook."""
+        """A `Ranking` of the images, which prints as a table, and shows thumbnails in a notebook."""
         return self._ask(Ranked(one_prompt(prompt, as_list(images)), self.name), batch_size)
 
     def best_of(
@@ -155,7 +161,7 @@ class PairScorer:
         *,
         batch_size: int | None = None,
     ) -> list[int]:
-        """Indices of the k best images, best first."""
+        """Indices of the k images with the highest scores, best first; k is in 1..number of images."""
         images = as_list(images)
         k = whole_number("k", k, 1, max(1, len(images)))
         return self._ask(Best(one_prompt(prompt, images), k), batch_size)
@@ -167,7 +173,10 @@ class PairScorer:
         *,
         batch_size: int | None = None,
     ) -> list[float]:
-        """N prompts with N images, one score a pair. Repeated images and prompts are encoded once."""
+        """N scores: of prompt i with image i, for N prompts and N images.
+
+        A scorer that encodes images and prompts encodes repeated ones only once.
+        """
         return self._ask(Scores(one_each(prompts, as_list(images))), batch_size)
 
     def score_matrix(
@@ -177,14 +186,17 @@ class PairScorer:
         *,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """M prompts by N images: float32 array [M, N], at the price of N image passes."""
+        """Scores float32 [M, N] of every prompt with every image; each image is encoded once."""
         return self._ask(Matrix(every_prompt(prompts, as_list(images))), batch_size)
 
 
 def warn_truncated(name: str, truncated: list[bool], remedy: str, limit: str | None = None) -> None:
-    """A PromptTruncatedWarning at the caller's line, if any prompt was cut.
+    """Warns with PromptTruncatedWarning, at the line of the caller outside this package, if a prompt was cut.
 
-    `limit` says how much is read ("the 35 tokens that CLIP reads"), where that is known.
+    name       the scorer's name
+    truncated  whether each prompt was cut
+    remedy     what the user can do, for the message
+    limit      the length that is read, such as "the 35 tokens that CLIP reads"; default: unknown
     """
     if count := sum(truncated):
         verb = "is" if len(truncated) == 1 else "are"
@@ -197,7 +209,7 @@ def warn_truncated(name: str, truncated: list[bool], remedy: str, limit: str | N
 
 
 def _level_of_caller() -> int:
-    """The `stacklevel` with which a warning points at the first frame outside this package."""
+    """The `stacklevel` of `warnings.warn` for the first frame outside this package."""
     frame, level = inspect.currentframe(), 0
     while frame and frame.f_globals.get("__name__", "").startswith("imagereward."):
         frame, level = frame.f_back, level + 1

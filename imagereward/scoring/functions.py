@@ -1,4 +1,4 @@
-"""FunctionScorer: a function of (pixels, prompts) with the verbs of a scorer."""
+"""FunctionScorer: makes a scorer of a function of (pixels, prompts)."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,10 +17,12 @@ RewardFunction = Callable[..., torch.Tensor]
 
 
 class FunctionScorer(PairScorer):
-    """Scores by `function(pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]`.
+    """A scorer whose scores are `function(pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]`.
 
-    A function with a parameter `rows` is given the requests as well (prompt, images, metadata) where there
-    are any, which is in training. Whether it is differentiable shows when its gradient is asked for.
+    function  with a parameter `rows`, it also gets the requests (prompt, image, mask, metadata) in training
+    name      default: the function's name
+
+    `differentiable` is True for every function; `Rewards.check_differentiable` tries the gradient.
     """
 
     differentiable = True
@@ -35,14 +37,14 @@ class FunctionScorer(PairScorer):
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
     ) -> torch.Tensor:
-        """The function's rewards [B]; `rows` are given to a function that has such a parameter."""
+        """The function's rewards [B]; a function with a parameter `rows` gets the requests."""
         more = {"rows": rows} if self.takes_rows and rows is not None else {}
         return self.function(pixels_B_3_H_W, list(prompts), **more)
 
     def score_pairs(
         self, prompts: Sequence[str], images: Images, *, batch_size: int | None = None
     ) -> list[float]:
-        """One score a pair, an image at a time: images differ in size."""
+        """N scores, of prompt i with image i. The function is called image by image, as sizes may differ."""
         rows = one_each(prompts, as_list(images))
         with torch.no_grad():
             return [
@@ -52,7 +54,10 @@ class FunctionScorer(PairScorer):
 
 
 def is_reward_function(found: Any) -> bool:
-    """Whether a callable takes pixels and prompts; if not, it makes a scorer, from nothing or a device."""
+    """Whether a callable takes (pixels, prompts), and not nothing or a device, to make a scorer.
+
+    That is: it is no class, and has a required parameter beside `device`.
+    """
     parameters = _parameters(found)
     if parameters is None:  # built in
         return True
@@ -65,7 +70,7 @@ def is_reward_function(found: Any) -> bool:
 
 
 def _parameters(function: Callable) -> dict[str, inspect.Parameter] | None:
-    """The parameters by name; None for a built-in function that does not tell them."""
+    """The parameters by name; None for a built-in function without a signature."""
     try:
         return dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):

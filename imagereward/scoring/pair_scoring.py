@@ -1,7 +1,7 @@
-"""The one engine under the verbs: rows of (image, prompt) pairs to scores.
+"""score_rows: computes the scores of (image, prompt) rows with a model, for all verbs of `Scorer`.
 
-Each distinct image is decoded and encoded once and each distinct prompt once, images go through in
-blocks, and only what a block's rows need is in memory.
+Each distinct image is decoded and encoded once, and each distinct prompt is encoded once. Images are encoded
+in blocks, and only one block's features are in memory.
 """
 
 import contextlib
@@ -19,10 +19,14 @@ from imagereward.images.reading import identity, load_pixels, name_of
 def score_rows(
     scorer, prompts: list[str], images: list, pairs_P_2: torch.Tensor, batch_size: int, head: Callable
 ) -> torch.Tensor:
-    """`head`'s float32 results on the CPU, one a row: row p pairs images[pairs[p, 0]], prompts[pairs[p, 1]].
+    """The scores float32 [P] of the rows on the CPU, or [P, C] if `head` gives C numbers a row.
 
-    Raises InputError for nothing to score, the errors of `imagereward.images` for an unusable image
-    (before the model runs), NonFiniteScoreError for a score that is NaN or infinite.
+    pairs_P_2   row p pairs images[pairs[p, 0]] with prompts[pairs[p, 1]]
+    batch_size  most images in one call of `encode_images`
+    head        the scorer's `head`, or a function like it
+
+    Raises InputError for nothing to score, the errors of `imagereward.images` for an unusable image (before
+    the model runs), NonFiniteScoreError for a score that is NaN or infinite.
     """
     if not prompts or not images:
         raise InputError(f"nothing to score: {len(prompts)} prompts and {len(images)} images")
@@ -49,7 +53,10 @@ def score_pixels(
     batch_size: int,
     head: Callable,
 ) -> torch.Tensor:
-    """`score_rows` of images that are decoded as `load_pixels` does it; results may be not finite."""
+    """`score_rows` of images that are decoded already, as by `load_pixels`; scores may be not finite.
+
+    pixels  for each image a tuple with the item of each of the scorer's processors
+    """
     kept, prompt_of = distinct(prompts)
     pairs = torch.stack([pairs_P_2[:, 0], prompt_of[pairs_P_2[:, 1]]], 1)
     pixels = iter(pixels)
@@ -67,10 +74,11 @@ def score_pixels(
 def score_blocks(
     scorer, prompts: list[str], blocks: Iterable[tuple[Any, int]], pairs_P_2: torch.Tensor, head: Callable
 ) -> torch.Tensor:
-    """`head`'s float32 results on the CPU, one a row of `pairs_P_2`: (image, prompt) indices.
+    """The results of `head`, float32 [P] or [P, C], on the CPU, for the rows of `pairs_P_2`.
 
-    `blocks` gives images in the order of their indices, as (features, how many). The first is taken
-    before the prompts are encoded, so that images which fail to come fail first.
+    blocks     (image features, number of images), in the order of image indices. The first block is read
+               before prompts are encoded, so that an error of an image comes first
+    pairs_P_2  indices (image, prompt) of each row
     """
     by_image = pairs_P_2[:, 0].argsort(stable=True)
     image_of_row = pairs_P_2[by_image, 0].contiguous()
@@ -90,7 +98,7 @@ def score_blocks(
 
 
 def check_finite(name: str, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
-    """NonFiniteScoreError, naming the first rows by `describe`, if a score is NaN or infinite."""
+    """Raises NonFiniteScoreError if a score is NaN or infinite; `describe` names a row by its index."""
     finite = torch.isfinite(scores.detach()).reshape(len(scores), -1).all(1)
     if not finite.all():
         bad = [describe(row) for row in (~finite).nonzero().flatten().tolist()]
@@ -101,7 +109,10 @@ def check_finite(name: str, scores: torch.Tensor, describe: Callable[[int], str]
 
 
 def distinct(keys: Sequence) -> tuple[list[int], torch.Tensor]:
-    """(index of each distinct key's first occurrence, for each key the place of that in the former)."""
+    """(firsts, places): firsts has the index of each distinct key's first occurrence, in order.
+
+    keys[i] equals keys[firsts[places[i]]]; places is a tensor with an index for each key.
+    """
     place: dict = {}
     places = [place.setdefault(key, len(place)) for key in keys]
     firsts: list[int] = []
@@ -112,7 +123,10 @@ def distinct(keys: Sequence) -> tuple[list[int], torch.Tensor]:
 
 
 def _parts(rows: torch.Tensor, pairs_P_2: torch.Tensor, images: int, most: int) -> list[torch.Tensor]:
-    """`rows`, sorted by image, in parts of at most `most`; every image in every part if possible."""
+    """The row indices, sorted by image, in parts of at most `most`.
+
+    If all images have equally many rows, and there are at most `most` images, every part has all images.
+    """
     if len(rows) <= most:
         return [rows]
     counts = torch.bincount(pairs_P_2[rows, 0])[-images:]

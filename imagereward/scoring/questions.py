@@ -1,4 +1,4 @@
-"""What each verb asks of a scorer: the (prompt, image) rows to score, and the answer made of their scores.
+"""Question: the (prompt, image) rows that a verb needs scored, and the verb's result from their scores.
 
 Shapes: M prompts, N images, P rows, each a pair of a prompt and an image.
 """
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class Rows(NamedTuple):
-    """The pairs to score: row p pairs images[pairs[p, 0]] with prompts[pairs[p, 1]]."""
+    """P pairs to score: row p pairs images[pairs_P_2[p, 0]] with prompts[pairs_P_2[p, 1]]."""
 
     prompts: list[str]
     images: list
@@ -29,7 +29,12 @@ class Rows(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Scores [P], or [P, C] of an ensemble's components; of each prompt its tokens and whether it was cut."""
+    """The scores of P rows with M prompts.
+
+    scores     float32 [P] on the CPU; [P, C] for the scores of an ensemble's C components
+    tokens     number of tokens of each of the M prompts, before truncation
+    truncated  whether the scorer read only the beginning of each prompt
+    """
 
     scores: torch.Tensor
     tokens: list[int]
@@ -38,21 +43,21 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Question(Generic[Result]):
-    """Rows to score, and `answer`, which makes the verb's result of their scores.
+    """Rows to score, and `answer`, which makes the verb's result from their scores.
 
-    A scorer on this machine answers at once, a server's client after a request, an async client after an
-    awaited one: all of them score `rows` and return `answer(scored)`.
+    Every scorer scores `rows` and returns `answer(scored)`: a model on this machine, a server's client after
+    a request, and an async client after an awaited request.
     """
 
     rows: Rows
 
     def answer(self, scored: Scored) -> Result:
-        """The verb's result."""
+        """The verb's result from the scores of `rows`."""
         raise NotImplementedError
 
 
 class Scores(Question[list[float]]):
-    """One score a row, in the order of the rows."""
+    """The scores as a list, in the order of the rows."""
 
     def answer(self, scored: Scored) -> list[float]:
         return scored.scores.tolist()
@@ -66,9 +71,9 @@ class SingleScore(Question[float]):
 
 
 class Places(Question[tuple[list[int] | int, list[float] | float]]):
-    """(places, scores): places[i] is image i's place, 1 the best; equal scores take places in list order.
+    """(places, scores): places[i] is image i's place, 1 for the best; equal scores get places in list order.
 
-    Of one image, two bare numbers, as the original implementation returns them.
+    One image gives a number each instead of two lists, as in the original implementation.
     """
 
     def answer(self, scored: Scored) -> tuple[list[int] | int, list[float] | float]:
@@ -89,7 +94,7 @@ class Best(Question[list[int]]):
 
 
 class Matrix(Question[np.ndarray]):
-    """float32 scores [M, N] of every prompt with every image; the rows are image by image."""
+    """float32 scores [M, N] of every prompt with every image, from rows in the order of `every_prompt`."""
 
     def answer(self, scored: Scored) -> np.ndarray:
         images, prompts = len(self.rows.images), len(self.rows.prompts)
@@ -98,12 +103,12 @@ class Matrix(Question[np.ndarray]):
 
 @dataclass(frozen=True)
 class Ranked(Question[Ranking]):
-    """A `Ranking` of one prompt's images; `model` is the name that it shows."""
+    """A `Ranking` of one prompt's images; `model` is the scorer's name in it."""
 
     model: str
 
     def answer(self, scored: Scored, components: dict[str, list[float]] | None = None) -> Ranking:
-        """The ranking; `components` are an ensemble's single scores, by name."""
+        """The ranking; `components` are the scores of an ensemble's components by name."""
         rewards = scored.scores.tolist()
         return Ranking(
             prompt=self.rows.prompts[0],
@@ -119,7 +124,7 @@ class Ranked(Question[Ranking]):
 
 
 def one_prompt(prompt: str, images: list) -> Rows:
-    """One prompt with each of the images; InputError if it is no string."""
+    """Rows of one prompt with each image; InputError if the prompt is no string."""
     if not isinstance(prompt, str):
         raise InputError(
             f"prompt is a {type(prompt).__name__}; expected one string "
@@ -131,7 +136,7 @@ def one_prompt(prompt: str, images: list) -> Rows:
 
 
 def one_each(prompts: Sequence[str], images: list) -> Rows:
-    """Prompt i with image i; InputError unless there are as many prompts as images."""
+    """Rows of prompt i with image i; InputError unless there are as many prompts as images."""
     prompts = prompt_list(prompts)
     if len(prompts) != len(images):
         raise InputError(
@@ -142,14 +147,14 @@ def one_each(prompts: Sequence[str], images: list) -> Rows:
 
 
 def every_prompt(prompts: Sequence[str], images: list) -> Rows:
-    """Every prompt with every image: the rows of the first image come first."""
+    """Rows of every prompt with every image: all prompts with the first image, then with the second, …"""
     prompts = prompt_list(prompts)
     pairs = torch.cartesian_prod(*(torch.arange(len(each), device=CPU) for each in (images, prompts)))
     return Rows(prompts, images, pairs.reshape(-1, 2))
 
 
 def prompt_list(prompts: Iterable[str]) -> list[str]:
-    """The prompts as a list; InputError naming the first that is no valid text."""
+    """The prompts as a list; InputError naming the first prompt that is no string or no valid Unicode."""
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
         raise InputError(f"prompts is a {type(prompts).__name__}; expected a list of strings")
     prompts = list(prompts)
@@ -164,5 +169,5 @@ def prompt_list(prompts: Iterable[str]) -> list[str]:
 
 
 def diagonal(count: int) -> torch.Tensor:
-    """Pairs [count, 2] of equal indices: image i with prompt i."""
+    """Index pairs [count, 2] of image i with prompt i, for i = 0..count - 1."""
     return torch.arange(count, device=CPU)[:, None].expand(-1, 2)

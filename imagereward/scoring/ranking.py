@@ -1,4 +1,4 @@
-"""Ranking: the result people look at."""
+"""Ranking: a prompt's images with scores and ranks, shown as a table or as thumbnails in a notebook."""
 
 import base64
 import html
@@ -15,11 +15,16 @@ THUMBNAIL = 160  # pixels of the longer side, in notebooks and reports
 
 @dataclass(frozen=True, repr=False)
 class Ranking:
-    """One prompt's images with their rewards, in the order they were given.
+    """The images of one prompt with their rewards, in the order of the input.
 
-    ranks[i] is image i's rank, 1 the best; equal rewards share a rank (1, 2, 2, 4). `order` lists
-    indices best first. `tokens` is the prompt's length before truncation, `truncated` whether the
-    model read only its beginning. `components` holds an ensemble's single scores.
+    images      the images as they were given
+    names       a name of each image: its path, or its index
+    rewards     the score of each image, higher is better
+    ranks       the rank of each image, 1 for the best; equal rewards share a rank (1, 2, 2, 4)
+    model       the scorer's name
+    tokens      the prompt's number of tokens before truncation
+    truncated   whether the scorer read only the prompt's beginning
+    components  {name: scores of the images} of an ensemble's components; empty for other scorers
     """
 
     prompt: str
@@ -34,7 +39,7 @@ class Ranking:
 
     @property
     def order(self) -> list[int]:
-        """Indices of the images, best first; equal ones in list order."""
+        """Indices of the images, best first; images with equal rewards in list order."""
         return sorted(range(len(self.rewards)), key=lambda index: -self.rewards[index])
 
     @property
@@ -46,7 +51,7 @@ class Ranking:
         return len(self.rewards)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict an image, best first: rank, reward, the components if any, image."""
+        """A dict for each image, best first: rank, reward, the components' scores, name of the image."""
         return [
             {
                 "rank": self.ranks[index],
@@ -66,7 +71,7 @@ class Ranking:
         return f'<div><p style="margin:4px">{title}</p>{figures}</div>'
 
     def _figure(self, index: int) -> str:
-        """Thumbnail, rank, reward, each component's score and the name of one image."""
+        """HTML of one image: thumbnail, rank, reward, the components' scores, and name."""
         name = html.escape(self.names[index].rsplit("/", 1)[-1])
         try:
             picture = f'<img src="{thumbnail(self.images[index])}" alt="{html.escape(self.names[index])}"/>'
@@ -87,7 +92,7 @@ class Ranking:
 
 
 def ranks_of(rewards: list[float]) -> list[int]:
-    """Competition ranks, 1 the highest; equal values share the smaller number."""
+    """The rank of each value, 1 for the highest; equal values share the smaller rank: 1, 2, 2, 4."""
     first: dict[float, int] = {}
     for place, reward in enumerate(sorted(rewards, reverse=True), 1):
         first.setdefault(reward, place)
@@ -95,7 +100,7 @@ def ranks_of(rewards: list[float]) -> list[int]:
 
 
 def thumbnail(image) -> str:
-    """A small PNG of the image as a data: URL, for pages that stand alone."""
+    """A data: URL of the image as PNG, at most THUMBNAIL pixels on the longer side, for HTML pages."""
     picture = read_image(image).convert("RGB")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()

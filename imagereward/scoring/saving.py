@@ -1,4 +1,4 @@
-"""A scorer on disk: safetensors, and a config that says how its scores are defined."""
+"""save and push: write a scorer's weights and config to a directory, or to the hub."""
 
 import json
 import os
@@ -16,9 +16,10 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 def save(scorer, directory: str | os.PathLike) -> Path:
-    """Write both files; each is replaced in one step, so an interrupted save leaves the old one whole.
+    """Write `model.safetensors` and `config.json` to `directory`; returns its path.
 
-    Raises OutputError for a place that cannot be written.
+    Each file is written under another name and renamed, so that an interrupted save leaves the previous file
+    intact. Raises OutputError if a file cannot be written.
     """
     directory = Path(directory).expanduser()
     weights = {}
@@ -27,7 +28,7 @@ def save(scorer, directory: str | os.PathLike) -> Path:
         place = value.untyped_storage().data_ptr()  # safetensors refuses tensors that share memory
         weights[name] = value.clone() if place in seen else value.contiguous()
         seen.add(place)
-    # Both are whole before either takes its name.
+    # Both files are complete before either is renamed.
     with replacing(directory / CONFIG_FILE) as config, replacing(directory / WEIGHTS_FILE) as file:
         config.write_text(config_text(scorer), encoding="utf-8")
         try:
@@ -38,18 +39,18 @@ def save(scorer, directory: str | os.PathLike) -> Path:
 
 
 def config_text(scorer) -> str:
-    """What `config.json` holds, as JSON: how the scorer's numbers are defined."""
+    """The text of `config.json`: the scorer's name and its `ScorerConfig`, as JSON."""
     config = {"library": "imagereward", "version": __version__, "name": scorer.name}
     return json.dumps({**config, "scorer": scorer.config.to_dict()}, indent=2) + "\n"
 
 
 def push(scorer, repo_id: str, private: bool, token: str | None, message: str) -> str:
-    """Upload what `save` writes to a hub repository, made if need be; its URL."""
+    """Upload the files of `save` to the hub repository `repo_id`, which is created if missing; its URL."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as directory:
-        scorer.save_pretrained(directory)  # first: what cannot be saved leaves no empty repository
+        scorer.save_pretrained(directory)  # before the repository, so that an error leaves none
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message)
     return str(url)

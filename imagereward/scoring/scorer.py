@@ -1,7 +1,7 @@
-"""Scorer: a model on this machine, made of four methods, with every verb and gradients.
+"""Scorer: the base class of models on this machine, with all verbs, and scores with gradients.
 
-A model defines `encode_images` (features of images alone), `encode_prompts` (features of prompts
-alone) and `head` (scores of pairs of both). The verbs of `PairScorer`, and `reward`, follow from these.
+A model defines `encode_images` (features of images alone), `encode_prompts` (features of prompts alone) and
+`head` (scores of pairs of features). The verbs of `PairScorer`, and `reward`, use these three methods.
 Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
 """
 
@@ -24,31 +24,31 @@ from imagereward.scoring.pair_scoring import check_finite, score_rows
 from imagereward.scoring.questions import Rows, Scored, diagonal, prompt_list
 from imagereward.scoring.saving import push, save
 
-# Images a batch where the caller does not say: a CPU is busy with few, an accelerator wants many.
+# Default images in a batch: few keep a CPU busy, a GPU needs many.
 DEFAULT_BATCH = {"cpu": 8}
 DEFAULT_BATCH_ACCELERATOR = 64
-MOST_AT_ONCE = 2**20
-# How far pixels may lie outside [0, 1] before they are taken for another range altogether.
+MOST_AT_ONCE = 2**20  # largest batch_size
+# How far pixels may lie outside [0, 1], as after bicubic resizing, before they are refused.
 PIXEL_SLACK = 0.01
 
 
 class Scorer(PairScorer, nn.Module):
-    """A reward: a function of (prompt, image). Subclasses define the three methods and no verbs.
+    """A model that scores (prompt, image) pairs. Subclasses define the three methods and no verbs.
 
-    Every verb takes `batch_size`, the number of images in one pass of the model. Every verb raises,
-    before the model runs, InputError (nothing to score, unequal lengths, a prompt that is no string),
-    ImageNotFound, ImageReadError or ImageTypeError naming the image; and NonFiniteScoreError for
-    scores that are NaN or infinite. All headers are checked first; of more than 512 images, those
-    beyond are decoded while the model runs, so damage inside one is found when its turn comes.
-    A prompt that is longer than the model reads is cut, with a PromptTruncatedWarning.
+    Every verb takes `batch_size`, the number of images in one pass of the model; default 8 on a CPU, else 64.
+    Before the model runs, every verb raises InputError (nothing to score, unequal lengths, a prompt that is
+    no string), ImageNotFound, ImageReadError or ImageTypeError naming the image. It raises
+    NonFiniteScoreError for scores that are NaN or infinite. The headers of all images are checked first. Of
+    more than 512 images, the later ones are decoded while the model runs, so damage inside them is found
+    only then. A prompt that is longer than the model reads is cut, with a PromptTruncatedWarning.
     """
 
     takes_turns = True
-    # Pairs that meet in one call of `head`: bounds memory when many prompts meet few images.
+    # Most pairs in one call of `head`; bounds memory when few images are scored with many prompts.
     pairs_per_forward = 512
     # Parameters under these prefixes stay float32 whatever the dtype of the rest.
     float32_prefixes = ("mlp.", "clip_model.logit_scale")
-    # Weights under these prefixes are those that `encode_images` uses: what its features are good for.
+    # Prefixes of the weights that `encode_images` uses; its cached features are valid for these weights.
     image_prefixes: tuple[str, ...] = ("",)
 
     def __init__(self, config: ScorerConfig):
@@ -59,52 +59,56 @@ class Scorer(PairScorer, nn.Module):
         self.processor: Processor = config.preprocess
         self.files: dict[str, Path] = {}  # key prefix -> the file that holds those weights
 
-    # What a model defines.
+    # The methods that a model defines.
 
     def encode_images(self, pixels):
-        """A batch of images to features whose first axis is B.
+        """Features of a batch of B images; their first axis is B.
 
-        The batch is `processor.on_device`'s: normalised float32 [B, 3, S, S] of a `Preprocess`.
+        pixels  the batch as `processor.on_device` gives it: of a `Preprocess`, normalised float32
+                [B, 3, S, S]
         """
         raise NotImplementedError
 
     def encode_prompts(self, prompts: list[str]):
-        """M prompts to features, or tokens, whose first axis is M."""
+        """Features, or tokens, of M prompts; their first axis is M."""
         raise NotImplementedError
 
     def head(self, image_features, prompt_features, pairs_P_2: torch.Tensor) -> torch.Tensor:
-        """float32 scores [P]; row p pairs image `pairs[p, 0]` with prompt `pairs[p, 1]` (CPU indices)."""
+        """float32 scores [P] of pairs of features.
+
+        pairs_P_2  on the CPU: row p pairs image pairs[p, 0] with prompt pairs[p, 1]
+        """
         raise NotImplementedError
 
     def forward(self, pixels_B_3_S_S, prompts: list[str], pairs_P_2: torch.Tensor) -> torch.Tensor:
-        """Scores [P] of pixels that are already of the model's size: uint8, or float in [0, 1].
+        """Scores [P] of pixels of the model's own size: uint8, or float in [0, 1].
 
-        For training the scorer itself: gradients reach whatever weights are not frozen, and dropout
-        follows the module's mode. Row p pairs image `pairs[p, 0]` with prompt `pairs[p, 1]`.
+        For training the scorer: weights that are not frozen get gradients, and dropout follows the module's
+        mode. Row p pairs image pairs[p, 0] with prompt pairs[p, 1].
         """
         return self.head(self.encode_pixels([pixels_B_3_S_S]), self.encode_prompts(prompts), pairs_P_2)
 
     def count_tokens(self, prompts: list[str]) -> list[int]:
-        """Tokens per prompt before truncation, special tokens included; 0 if prompts are not read."""
+        """Tokens of each prompt before truncation, with special tokens; 0 for scorers without a prompt."""
         raise NotImplementedError
 
     def init_buffers(self) -> None:
-        """Make the buffers that no checkpoint holds, on the CPU.
+        """Make the buffers that no checkpoint holds, on the CPU. Default: there are none.
 
-        Loading lays a scorer out on the meta device and fills in parameters and saved buffers; buffers
+        Loading builds a scorer on the meta device, and then fills in parameters and saved buffers. Buffers
         registered with `persistent=False`, such as rotary frequencies, have no values until this is called.
         """
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass of `reward`: slower, far less memory."""
+        """Let the backward pass of `reward` recompute activations: slower, with far less memory."""
         raise NotImplementedError
 
     def compile_towers(self) -> None:
-        """Put the towers through torch.compile, in place."""
+        """Compile the towers with torch.compile, in place."""
         raise NotImplementedError
 
     def image_key(self) -> tuple:
-        """Equal for two scorers whose `encode_images` gives the same features."""
+        """A key that is equal for two scorers whose `encode_images` gives the same features."""
         return (id(self),)
 
     def truncated(self, prompts: list[str]) -> list[bool]:
@@ -112,7 +116,7 @@ class Scorer(PairScorer, nn.Module):
         return self.reading(prompts)[1]
 
     def reading(self, prompts: list[str]) -> tuple[list[int], list[bool]]:
-        """`count_tokens` and `truncated` at the price of one."""
+        """(`count_tokens`, `truncated`), with the prompts tokenised once."""
         tokens = self.count_tokens(prompts)
         return tokens, [count > self.config.max_length for count in tokens]
 
@@ -130,7 +134,7 @@ class Scorer(PairScorer, nn.Module):
 
     @property
     def processors(self) -> tuple[Processor, ...]:
-        """One for each argument of `encode_images`."""
+        """The processors of images, one for each argument of `encode_images`."""
         return (self.processor,)
 
     @property
@@ -140,12 +144,12 @@ class Scorer(PairScorer, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The towers' dtype; what `head` returns is float32, or float64 for float64 towers."""
+        """The towers' dtype; scores are float32, or float64 for float64 towers."""
         return next(self.parameters()).dtype
 
     # The verb that only a model on this machine has.
@@ -159,10 +163,14 @@ class Scorer(PairScorer, nn.Module):
     ) -> torch.Tensor:
         """Scores [B] of RGB pixels in [0, 1], any H and W; gradients reach the pixels.
 
-        float32, or float64 from a float64 scorer. `prompts` are B strings, or one for all. Resizing is
-        antialiased. On smooth pictures the result differs from what `score` gives for the same image
-        as a file by 8-bit rounding; pixel noise, which Pillow clips between its two passes, can
-        differ by more. Weights loaded by `load` are frozen, so only the pixels gather gradients.
+        pixels_B_3_H_W  float pixels; resized to the model's size with antialiasing
+        prompts         B strings, or one string for all images
+        batch_size      images in one pass of the model
+
+        Scores are float32, or float64 for float64 towers. On smooth images they differ from `score` of the
+        same image as a file by 8-bit rounding; on noisy images by more, because Pillow clips between its two
+        passes. `load` freezes weights, so only the pixels get gradients. Raises InputError for other shapes,
+        dtypes or ranges; NonFiniteScoreError for scores that are NaN or infinite.
         """
         pixels = pixels_B_3_H_W
         if not isinstance(pixels, torch.Tensor):
@@ -196,7 +204,7 @@ class Scorer(PairScorer, nn.Module):
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
     ) -> torch.Tensor:
-        """`reward`, whose gradients reach the pixels; scores without gradient where there is none."""
+        """`reward`, with gradients, if the processors are differentiable; else scores without gradient."""
         if self.differentiable:
             return self.reward(pixels_B_3_H_W, prompts)
         return super().pixel_rewards(pixels_B_3_H_W, prompts, rows)
@@ -206,17 +214,17 @@ class Scorer(PairScorer, nn.Module):
     def save_pretrained(self, directory: str | os.PathLike) -> Path:
         """Write `model.safetensors` and `config.json`, which `imagereward.load(directory)` reads.
 
-        Each file is replaced in one step, so an interrupted save leaves the previous one whole.
+        An interrupted save leaves the previous files intact; see `save`.
         """
         return save(self, directory)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = ""
     ) -> str:
-        """Upload what `save_pretrained` writes to a hub repository, made if need be; returns its URL."""
+        """Upload the files of `save_pretrained` to a hub repository, created if missing; returns its URL."""
         return push(self, repo_id, private, token, message or f"{self.name}, saved by imagereward")
 
-    # What the verbs share.
+    # Shared by the verbs.
 
     def _scored(self, rows: Rows, batch_size: int | None, *, head: Callable | None = None) -> Scored:
         with on_cpu():
@@ -226,7 +234,7 @@ class Scorer(PairScorer, nn.Module):
             return Scored(scores, tokens, truncated)
 
     def encode_pixels(self, batches: list[Any]):
-        """One batch per processor, as its `collate` or `from_pixels` gives it, to image features."""
+        """The image features of a batch for each processor, as from its `collate` or `from_pixels`."""
         device = self.device
         inputs = [each.on_device(batch, device) for each, batch in zip(self.processors, batches, strict=True)]
         return self.encode_images(*inputs)
@@ -247,14 +255,14 @@ class Scorer(PairScorer, nn.Module):
         warn_truncated(self.name, truncated, remedy, read)
 
     def token_limits(self) -> dict[str, int]:
-        """How many tokens of a prompt are read, by the scorer's name (of an ensemble: by its components')."""
+        """{scorer's name: tokens of a prompt that it reads}; of an ensemble, by its components' names."""
         return {self.name: self.config.max_length}
 
     @contextlib.contextmanager
     def evaluating(self):
-        """Dropout off while scoring, whatever mode a training loop left the model in.
+        """A context with the model in eval mode; afterwards each module has its own mode again.
 
-        A model in training mode must not be scored from several threads: the mode is its own.
+        Do not score a model in training mode from several threads, because they share its mode.
         """
         modes = [(module, module.training) for module in self.modules() if module.training]
         if modes:

@@ -1,4 +1,4 @@
-"""Recipes: strict TOML files, by name or path, with key=value laid over them, as typed configs."""
+"""Recipes: reads TOML files with strict keys and types, by name or path, and applies key=value changes."""
 
 import os
 import re
@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class Config(BaseModel):
-    """Base of all configs: frozen, without room for unknown keys, and a number is no string."""
+    """Base of all configs: frozen and strict; unknown keys, other types and non-finite numbers are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False
@@ -24,7 +24,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
-        """One value for a list of one, and true or false for a table with its defaults or no table."""
+        """Expands short forms: x to [x] for a list, true to a table of defaults, false to no table."""
         if not isinstance(values, Mapping):
             return values
         fields = cls.model_fields
@@ -38,15 +38,18 @@ C = TypeVar("C", bound=Config)
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes in the package, like `tiny/preference`."""
+    """Sorted names of the recipes in the package, such as "tiny/preference"."""
     return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
 
 
 def read_recipe(name: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe's values, by its name or a file's path, with `key=value` and `table.key=value` laid over.
+    """The values of a recipe, as nested dicts, with changes applied.
 
-    Values are written as in TOML; what TOML cannot read is taken as a string, and null, which TOML lacks, as
-    no value: `kl=null`. Raises InputError.
+    name       a recipe's name in the package, or the path of a TOML file
+    overrides  changes as "key=value" or "table.key=value", with values in TOML. A value that is no TOML is a
+               string; "null", which TOML lacks, is no value, as in "kl=null"
+
+    Raises InputError for an unknown recipe, a file that is no TOML, and a change in another form.
     """
     path = recipe_file(name)
     try:
@@ -62,7 +65,7 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
 
 
 def recipe_file(name: str | os.PathLike) -> Path:
-    """The TOML file of a recipe, given by its name in the package or by a path. Raises InputError."""
+    """The TOML file of a recipe, by its name in the package or a path. Raises InputError if there is none."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -74,7 +77,7 @@ def recipe_file(name: str | os.PathLike) -> Path:
 
 
 def recipe_header(name: str | os.PathLike) -> str:
-    """The comment at the top of a recipe's file; its examples of use are indented."""
+    """The comment at the top of a recipe's file without "#"; lines with examples are indented."""
     lines = recipe_file(name).read_text(encoding="utf-8").splitlines()
     comment = []
     for line in lines:
@@ -85,9 +88,9 @@ def recipe_header(name: str | os.PathLike) -> str:
 
 
 def recipe_summary(name: str | os.PathLike) -> str:
-    """One line of a recipe's header: its first sentence, and how long it takes where it says so.
+    """The first sentence of a recipe's header, and the sentence that begins with "Takes", if there is one.
 
-    What stands in parentheses, such as references, is left out.
+    Text in parentheses, such as references, is left out.
     """
     prose = " ".join(line for line in recipe_header(name).splitlines() if not line.startswith(" "))
     first, *others = re.split(r"(?<=\.)\s+(?=[A-Z])", re.sub(r"\s*\([^()]*\)", "", prose))
@@ -95,19 +98,24 @@ def recipe_summary(name: str | os.PathLike) -> str:
 
 
 def laid_over(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with changes in their place; a table's keys are changed one by one."""
+    """A copy of `values` with `changes` applied; nested tables are merged key by key."""
     changed = dict(values)
     for key, value in changes.items():
         inner = changed.get(key)
         if isinstance(inner, dict) and isinstance(value, Mapping):
             changed[key] = laid_over(inner, value)
-        elif not (isinstance(inner, dict) and value is True):  # true asks for a table: the recipe's is there
+        elif not (isinstance(inner, dict) and value is True):  # true keeps the recipe's table
             changed[key] = value
     return changed
 
 
 def build(kind: type[C], values: dict[str, Any], source: str = "config") -> C:
-    """`kind(**values)`; InputError naming every key that is unknown (and the nearest valid one) or wrong."""
+    """The config `kind(**values)`.
+
+    source  name of the values in error messages
+
+    Raises InputError naming every unknown key, with the nearest valid key, and every wrong value.
+    """
     try:
         return kind(**values)
     except ValidationError as error:
@@ -139,7 +147,7 @@ def _fault(kind: type[BaseModel], fault: Any) -> str:
 
 
 def table_of(annotation: Any) -> type[BaseModel] | None:
-    """The config that a field of this type holds, alone or as `Config | None`; None for other types."""
+    """The config class in a field's type `Config` or `Config | None`; None for other types."""
     kinds = [annotation, *get_args(annotation)]
     found = [each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)]
     return found[0] if found else None
@@ -166,9 +174,9 @@ def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def _expanded(annotation: Any, value: Any) -> Any:
-    """A value in the form that its field takes, where it was given in a shorter one."""
+    """The full form of a value that was given in a short form; other values as they are."""
     if get_origin(annotation) is tuple and not isinstance(value, list | tuple):
-        if isinstance(value, str):  # a shell has taken the quotes of ["a", "b"] away
+        if isinstance(value, str):  # [a, b]: a shell removes the quotes from ["a", "b"]
             parts = value.strip().removeprefix("[").removesuffix("]").split(",")
             texts = str in get_args(annotation)
             return [part.strip() if texts else _value(part.strip()) for part in parts if part.strip()]
@@ -187,7 +195,7 @@ def _set(values: dict, path: list[str], value: Any, override: str) -> None:
         values = values[part]
         if not isinstance(values, dict):
             raise InputError(f"{override!r}: {part} is a value, not a table")
-    if not (value is True and isinstance(values.get(path[-1]), dict)):  # true: the recipe's table is there
+    if not (value is True and isinstance(values.get(path[-1]), dict)):  # true keeps the recipe's table
         values[path[-1]] = value
 
 

@@ -1,4 +1,4 @@
-"""The processes of one training: how many, whether they found each other, and what each of them has."""
+"""The processes of a training: their number, checks that they found each other, gathering and sums."""
 
 import os
 from collections.abc import Mapping
@@ -10,21 +10,24 @@ from imagereward.errors import ImageRewardError
 
 
 def is_first_process() -> bool:
-    """Whether this process writes the files; launchers say so before torch.distributed can."""
+    """Whether this is the process that writes files: the launcher's environment variable RANK is 0 or unset.
+
+    Known before torch.distributed is initialised.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 
 def several_on_cpus() -> bool:
-    """Whether a launcher started several processes where there is no accelerator.
+    """Whether a launcher started several processes on a machine without a GPU or another accelerator.
 
-    Unless they are told so, accelerate and Trainer train in each as if it were alone.
+    accelerate and transformers' Trainer must be told to use CPUs then; otherwise each process trains alone.
     """
     accelerators = torch.accelerator if hasattr(torch, "accelerator") else torch.cuda  # before torch 2.6
     return _launched() > 1 and not accelerators.is_available()
 
 
 def check_together(processes: int) -> None:
-    """Raise ImageRewardError if the launcher's processes are not the `processes` that found each other."""
+    """Raises ImageRewardError if the launcher started more processes than the `processes` that are joined."""
     if _launched() > processes:
         raise ImageRewardError(
             f"{_launched()} processes were launched (WORLD_SIZE), but {processes} found each other, and each "
@@ -34,7 +37,7 @@ def check_together(processes: int) -> None:
 
 
 def gather_objects(mine: Any, ranks: int) -> list[Any]:
-    """What every process has, in order of rank. All of them call this."""
+    """The objects `mine` of all `ranks` processes, in order of rank; all processes must call this."""
     if ranks == 1:
         return [mine]
     every: list[Any] = [None] * ranks
@@ -45,10 +48,14 @@ def gather_objects(mine: Any, ranks: int) -> list[Any]:
 def all_reduce_sums(
     mine: Mapping[str, torch.Tensor], ranks: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Sums over processes of [2] by name, of which each may have some. All of them call this."""
+    """{name: sum over processes of a tensor [2]}; all processes must call this.
+
+    mine    this process's tensors [2] by name; a name that a process lacks counts as 0
+    device  a device that the process group's backend can reach
+    """
     names = list(dict.fromkeys(name for each in gather_objects(list(mine), ranks) for name in each))
     zero = torch.zeros(2, device=device)
-    # On one device, which a group's backend can reach, and at once: names differ between processes.
+    # One reduction of all names, because the processes' names differ.
     total = torch.stack([mine[name].to(device, torch.float32) if name in mine else zero for name in names])
     if ranks > 1:
         torch.distributed.all_reduce(total)

@@ -1,4 +1,4 @@
-"""What the keys of a recipe mean, what values they have, and where each value comes from."""
+"""explain: lists the keys of a recipe with their values, the values' origins, and their meanings."""
 
 import os
 import textwrap
@@ -18,7 +18,13 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Explained(NamedTuple):
-    """One key: `name` with dots, `value` as in TOML, `origin` one of ORIGINS, `meaning` with its range."""
+    """A key of a recipe.
+
+    name     the key, with its table before a dot, as in "gradient.steps"
+    value    the value in TOML, or MISSING for a required key without a value
+    origin   one of ORIGINS; "" for a missing value
+    meaning  the key's description with its range
+    """
 
     name: str
     value: str
@@ -27,13 +33,24 @@ class Explained(NamedTuple):
 
 
 def explain(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Explained]:
-    """Every key that a recipe may have, in the order of its config. Raises InputError for unknown recipes."""
+    """Every key that a recipe may have, in the order of its config class.
+
+    recipe     a recipe's name, or the path of a TOML file
+    overrides  changes as "key=value"
+
+    Raises InputError for an unknown recipe or objective.
+    """
     values, changed = read_recipe(recipe), read_recipe(recipe, list(overrides))
     return list(_keys(config_of(changed.get("objective", ""), str(recipe)), changed, values, ""))
 
 
 def config_of(objective: str, source: str) -> type[Config]:
-    """The config class of an objective: a reward model's, a generator's, or that of a generator's part."""
+    """The config class of an objective, such as "preference", "autoencoder" or "grpo".
+
+    source  name of the recipe in error messages
+
+    Raises InputError for an unknown objective.
+    """
     if objective == "preference":
         from imagereward.tuning.reward_model.config import RewardModelConfig
 
@@ -50,7 +67,10 @@ def config_of(objective: str, source: str) -> type[Config]:
 
 
 def as_text(keys: Sequence[Explained], width: int = 100) -> str:
-    """The keys as lines for a terminal: value and origin on one, the meaning indented below it."""
+    """Text for a terminal: a line with key, value and origin, and below it the indented meaning.
+
+    width  characters in a line of the meaning
+    """
     lines = []
     for key in keys:
         head = f"{key.name} = {key.value}"
@@ -60,7 +80,12 @@ def as_text(keys: Sequence[Explained], width: int = 100) -> str:
 
 
 def _keys(kind: type[BaseModel], values: Any, recipe: Any, prefix: str) -> Iterator[Explained]:
-    """Keys of one table; `values` with overrides, `recipe` without, {} where the table is absent."""
+    """The keys of the config class `kind`.
+
+    values  the table's values with changes, {} for an absent table
+    recipe  the table's values in the recipe, without changes, {} for an absent table
+    prefix  the table's name and a dot, or ""
+    """
     for name, field in kind.model_fields.items():
         given, before = _get(values, name), _get(recipe, name)
         table = table_of(field.annotation)

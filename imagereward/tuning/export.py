@@ -1,4 +1,4 @@
-"""What a training leaves: a pipeline directory, or LoRA weights, with a model card."""
+"""save_result: writes the tuned pipeline or its LoRA weights, with a model card."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,15 @@ def save_result(
     history: Sequence[dict[str, Any]],
     ended: str,
 ) -> None:
-    """Write what `DiffusionPipeline.from_pretrained`, or `load_lora_weights`, reads, and the card."""
+    """Write the tuned pipeline, or with LoRA the adapters, and the model card to `output`.
+
+    learned  the trainable weights by name, unsharded, on the CPU
+    config   the run's config
+    history  the logged numbers
+    ended    why the training ended
+
+    `DiffusionPipeline.from_pretrained` reads the pipeline, `load_lora_weights` the adapters.
+    """
     pipeline, network = denoiser.pipeline, denoiser.network
     if config["lora"] is not None:
         save_lora(denoiser, learned, output)
@@ -31,7 +39,7 @@ def save_result(
         if any(
             name not in learned or value.shape != learned[name].shape or hasattr(value, "full_tensor")
             for name, value in network.named_parameters()
-        ):  # wrapped, or a shard alone
+        ):  # accelerate wraps the network, or this process holds a shard of it
             whole = type(network).from_config(network.config)
             whole.load_state_dict(dict(learned))
         setattr(pipeline, _name_of(pipeline, network), whole)
@@ -42,12 +50,12 @@ def save_result(
 
 
 def save_lora(denoiser: Denoiser, learned: Mapping[str, torch.Tensor], directory: Path) -> None:
-    """Write adapters as `load_lora_weights` reads them."""
+    """Write the adapters' weights `learned` to `directory`, for diffusers' `load_lora_weights`."""
     from peft.utils import get_peft_model_state_dict
 
     pipeline, network = denoiser.pipeline, denoiser.network
     adapters = get_peft_model_state_dict(network, state_dict=dict(learned))
-    # Without these, loading takes alpha to be the rank.
+    # Without this metadata, diffusers takes alpha to equal the rank.
     facts = network.peft_config["default"].to_dict()
     facts = {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
     name = _name_of(pipeline, network)
@@ -57,7 +65,10 @@ def save_lora(denoiser: Denoiser, learned: Mapping[str, torch.Tensor], directory
 
 
 def loading_lines(pipeline, output: Path, config: dict[str, Any]) -> list[str]:
-    """The Python that loads the result: with one dtype for all parts, and absent parts named as absent."""
+    """Lines of Python that load the result in `output`.
+
+    All parts get one dtype; parts that the pipeline lacks are given as None.
+    """
     source, dtype = "directory", "float32"
     if config["lora"] is not None:
         base = str(pipeline.name_or_path or "")
@@ -65,7 +76,8 @@ def loading_lines(pipeline, output: Path, config: dict[str, Any]) -> list[str]:
         if not base:
             line = "pipeline.load_lora_weights(directory)  # into the pipeline that was tuned"
             return [f"directory = {str(output)!r}", line]
-    # diffusers refuses a pipeline that lacks a part, SD3's third text encoder say, unless it is told so.
+    # diffusers refuses a pipeline without one of its parts, such as SD3's third text encoder, unless the part
+    # is given as None.
     absent = [
         f", {name}=None"
         for name, part in pipeline.components.items()
@@ -82,7 +94,7 @@ def loading_lines(pipeline, output: Path, config: dict[str, Any]) -> list[str]:
 
 
 def evaluated(history: Sequence[Mapping[str, Any]]) -> tuple[int, list[tuple[str, float, float]]]:
-    """The last evaluation's update, and (name, before, after) of what the first and the last measured."""
+    """(update of the last evaluation, [(name, value in the first evaluation, value in the last)])."""
     prefix = "evaluation/"
     found = [entry for entry in history if any(key.startswith(prefix) for key in entry)]
     if not found:
@@ -95,7 +107,11 @@ def evaluated(history: Sequence[Mapping[str, Any]]) -> tuple[int, list[tuple[str
 def card(
     config: dict[str, Any], history: Sequence[dict[str, Any]], ended: str, loading: Sequence[str]
 ) -> str:
-    """A model card: what it was made from and how, what the evaluations found, and how to load it."""
+    """The model card in Markdown: base model, first and last evaluation, config, and how to load the result.
+
+    ended    why the training ended
+    loading  lines of Python that load the result
+    """
     kind = "LoRA weights" if config["lora"] is not None else "A pipeline"
     lines = [
         "---",

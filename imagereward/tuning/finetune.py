@@ -1,4 +1,4 @@
-"""Training an image generator: from a config to a tuned pipeline, whatever the family and the objective."""
+"""train_generator: trains an image generator of any family, by any objective, from a config to a pipeline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,22 +34,27 @@ from imagereward.tuning.trainer.trainer import Trainer
 def train_generator(
     config: GeneratorConfig, model: Any = None, reward: Any = None, prompts: Sequence[Row] | None = None
 ) -> Any:
-    """Train as the config says; the tuned diffusers pipeline is saved in `output`, and returned.
+    """Train an image generator; the tuned diffusers pipeline is saved in `config.output`, and returned.
 
-    `model` (a pipeline), `reward` (a scorer or a function) and `prompts` (a list) stand in for what the
-    config names. `output` then holds the pipeline, or with LoRA its weights, a model card, `run.json`,
-    `history.json`, `samples/` and the last checkpoints. Raises InputError for what cannot be trained,
-    NonFiniteLossError when a loss is no number, CheckpointError when a checkpoint cannot be written.
+    model    a diffusers pipeline instead of the one that the config names
+    reward   a scorer or a function instead of the config's reward
+    prompts  rows instead of the config's file of prompts
+
+    `output` then holds the pipeline, or with LoRA the adapters' weights, a model card, `run.json` (the
+    config), `history.json` (logged numbers), `samples/` (grids of images) and the last checkpoints. Raises
+    InputError for settings or data that cannot be trained, NonFiniteLossError for a loss or a gradient that
+    is not finite, RewardError for a reward that fails for all images, CheckpointError for a checkpoint that
+    cannot be written or read.
     """
     values = config.model_dump(exclude={"resume"})
-    # At a constant rate a run of so many updates is the beginning of a longer one.
+    # At a constant learning rate a run is the beginning of a run with more updates, and may be continued.
     free = ("updates",) if config.schedule == "constant" else ()
     output = check_run_directory(config.output, values, config.resume, free)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
     form = (config.prompt_column, config.encoding)
     for source in (named, config.evaluation.prompts or None):
         if source is not None:
-            read_prompts(source, *form)  # a mistake is found before gigabytes are read
+            read_prompts(source, *form)  # finds mistakes before gigabytes of weights are loaded
     accelerator = make_accelerator(config, output)
     device = accelerator.device
     if device.type == "cpu":
@@ -69,7 +74,7 @@ def train_generator(
     if config.text_cache:
         cache_text(denoiser, [*objective.prompts, *prompts_of(watched)], Path(config.text_cache))
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)
-    # A checkpoint of adapters is one that load_lora_weights reads.
+    # With LoRA every checkpoint also holds adapters for diffusers' load_lora_weights.
     also = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
     loop = Trainer(policy, objective, config, output, accelerator, also)
     if accelerator.is_main_process:
@@ -87,7 +92,7 @@ def train_generator(
             save_result(denoiser, learned, output, values, loop.history, ended)
         tell(outcome(loop.history, output, ended, loading_lines(denoiser.pipeline, output, values)))
     accelerator.wait_for_everyone()
-    if config.lora is None:  # the network is in float32, and so is the rest of what is returned
+    if config.lora is None:  # the network is float32; the frozen parts get their unrounded weights back
         accelerator.unwrap_model(denoiser.network, keep_fp32_wrapper=False)
         for value, before in exact:
             value.data = before.to(value.device)
@@ -95,7 +100,7 @@ def train_generator(
 
 
 def recompute(denoiser: Denoiser, rewards: Rewards | None) -> None:
-    """Recompute the activations of network, decoder and scorers in the backward pass: slower, far smaller."""
+    """Let the backward pass recompute activations of network, decoder and scorers: slower, less memory."""
     denoiser.network.enable_gradient_checkpointing()
     denoiser.autoencoder.recompute()
     for scorer in rewards.scorers if rewards else ():
@@ -103,9 +108,9 @@ def recompute(denoiser: Denoiser, rewards: Rewards | None) -> None:
 
 
 def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[Denoiser, Exact]:
-    """The denoiser on the device: what learns in float32, the frozen rest in the precision asked for.
+    """(the denoiser on the device, unrounded values of its frozen weights, for the saved result).
 
-    With it, what that rounded of the frozen rest, which the result must have as it was.
+    Trainable weights are float32. Frozen weights are in the config's precision, or its vae_precision.
     """
     dtype = torch.float32 if config.lora is None else DTYPES[config.precision]
     source = model if model is not None else config.model
@@ -121,7 +126,7 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[De
     for frozen in denoiser.frozen:
         if frozen is not vae:
             exact += cast(frozen, DTYPES[config.precision])
-            # With kept embeddings, text encoders come to the device when they are needed there.
+            # With a text cache, text encoders are moved to the device only while they encode.
             frozen.to("cpu" if config.text_cache else device)
     vae.to(device)
     set_trainable(denoiser, config.lora, config.seed)
@@ -129,7 +134,7 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[De
 
 
 def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Evaluation:
-    """The evaluation: the policy's network and guidance, on the pipeline's own grid."""
+    """The evaluation of the policy's network with its guidance, on the pipeline's own sampling grid."""
     chosen, denoiser = config.evaluation, policy.denoiser
     dynamics = denoiser.dynamics(chosen.steps or config.steps)
     watched = Policy(denoiser, dynamics, policy.guidance)
@@ -138,6 +143,6 @@ def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Eva
 
 
 def tune_generator(values: dict[str, Any], source: str, **objects: Any) -> Any:
-    """`train_generator` of a recipe's values; `source` names them in messages."""
+    """`train_generator` with a recipe's values; `source` names the recipe in error messages."""
     config = build(config_class(values["objective"]), values, source)
     return train_generator(config, **objects)

@@ -1,4 +1,4 @@
-"""Settings that every training of a generator has: trainer, optimizer, evaluation."""
+"""Config keys of the trainer, the optimizer and the evaluation, which all trainings of generators share."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from imagereward.tuning.config import Config
 
 
 class OptimizerConfig(Config):
-    """How many steps are taken, and how."""
+    """Number of updates, learning rate, schedule and optimizer; see `learning_rate_at` for the schedules."""
 
     updates: int = Field(100, ge=1, description="updates of the weights in the whole training")
     learning_rate: float = Field(1e-5, gt=0, description="step size of AdamW at its highest")
@@ -27,7 +27,7 @@ class OptimizerConfig(Config):
 
 
 class TrainerConfig(OptimizerConfig):
-    """How long, how fast, and what is kept."""
+    """The optimizer's keys, batch sizes, averaged weights, precision, checkpoints, trackers and seed."""
 
     batch_size: int = Field(64, ge=1, description="samples in an update, over all processes")
     micro_batch: int = Field(4, ge=1, description="samples that a process computes at once")
@@ -54,7 +54,10 @@ class TrainerConfig(OptimizerConfig):
     resume: bool = Field(False, description="go on from the output directory's last checkpoint")
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
-        """Raises InputError where processes would have unequally much to do in a way that they cannot."""
+        """Raises InputError for batch sizes that `ranks` processes cannot share, and for an ema of shards.
+
+        sharded  whether weights are sharded (FSDP); each process then needs the same number of chunks
+        """
         parts = -(-self.batch_size // self.micro_batch)
         if parts < ranks or (sharded and parts % ranks):
             expected = f"a multiple of {ranks}, which shards ask for" if sharded else f"at least {ranks}"
@@ -67,7 +70,7 @@ class TrainerConfig(OptimizerConfig):
 
 
 class EvaluationConfig(Config):
-    """What is drawn at every evaluation, by what it is judged, and when it is time to stop."""
+    """The prompts and images of an evaluation, the held-out reward, and when to stop the training early."""
 
     prompts: str = Field(
         "", description="file of prompts that are not trained on; default: the first of the training prompts"

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive samples of one update. `UpdatePlan` makes them.
+    """Consecutive samples of one update. `UpdatePlan` makes chunks.
 
     update   index of the update, from 0
-    index    the chunk's place among the update's chunks, over all processes
-    samples  the numbers of its samples, counted through the whole run: what is random is drawn by them
-    share    its part of the update's samples, 0..1; the shares of an update add up to 1
+    index    index of the chunk among the update's chunks, from 0, over all processes
+    samples  the samples' numbers, counted from the start of the run. Random numbers are seeded by them
+    share    the chunk's samples / the update's samples, 0..1; the shares of an update add up to 1
     """
 
     update: int

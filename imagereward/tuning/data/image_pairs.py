@@ -23,11 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class Pairs(Protocol):
-    """Pairs by number: `prompt`, and `pixels` as 8-bit [3, H, W]; `identity` says which they are."""
+    """A sequence of (prompt, image) pairs.
+
+    Item i is a dict of `prompt` (str), `pixels` (uint8 [3, H, W]) and `wrong` (list of wrong prompts, may be
+    empty).
+    """
 
     @property
     def identity(self) -> str:
-        """Which pairs these are."""
+        """A string that is equal for equal pairs; it is part of the name of files with cached latents."""
 
     @property
     def texts(self) -> list[str]:
@@ -48,10 +52,15 @@ def open_pairs(
     things: int,
     encoding: str | None = None,
 ) -> Pairs:
-    """Pairs from a table of {text, image}, or, for "shapes", `count` of Shapes; all images of one size.
+    """(prompt, image) pairs with all images of one size.
 
-    Images are resized to cover `size` and cropped at the centre. Raises InputError for Shapes that are not
-    square.
+    data           path of a table of {text, image} records, or "shapes" for drawn scenes
+    size           height and width in pixels; images are resized to cover it and cropped at the centre
+    max_bad_share  largest share of images that may be missing or damaged, 0..1
+    count, seed, things  for "shapes": number of pairs, seed, and most things in a scene
+    encoding       encoding of a text file; default: its byte order mark, else UTF-8
+
+    Raises InputError for "shapes" with a size that is not square, and for a table that `ImagePairs` refuses.
     """
     if data != "shapes":
         return ImagePairs(data, CoverCrop(size), max_bad_share, encoding)
@@ -60,17 +69,21 @@ def open_pairs(
     return ShapesPairs(count, seed, Preprocess(size.height), things)
 
 
-WRONG_PROMPTS = 2  # that an image of Shapes is shown with
+WRONG_PROMPTS = 2  # wrong prompts for each image of Shapes
 
 
 class ImagePairs(Dataset):
-    """(prompt, image) pairs from a table of one file (see `imagereward.records`), image paths relative to it.
+    """(prompt, image) pairs from a table in one file (see `imagereward.records`).
 
-    The columns are found by their usual names: `image`, `image_path` …; `prompt`, `text` …. `encoding` is
-    that of a file of text; default: what a byte order mark says, or else UTF-8.
-    Records may have `wrong`, a list of prompts that are nearly but not quite the image's own: as many in
-    every record.
-    Images are checked as in `RankedImages`. Raises InputError naming the file and the record that is no pair.
+    path           the table; paths of images are relative to its folder. Its columns are found by their
+                   usual names: `image`, `image_path` …; `prompt`, `text` …. Records may have `wrong`: a list
+                   of prompts that describe the image almost correctly, of the same length in every record
+    preprocess     resizes and crops an image; its `pixels(image)` is uint8 [3, H, W]
+    max_bad_share  largest share of images that may be missing or damaged, 0..1; such images are skipped
+    encoding       encoding of a text file; default: its byte order mark, else UTF-8
+
+    All images are decoded once to find damaged ones, as in `RankedImages`. Raises InputError naming the file
+    and the record without a prompt or a path, and for more damaged images than `max_bad_share` allows.
     """
 
     def __init__(
@@ -102,7 +115,7 @@ class ImagePairs(Dataset):
 
     @property
     def identity(self) -> str:
-        """Which pairs these are: files by name, size and time of their last change."""
+        """The preprocessing, and for each pair its prompt and the file's path, size and modification time."""
         files = [
             (text, str(path), path.stat().st_size, path.stat().st_mtime_ns) for text, path, _ in self.pairs
         ]
@@ -124,7 +137,7 @@ def _pairs(table: Table) -> Iterator[tuple[str, Path, list[str]]]:
 
 
 def _pair(prompt: Any, image: Any, wrong: Any, where: str, folder: Path) -> tuple[str, Path, list[str]]:
-    """(prompt, image, wrong prompts), checked."""
+    """(prompt, path of the image, wrong prompts) of a record; InputError naming it if one is no text."""
     if not isinstance(image, str) or not image:
         raise InputError(f"{where} has no path of an image; expected records of {{text, image}}")
     if not isinstance(wrong, list):
@@ -136,9 +149,10 @@ def _pair(prompt: Any, image: Any, wrong: Any, where: str, folder: Path) -> tupl
 
 
 class ShapesPairs(Dataset):
-    """Clean and faithful Shapes, drawn when asked for, each with prompts that get one thing wrong.
+    """Drawn scenes of Shapes with their prompts, and wrong prompts that differ in one thing.
 
-    Pair i is a function of (seed, i).
+    Images show exactly what the prompt says, without noise or defects. Pair i is a function of (seed, i)
+    and is drawn when it is read.
     """
 
     def __init__(self, count: int, seed: int, preprocess: Preprocess, most_things: int = shapes.MOST_THINGS):
@@ -149,12 +163,12 @@ class ShapesPairs(Dataset):
 
     @property
     def texts(self) -> list[str]:
-        """All prompts, without drawing anything."""
+        """All prompts; no image is drawn for them."""
         return [shapes.prompt(i, self.seed, most_things=self.most_things) for i in range(self.count)]
 
     @property
     def identity(self) -> str:
-        """Which pairs these are."""
+        """The count, the seed, the most things in a scene, and the size in pixels."""
         return f"shapes {self.count} {self.seed} {self.most_things} {self.preprocess.size}"
 
     def __getitem__(self, index: int) -> dict:
@@ -165,16 +179,16 @@ class ShapesPairs(Dataset):
 
 
 def collate_pairs(items: Sequence[dict]) -> dict:
-    """Images [B, 3, H, W], their prompts, and the wrong ones if there are any."""
+    """A batch of B pairs: `pixels` uint8 [B, 3, H, W], `prompts`, and `wrong` if the pairs have any."""
     pixels = torch.stack([item["pixels"] for item in items])
     batch = {"pixels": pixels, "prompts": [item["prompt"] for item in items]}
     return batch | ({"wrong": [item["wrong"] for item in items]} if items[0]["wrong"] else {})
 
 
 def skipped(source: str | os.PathLike, images: Sequence[Path], max_bad_share: float) -> dict[str, str]:
-    """Those of the source's images that cannot be used, and what is wrong with each; they are logged.
+    """{path: cause} of the images that are missing or damaged; logs them as a warning.
 
-    Raises InputError if they are more than `max_bad_share`, a share of all.
+    Raises InputError if they are more than the share `max_bad_share` (0..1) of all images of `source`.
     """
     images = list(dict.fromkeys(images))
     bad = unreadable(images)
@@ -189,7 +203,7 @@ def skipped(source: str | os.PathLike, images: Sequence[Path], max_bad_share: fl
 
 
 def unreadable(paths: Sequence[Path]) -> dict[str, str]:
-    """Those of the files that do not decode, and what is wrong with each."""
+    """{path: cause} of the files that do not decode as images. Files are decoded in threads."""
 
     def fault(path: Path) -> str | None:
         try:

@@ -17,16 +17,17 @@ Resolution = int | tuple[int, int]
 
 
 class ImageSize(NamedTuple):
-    """Height and width in pixels, in this order, as in tensors [..., H, W] and in diffusers' pipelines."""
+    """Height and width in pixels, each at least 1; the order is that of tensors [..., H, W]."""
 
     height: int
     width: int
 
     @classmethod
     def of(cls, resolution: int | str | Sequence[int]) -> "ImageSize":
-        """512, "512", (768, 1152), [768, 1152] or "768x1152", the latter three height first.
+        """The size that 512, "512", (768, 1152), [768, 1152] or "768x1152" stands for.
 
-        Raises InputError for anything else, and for a number below 1.
+        One number is a square's side; of two, the height comes first. Raises InputError for any other value,
+        and for a number below 1.
         """
         found = parse_resolution(resolution)
         return cls(found, found) if isinstance(found, int) else cls(*found)
@@ -43,7 +44,7 @@ class ImageSize(NamedTuple):
 
     @property
     def short(self) -> str:
-        """As in configs: "512" for a square, else "[768, 1152]"."""
+        """The size as configs write it: "512" for a square, else "[768, 1152]"."""
         return str(self.height) if self.height == self.width else str(list(self))
 
     def __str__(self) -> str:
@@ -51,9 +52,10 @@ class ImageSize(NamedTuple):
 
 
 def parse_resolution(value: Any) -> Resolution:
-    """One number, or (height, width), from a number, a pair of numbers, "512" or "768x1152".
+    """A side in pixels, or (height, width), from a number, a pair of numbers, "512" or "768x1152".
 
-    Raises InputError, which is a ValueError, for anything else, and for a number below 1.
+    Raises InputError (a ValueError, so that pydantic reports it) for any other value, and for a number
+    below 1.
     """
     found = value
     if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(x\s*\d+\s*)?", value):
@@ -70,13 +72,14 @@ def parse_resolution(value: Any) -> Resolution:
 
 
 def _is_side(value: Any) -> bool:
-    return type(value) is int and value >= 1  # no bool
+    return type(value) is int and value >= 1  # `type`, because isinstance(True, int)
 
 
 def covering(height: int, width: int, size: ImageSize) -> tuple[int, int]:
-    """The height and width of the smallest image of the same proportions that covers `size`.
+    """(height, width) in pixels of the smallest image with the given proportions that covers `size`.
 
-    One side is exactly that of `size`; the other is rounded down to whole pixels, not below that of `size`.
+    The scale is max(size.height / height, size.width / width). One side equals that of `size`; the other is
+    rounded down to whole pixels, but not below that of `size`.
     """
     if height * size.width <= width * size.height:
         return size.height, max(size.width, int(size.height * width / height))
@@ -84,7 +87,7 @@ def covering(height: int, width: int, size: ImageSize) -> tuple[int, int]:
 
 
 def cropping(height: int, width: int, size: ImageSize) -> tuple[int, int]:
-    """(top, left) of the centre crop of `size` in an image of this height and width."""
+    """(top, left) in pixels of the centre crop of `size` in an image of `height` and `width` pixels."""
     return round((height - size.height) / 2), round((width - size.width) / 2)
 
 
@@ -98,7 +101,10 @@ class CoverCrop:
     size: ImageSize
 
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
-        """uint8 [3, H, W]. Raises ImageReadError for an image so narrow that it would exceed max_pixels()."""
+        """The resized and cropped image, RGB, uint8 [3, H, W].
+
+        Raises ImageReadError for an image so narrow that, resized, it would exceed max_pixels().
+        """
         height, width = covering(image.height, image.width, self.size)
         if height * width > max_pixels():
             raise ImageReadError(
@@ -111,9 +117,9 @@ class CoverCrop:
         return v2.functional.pil_to_tensor(cropped.convert("RGB"))
 
     def mask(self, mask: PIL.Image.Image) -> torch.Tensor:
-        """float32 [1, H, W], 1 where the mask is at least half white, else 0; cropped as its image is.
+        """float32 [1, H, W]: 1 where the mask's grey value is at least 128 of 255, else 0.
 
-        Nearest neighbours, so that no value lies between.
+        It is resized and cropped as its image is, but with nearest neighbours instead of bicubic.
         """
         height, width = covering(mask.height, mask.width, self.size)
         small = v2.functional.resize(mask.convert("L"), [height, width], v2.InterpolationMode.NEAREST)

@@ -7,18 +7,18 @@ from imagereward.tuning.data.chunks import Chunk
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """One update's samples, cut into chunks that are dealt to the processes in turn.
+    """The samples of one update, cut into chunks that are dealt to the processes in turn.
 
     Samples are numbered through the whole run: update u has the samples u * batch_size to
     (u + 1) * batch_size - 1, whatever the number of processes.
 
     update        index of the update, from 0
     batch_size    samples in the update, over all processes
-    micro_batch   most samples in a chunk, which a process computes at once
-    rank, ranks   this process, 0..ranks - 1, and the number of processes
-    group         samples after one another that belong together: `group` consecutive numbers
-    whole_groups  all samples of a group go to one process. Chunks are then cut so that none has a part of
-                  one group and a part of another
+    micro_batch   most samples in a chunk; a process computes a chunk in one forward pass
+    rank, ranks   index of this process, 0..ranks - 1, and the number of processes
+    group         samples in a group, such as the images of one prompt; a group has consecutive numbers
+    whole_groups  all samples of a group go to one process. No chunk then has a part of one group and a part
+                  of another
     """
 
     update: int
@@ -46,22 +46,23 @@ class UpdatePlan:
 
     @property
     def mine(self) -> list[Chunk]:
-        """The chunks of this process, in order; none where there are fewer than processes."""
+        """The chunks of this process, in order; may be empty where there are fewer chunks than processes."""
         return [chunk for chunk, owner in self._dealt() if owner == self.rank]
 
     def resized(self, batch_size: int, micro_batch: int | None = None) -> "UpdatePlan":
-        """The same update and process with another number of samples: for an objective beside the first."""
+        """The same update and process with another batch size, for a second objective in a weighted sum."""
         return replace(self, batch_size=batch_size, micro_batch=micro_batch or self.micro_batch)
 
     def in_groups(self, group: int, whole: bool = False) -> "UpdatePlan":
-        """The same plan with `group` samples in a group, kept `whole` on a process or not."""
+        """The same plan with `group` samples in a group; with `whole`, each group stays on one process."""
         return replace(self, group=group, whole_groups=whole)
 
     def _dealt(self) -> list[tuple[Chunk, int]]:
         """Every chunk with its owner: blocks of chunks are dealt in turn, block b to process b % ranks.
 
-        A block is one chunk, or, with whole groups, the chunks of as many groups as fit into a micro-batch,
-        of at least one group.
+        A block has micro_batch samples, which are one chunk. With whole groups it has
+        group * max(1, micro_batch // group) samples instead: as many groups as fit into a chunk, or one
+        group in several chunks.
         """
         block = self.micro_batch
         if self.whole_groups:

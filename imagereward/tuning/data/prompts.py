@@ -19,9 +19,9 @@ from imagereward.records import (
 )
 from imagereward.tuning.data.requests import Request, Row, open_pictures
 
-# What of a record is no metadata.
+# Keys of a record that name pictures; all other keys but the prompt's are metadata.
 PICTURES = ("image", "mask")
-LINES = (".txt", ".text")
+LINES = (".txt", ".text")  # suffixes of files with a prompt in every line
 
 
 def read_prompts(
@@ -29,12 +29,14 @@ def read_prompts(
 ) -> list[str]:
     """Prompts from a list of strings, records or requests, or from a file.
 
-    Files are tables (.json, .jsonl, .ndjson, .csv, .tsv, .parquet; see `imagereward.records`), or .txt with a
-    prompt a line, of which empty lines are left out. A record's prompt is in `column`, or else in the first
-    of `prompt`, `text`, `caption` and `txt` that it has; where a record of the file has several of them, in
-    the one that this is for the whole file. `encoding` is that of the file; default: what a byte order mark
-    says, or else UTF-8. Raises InputError naming the file and the record that has no prompt, or a file
-    without any.
+    source    a list, or the path of a table (.json, .jsonl, .ndjson, .csv, .tsv, .parquet; see
+              `imagereward.records`) or of a .txt file with a prompt in every line; empty lines are skipped
+    column    the key of a record's prompt; default: the first of `prompt`, `text`, `caption` and `txt` that
+              the record has. If any record of a file has several of these keys, one key is chosen for the
+              whole file
+    encoding  encoding of the file; default: its byte order mark, else UTF-8
+
+    Raises InputError naming the file and the record without a prompt, and for a source without prompts.
     """
     items, column = _items(source, column, encoding)
     return [_prompt(item, where, column)[0] for item, where in items]
@@ -46,11 +48,16 @@ def read_rows(
     column: str | None = None,
     encoding: str | None = None,
 ) -> list[Row]:
-    """What `read_prompts` reads, with each record's pictures ("image", "mask") and metadata, its other keys.
+    """Rows from a list or a file as `read_prompts` takes them, with pictures and metadata.
 
-    Paths are relative to the file. The pictures that `inputs` names are decoded once; others are for rewards
-    to read. Raises InputError as `read_prompts` does, and for those that are missing or unreadable, or a mask
-    that is not of its image's size.
+    A record's `image` and `mask` become the row's pictures, and its other keys the metadata. A record with
+    neither becomes a string.
+
+    inputs  the pictures that the model takes, of "image" and "mask". They are decoded once, to find damaged
+            ones; other pictures are only passed to rewards
+
+    Paths of pictures are relative to the file's folder. Raises InputError as `read_prompts` does, for a
+    picture in `inputs` that is missing or unreadable, and for a mask of another size than its image.
     """
     folder = Path(source).expanduser().parent if isinstance(source, str | os.PathLike) else Path()
     items, column = _items(source, column, encoding)
@@ -88,7 +95,7 @@ def _picture(value: Any, folder: Path) -> Any:
 
 
 def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[tuple[Any, str]], str | None]:
-    """(what the list or the file holds, and what messages call each of them; the column of its prompts)."""
+    """([(item, its name in error messages)], column of the prompts or None for each record's own)."""
     if not isinstance(source, str | os.PathLike):
         if not source:
             raise InputError("the list holds no prompt")
@@ -121,7 +128,7 @@ def _readable(record: Record, where: str) -> Mapping[str, Any]:
 
 
 def _prompt(item: Any, where: str, column: str | None) -> tuple[str, str | None]:
-    """(the prompt of an item, the key that it stands under)."""
+    """(the item's prompt, the record's key that holds the prompt; None for an item without keys)."""
     key, value = None, item
     if isinstance(item, Request):
         value = item.prompt

@@ -16,9 +16,11 @@ from imagereward.images.reading import ImageLike, read_image
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with an image to change, and a mask of the same size that is white where to paint anew.
+    """A prompt with pictures and metadata.
 
-    `metadata` is what else its record holds, for rewards to read: what to count, say.
+    image     the image that the model changes
+    mask      a picture of the image's size, white where the model paints anew
+    metadata  the record's other keys, for rewards to read: the number of things to count, for example
     """
 
     prompt: str
@@ -27,31 +29,33 @@ class Request:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Where the words are all there is, a string is a row.
+# A string is a row that has neither pictures nor metadata.
 Row = str | Request
 
 
 def as_request(row: Row) -> Request:
-    """The row as a record, whatever it brings."""
+    """The row as a `Request`; a string becomes a request without pictures and metadata."""
     return Request(row) if isinstance(row, str) else row
 
 
 def prompt_of(row: Row) -> str:
-    """The row's words."""
+    """The row's prompt."""
     return row if isinstance(row, str) else row.prompt
 
 
 def prompts_of(rows: Sequence[Row]) -> list[str]:
-    """Every row's words."""
+    """The prompt of every row."""
     return [prompt_of(row) for row in rows]
 
 
 def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image.Image]:
-    """The pictures that `inputs` names ("image", "mask"), decoded and turned as their EXIF orientation says.
+    """The row's pictures that `inputs` names, decoded and turned upright by their EXIF orientation.
 
-    diffusers.utils.load_image turns them too. Sizes are compared after that.
-    Raises InputError, naming the row by `where`, for one that is missing or unreadable, and for a mask that
-    is not of the image's size.
+    inputs  names of pictures, of "image" and "mask"
+    where   the row's name in error messages
+
+    diffusers.utils.load_image turns pictures upright as well. Sizes are compared after turning. Raises
+    InputError for a picture that is missing or unreadable, and for a mask of another size than its image.
     """
     found = []
     for name in inputs:
@@ -70,7 +74,7 @@ def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image
 
 
 def digest_of(rows: Sequence[Row]) -> str:
-    """By which the same rows are known again: their words, metadata, and pictures' paths or pixels."""
+    """SHA-256 (hex) of the rows' prompts, metadata, and pictures: paths as they are, others by pixels."""
     digest = hashlib.sha256()
     for row in map(as_request, rows):
         facts = [row.prompt, dict(row.metadata), *map(_known, (row.image, row.mask))]
@@ -87,5 +91,5 @@ def _known(picture: ImageLike | None) -> str | None:
 
 
 def name_row(row: Row, index: int) -> str:
-    """How messages call a row: its place and its words."""
+    """The row's name in error messages: its index from 0, and its prompt."""
     return f"row {index} ({prompt_of(row)!r})"

@@ -1,6 +1,7 @@
-"""Randomness as a function of what it is for, never of the process or of what ran before.
+"""Random numbers that depend on the seed, the purpose and the sample's number alone.
 
-So one process and two see the same numbers, and a resumed run those of one that was not interrupted.
+They depend neither on the process nor on random numbers drawn before. So a run in two processes draws the
+same numbers as a run in one, and a resumed run the same as a run without interruption.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import torch
 
 
 def random_generator(seed: int, *what: int | str) -> torch.Generator:
-    """Random numbers for one purpose, the same wherever and whenever they are drawn."""
+    """A generator on the CPU, seeded by 63 bits of SHA-256 of (seed, *what); `what` names the purpose."""
     digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -19,14 +20,17 @@ def random_generator(seed: int, *what: int | str) -> torch.Generator:
 def noise_for_samples(
     samples: Sequence[int], shape: Sequence[int], seed: int, what: str = "noise"
 ) -> torch.Tensor:
-    """Standard normal noise [B, *shape], each sample's drawn by its number."""
+    """Standard normal noise [B, *shape] on the CPU; sample s is seeded by (seed, what, s)."""
     return torch.stack(
         [torch.randn(*shape, generator=random_generator(seed, what, each)) for each in samples]
     )
 
 
 def rows_for_samples(samples: Sequence[int], rows: int, seed: int) -> list[int]:
-    """Which row of the data each sample takes: every epoch a permutation of its own."""
+    """The index 0..rows - 1 of each sample's row: sample s is place s % rows of epoch s // rows.
+
+    Every epoch is a permutation of the rows, seeded by (seed, epoch).
+    """
     places = (divmod(sample, rows) for sample in samples)
     return [_order(rows, seed, epoch)[place] for epoch, place in places]
 

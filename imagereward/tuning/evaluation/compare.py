@@ -1,4 +1,4 @@
-"""Two generators on the same prompts from the same noise: by rewards, by diversity, and side by side."""
+"""compare: draws the same prompts from the same noise with two generators; rewards, diversity and a page."""
 
 import contextlib
 import html
@@ -35,7 +35,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rewards by model, [M, K] each for prompts and seeds, before and after, and what they say."""
+    """The images and rewards of two generators, for M prompts and K seeds.
+
+    prompts    the M prompts
+    before     {reward: [M, K]} of the base; "sum" is the weighted sum of several rewards
+    after      the same of the tuned generator
+    diversity  (base, tuned): mean distance between a prompt's images, see `diversity`; None for one seed
+    images     (base, tuned): [M, K, 3, H, W] in [0, 1], on the CPU
+    """
 
     prompts: list[str]
     before: dict[str, np.ndarray]
@@ -44,9 +51,11 @@ class Comparison:
     images: tuple[torch.Tensor, torch.Tensor] = field(repr=False)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a reward: means, the paired difference, and the win rate.
+        """A dict for each reward, with 95 % intervals over prompts.
 
-        Over prompts, with 95 %: low and high bound the difference; what follows a mean is half its interval.
+        "base" and "tuned" are means, and "base ±" and "tuned ±" half the width of the means' intervals.
+        "difference" is tuned - base, and "low" and "high" bound it. "in base deviations" is the difference
+        in standard deviations of the base's rewards. "win rate" is in 0..1; see `win_rate`.
         """
         rows = []
         for name, before in self.before.items():
@@ -70,9 +79,10 @@ class Comparison:
 
 
 def paired_interval(before_M: np.ndarray, after_M: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of the mean difference over M prompts: Student's t of the differences.
+    """(low, high): 95 % interval of the mean of after - before over M prompts, by Student's t.
 
-    (nan, nan) for one prompt. Exact for normal differences, however few; see `agreement/intervals.py`.
+    (nan, nan) for one prompt. Exact for any number of normally distributed differences; see
+    `agreement/intervals.py`.
     """
     _, low, high = mean_interval(np.asarray(after_M, float) - np.asarray(before_M, float))
     return low, high
@@ -84,7 +94,7 @@ def _half_interval(rewards_M_K: np.ndarray) -> float:
 
 
 def win_rate(before: np.ndarray, after: np.ndarray) -> float:
-    """Share of (prompt, seed) for which the tuned image has the higher reward; equal ones count half."""
+    """Share 0..1 of (prompt, seed) where the tuned image has the higher reward; equal rewards count half."""
     return float((after > before).mean() + (after == before).mean() / 2)
 
 
@@ -109,16 +119,23 @@ def compare(
 ) -> Comparison:
     """Draw every prompt with both pipelines from the same noise, and score all images.
 
-    `base` and `tuned` are pipelines, or directories or hub ids of them; `tuned` may also be a directory of
-    LoRA weights for the base. `prompts` are rows or a file of them, of which the first `most` are taken;
-    `prompt_column` and `encoding` are as in `read_prompts`.
-    Without `steps`, as many as the base's pipeline takes by itself; without `guidance`, what each pipeline
-    draws with by itself. A guidance of 1 and below is none. `resolution` is in pixels: one number for a
-    square, (height, width) or "768x1152", height first; without it the pipelines' own. Weights that are read
-    from files are in `dtype`, but for the autoencoder's, which are in float32. `family` is "module:name" of
-    a Denoiser of one's own.
-    Raises InputError for families that draw from noise of different shapes, for one pipeline as both, and for
-    a base that has adapters already where `tuned` is LoRA weights.
+    base, tuned   diffusers pipelines, or directories or hub ids of pipelines; `tuned` may also be a directory
+                  of LoRA weights for the base
+    prompts       rows, or a file of prompts; `prompt_column` and `encoding` as in `read_prompts`
+    rewards       what `open_rewards` takes
+    most          number of prompts, from the first; default: all
+    seeds         images for each prompt, at least 1; with 2 or more, diversity is measured
+    steps         denoising steps; default: the base pipeline's
+    guidance      classifier-free guidance scale, 0 or more; 1 and below is none. Default: each pipeline's own
+    resolution    pixels: one number for a square, (height, width) or "768x1152"; default: the pipelines' own
+    batch_size    images that are drawn or scored at once
+    seed          decides the noise
+    device        default: the GPU if there is one
+    dtype         number format of weights that are read from files; the autoencoder's are float32
+    family        "module:name" of a Denoiser of your own; default: decided by the pipeline
+
+    Raises InputError for generators with noise of different shapes, for one pipeline as both, for a guidance
+    out of range, and for LoRA weights on a base that has adapters already.
     """
     if base is tuned and _is_pipeline(base):
         raise InputError(
@@ -161,7 +178,7 @@ def compare(
 
 
 def _own(pipeline: Any, name: str) -> Any:
-    """What the pipeline takes for an argument that is left out."""
+    """The default value of an argument of the pipeline's call."""
     return inspect.signature(pipeline.__call__).parameters[name].default
 
 
@@ -177,7 +194,7 @@ def _is_lora(source: Any) -> bool:
 def _opened(
     source: Any, adapter: Any, size: ImageSize | None, device, dtype, family: str | None
 ) -> Iterator[Denoiser]:
-    """The denoiser on the device; afterwards a pipeline that was given has the weights that it had."""
+    """A context with the denoiser on the device; afterwards a given pipeline has its own weights again."""
     denoiser = open_denoiser(source, size, dtype, family)
     pipeline, vae, parts = denoiser.pipeline, denoiser.autoencoder.vae, (denoiser.network, *denoiser.frozen)
     if adapter is not None and any(getattr(part, "peft_config", None) for part in parts):
@@ -191,7 +208,7 @@ def _opened(
             pipeline.load_lora_weights(adapter)
         for part in parts:
             part.to(device)
-        cast(vae, torch.promote_types(own, torch.float32))  # in float16, SDXL's overflows
+        cast(vae, torch.promote_types(own, torch.float32))  # SDXL's autoencoder overflows in float16
         denoiser.network.requires_grad_(False).eval()
         yield denoiser
     finally:
@@ -201,7 +218,7 @@ def _opened(
 
 
 def _scores(judge: Rewards, images, rows, batch_size: int, device) -> dict[str, np.ndarray]:
-    """[M, K] a reward; with several, their weighted sum as well."""
+    """{reward: [M, K]}; with several rewards, also "sum": their weighted sum."""
     seeds, flat = images.shape[1], images.flatten(0, 1)
     asked = [row for row in rows for _ in range(seeds)]
     found: dict[str, list[torch.Tensor]] = {}
@@ -229,7 +246,10 @@ figcaption { font-size: .8rem; color: #4a5568 }
 
 
 def page(comparison: Comparison, names: tuple[str, str] = ("base", "tuned")) -> str:
-    """A self-contained HTML page: the figures, and every pair of images side by side with their rewards."""
+    """An HTML page without external files: the numbers, and each pair of images with their rewards.
+
+    names  how the page calls the base and the tuned generator
+    """
     rows = comparison.rows()
     heads = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
     lines = "".join(

@@ -1,4 +1,4 @@
-"""Evaluates a generator during training: fixed prompts and seeds, held-out reward, diversity, a grid."""
+"""Evaluation: draws fixed prompts and seeds during training; rewards, held-out reward, diversity, grid."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concat
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.settings import EvaluationConfig
 
-SAMPLES = "samples"
+SAMPLES = "samples"  # folder of the grids in the run's directory
 
 
 def sample_images(
@@ -31,10 +31,14 @@ def sample_images(
     accelerator: Accelerator | None,
     title: str = "drawing",
 ) -> torch.Tensor:
-    """Images [M, seeds, 3, H, W] on the CPU, in batches across prompts; the autoencoder takes one at a time.
+    """Images [M, seeds, 3, H, W] in [0, 1] on the CPU, for M rows.
 
-    The noise of a prompt's k-th image depends on `seed`, the prompt's place and k alone. Processes draw
-    equally many of every round, and each gets all images.
+    seeds        images for each row
+    seed         decides the noise: that of a row's k-th image depends on `seed`, the row's index and k alone
+    batch_size   images that a process draws at once; a batch may span several rows
+    accelerator  divides the images between processes, all of which must call this and get all images; None:
+                 this process draws all
+    title        title of the progress bar
     """
     count, shape = len(rows) * seeds, policy.denoiser.autoencoder.shape
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -44,7 +48,7 @@ def sample_images(
         numbers = range(at + rank * share, at + (rank + 1) * share)
         batch = [divmod(min(number, count - 1), seeds) for number in numbers]
         noise = torch.cat([noise_for_samples([k], shape, seed, f"image of {place}") for place, k in batch])
-        # One by one, for rows may bring pictures, which need as much memory to encode as to decode.
+        # One row at a time: encoding a row's pictures needs as much memory as decoding an image.
         encoded = {place: policy.denoiser.encode([rows[place]]) for place in {place for place, _ in batch}}
         condition = Condition.cat([encoded[place] for place, _ in batch])
         images = policy.sample(condition, noise.to(policy.device))
@@ -53,10 +57,12 @@ def sample_images(
 
 
 def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None, batch_size: int = 8) -> float:
-    """Mean distance, 1 - cosine, between the features of one prompt's images, over all pairs and prompts.
+    """Mean of 1 - cos(f_j, f_k) over all pairs j < k of a prompt's K images, and over the M prompts.
 
-    Features are the scorer's, tokens averaged, which takes `batch_size` images at once; without a scorer the
-    pixels, at 16 by 16, about their mean.
+    images_M_K_3_H_W  in [0, 1], K at least 2
+    scorer            gives the features f of an image, averaged over tokens; None: f is the image at 16 x 16
+                      pixels minus the mean over all images
+    batch_size        images that the scorer encodes at once
     """
     prompts, seeds = images_M_K_3_H_W.shape[:2]
     flat = images_M_K_3_H_W.flatten(0, 1)
@@ -80,7 +86,11 @@ def _features(images_B_3_H_W: torch.Tensor, scorer: Scorer) -> torch.Tensor:
 
 
 def overoptimized(reward: Sequence[float], held_out: Sequence[float], patience: int) -> bool:
-    """Whether in each of the last `patience` evaluations the reward rose and the held-out one fell."""
+    """Whether in each of the last `patience` evaluations the reward rose and the held-out reward fell.
+
+    reward, held_out  values of all evaluations so far, in order
+    patience          0: never
+    """
     if not patience or len(reward) <= patience:
         return False
     steps = range(len(reward) - patience, len(reward))
@@ -88,7 +98,17 @@ def overoptimized(reward: Sequence[float], held_out: Sequence[float], patience: 
 
 
 class Evaluation:
-    """Draws the same prompts from the same noise again and again, and says what became of them."""
+    """Evaluates a generator during training: at each call it draws the same prompts from the same noise.
+
+    policy    the generator, with the sampling grid of evaluation
+    rows      the prompts with their pictures
+    rewards   the reward that is trained; None: none
+    held_out  a reward that is not trained, to notice overoptimization; None: none
+    config    number of seeds, batch size, patience, size of the grid
+    output    the run's directory; grids are written to its folder samples/
+    seed      decides the noise
+    scoring   how rewards are computed and retried; default: `ScoringConfig()`
+    """
 
     def __init__(
         self,
@@ -108,13 +128,16 @@ class Evaluation:
         self.before: torch.Tensor | None = None
 
     def __call__(self, loop: Any, update: int) -> str | None:
-        """Evaluate, log, write the grid; why training should stop, if it should."""
+        """Evaluate after `update` updates of the trainer `loop`, log the values, write the grid.
+
+        Draws with the snapshot "ema" if there is one. Returns the reason to stop the training, or None.
+        """
         accelerator, learner = loop.accelerator, loop.learner
         title = f"evaluation after update {update}" if update else "evaluation before training"
         seeds, size = self.config.seeds, self.config.batch_size
         with learner.using("ema" if "ema" in learner.snapshots else CURRENT):
             images = sample_images(self.policy, self.rows, seeds, self.seed, size, accelerator, title)
-        # By one process, whose judgement all follow: they must stop together.
+        # The first process alone scores, and sends the values to all, so that all stop together.
         judged = self._judge(images, update) if accelerator.is_main_process else {}
         values = gather_objects(judged, accelerator.num_processes)[0]
         loop.log(update, {f"evaluation/{name}": value for name, value in values.items()})

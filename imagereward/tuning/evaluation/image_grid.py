@@ -1,4 +1,4 @@
-"""Lays images out in a grid with labels, as one picture to look at."""
+"""make_grid: joins images with labels and headings into one picture."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,11 @@ from PIL import Image, ImageDraw
 
 from imagereward.images.reading import to_pil
 
+# In pixels.
 LABEL_HEIGHT = 16
 LETTER_WIDTH = 6
-GAP = 4
-LEAST_SIDE = 128  # pixels of width that a heading needs
+GAP = 4  # between cells
+LEAST_SIDE = 128  # width of a cell that has room for a heading
 
 
 def make_grid(
@@ -19,10 +20,14 @@ def make_grid(
     columns: Sequence[str],
     most_side: int = 256,
 ) -> Image.Image:
-    """One picture of images [3, H, W] in [0, 1]: each row under its label, each column under its heading.
+    """One picture of images [3, H, W] in [0, 1]: each row below its label, each column below its heading.
 
-    Every image gets a cell of the size and the proportions of the largest one, whose longer side is at most
-    `most_side` pixels, and which is at least LEAST_SIDE pixels wide, for its heading.
+    rows       the images of each row
+    labels     a label for each row; long labels are cut
+    columns    a heading for each column; long headings are cut
+    most_side  longest side of a cell in pixels
+
+    All cells have the proportions of the widest image, and are at least LEAST_SIDE pixels wide.
     """
     largest = max((image for row in rows for image in row), key=lambda image: image.shape[-1]).shape[-2:]
     scale = max(min(1.0, most_side / max(largest)), LEAST_SIDE / largest[1])

@@ -1,1 +1,1 @@
-"""Training an autoencoder or a text encoder from random weights."""
+"""Training the autoencoder or the text encoder of a small generator from random weights."""

@@ -1,7 +1,7 @@
-"""Autoencoder: squared error and KL of a latent-diffusion autoencoder, trained from random weights.
+"""Autoencoder: the objective of a latent-diffusion autoencoder, squared error and KL.
 
-Rombach et al. 2022 (arXiv:2112.10752), section 3.1, with a small KL penalty; the perceptual and adversarial
-losses, which need networks of their own, are left out.
+Rombach et al. 2022 (arXiv:2112.10752), section 3.1, with the KL penalty, without the perceptual and the
+adversarial loss, which need further networks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,24 +14,31 @@ from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, rows_for_samples
 from imagereward.tuning.objectives.base import Objective
 
-# Updates over which the penalty rises to its weight.
+# Updates over which the weight of the KL rises from 0 to its full value.
 KL_RISE = 500
 
 
 def kl_to_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
-    """KL of N(mean, exp(logvar)) to N(0, 1) [B], averaged over elements."""
+    """KL of N(mean, exp(logvar)) to N(0, 1), [B]; mean and logvar are [B, C, h, w].
+
+    KL = mean over elements of (mean^2 + exp(logvar) - 1 - logvar) / 2
+    """
     return ((mean.square() + logvar.exp() - 1 - logvar) / 2).flatten(1).mean(1)
 
 
 class Autoencoder(Objective):
-    """Mean squared error of the decoded images in [-1, 1], plus weight * KL of the latents to N(0, 1).
+    """L = mean over pixels of (decoded - image)^2 + weight * KL(latents || N(0, 1)), with images in [-1, 1].
 
-    The weight is 0 until update `kl_from`, rises linearly over KL_RISE updates, and is `kl` from then on:
-    with the KL from the start, the encoder learns to ignore its input.
+    pairs         images, with prompts that are not used
+    latent_shape  (C, h, w) of the latents
+    kl            weight of the KL, at least 0
+    seed          decides the order of pairs and the posterior's noise
+    kl_from       the weight is 0 until this update, rises linearly over KL_RISE updates, and is `kl` from
+                  then on. With the KL from the start, the encoder learns to ignore its input
 
-    The error is squared because of the data: most pixels of Shapes are background, and an absolute error
-    barely changes when the shapes are missing. The KL keeps latents near N(0, 1), so that latents with a
-    generator's errors still decode to clean shapes.
+    The error is squared because most pixels of Shapes are background: an absolute error barely changes when
+    the shapes are missing. The KL keeps latents near N(0, 1), so that latents with a generator's errors still
+    decode to clean shapes.
     """
 
     def __init__(
@@ -52,11 +59,11 @@ class Autoencoder(Objective):
         return self.pairs.texts
 
     def minibatches(self, learner, plan: UpdatePlan) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by the chunks that are this process's."""
+        """One step of the optimizer, with this process's chunks as its minibatches."""
         yield plan.mine
 
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The chunk's mean loss, with its two terms."""
+        """The chunk's mean loss; metrics: `error` and the unweighted `kl`."""
         rows = rows_for_samples(chunk.samples, len(self.pairs), self.seed)
         images = (
             torch.stack([self.pairs[row]["pixels"] for row in rows]).to(learner.device).float() / 127.5 - 1

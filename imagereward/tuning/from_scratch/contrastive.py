@@ -13,10 +13,12 @@ from imagereward.tuning.reward_model.image_text import contrastive_loss
 
 
 class ContrastiveObjective(Objective):
-    """The contrastive loss within a chunk.
+    """The contrastive loss between the images and the prompts of a chunk; see `contrastive_loss`.
 
-    Every image is compared with all prompts of the chunk, among them the `wrong` prompts of each pair:
-    prompts with a mistake, which belong to no image.
+    pairs      (prompt, image) pairs; their `wrong` prompts, which have a mistake and belong to no image, are
+               compared with all images of the chunk as well
+    tokenizer  a CLIPTokenizer
+    seed       decides the order of pairs
     """
 
     def __init__(self, pairs: Pairs, tokenizer, *, seed: int):
@@ -28,11 +30,11 @@ class ContrastiveObjective(Objective):
         return self.pairs.texts
 
     def minibatches(self, learner, plan: UpdatePlan) -> Iterator[list[Chunk]]:
-        """One step of the optimizer by one chunk a process: every pair is compared with all others in it."""
+        """One step of the optimizer, with all of this process's samples in one chunk, over micro_batch."""
         yield plan.resized(plan.batch_size, -(-plan.batch_size // plan.ranks)).mine
 
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The chunk's loss, and the share of images for which their own prompt has the highest similarity."""
+        """The chunk's loss; metric: `accuracy`, the share of images most similar to their own prompt."""
         items = [self.pairs[row] for row in rows_for_samples(chunk.samples, len(self.pairs), self.seed)]
         texts = [item["prompt"] for item in items] + [text for item in items for text in item["wrong"]]
         images = torch.stack([item["pixels"] for item in items]).to(learner.device).float() / 127.5 - 1

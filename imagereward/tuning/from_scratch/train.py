@@ -1,6 +1,7 @@
-"""Training the parts of a small latent-diffusion pipeline from nothing: its autoencoder and its text encoder.
+"""tune_autoencoder and tune_clip: train the autoencoder and the text encoder of a small generator.
 
-Both ride on the same loop as everything else; the network between them is trained by the objective `sft`.
+Both start from random weights and use the trainer of all objectives. The objective `sft` trains the network
+between them.
 """
 
 from typing import Any, Literal
@@ -31,17 +32,17 @@ from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
 from imagereward.tuning.trainer.trainer import Trainer
 
-# Images by which the latents' scale is measured.
+# Images on which the scale of the latents is measured.
 MEASURED = 256
-# Where the logarithm of posteriors' variance starts: at a variance of 1 noise drowns what the latents say,
-# and colours are learned late or never.
+# Initial log-variance of the posteriors. At a variance of 1 the noise hides the latents' content, and the
+# autoencoder learns colours late or never.
 FIRST_LOGVAR = -6.0
-# How often a text encoder's partner looks at an image, each time for something else.
+# Learned queries with which attention pools an image's tokens, beside the text encoder that is trained.
 QUERIES = 4
 
 
 class FromScratchConfig(TrainerConfig):
-    """What every part needs. `data` is a table of {text, image}, or "shapes"."""
+    """The config keys that the training of an autoencoder and of a text encoder share."""
 
     output: str = Field(description="a new or empty directory for the result")
     data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
@@ -60,7 +61,7 @@ class FromScratchConfig(TrainerConfig):
 
 
 class AutoencoderConfig(FromScratchConfig):
-    """An AutoencoderKL."""
+    """The config of training an AutoencoderKL."""
 
     objective: Literal["autoencoder"] = Field("autoencoder", description="images to latents and back")
     kl: float = Field(1e-6, ge=0, description="weight of the KL of the latents to normal(0, 1)")
@@ -68,7 +69,7 @@ class AutoencoderConfig(FromScratchConfig):
 
 
 class CLIPTextConfig(FromScratchConfig):
-    """A CLIP's text half, against a scorer's image tower. `tokenizer` is a directory of a CLIPTokenizer."""
+    """The config of training a CLIP's text encoder against a scorer's frozen image encoder."""
 
     objective: Literal["clip"] = Field("clip", description="a text encoder, against an image encoder")
     tokenizer: str = Field(description="directory of a CLIPTokenizer")
@@ -76,7 +77,10 @@ class CLIPTextConfig(FromScratchConfig):
 
 
 class CodingModule(nn.Module):
-    """An autoencoder from images and noise to images again, as one call, which data parallelism can wrap."""
+    """An autoencoder's encoding and decoding as one forward pass, which data parallelism can wrap.
+
+    Images [B, 3, H, W] in [-1, 1] and standard normal noise [B, C, h, w] give (decoded images, posterior).
+    """
 
     def __init__(self, vae: Any):
         super().__init__()
@@ -88,16 +92,20 @@ class CodingModule(nn.Module):
 
 
 class TowersModule(nn.Module):
-    """A text encoder beside a scorer's image tower: from images and tokens to features and their scale.
+    """A text encoder to train, and a scorer's frozen image tower with a trainable pooling.
 
-    The tower is not trained, what reads it is: Zhai et al. 2022 (arXiv:2111.07991). Words that learn beside a
-    tower know what it knows, and one from nothing knows colours long before shapes. `text` is a transformers
-    CLIPTextConfig.
+    Images [B, 3, H, W] in [-1, 1] and tokens of T prompts give (unit image features [B, D], unit text
+    features [T, D], log of the scale of similarities).
+
+    scorer  its image tower stays frozen, as in Zhai et al. 2022 (arXiv:2111.07991). A text encoder learns
+            only what the tower can tell apart, and a tower from random weights learns colours long before
+            shapes
+    text    a transformers CLIPTextConfig
     """
 
     def __init__(self, scorer: Scorer, text: Any):
         super().__init__()
-        self._scorer = (scorer,)  # no submodule: it learns nothing, and checkpoints need not hold it
+        self._scorer = (scorer,)  # in a tuple, so no submodule: it is frozen, and checkpoints leave it out
         size = scorer.preprocess.size
         width = self._seen(torch.zeros(1, 3, size, size)).shape[-1]
         self.queries = nn.Parameter(torch.randn(QUERIES, width) / width**0.5)
@@ -116,7 +124,7 @@ class TowersModule(nn.Module):
         return F.normalize(images, dim=-1), F.normalize(texts, dim=-1), self.log_scale
 
     def _seen(self, images_B_3_H_W) -> torch.Tensor:
-        """What the tower makes of images in [-1, 1], [B, N, W]; of one that makes vectors, N is 1."""
+        """The tower's tokens [B, N, W] of images in [-1, 1]; N = 1 if it gives one vector for an image."""
         (scorer,) = self._scorer
         pixels = ((images_B_3_H_W + 1) / 2).to(scorer.device)
         with torch.no_grad(), scorer.evaluating():
@@ -125,7 +133,7 @@ class TowersModule(nn.Module):
 
 
 class Training:
-    """A module on its device, as the trainer takes it."""
+    """A module on its device, with the attributes that the trainer needs (see `Learner`)."""
 
     def __init__(self, module: nn.Module, device: torch.device):
         self.module, self.device = module.to(device), device
@@ -133,7 +141,11 @@ class Training:
 
 
 def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
-    """Train an autoencoder as a recipe says; saved in `output` with its latents' scale, and returned."""
+    """Train an AutoencoderKL with a recipe's values; saved in `output`, and returned.
+
+    Its scaling_factor is 1 / (standard deviation of the latents of MEASURED images). `source` names the
+    recipe in error messages.
+    """
     config = build(AutoencoderConfig, values, source)
     torch.manual_seed(config.seed)
     vae: Any = diffusers.AutoencoderKL(**config.architecture)
@@ -162,7 +174,10 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
 
 
 def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
-    """Train a CLIP's text half as a recipe's values say; saved in `output`, and returned."""
+    """Train a CLIP's text encoder with a recipe's values; saved in `output`, and returned.
+
+    `source` names the recipe in error messages.
+    """
     config = build(CLIPTextConfig, values, source)
     tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
     torch.manual_seed(config.seed)

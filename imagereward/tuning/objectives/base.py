@@ -1,4 +1,4 @@
-"""Objective: the base class of what a training minimises, with all that the trainer asks of it."""
+"""Objective: the base class of every training loss, with the methods that the trainer calls."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,26 +22,27 @@ class Minibatch(Protocol):
 
 
 class Objective(ABC):
-    """A loss, and the minibatches that it is computed on.
+    """A loss, and the minibatches on which it is computed.
 
-    In every update the trainer calls, in every process: `minibatches`, `loss` of each minibatch with its
-    backward pass, a step of the optimizer after each list of minibatches, and `end_update` last.
+    In every update the trainer does the following, in every process: it calls `minibatches`; for each
+    minibatch of a list it calls `loss` and runs the backward pass; after each list the optimizer takes a
+    step; at the end it calls `end_update`.
 
-    `policy` is what is trained: a `Policy` for image generators. Whatever is random is drawn by sample number
-    (`tuning/data/seeding.py`), so that a resumed run and one in more processes have the same numbers.
+    `policy` is the object that is trained: for image generators, a `Policy`. Draw random numbers by sample
+    number (`tuning/data/seeding.py`); then a resumed run, and a run in more processes, draw the same numbers.
     """
 
     @property
     @abstractmethod
     def prompts(self) -> Sequence[str]:
-        """All prompts of the training data: text caches encode them in advance, evaluation draws some."""
+        """All prompts of the training data. A text cache encodes all of them; evaluation draws the first."""
 
     @property
     def snapshots(self) -> Sequence[str]:
-        """Names of snapshots that the trainer takes of the weights before the first update.
+        """Names of the snapshots that the trainer takes of the weights before the first update.
 
-        They are then in `policy.snapshots`; checkpoints keep them. "reference" is never moved; the objective
-        may move others in `end_update`. Default: none.
+        `policy.snapshots` holds them by name, and checkpoints save them. "reference" stays as it is; the
+        objective may move other snapshots in `end_update`. Default: none.
         """
         return ()
 
@@ -49,42 +50,48 @@ class Objective(ABC):
     def minibatches(self, policy: Any, plan: UpdatePlan) -> Iterator[Sequence[Any]]:
         """This process's minibatches of one update: a list for every step of the optimizer, in order.
 
-        A minibatch is any object with a `share` (see `Minibatch`). Every process yields equally many lists.
-        No list at all means that there is nothing to learn in this update; an empty one, that this process
-        has nothing to do in that step, which the trainer refuses with InputError.
+        plan  the samples of the update, and this process's chunks of them
 
-        The generator is advanced between steps of the optimizer: what it computes after a `yield` sees the
+        A minibatch is any object with a `share` (see `Minibatch`). Every process must yield the same number
+        of lists. No list means that there is nothing to learn in this update. An empty list means that this
+        process has nothing to do in that step; the trainer then raises InputError.
+
+        The trainer advances the iterator between steps of the optimizer, so code after a `yield` sees the
         weights after that step.
         """
 
     @abstractmethod
     def loss(self, policy: Any, minibatch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(loss, metrics) of a minibatch: its mean loss, a scalar with gradient, and scalars to log by name.
+        """(loss, metrics) of a minibatch.
 
-        Metrics are averaged over the update's minibatches, weighted by their shares. Raises
-        NonFiniteScoreError for an image that is not finite.
+        loss     scalar with gradient: the mean over the minibatch's samples. The trainer minimises
+                 sum over minibatches of share * loss
+        metrics  {name: scalar without gradient}, logged as averages over the update's minibatches, weighted
+                 by their shares
+
+        Raises NonFiniteScoreError for an image or a score that is not finite.
         """
 
     @abstractmethod
     def prompts_in(self, minibatch: Any) -> Sequence[str]:
-        """The minibatch's prompts, which errors name."""
+        """The minibatch's prompts, for error messages."""
 
     def end_update(self, policy: Any, update: int) -> dict[str, float]:
-        """Called after the last optimizer step of an update, in every process; returns metrics to log.
+        """Called in every process after the last optimizer step of an update; returns {name: metric} to log.
 
         update  index of the update, from 0
 
-        Called also when nothing was learned. The metrics must be the same in every process. The place to move
-        snapshots of the policy, such as `policy.snapshots["old"]`. Default: no metrics.
+        It is called after updates without minibatches too. Metrics must be equal in all processes. Move
+        snapshots of the policy here, such as `policy.snapshots["old"]`. Default: no metrics.
         """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What checkpoints keep of the objective: tensors, numbers, strings, and lists and dicts of them.
+        """The objective's state for checkpoints: tensors, numbers, strings, and lists and dicts of them.
 
-        Must be the same in every process; the first one's is written. Default: nothing.
+        It must be equal in all processes; the first process writes it. Default: empty.
         """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # optional
-        """Take back a `state_dict` when a run is resumed. Default: there is nothing to take back."""
+        """Restore the state that `state_dict` returned, when a run is resumed. Default: does nothing."""

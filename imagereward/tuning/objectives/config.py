@@ -1,4 +1,4 @@
-"""What every training of a generator is asked for, and what its objective is built from."""
+"""GeneratorConfig: the config keys of every training of a generator; ObjectiveContext for its objective."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,7 +19,13 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class ObjectiveContext(NamedTuple):
-    """What a config names, opened."""
+    """The objects that a config names, loaded, from which `GeneratorConfig.make` builds the objective.
+
+    denoiser  the generator, on its device
+    rewards   the rewards; None for a config without a reward
+    rows      the training prompts with their pictures; empty for a config without prompts
+    output    the run's directory
+    """
 
     denoiser: Denoiser
     rewards: Rewards | None
@@ -27,14 +33,17 @@ class ObjectiveContext(NamedTuple):
     output: Path
 
     def rewards_for(self, objective: str) -> Rewards:
-        """The rewards, for an objective that cannot do without; InputError if there are none."""
+        """The rewards; InputError, naming the objective, if the config has no reward."""
         if self.rewards is None:
             raise InputError(f'reward="": {objective} needs one, such as reward="ImageReward-v1.0"')
         return self.rewards
 
 
 class GeneratorConfig(TrainerConfig):
-    """What every objective needs. `model` is a diffusers pipeline: a directory or a hub id."""
+    """The config of a generator's training, with the keys that all objectives share.
+
+    The config of an objective inherits it, adds its own keys, and defines `make`.
+    """
 
     objective: str = Field(description='"refl", "grpo", "sft", or "module:Config" for one of your own')
     model: str = Field(
@@ -92,9 +101,9 @@ class GeneratorConfig(TrainerConfig):
         return self
 
     def dynamics(self, denoiser: Denoiser) -> Dynamics:
-        """The noise and the sampling grid of training, deterministic."""
+        """The sampling grid of training, with `steps` steps, deterministic."""
         return denoiser.dynamics(self.steps)
 
     def make(self, job: ObjectiveContext) -> Any:
-        """The objective. Raises InputError for what only shows with the model at hand."""
+        """The objective. Raises InputError for settings that do not fit the loaded model."""
         raise NotImplementedError

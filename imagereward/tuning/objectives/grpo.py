@@ -1,8 +1,9 @@
-"""Policy gradient within groups: any reward, with gradient or without.
+"""GRPO: policy gradient with advantages within groups of images; any reward, differentiable or not.
 
-GRPO: Shao et al. 2024, arXiv:2402.03300; on flow models: Liu et al. 2025, arXiv:2505.05470 (Flow-GRPO) and
-Xue et al. 2025, arXiv:2505.07818 (DanceGRPO); with DDIM, as DDPO: Black et al. 2023, arXiv:2305.13301. A
-window of one step is S1, one of a few Flow-GRPO-Fast and MixGRPO (Li et al. 2025, arXiv:2507.21802).
+Shao et al. 2024, arXiv:2402.03300; on flow models: Liu et al. 2025, arXiv:2505.05470 (Flow-GRPO) and
+Xue et al. 2025, arXiv:2505.07818 (DanceGRPO); on DDIM, as in DDPO: Black et al. 2023, arXiv:2305.13301. A
+window of one step is S1; a window of a few steps is Flow-GRPO-Fast and MixGRPO (Li et al. 2025,
+arXiv:2507.21802).
 """
 
 import logging
@@ -38,10 +39,11 @@ log = logging.getLogger(__name__)
 
 
 class KL(Config):
-    """A penalty for moving away from the base model, step by step; a beta belongs to its form.
+    """A penalty beta * KL for the distance of each sampling step from the reference's step.
 
-    true       KL of the step to the base's, |mean - base mean|^2 / (2 std^2)
-    published  Flow-GRPO's, whose deviation leaves out the length of the step: at ten steps about a tenth
+    true       KL = mean over elements of (mean - reference mean)^2 / (2 std^2)
+    published  Flow-GRPO's, dt * the true KL: its std leaves out the step's length dt. With ten steps it is
+               about a tenth of the true KL, so a published beta belongs to this form
     """
 
     form: Literal["true", "published"] = Field(
@@ -105,7 +107,7 @@ class GRPOConfig(GeneratorConfig):
 
     @property
     def deviation(self) -> AdvantageStd:
-        """How the standard deviation is measured by which advantages are divided."""
+        """The measure of the standard deviation that divides advantages."""
         return AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
 
     def dynamics(self, denoiser: Denoiser) -> Dynamics:
@@ -126,10 +128,12 @@ class GRPOConfig(GeneratorConfig):
 
 
 class GRPO(Objective):
-    """Draw groups of images of one prompt, and make the steps that led to the better ones more probable.
+    """Draws groups of images of one prompt, and makes the steps of images with higher rewards more probable.
 
-    Per sample and step, with the ratio r = p(step) / p(step when drawn) and the advantage A of the image,
-    -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) + beta * KL(step || reference's step).
+    The loss of a sample at a step is
+        L = -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) + beta * KL(step || reference's step)
+    with the probability ratio r = p_new(step) / p_old(step), where p_old is from when the step was drawn and
+    both are geometric means over elements, and the image's advantage A (see `group_advantages`).
     """
 
     def __init__(self, config: GRPOConfig, rows: Sequence[Row], rewards: Rewards):
@@ -143,17 +147,17 @@ class GRPO(Objective):
 
     @property
     def snapshots(self) -> tuple[str, ...]:
-        """The reference, for the KL."""
+        """("reference",) if the config has a KL penalty, else none."""
         return ("reference",) if self.config.kl is not None else ()
 
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
-        """Draw and score the update's images; a minibatch is a step of a chunk. All processes call this.
+        """Draw and score the update's images; a minibatch is one step of one chunk's samples.
 
-        Raises RewardError if a reward failed for every image.
+        All processes must call this. Raises RewardError if a reward failed for every image.
         """
         plan = plan.in_groups(self.config.group)
         if len(plan.chunks) < plan.ranks:
-            yield []  # the trainer refuses it, in every process
+            yield []  # the trainer raises InputError for it, in every process
             return
         rollout = collect(
             policy,
@@ -183,11 +187,11 @@ class GRPO(Objective):
         )
 
     def noisy(self, policy: Policy) -> Dynamics:
-        """The policy's dynamics with the noise of the steps in the window."""
+        """The policy's sampling grid with the noise that steps in the window have."""
         return policy.dynamics.with_noise(self.config.noise, self.config.storage_dtype)
 
     def loss(self, policy: Policy, batch: StepMinibatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The clipped loss and beta * KL, averaged over the samples that have an advantage."""
+        """The loss of the class, averaged over the samples with an advantage; metrics: ratio, clipped, kl."""
         config = self.config
         noisy, at, kept = self.noisy(policy), batch.step_index, batch.trajectories
         x = batch.before
@@ -214,7 +218,11 @@ class GRPO(Objective):
         return mean(each), {name: mean(values.detach()) for name, values in seen.items()}
 
     def end_update(self, policy: Policy, update: int) -> dict[str, float]:
-        """Mean rewards of the update, how many images have none, and the share that has an advantage."""
+        """Metrics of the update.
+
+        `reward` is the mean weighted sum, `reward/NAME` each reward's mean, `failed` the number of images
+        without a reward, and `counted` the share of images with an advantage, 0..1.
+        """
         return self._update_metrics
 
     def prompts_in(self, batch: StepMinibatch) -> list[str]:
@@ -223,7 +231,7 @@ class GRPO(Objective):
         return list(dict.fromkeys(prompts_of([self.rows[place] for place in places])))
 
     def _places(self, samples: Sequence[int]) -> list[int]:
-        """Which row each sample is drawn for."""
+        """The index of each sample's row."""
         return rows_for_groups(
             samples, self.config.group, self.config.batch_size, len(self.rows), self.config.seed
         )

@@ -1,4 +1,4 @@
-"""(prompt, image) pairs as latents, encoded when asked for or once and kept in a file."""
+"""LatentImages: (prompt, image) pairs as latents, encoded at each access, or once and kept in a file."""
 
 import hashlib
 import os
@@ -12,16 +12,16 @@ from tqdm import tqdm
 from imagereward.tuning.data.image_pairs import Pairs
 from imagereward.tuning.families.autoencoder import Autoencoder, digest_of_autoencoder
 
-ENCODED_AT_ONCE = 32
+ENCODED_AT_ONCE = 32  # images in a batch of the autoencoder, to fill the file
 
 
 class LatentImages:
-    """Pairs as prompts (`texts`) and latents (`latents(rows)`).
+    """(prompt, image) pairs as prompts (`texts`) and latents (`latents(rows)`).
 
-    pairs        (prompt, image) pairs of the autoencoder's image size
-    autoencoder  encodes their images, by the posterior's mean
-    cache        directory of a file with all latents, encoded when the first are asked for, whose name is
-                 a digest of the pairs and the autoencoder; None: encoded each time
+    pairs        (prompt, image) pairs with images of the autoencoder's size
+    autoencoder  encodes an image to the mean of its posterior
+    cache        directory for a file with all latents, whose name has a digest of the pairs and the
+                 autoencoder; the file is written at the first access. None: each access encodes anew
     """
 
     def __init__(self, pairs: Pairs, autoencoder: Autoencoder, cache: Path | None = None):
@@ -34,7 +34,7 @@ class LatentImages:
         return len(self.pairs)
 
     def latents(self, rows: Sequence[int]) -> torch.Tensor:
-        """The latents of pairs by index, float32 [B, C, h, w]."""
+        """The latents [B, C, h, w] float32 of the pairs with these indices."""
         if self._cache is None:
             return self._encoded(rows)
         if self._cached is None:

@@ -1,4 +1,4 @@
-"""An objective's name in recipes -> its config class."""
+"""config_class: finds the config class of an objective by its name in recipes."""
 
 from importlib import import_module
 from typing import Any
@@ -7,7 +7,8 @@ from imagereward.errors import InputError
 from imagereward.lookup import find
 from imagereward.tuning.config import Config
 
-# A recipe's objective -> its config, whose `make` builds it. A recipe may also name "module:Config" itself.
+# An objective's name in recipes -> "module:class" of its config, whose `make` builds the objective. A recipe
+# may also give "module:Config" as the objective.
 OBJECTIVES = {
     "refl": "imagereward.tuning.objectives.refl:ReFLConfig",
     "grpo": "imagereward.tuning.objectives.grpo:GRPOConfig",
@@ -16,7 +17,10 @@ OBJECTIVES = {
 
 
 def config_class(objective: str) -> Any:
-    """The config of a recipe's objective. Raises InputError for one that is not there."""
+    """The config class of an objective: "refl", "grpo", "sft", or "module:Config".
+
+    Raises InputError for an unknown name, and for a class that is no Config.
+    """
     known = f"known: {', '.join(OBJECTIVES)}"
     if objective not in OBJECTIVES and ":" not in objective:
         raise InputError(f"objective={objective!r}: expected a known one or module:name; {known}")

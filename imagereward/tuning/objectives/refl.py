@@ -1,4 +1,4 @@
-"""Fine-tuning by the gradient of a reward: ReFL, DRaFT and AlignProp are three settings of one objective.
+"""ReFL: fine-tuning by the gradient of a reward; DRaFT and AlignProp are settings of the same objective.
 
 ReFL: Xu et al. 2023, arXiv:2304.05977, algorithm 1. DRaFT-K: Clark et al. 2023, arXiv:2309.17400. AlignProp:
 Prabhudesai et al. 2023, arXiv:2310.03739.
@@ -29,13 +29,13 @@ from imagereward.tuning.sampling.diffusion import Diffusion
 
 
 class Gradient(Config):
-    """Which steps of a trajectory carry gradient, and what is scored after them.
+    """The sampling steps that carry gradient, and the image that is scored after them; N steps in all.
 
-    one     one step m, drawn from first..last; scored is the clean image that it predicts (ReFL)
-    last    the last `count` steps; scored is the final sample (DRaFT-K)
-    suffix  the last K steps; scored is the final sample (AlignProp). K is drawn from 1..all; with
-            `draw` = "normal" the first of them is drawn instead: its index is normal(mean, std), cut to a
-            whole number, drawn again until it is in 1..all - 1. As published: 42 and 5, of 50 steps
+    one     one step, drawn uniformly from first..last. The clean image that it predicts is scored (ReFL)
+    last    the last `count` steps. The final sample is scored (DRaFT-K)
+    suffix  the last K steps. The final sample is scored (AlignProp). With draw="uniform", K is drawn from
+            1..N. With draw="normal", the index of the first of the K steps is drawn from normal(mean, std^2),
+            truncated to a whole number, until it is in 1..N - 1; published: mean 42, std 5, N = 50
     """
 
     steps: Literal["one", "last", "suffix"] = Field(
@@ -63,7 +63,7 @@ class Gradient(Config):
         return self
 
     def check(self, steps: int) -> None:
-        """Raises InputError if a grid of so many steps does not have these."""
+        """Raises InputError if a grid of `steps` sampling steps lacks the steps of these settings."""
         if self.steps == "one" and self.last >= steps:
             raise InputError(f"gradient.last={self.last}: the last of {steps} sampling steps is {steps - 1}")
         if self.steps == "last" and self.count > steps:
@@ -80,14 +80,14 @@ class Gradient(Config):
 
 
 class Pretraining(PairsConfig):
-    """The pretraining loss beside the reward."""
+    """The noise-prediction loss on (prompt, image) pairs that is added to the reward's loss."""
 
     weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
     batch_size: int = Field(8, ge=1, description="samples in an update, over all processes")
 
 
 class ReFLConfig(GeneratorConfig):
-    """Fine-tuning by the gradient of a reward."""
+    """The config of ReFL, DRaFT and AlignProp: fine-tuning by the gradient of a reward."""
 
     objective: Literal["refl"] = Field("refl", description="the gradient of a differentiable reward")
     prompts: str = Field(description="file of prompts: .json, .jsonl, or text with one a line")
@@ -123,7 +123,7 @@ class ReFLConfig(GeneratorConfig):
         self.gradient.check(self.steps)
         if self.eta and not isinstance(job.denoiser.dynamics(self.steps), Diffusion):
             raise InputError(
-                f"eta={self.eta}: this is a flow model, whose steps have no such noise; expected eta=0, or a "
+                f"eta={self.eta}: this is a flow model, which takes no eta; expected eta=0, or a "
                 "recipe of its own family, such as sd3/refl"
             )
         rewards.check_differentiable(job.denoiser.resolution, job.rows[0])
@@ -136,7 +136,10 @@ class ReFLConfig(GeneratorConfig):
 
 
 class Span(NamedTuple):
-    """Steps begin..end-1 carry gradient; `predicted`: scored is the clean image the last of them predicts."""
+    """The steps begin..end - 1 carry gradient.
+
+    predicted  True: the clean image that the last of them predicts is scored; False: the latents after it
+    """
 
     begin: int
     end: int
@@ -144,7 +147,7 @@ class Span(NamedTuple):
 
 
 def draw_span(gradient: Gradient, steps: int, source: torch.Generator) -> Span:
-    """One trajectory's span, on a grid of so many steps."""
+    """The steps with gradient of one trajectory, on a grid of `steps`; `source` draws random numbers."""
 
     def between(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=source))
@@ -159,7 +162,7 @@ def draw_span(gradient: Gradient, steps: int, source: torch.Generator) -> Span:
 
 
 def _drawn_begin(gradient: Gradient, steps: int, source: torch.Generator) -> int:
-    """The first step of a suffix: 1..steps - 1, from a normal distribution cut to whole numbers."""
+    """The index 1..steps - 1 of the first step of a suffix, from a truncated normal(mean, std^2)."""
     while True:
         begin = int(gradient.mean + gradient.std * float(torch.randn((), generator=source)))
         if 1 <= begin < steps:
@@ -167,7 +170,7 @@ def _drawn_begin(gradient: Gradient, steps: int, source: torch.Generator) -> int
 
 
 def hinge(rewards_B: torch.Tensor, target: float | None) -> torch.Tensor:
-    """relu(target - reward) [B], whose gradient above the target is 0; -reward without a target."""
+    """relu(target - reward), [B], which has no gradient above the target; without a target, -reward."""
     return -rewards_B if target is None else torch.relu(target - rewards_B)
 
 
@@ -180,13 +183,16 @@ def denoise(
     eta: float = 0.0,
     fresh: Callable[[int], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(latents to be scored, distance to the base [B]); gradient flows through the span's steps alone.
+    """(latents to score [B, C, h, w], distance to the reference [B]), with gradient through the span only.
 
-    eta    noise of the steps, of diffusion models; 0 is deterministic
-    fresh  standard normal noise of a step by its index [B, C, h, w], where eta is above 0
+    noise  the latents [B, C, h, w] at the start of sampling, standard normal
+    span   the steps that carry gradient
+    eta    noise of the steps, diffusion models only; 0 is deterministic
+    fresh  gives a step's standard normal noise [B, C, h, w] by the step's index; needed where eta > 0
 
-    The distance is the squared difference of the learner's and the base's predictions, averaged over elements
-    and the span's steps: of the KL between their steps, the part that learns. 0 for a policy without a base.
+    distance = mean over elements and the span's steps of (prediction - reference's prediction)^2. It is the
+    KL between their steps without the factors that do not depend on the weights. 0 for a policy without the
+    snapshot "reference".
     """
     dynamics, x = policy.dynamics, noise
     if eta:
@@ -212,7 +218,7 @@ def denoise(
 
     count, away = span.end - span.begin, x.new_zeros(len(x))
     for i in range(span.begin, span.end):
-        # Of many steps, one at a time is kept and the others recomputed: memory does not grow with them.
+        # The backward pass recomputes each step's activations, so memory does not grow with the steps.
         once = one_step if count == 1 else partial(checkpoint, one_step, use_reentrant=False)
         x, more = once(x, i, noise_at(i))
         away = away + more / count
@@ -220,10 +226,11 @@ def denoise(
 
 
 class ReFL(Objective):
-    """Denoise, decode and score images with gradient: the loss falls as their rewards rise.
+    """Denoises, decodes and scores images with gradient, and makes their rewards higher.
 
-    Per sample, reward_loss_weight * hinge(reward) + reference_weight * distance to the reference, where
-    hinge(r) = relu(target - r), and -r without a target.
+    The loss of a sample is
+        L = reward_loss_weight * hinge(reward) + reference_weight * distance to the reference
+    with hinge(r) = relu(target - r), or -r without a target; for the distance see `denoise`.
     """
 
     def __init__(self, config: ReFLConfig, rows: Sequence[Row], rewards: Rewards):
@@ -236,15 +243,15 @@ class ReFL(Objective):
 
     @property
     def snapshots(self) -> tuple[str, ...]:
-        """The reference, for the distance to it."""
+        """("reference",) if the config weighs the distance to it, else none."""
         return ("reference",) if self.config.reference_weight > 0 else ()
 
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by the chunks that are this process's."""
+        """One step of the optimizer, with this process's chunks as its minibatches."""
         yield plan.mine
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The chunk's mean loss; metrics: rewards, and the distance where the policy has a reference."""
+        """The chunk's mean loss; metrics: `reward`, `reward/NAME`, and `distance` with a reference."""
         config, denoiser, rows = self.config, policy.denoiser, self._rows(chunk)
         gradient, shape, device = config.gradient, denoiser.autoencoder.shape, policy.device
         shared = random_generator(config.seed, "span", chunk.update, chunk.index // gradient.shared_by)

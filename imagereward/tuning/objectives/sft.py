@@ -1,4 +1,4 @@
-"""Learning to predict noise on (prompt, image) pairs: supervised fine-tuning, and ReFL's pretraining loss.
+"""SFT: noise or velocity prediction on (prompt, image) pairs, alone or as ReFL's pretraining loss.
 
 Ho et al. 2020 (arXiv:2006.11239), equation 14; min-SNR weights: Hang et al. 2023 (arXiv:2303.09556).
 """
@@ -22,7 +22,7 @@ from imagereward.tuning.policy.policy import Policy
 
 
 class PairsConfig(Config):
-    """(prompt, image) pairs to predict noise on. `data` is a table of {text, image}, or "shapes"."""
+    """The (prompt, image) pairs of the noise-prediction loss, and the settings of the loss."""
 
     data: str = Field(description='JSON list of {text, image}, or "shapes" for drawn ones')
     pairs: int = Field(10_000, ge=1, description='how many, for data="shapes"')
@@ -40,7 +40,7 @@ class PairsConfig(Config):
 
 
 class SFTConfig(GeneratorConfig):
-    """Learning to predict noise on (prompt, image) pairs."""
+    """The config of supervised fine-tuning on (prompt, image) pairs."""
 
     objective: Literal["sft"] = Field("sft", description="noise or velocity prediction on pairs")
     pairs: PairsConfig = Field(description="the (prompt, image) pairs")
@@ -52,9 +52,15 @@ class SFTConfig(GeneratorConfig):
 def sft_on(
     part: PairsConfig, config: GeneratorConfig, job: ObjectiveContext, batch_size: int | None = None
 ) -> "SFT":
-    """SFT on the pairs of `part`: alone, or beside another objective with a `batch_size` of its own.
+    """The objective SFT on the pairs that `part` names.
 
-    Raises InputError for a model with inputs beside the prompt, and for min-SNR weights of a flow model.
+    config      the training's config: its seed, steps and encoding
+    job         the loaded generator and the run's directory
+    batch_size  samples in an update, over all processes; default: the config's. For SFT beside another
+                objective
+
+    Raises InputError for a model with inputs beside the prompt, for min-SNR weights with a flow model, and
+    for data that `open_pairs` refuses.
     """
     denoiser = job.denoiser
     if denoiser.inputs:
@@ -79,9 +85,12 @@ def sft_on(
 class SFT(Objective):
     """The squared error of the network's prediction, at one random time for every sample.
 
-    L = mean_b w(t_b) * |predict(x_t, t_b, prompt_b) - target|^2, with t_b drawn as the family draws training
-    times, x_t the image's latents with noise, and w = 1 or the min-SNR weight. The share
-    `config.prompt_dropout` of samples has an empty prompt, so that guidance has a prediction without one.
+        L = mean over samples b of w(t_b) * mean over elements of (predict(x_t, t_b, prompt_b) - target)^2
+
+    t_b is drawn as the family draws training times, x_t is the image's latents with noise of that time, and
+    target is the noise or the velocity. w(t) = 1, or the min-SNR weight min(SNR(t), gamma) / SNR(t) for a
+    network that predicts noise, / (SNR(t) + 1) for v-prediction. A share `config.prompt_dropout` of the
+    samples gets the empty prompt, whose prediction classifier-free guidance needs.
 
     batch_size  samples in an update, over all processes; default: the plan's
     """
@@ -95,11 +104,11 @@ class SFT(Objective):
         return self.data.texts
 
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, by the chunks that are this process's."""
+        """One step of the optimizer, with this process's chunks as its minibatches."""
         yield plan.resized(self.batch_size or plan.batch_size).mine
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Mean over the chunk's samples of the (weighted) squared error of the prediction."""
+        """The chunk's mean loss; metric: `error`, the squared error without weights."""
         denoiser, dynamics = policy.denoiser, policy.dynamics
         sources = [random_generator(self.seed, "time", sample) for sample in chunk.samples]
         time = torch.cat([dynamics.draw_times(1, source) for source in sources]).to(policy.device)

@@ -1,4 +1,4 @@
-"""Weighted: the weighted sum of several objectives, each with data of its own."""
+"""Weighted: the weighted sum of several objectives, each with its own data."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -13,9 +13,9 @@ from imagereward.tuning.objectives.base import Objective
 class WeightedMinibatch(NamedTuple):
     """A minibatch of one of the objectives.
 
-    child      index of the objective
+    child      index of the objective, from 0
     minibatch  the objective's own minibatch
-    share      the minibatch's share
+    share      the share of that minibatch, 0..1
     """
 
     child: int
@@ -24,10 +24,12 @@ class WeightedMinibatch(NamedTuple):
 
 
 class Weighted(Objective):
-    """sum_i weight_i * loss_i over objectives, given as {name: (weight, objective)}.
+    """The loss sum_i weight_i * loss_i over objectives.
 
-    Metrics of the first objective keep their names; those of the others get the objective's name before
-    them, as in "pretraining/error".
+    children  {name: (weight, objective)}
+
+    The first objective's metrics keep their names. Metrics of the others are prefixed with the objective's
+    name, as in "pretraining/error".
     """
 
     def __init__(self, children: dict[str, tuple[float, Objective]]):
@@ -41,13 +43,13 @@ class Weighted(Objective):
 
     @property
     def snapshots(self) -> list[str]:
-        """The names that any of the objectives asks for."""
+        """The names of the snapshots of all objectives, without repeats."""
         return list(dict.fromkeys(name for _, child in self.children for name in child.snapshots))
 
     def minibatches(self, policy: Any, plan: UpdatePlan) -> Iterator[list[WeightedMinibatch]]:
-        """In the k-th step of the optimizer, the minibatches of the k-th step of every objective.
+        """The k-th list holds the minibatches of every objective's k-th list.
 
-        Objectives with fewer steps than others take part in the first steps.
+        An objective with fewer steps of the optimizer than others takes part in the first steps.
         """
         streams = [child.minibatches(policy, plan) for _, child in self.children]
         for step in zip_longest(*streams, fillvalue=()):
@@ -68,19 +70,19 @@ class Weighted(Objective):
         return self.children[minibatch.child][1].prompts_in(minibatch.minibatch)
 
     def end_update(self, policy: Any, update: int) -> dict[str, float]:
-        """Calls all objectives' `end_update`; their metrics together."""
+        """Calls `end_update` of all objectives; returns their metrics in one dict."""
         metrics: dict[str, float] = {}
         for index, (_, child) in enumerate(self.children):
             metrics |= self._renamed(index, child.end_update(policy, update))
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The objectives' states by name, of those that have any."""
+        """{name: state} of the objectives whose state is not empty."""
         states = {name: child.state_dict() for name, (_, child) in self._named()}
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give every objective its own state back."""
+        """Restore the state of every objective that has one in `state`."""
         for name, (_, child) in self._named():
             if name in state:
                 child.load_state_dict(state[name])

@@ -1,4 +1,4 @@
-"""Policy: an image generator as objectives use it, with snapshots of its weights."""
+"""Policy: the image generator that an objective trains, with snapshots of its weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.policy.snapshots import Snapshot, evaluating
 from imagereward.tuning.sampling.base import Dynamics
 
-# The network's own weights, by the name that `using` takes.
+# The name by which `using` takes the network's own weights instead of a snapshot's.
 CURRENT = "current"
 
 
 class Learner(Protocol):
-    """What the trainer asks of what it trains.
+    """The attributes that the trainer needs of the object that it trains.
 
-    module     the network as it is called. The trainer replaces it by a wrapped one, for several processes
-    snapshots  copies of its trainable weights by name, which the trainer saves and restores
+    module     the network. The trainer replaces it by accelerate's wrapper, which joins several processes
+    snapshots  copies of the trainable weights by name; the trainer saves and restores them
     """
 
     module: torch.nn.Module
@@ -28,7 +28,7 @@ class Learner(Protocol):
 
 
 class Policy:
-    """A denoiser with the dynamics and the guidance that it is trained with.
+    """A denoiser with the sampling grid and the guidance that training uses.
 
     denoiser   the family's network with its text encoders and autoencoder
     dynamics   the sampling grid and its noise; `i_B` are indices [B] on the grid, from 0
@@ -49,12 +49,12 @@ class Policy:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The network as it is called: wrapped by accelerate in training, bare otherwise."""
+        """The module to call for a forward pass: accelerate's wrapper in training, else the network."""
         return self.denoiser.module
 
     @module.setter
     def module(self, module: torch.nn.Module) -> None:
-        """Call this module instead, which wraps the network."""
+        """Predict through `module`, a wrapper of the network."""
         self.denoiser.module = module
 
     @property
@@ -63,16 +63,21 @@ class Policy:
         return next(self.denoiser.network.parameters()).device
 
     def predict(self, x, i_B: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """The network's float32 output [B, C, h, w] at latents x and grid indices [B], with the guidance."""
+        """The network's output with guidance, [B, C, h, w] float32.
+
+        x     latents [B, C, h, w]
+        i_B   indices of the steps on the sampling grid, 0..steps - 1
+        """
         return self.denoiser.predict(x, self.dynamics.model_time(i_B), condition, self.guidance)
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """Within, the network predicts with the weights of a snapshot: without gradient, in eval mode.
+        """A context in which the network predicts with a snapshot's weights, without gradient, in eval mode.
 
-        "current" are its own weights. The network is called as in training, so in the same precision. May
-        stand between a forward pass with gradient and its backward pass. Raises InputError for a snapshot
-        that is not there.
+        name  a key of `snapshots`, or "current" for the network's own weights
+
+        The precision is that of training. The context may stand between a forward pass with gradient and
+        its backward pass. Raises InputError for a name that is not in `snapshots`.
         """
         if name != CURRENT and name not in self.snapshots:
             raise InputError(f"snapshot {name!r}: expected one of {[CURRENT, *self.snapshots]}")
@@ -84,7 +89,7 @@ class Policy:
 
     @torch.no_grad()
     def sample(self, condition: Condition, noise: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] in [0, 1] from noise [B, C, h, w], by all steps of the grid, deterministic."""
+        """Images [B, 3, H, W] in [0, 1] from noise [B, C, h, w]: all steps of the grid, deterministic."""
         dynamics = self.dynamics.without_noise()
         x, rows = noise, torch.zeros(len(noise), dtype=torch.long, device=noise.device)
         for i in range(dynamics.steps):

@@ -1,6 +1,7 @@
-"""NF4 quantization of frozen weights under LoRA: four bits each, with quantized scales, by bitsandbytes.
+"""NF4 quantization of the frozen weights under LoRA: 4 bits a weight, by bitsandbytes.
 
-QLoRA: Dettmers et al. 2023, arXiv:2305.14314.
+The scales of blocks of weights are quantized too (double quantization). QLoRA: Dettmers et al. 2023,
+arXiv:2305.14314.
 """
 
 import torch
@@ -10,12 +11,12 @@ from imagereward.errors import ImageRewardError
 
 
 def quantize_to_4bit(network: nn.Module, device: torch.device | str) -> None:
-    """Freeze the network's linear layers and keep their weights in four bits, in place, on a device.
+    """Replace every linear layer of the network by a frozen `Linear4bit` on `device`, in place.
 
-    Raises ImageRewardError without bitsandbytes.
+    Raises ImageRewardError, with the network unchanged, if bitsandbytes is not installed.
     """
     try:
-        import bitsandbytes  # noqa: F401  # here, so that nothing has changed when it is missing
+        import bitsandbytes  # noqa: F401  # tried first, so that a failure leaves the network unchanged
     except ImportError as error:
         raise ImageRewardError(
             f"quantize=true needs bitsandbytes: python -m pip install bitsandbytes ({error})"
@@ -27,10 +28,10 @@ def quantize_to_4bit(network: nn.Module, device: torch.device | str) -> None:
 
 
 class Linear4bit(nn.Linear):
-    """A linear layer whose weights are written out while they are used, and only then.
+    """A frozen linear layer with weights in NF4, which are dequantized for each product and then freed.
 
-    bitsandbytes' own layer computes otherwise with a gradient than without one: what is drawn with it is
-    not what is trained, and ratios of probabilities are not 1.
+    bitsandbytes' own layer gives different numbers with a gradient than without one. Sampling and training
+    would differ, and the probability ratios of GRPO would not start at 1.
     """
 
     def __init__(self, layer: nn.Linear, device: torch.device | str):
@@ -43,27 +44,27 @@ class Linear4bit(nn.Linear):
         self.weight = nn.Parameter(packed, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in_features] times the weights, plus the bias."""
+        """x W^T + bias, [..., out_features], of x [..., in_features]."""
         return _Product.apply(x, self)
 
     def written_out(self) -> torch.Tensor:
-        """The weights [out_features, in_features], in the precision they had before."""
+        """The dequantized weights [out_features, in_features], in the number format before quantization."""
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(self.weight, self.scales)
 
 
 class _Product(torch.autograd.Function):
-    """Keeps the layer for the backward pass, and not its weights written out."""
+    """The layer's product; the backward pass dequantizes the weights again instead of keeping them."""
 
     @staticmethod
     def forward(ctx, x, layer: Linear4bit):
-        """x times the layer's weights, plus its bias."""
+        """x W^T + bias."""
         ctx.layer = layer
         return nn.functional.linear(x, layer.written_out(), layer.bias)
 
     @staticmethod
     def backward(ctx, gradient):
-        """What reaches x; the layer learns nothing."""
+        """The gradient of x, gradient W; none for the layer, which is frozen."""
         weight = ctx.layer.written_out()
         return gradient.to(weight.dtype) @ weight, None

@@ -1,4 +1,4 @@
-"""Snapshot: a copy of the trainable weights, which can take their place for a while."""
+"""Snapshot: a copy of the trainable weights, which can replace them within a context."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -11,10 +11,10 @@ from imagereward.tuning.policy.trainable import trainable_parameters
 
 
 class Snapshot:
-    """A copy of a network's trainable weights by name, on their device, sharded as they are.
+    """A copy of a network's trainable weights by name, on the same device, sharded in the same way.
 
-    Of a network under LoRA a snapshot has the adapters' weights alone. At the start of training their second
-    matrix is 0, so a snapshot from the start is the base model.
+    With LoRA a snapshot holds the adapters' weights alone. At the start of training the adapters' second
+    matrix is 0, so a snapshot of the start is the base model.
     """
 
     def __init__(self, network: nn.Module):
@@ -31,18 +31,18 @@ class Snapshot:
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
-        """Leave the snapshot's weights in the network for good."""
+        """Copy the snapshot's weights into the network, whose own are lost."""
         for name, value in _parameters(network).items():
             value.copy_(self.weights[name])
 
     @contextlib.contextmanager
     def in_place_of(self, network: nn.Module) -> Iterator[None]:
-        """Within, the network has the snapshot's weights; afterwards its own again, bit for bit.
+        """A context in which the network has the snapshot's weights; afterwards its own, bit for bit.
 
-        May stand between a forward pass with gradient and its backward pass, which still sees the weights of
-        the forward pass: parameters point to other memory for a while, and no memory is overwritten. Sharded
-        parameters (DTensor) must stay where they are; their values are copied there and back. The backward
-        pass gathers them anew, after they have their own values again.
+        The context may stand between a forward pass with gradient and its backward pass. Within it
+        parameters point to the snapshot's memory, and no memory is overwritten, so the backward pass uses
+        the weights of its forward pass. Sharded parameters (DTensor) cannot point elsewhere: their values
+        are copied in and back, and the backward pass gathers them after they are restored.
         """
         own = {
             name: value.detach().clone() if _is_sharded(value) else value.data
@@ -55,7 +55,7 @@ class Snapshot:
             _put(network, own)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights, whole and on the CPU. With sharded weights all processes call this."""
+        """The weights by name, unsharded, on the CPU. With sharded weights all processes must call this."""
         return {
             name: (value.full_tensor() if _is_sharded(value) else value).cpu().contiguous()  # type: ignore[attr-defined]
             for name, value in self.weights.items()
@@ -63,10 +63,10 @@ class Snapshot:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take whole weights back. Raises CheckpointError if their names are not the network's."""
+        """Restore the weights of a `state_dict`. Raises CheckpointError if their names differ."""
         if differing := sorted(state.keys() ^ self.weights.keys()):
             raise CheckpointError(
-                f"a snapshot of another model: {len(differing)} names differ, {differing[:4]}"
+                f"the snapshot is of another model: {len(differing)} names differ, {differing[:4]}"
             )
         for name, own in self.weights.items():
             value = state[name].to(own.device)
@@ -79,7 +79,7 @@ class Snapshot:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within, the module and all modules in it are in eval mode; afterwards each in the mode it was in."""
+    """A context in which the module and all its submodules are in eval mode; afterwards each in its own."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
@@ -90,9 +90,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters, of a network under FSDP the sharded ones.
+    """The trainable parameters by name; of a network under FSDP, the sharded ones.
 
-    A forward pass may leave whole weights in the network; FSDP gathers them again when it needs them.
+    A forward pass under FSDP may leave gathered weights in the network. They are resharded here; FSDP
+    gathers them again when it needs them.
     """
     for module in network.modules():
         if callable(reshard := getattr(module, "reshard", None)):
@@ -108,7 +109,8 @@ def _put(network: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
             parameter.copy_(values[name])
         else:
             parameter.data = values[name]
-    torch.clear_autocast_cache()  # of weights in half precision, which live until the outermost context ends
+    # Autocast keeps half-precision copies of the previous weights until its outermost context ends.
+    torch.clear_autocast_cache()
 
 
 def _is_sharded(value: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What of a generator learns: all of its network, or LoRA beside it; and what it was before."""
+"""set_trainable: makes a generator's network trainable, or LoRA adapters in it, and freezes the rest."""
 
 from typing import Literal
 
@@ -12,7 +12,10 @@ from imagereward.tuning.families.base import Denoiser
 
 
 class LoRA(Config):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft."""
+    """Low-rank adapters, by peft: W x becomes W x + (alpha / rank) B A x, with A and B trainable.
+
+    Hu et al. 2021, arXiv:2106.09685.
+    """
 
     rank: int = Field(4, ge=1, description="rank of the two small matrices beside each adapted layer")
     alpha: int = Field(4, ge=1, description="the adapter's output is scaled by alpha / rank")
@@ -27,7 +30,13 @@ class LoRA(Config):
 
 
 def set_trainable(denoiser: Denoiser, lora: LoRA | None, seed: int = 0) -> None:
-    """Freeze everything but the network, or but fresh adapters in it; what learns is float32."""
+    """Make the network trainable, or with `lora` only new adapters in it; freeze the rest, in place.
+
+    seed  seeds the adapters' first matrix
+
+    Trainable weights become float32. Raises InputError for a network that has adapters already, and for
+    `targets` that name no layer.
+    """
     network = denoiser.network
     network.requires_grad_(lora is None)
     if lora is not None:
@@ -60,5 +69,5 @@ def set_trainable(denoiser: Denoiser, lora: LoRA | None, seed: int = 0) -> None:
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """What learns, by name."""
+    """The parameters that require a gradient, by name."""
     return {name: value for name, value in module.named_parameters() if value.requires_grad}

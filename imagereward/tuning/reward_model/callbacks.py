@@ -1,4 +1,4 @@
-"""What looks on while a reward model trains."""
+"""Callbacks of a reward model's training: stops a dead head, tells the time left, writes the config."""
 
 import math
 from pathlib import Path
@@ -11,17 +11,20 @@ from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.trainer.progress import Pace, tell
 from imagereward.writing import write_text
 
-# A head is flat while the loss is this close to that of guessing and the spread has not grown so much.
+# A head is dead if its loss is within CLOSE of LOSS_OF_GUESSING, the loss of equal scores, and the standard
+# deviation of its raw scores is at most GROWN times that of the first validation.
 LOSS_OF_GUESSING = math.log(2)
 CLOSE = 1e-3
 GROWN = 1.5
 
 
 class StopDeadHead(TrainerCallback):
-    """Stops a training whose raw scores do not spread out, or are no numbers.
+    """Stops a training whose raw scores stay nearly equal, or are not finite.
 
-    The published start has a spread of about 1e-9 and grows; so it is growth that is looked at, from the
-    first validation on, not size.
+    after  updates before which equal scores are no error
+
+    The published initial head gives scores with a standard deviation of about 1e-9, which then grows. So the
+    check compares the standard deviation with that of the first validation, instead of with a fixed value.
     """
 
     def __init__(self, after: int):
@@ -49,7 +52,11 @@ class StopDeadHead(TrainerCallback):
 
 
 class TellsPace(TrainerCallback):
-    """Tells after the first updates how long the stage will take."""
+    """Tells after the first updates how long the stage will take.
+
+    evaluate_every  updates from one validation to the next; 0: none
+    stage           name of the stage in the message; default: no name
+    """
 
     def __init__(self, evaluate_every: int = 0, stage: str = ""):
         self.every, self.stage = evaluate_every, stage
@@ -60,12 +67,12 @@ class TellsPace(TrainerCallback):
         self.pace = Pace(state.global_step, state.max_steps, self.every)
 
     def on_evaluate(self, args, state, control, **kwargs):
-        """Takes a validation's time apart from the updates'."""
+        """Counts a validation's time apart from that of updates."""
         if self.pace is not None:
             self.pace.evaluated(kwargs["metrics"]["eval_runtime"])
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Tells the estimate, once."""
+        """Tells the estimate, once, in the first process."""
         if self.pace is None or not state.is_world_process_zero:
             return
         if estimate := self.pace.after(state.global_step):
@@ -73,7 +80,7 @@ class TellsPace(TrainerCallback):
 
 
 class WriteScorerConfig(TrainerCallback):
-    """Puts a scorer's config into every checkpoint, which makes it one that `imagereward.load` reads."""
+    """Writes the scorer's config into every checkpoint, so that `imagereward.load` can read it."""
 
     def __init__(self, scorer: Scorer):
         self.scorer = scorer

@@ -1,4 +1,4 @@
-"""What is said of a reward model's training: its plan, its outcome, and the card beside its weights."""
+"""Texts about a reward model's training: the plan before it, the outcome after it, and the model card."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from imagereward.tuning.trainer.progress import facts
 from imagereward.version import __version__
 
 CARD_FILE = "README.md"
-# Measured over the pairs of the validation images: key of the history -> what the card calls it.
+# Measures over the pairs of validation images: key in the history -> name in the card.
 MEASURED = {"eval_accuracy": "agreement with the rankings, share of pairs", "eval_pair_loss": "loss"}
 
 
@@ -26,7 +26,12 @@ def plan(
     updates: int,
     device: str,
 ) -> str:
-    """What will be learned from what, for how long, and where it goes; `scorer` is frozen as it will be."""
+    """The plan as lines: start, data, parameters, warm-up, updates, output.
+
+    scorer       its parameters are frozen already as in training
+    train, valid, pairs  rankings to learn from and to validate, and the warm-up's pairs
+    updates      updates of the stage that learns from rankings
+    """
     count = sum(value.numel() for value in trainable_parameters(scorer).values())
     whole = sum(value.numel() for value in scorer.parameters())
     values = {
@@ -48,7 +53,7 @@ def plan(
 
 
 def outcome(history: Sequence[Mapping[str, Any]], output: Path) -> str:
-    """Agreement before and after, where the scorer is, and the Python that loads it."""
+    """The outcome as lines: agreement before and after, the scorer's directory, and Python to load it."""
     lines = []
     if found := before_and_after(history):
         step, (before, after) = found
@@ -62,7 +67,7 @@ def outcome(history: Sequence[Mapping[str, Any]], output: Path) -> str:
 
 
 def loading_lines(output: Path) -> list[str]:
-    """The Python that loads the result and scores an image."""
+    """Lines of Python that load the scorer in `output` and score an image."""
     return [
         "import imagereward as RM",
         "",
@@ -74,7 +79,10 @@ def loading_lines(output: Path) -> list[str]:
 def card(
     config: RewardModelConfig, scorer, history: Sequence[Mapping[str, Any]], output: Path, data: str
 ) -> str:
-    """What it was made from and how, its measured agreement, and how to load it; `data` says how much."""
+    """The model card in Markdown: start, data, measured agreement, config, and Python to load the scorer.
+
+    data  the amount of data in words; see `amount`
+    """
     lines = [
         "---",
         "library_name: imagereward",
@@ -115,12 +123,12 @@ def card(
 
 
 def amount(train: RankedImages, valid: RankedImages, source: str) -> str:
-    """How much data there was, in words."""
+    """The numbers of prompts and pairs of images in the data `source`, in words."""
     return f"`{source}`, {len(train)} prompts with {_pairs(train)} pairs of images, {len(valid)} to validate"
 
 
 def before_and_after(history: Sequence[Mapping[str, Any]]):
-    """(update of the best validation, (the first validation, the best one)); None if there was none."""
+    """(update of the validation with the lowest loss, (first validation, that validation)); or None."""
     found = [entry for entry in history if "eval_pair_loss" in entry]
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""What a reward model's training is asked for."""
+"""RewardModelConfig: the config keys of a reward model's training, its warm-up and its architecture."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from imagereward.tuning.reward_model.init import Checkpointing, HeadInit
 
 
 class ScheduleConfig(Config):
-    """How long and how fast a stage learns; the defaults are the published ones."""
+    """Length, batch and learning rate of a stage; the defaults are ImageReward's published settings."""
 
     epochs: float = Field(10, gt=0, description="passes over the data")
     updates: int = Field(-1, ge=-1, description="number of updates, instead of epochs; -1: epochs decide")
@@ -28,7 +28,7 @@ class ScheduleConfig(Config):
 
 
 class WarmupConfig(ScheduleConfig):
-    """The image-text stage before the rankings. `data` is "shapes", or a table of {text, image}."""
+    """The stage on (prompt, image) pairs before the rankings; see `image_text.py`."""
 
     data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
     pairs: int = Field(50_000, ge=2, description='pairs in an epoch, for data="shapes"')
@@ -38,7 +38,7 @@ class WarmupConfig(ScheduleConfig):
 
 
 class ArchitectureConfig(Config):
-    """A scorer to build from nothing. `vocabulary` is "bert", or "shapes" for the words of Shapes alone."""
+    """The sizes of a scorer that starts from random weights."""
 
     vision: dict[str, Any] = Field(
         default_factory=dict,
@@ -63,7 +63,7 @@ class ArchitectureConfig(Config):
 
 
 class RewardModelConfig(ScheduleConfig):
-    """A whole training. Rankings are `data`/train.json and `data`/valid.json; see `ranking_file`."""
+    """The config of a reward model's training: optional warm-up on pairs, then learning from rankings."""
 
     objective: Literal["preference"] = Field("preference", description="the better image scores higher")
     data: str = Field(
@@ -129,7 +129,7 @@ class RewardModelConfig(ScheduleConfig):
 
     @model_validator(mode="after")
     def _fairscale_recomputes_once_a_step(self):
-        # Its checkpoints are reentrant, and data parallelism stops when a layer's gradient is ready twice.
+        # fairscale's checkpoints are reentrant; DistributedDataParallel fails if a layer gets two gradients.
         if self.checkpointing.startswith("fairscale") and self.warmup and self.warmup.rehearsal:
             raise ValueError(
                 f'checkpointing="{self.checkpointing}" and warmup.rehearsal={self.warmup.rehearsal} do not '
@@ -139,7 +139,7 @@ class RewardModelConfig(ScheduleConfig):
 
     @model_validator(mode="after")
     def _fairscale_knows_no_bfloat16(self):
-        # It recomputes under torch.cuda.amp.autocast, which is float16 on a GPU and nothing on a CPU.
+        # fairscale recomputes under torch.cuda.amp.autocast: in float16 on a GPU, in float32 on a CPU.
         if self.checkpointing.startswith("fairscale") and self.precision == "bfloat16":
             raise ValueError(
                 f'checkpointing="{self.checkpointing}" recomputes in another precision than '

@@ -1,4 +1,4 @@
-"""Training data: ranked prompts and (prompt, image) pairs as torch data sets, and how they become batches."""
+"""Data sets of a reward model's training: ranked prompts, with (prompt, image) pairs, and their batches."""
 
 import logging
 import os
@@ -19,11 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class RankedImages(Dataset):
-    """A file of rankings, every image of it known to decode.
+    """The ranked prompts of a file. Item i is {prompt, pixels uint8 [K, 3, S, S], ranking: K ranks}.
 
-    All images are read once at the start: those that are missing or damaged are left out, logged by name
-    and kept in `skipped` (path -> what is wrong), and with them prompts that have no two images of
-    unequal rank left. Raises InputError if more than `max_bad_share` (a share) of the images had to be.
+    path           a table of rankings; see `read_rankings`
+    preprocess     resizes and crops images to S x S pixels
+    max_bad_share  largest share of images that may be missing or damaged, 0..1
+    encoding       encoding of a text file; default: its byte order mark, else UTF-8
+
+    All images are decoded once at the start. Missing and damaged images are left out, logged, and kept in
+    `skipped` ({path: cause}). Prompts without two images of unequal rank are left out too. Raises InputError
+    for more unusable images than `max_bad_share`, and if no prompt is left.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class RankedImages(Dataset):
 
 
 class RankingsWithPairs(Dataset):
-    """Rankings of which each brings `count` pairs along; pairs are taken in turn."""
+    """Ranked prompts, each with `count` (prompt, image) pairs; item i has the pairs from i * count on."""
 
     def __init__(self, rankings: RankedImages, pairs: ImagePairs | ShapesPairs, count: int):
         self.rankings, self.pairs, self.count = rankings, pairs, count
@@ -80,9 +85,12 @@ class RankingsWithPairs(Dataset):
 
 
 def collate_rankings(items: Sequence[dict]) -> dict:
-    """All images of all prompts in order, and ranks [B, K] with `NO_IMAGE` where a prompt has fewer.
+    """A batch of B ranked prompts.
 
-    Pairs that came along are a batch of their own, `rehearsed`.
+    pixels     uint8 [N, 3, S, S]: the images of all prompts, in order
+    prompts    B strings
+    ranks      [B, K]: ranks of each prompt's images, and `NO_IMAGE` after the last
+    rehearsed  a batch of the items' pairs (see `collate_pairs`), if they have any
     """
     ranks = torch.full((len(items), max(len(item["ranking"]) for item in items)), NO_IMAGE)
     for row, item in enumerate(items):

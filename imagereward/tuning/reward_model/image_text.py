@@ -1,9 +1,9 @@
-"""Learning what images show from (prompt, image) pairs, before anyone ranks them.
+"""ImageText: the warm-up loss on (prompt, image) pairs, which teaches a BLIP what images show.
 
-The three pretraining losses of ALBEF (Li et al. 2021, arXiv:2107.07651, section 3.2), of which BLIP kept the
-first two: contrast between the towers, matching through the text encoder that looks at the image, and words
-that are masked and must be read from the image. From random weights, rankings alone teach quality but hardly
-what a prompt means.
+The sum of the three pretraining losses of ALBEF (Li et al. 2021, arXiv:2107.07651, section 3.2), of which
+BLIP kept the first two: contrast between the towers; matching, by the text encoder with cross-attention to
+the image; and prediction of masked words from the image. Rankings alone teach a model from random weights
+the quality of images, but hardly the meaning of prompts.
 """
 
 import math
@@ -15,14 +15,18 @@ from torch import nn
 
 from imagereward.models.blip import BLIPBase
 
-PART = 16  # fewer rows do not fill a core
+PART = 16  # least rows in a part of `by_length`: fewer do not keep a core busy
 
 
 def contrastive_loss(similarity_B_T: torch.Tensor, same_B_T: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy both ways between B images (rows) and T >= B prompts; prompt i < B is image i's.
+    """(CE of images over all T prompts + CE of the first B prompts over the B images) / 2, a scalar.
 
-    `same` is true where image i and prompt j say the same; such pairs share the target. Prompts beyond B
-    belong to no image: images must not choose them, and they choose none.
+    similarity_B_T  logits of B images and T >= B prompts. Prompt i < B belongs to image i; prompts from B on
+                    belong to no image
+    same_B_T        whether prompt j has the same text as image i's prompt; the target probability is shared
+                    equally by all such pairs
+
+    Radford et al. 2021 (arXiv:2103.00020), section 2.3.
     """
     count = len(similarity_B_T)
     square, same = similarity_B_T[:, :count], same_B_T[:, :count]
@@ -32,10 +36,10 @@ def contrastive_loss(similarity_B_T: torch.Tensor, same_B_T: torch.Tensor) -> to
 
 
 def negatives(similarity_B_B: torch.Tensor, same_B_B: torch.Tensor) -> torch.Tensor:
-    """For every row a column that is not the same: half of the chance by exp(similarity), half uniform.
+    """For every row i the index of a random column j that is not the same, [B].
 
-    Hard ones alone teach nothing before the easy ones are learned. A row that equals all columns gets
-    one of those.
+    P(j) is proportional to softmax(similarity_i)_j + 1 / B. The uniform half is for the start of training,
+    when hard negatives alone teach nothing. A row that is the same as all columns gets any of them.
     """
     weights = (similarity_B_B.detach().softmax(1) + 1 / len(similarity_B_B)) / 2
     alone = same_B_B.all(1, keepdim=True)
@@ -43,23 +47,29 @@ def negatives(similarity_B_B: torch.Tensor, same_B_B: torch.Tensor) -> torch.Ten
 
 
 def by_length(lengths_B: torch.Tensor) -> list[torch.Tensor]:
-    """Rows in parts of about equal length, of at least `PART` rows each: what is computed of each ends with
-    its longest, so that short rows do not wait for long ones."""
+    """The indices of rows sorted by length, in parts of at least `PART` rows.
+
+    Each part can be cut to its longest row, so that short rows are not computed at the full length.
+    """
     return list(lengths_B.argsort(stable=True).tensor_split(max(1, len(lengths_B) // PART)))
 
 
 def masked_words(ids_B_T: torch.Tensor, special: tuple[int, ...], mask_id: int, share: float = 0.3):
-    """(ids with a share of the words replaced by [MASK], which places those are); special tokens stay."""
+    """(ids [B, T] with random words replaced by `mask_id`, bool [B, T] of the replaced places).
+
+    special  ids of tokens that are never replaced
+    share    probability that a word is replaced
+    """
     words = ~torch.isin(ids_B_T, torch.tensor(special, device=ids_B_T.device))
     chosen = words & (torch.rand(ids_B_T.shape, device=ids_B_T.device) < share)
     return ids_B_T.masked_fill(chosen, mask_id), chosen
 
 
 class ImageText(nn.Module):
-    """A BLIP under these losses, with the temperature and the matching head they need.
+    """A BLIP with the three losses, and the temperature and matching head that they need.
 
-    Where the data has, for every image, prompts that are nearly but not quite its own, these are more
-    negatives in both losses (as in Yuksekgonul et al. 2023, arXiv:2210.01936), and the hardest.
+    Wrong prompts of an image, if the data has any, are further negatives of the contrast and the matching, as
+    in Yuksekgonul et al. 2023 (arXiv:2210.01936).
     """
 
     def __init__(self, scorer: BLIPBase):
@@ -69,8 +79,12 @@ class ImageText(nn.Module):
         self.match = nn.Linear(scorer.blip.shape.text.width, 1)
 
     def forward(self, pixels: torch.Tensor, prompts: list[str], wrong: list[list[str]] | None = None) -> dict:
-        """`loss` and its parts: pixels [B, 3, S, S]; image i shows what prompts[i] says, and nothing that
-        wrong[i] says, of which every image has as many."""
+        """{loss, contrast, match, words}: the sum with gradient, and its three terms.
+
+        pixels   [B, 3, S, S], uint8 or float in [0, 1]
+        prompts  prompts[i] describes image i
+        wrong    wrong[i] are prompts that do not describe image i, the same number for every image
+        """
         count = len(prompts)
         texts = prompts + [text for nth in zip(*wrong or ()) for text in nth]
         tokens_B_N_W = self.scorer.encode_pixels([pixels])
@@ -89,7 +103,7 @@ class ImageText(nn.Module):
         return {"loss": contrast + match + words, **parts}
 
     def _similarity(self, tokens_B_N_W, ids, mask) -> torch.Tensor:
-        """Of every image and every text, [B, T]: cosines of the two towers' projections, scaled."""
+        """Scale * cosine of the towers' projections of every image and every text, [B, T]."""
         blip, parts = self.scorer.blip, by_length(mask.sum(1))
         alone = torch.cat([self._read(ids[rows], mask[rows], first_only=True)[:, 0] for rows in parts])
         alone = alone[torch.cat(parts).argsort().to(alone.device)]
@@ -98,7 +112,7 @@ class ImageText(nn.Module):
         return self.log_scale.exp().clamp(max=100) * image_features @ text_features.T
 
     def _matching(self, ids, mask, tokens_B_N_W, asked_B_K, true_B_K) -> torch.Tensor:
-        """Does this text belong to this image? Binary cross-entropy over all that is asked."""
+        """Mean binary cross-entropy of whether text asked[i, k] belongs to image i; target true[i, k]."""
         loss = tokens_B_N_W.new_zeros((), dtype=torch.float32)
         for images in by_length(mask[asked_B_K].sum(2).amax(1)):
             texts, images_there = asked_B_K[images].flatten(), images.to(tokens_B_N_W.device)
@@ -109,7 +123,7 @@ class ImageText(nn.Module):
         return loss / asked_B_K.numel()
 
     def _masked_words(self, ids, mask, tokens_B_N_W) -> torch.Tensor:
-        """Which word was masked? Cross-entropy over the vocabulary, by its own embeddings."""
+        """Mean cross-entropy of the masked words over the vocabulary; logits are products with embeddings."""
         wordpiece = self.scorer.blip.wordpiece
         vocabulary = cast(nn.Embedding, self.scorer.blip.text_encoder.embeddings["word_embeddings"]).weight
         special = (wordpiece.pad_id, wordpiece.cls_id, wordpiece.sep_id)
@@ -123,7 +137,10 @@ class ImageText(nn.Module):
         return loss / max(1, int(chosen.sum()))
 
     def _read(self, ids, mask, tokens_I_N_W=None, first_only: bool = False) -> torch.Tensor:
-        """The text encoder's hidden states, computed no further than the longest of these texts."""
+        """The text encoder's hidden states [I, T, W], with cross-attention to images if given.
+
+        The texts are cut to the longest of them; `first_only` computes the first token's state alone.
+        """
         longest, device = int(mask.sum(1).max()), self.match.weight.device
         ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)
         return self.scorer.blip.text_encoder(ids, mask, tokens_I_N_W, first_only=first_only)

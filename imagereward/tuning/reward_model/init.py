@@ -1,4 +1,4 @@
-"""Which weights a training starts from, which of them learn, and what is recomputed to save memory."""
+"""Initial weights of a reward model's training, freezing of layers, and recomputed activations."""
 
 from dataclasses import replace
 from typing import Literal
@@ -20,10 +20,11 @@ Checkpointing = Literal["none", "torch", "fairscale", "fairscale-offload"]
 
 
 def from_nothing(config: ScorerConfig, seed: int) -> Scorer:
-    """A scorer with random weights whose spread suits any width, as BERT's fixed 0.02 suits only wide ones.
+    """A scorer with random weights, float32, in eval mode.
 
-    Linear layers and patches are Xavier-normal, biases 0, norms 1, embeddings normal(0, 1/width), the head
-    ordinary.
+    Linear layers and patch embeddings are Xavier-normal, biases 0, norms 1, embeddings normal with variance
+    1 / width, and the head "ordinary". So activations keep their scale at any width; BERT's fixed standard
+    deviation of 0.02 suits wide models only.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -44,9 +45,11 @@ def from_nothing(config: ScorerConfig, seed: int) -> Scorer:
 
 
 def init_head(head: RewardHead, how: HeadInit) -> None:
-    """Fresh weights: normal(0, (1/(width + 1))^2) as published, or of a spread that keeps activations'.
+    """Draw new weights for a reward head, in place; biases are 0.
 
-    From the published start the raw scores' spread is about 1e-9 and takes hundreds of updates to grow.
+    published  normal(0, 1 / (width + 1)^2), with the head's input width for all layers. The raw scores then
+               have a standard deviation of about 1e-9, which takes hundreds of updates to grow
+    ordinary   normal(0, 1 / in_features), which keeps the scale of activations
     """
     linear = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
     width = linear[0].in_features
@@ -56,9 +59,15 @@ def init_head(head: RewardHead, how: HeadInit) -> None:
 
 
 def start_from(name: str, head: HeadInit, device: str | torch.device | None, seed: int) -> ImageReward:
-    """A scorer to train: an ImageReward as it is, or a BLIP under a fresh reward head.
+    """A scorer to train, float32: a loaded ImageReward, or a loaded BLIP with a new reward head.
 
-    `name` is what `imagereward.load` takes. Raw scores are trained, so its mean is 0 and its std 1.
+    name    what `imagereward.load` takes
+    head    how a new head begins; see `init_head`
+    device  default: that of `load`
+    seed    seeds a new head
+
+    Training uses raw scores, so the scorer's mean is 0 and its std 1. Raises InputError for another kind of
+    scorer.
     """
     start = load(name, device)
     if not isinstance(start, BLIPBase):
@@ -71,7 +80,7 @@ def start_from(name: str, head: HeadInit, device: str | torch.device | None, see
             fresh = RewardHead(start.blip.shape.text.width)
             init_head(fresh, head)
         state |= {f"mlp.{key}": value for key, value in fresh.state_dict().items()}
-    # Copies: the loaded ones are pages of the checkpoint's file.
+    # Copied, because the loaded tensors are mapped from the checkpoint's file.
     state = {key: value.clone() for key, value in state.items()}
     scorer = assemble(config, state, start.device, torch.float32, name)
     assert isinstance(scorer, ImageReward)
@@ -79,11 +88,11 @@ def start_from(name: str, head: HeadInit, device: str | torch.device | None, see
 
 
 def frozen_names(blip: BLIP, fix_rate: float) -> list[str]:
-    """Names, in `blip`, of what `fix_rate` freezes, with the original's meaning.
+    """Names of the parameters of `blip` that `fix_rate` (0..1) freezes, as in the original implementation.
 
-    Both encoders freeze in parameter order up to and including the first tensor of layer
-    `int(depth * fix_rate)`; a rate of 1 freezes all of them, 0 none. The projections, which
-    rewards do not use, are frozen always.
+    In each encoder, in the order of parameters, all are frozen up to and including the first parameter of
+    layer int(depth * fix_rate). A rate of 1 freezes the whole encoder, 0 nothing. The projections, which
+    rewards do not use, are always frozen. Raises InputError for a rate outside 0..1.
     """
     if not 0 <= fix_rate <= 1:
         raise InputError(f"fix_rate={fix_rate}: expected a share in [0, 1]")
@@ -101,14 +110,18 @@ def frozen_names(blip: BLIP, fix_rate: float) -> list[str]:
 
 
 def freeze(scorer: BLIPBase, fix_rate: float) -> None:
-    """Let everything learn but `frozen_names`."""
+    """Make all parameters trainable but `frozen_names(scorer.blip, fix_rate)`, in place."""
     scorer.requires_grad_(True)
     for name in frozen_names(scorer.blip, fix_rate):
         scorer.blip.get_parameter(name).requires_grad_(False)
 
 
 def set_checkpointing(scorer: BLIPBase, how: Checkpointing) -> None:
-    """Recompute activations in the backward pass: by torch, or by fairscale, which can offload them."""
+    """Let the backward pass recompute activations: "torch", "fairscale", or "none" to keep them.
+
+    "fairscale-offload" also keeps the layers' inputs in CPU memory. Raises MissingExtraError without
+    fairscale.
+    """
     if how == "torch":
         scorer.set_grad_checkpointing()
     elif how != "none":

@@ -1,4 +1,4 @@
-"""Learning from rankings: the better image of every pair should score higher.
+"""Preference: the loss on rankings, by which the better image of every pair gets the higher score.
 
 Bradley-Terry over all pairs of a prompt's images, as in Xu et al. 2023 (arXiv:2304.05977), equation 1.
 """
@@ -9,14 +9,14 @@ from torch import nn
 
 from imagereward.scoring.scorer import Scorer
 
-# Rank of a place in the batch that holds no image.
+# The rank in a batch's ranks [B, K] where a prompt has fewer than K images.
 NO_IMAGE = -100
 
 
 def ranked_pairs(ranks_B_K: torch.Tensor) -> torch.Tensor:
-    """Every pair of one prompt's images with unequal ranks: [P, 3] of (prompt, better, worse).
+    """All pairs of a prompt's images with unequal ranks: indices [P, 3] of (prompt, better, worse).
 
-    Lower ranks are better; places with `NO_IMAGE` take no part.
+    ranks_B_K  ranks of B prompts' images, lower is better; `NO_IMAGE` is skipped
     """
     there = ranks_B_K != NO_IMAGE
     beats = ranks_B_K[:, :, None] < ranks_B_K[:, None, :]
@@ -24,9 +24,9 @@ def ranked_pairs(ranks_B_K: torch.Tensor) -> torch.Tensor:
 
 
 def preference_loss(scores_B_K: torch.Tensor, ranks_B_K: torch.Tensor) -> torch.Tensor:
-    """Mean over all pairs of -log sigmoid(score of the better - score of the worse); log 2 when equal.
+    """Mean over all pairs of -log sigmoid(score of the better - score of the worse), a scalar.
 
-    A batch without a pair gives 0, with a gradient of 0.
+    It is log 2 for equal scores, and 0, with a gradient of 0, for a batch without pairs.
     """
     prompt, better, worse = ranked_pairs(ranks_B_K).unbind(1)
     margins = scores_B_K[prompt, better] - scores_B_K[prompt, worse]
@@ -34,10 +34,12 @@ def preference_loss(scores_B_K: torch.Tensor, ranks_B_K: torch.Tensor) -> torch.
 
 
 class Preference(nn.Module):
-    """The scorer under this loss, as a module: data parallelism wraps it, and it saves as the scorer does.
+    """A scorer with the preference loss, as a module that data parallelism can wrap.
 
-    `rehearsal` is another objective of the same scorer, whose loss on a batch of its own is added, so that
-    what it taught is not forgotten. Its own weights, if it has any, are kept as they are.
+    rehearsal  another loss of the same scorer, such as the warm-up's `ImageText`. Its loss on a batch of its
+               own is added, so that the scorer does not forget the warm-up. Default: none
+
+    The state dict is the scorer's alone.
     """
 
     def __init__(self, scorer: Scorer, rehearsal: nn.Module | None = None):
@@ -47,9 +49,12 @@ class Preference(nn.Module):
     def forward(
         self, pixels: torch.Tensor, prompts: list[str], ranks: torch.Tensor, rehearsed: dict | None = None
     ) -> dict:
-        """`loss`, and `scores` [B, K] laid out as `ranks` [B, K] is.
+        """{loss, scores [B, K]}, with scores in the places of `ranks`, and 0 where there is no image.
 
-        pixels [N, 3, S, S] are the images of all prompts in order, so each is encoded once.
+        pixels     [N, 3, S, S], uint8 or float in [0, 1]: the images of all prompts, in order
+        prompts    B strings
+        ranks      [B, K]: ranks, lower is better, or `NO_IMAGE`
+        rehearsed  arguments of `rehearsal`; None: no rehearsal
         """
         pairs_N_2 = image_prompt_pairs(ranks)
         scores = ranks.new_zeros(ranks.shape, dtype=torch.float32)
@@ -67,6 +72,6 @@ class Preference(nn.Module):
 
 
 def image_prompt_pairs(ranks_B_K: torch.Tensor) -> torch.Tensor:
-    """(image, its prompt) for every image in the batch, in order: [N, 2] on the CPU."""
+    """Indices [N, 2] of (image, its prompt) for the N images of a batch, in order, on the CPU."""
     prompts_N = (ranks_B_K.cpu() != NO_IMAGE).nonzero()[:, 0]
     return torch.stack([torch.arange(len(prompts_N)), prompts_N], 1)

@@ -1,4 +1,4 @@
-"""Training a reward model from rankings, on transformers' Trainer."""
+"""train_reward_model: trains a reward model from rankings, with transformers' Trainer."""
 
 import json
 import logging
@@ -52,11 +52,12 @@ HISTORY_FILE = "history.json"
 
 @accelerating()
 def train_reward_model(config: RewardModelConfig) -> ImageReward:
-    """Train as the config says; the best scorer is saved in `output`, and returned.
+    """Train a reward model; the scorer of the best validation is saved in `config.output`, and returned.
 
-    `output` then holds what `imagereward.load` reads, `run.json` (the config), `history.json` (losses,
-    accuracies and rates by step) and the last checkpoints. Raises InputError for bad data or config, for an
-    output directory that holds another run, and DeadHeadError when the head learns nothing.
+    `output` then holds the scorer for `imagereward.load`, a model card, `run.json` (the config),
+    `history.json` (losses, accuracies and learning rates by update), `skipped.json` (unusable images) and the
+    last checkpoints. Raises InputError for bad data or config, and for an output directory that holds another
+    run; DeadHeadError when the head learns nothing; NonFiniteScoreError for scores that are not finite.
     """
     values = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, values, config.resume)
@@ -109,7 +110,7 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
 
 
 def _plan(config: RewardModelConfig, scorer, train, valid, pairs, arguments: TrainingArguments) -> str:
-    freeze(scorer, config.fix_rate)  # to count what learns; a warm-up sets it anew
+    freeze(scorer, config.fix_rate)  # so that trainable parameters can be counted; a warm-up unfreezes all
     whole = math.ceil(arguments.num_train_epochs * math.ceil(len(train) / config.batch_size))
     updates = arguments.max_steps if arguments.max_steps > 0 else whole
     return plan(config, scorer, train, valid, pairs, updates, str(arguments.device))
@@ -117,7 +118,7 @@ def _plan(config: RewardModelConfig, scorer, train, valid, pairs, arguments: Tra
 
 @contextmanager
 def _told_about_workers(config: RewardModelConfig) -> Iterator[None]:
-    """Within, a worker process of the data loader that dies is an error that says what to look for."""
+    """A context that turns the end of a data loader's worker into an ImageRewardError with likely causes."""
     try:
         yield
     except RuntimeError as error:
@@ -137,7 +138,7 @@ def _by_rankings(
     output: Path,
     from_the_start: bool,
 ) -> Trainer:
-    """The stage that learns from rankings, ready to train; it ends with the best checkpoint's weights."""
+    """The Trainer of the stage that learns from rankings; it ends with the best checkpoint's weights."""
     updates = math.ceil(len(learned) / config.batch_size)
     every = max(1, updates // config.validations)
     return Trainer(
@@ -195,9 +196,9 @@ def _warm_up_pairs(config: RewardModelConfig, preprocess: Preprocess) -> ShapesP
 def _warm_up(
     scorer: ImageReward, config: RewardModelConfig, stage: WarmupConfig, pairs: Dataset, output: Path
 ) -> ImageText:
-    """Teach both encoders what images show; in place. A finished warm-up is not repeated on resuming."""
+    """Train both encoders on pairs, in place; returns the loss. Resuming loads a complete warm-up."""
     scorer.requires_grad_(True)
-    scorer.mlp.requires_grad_(False)  # it takes no part
+    scorer.mlp.requires_grad_(False)  # the warm-up does not use the reward head
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         objective = ImageText(scorer)
@@ -214,7 +215,7 @@ def _warm_up(
 
 
 def _write_history(trainer: Trainer, output: Path) -> None:
-    """Last of a stage's files, so that it also says that the stage is complete."""
+    """Write history.json, the last file of a stage: where it exists, the stage is complete."""
     if trainer.is_world_process_zero():
         (output / HISTORY_FILE).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
 
@@ -240,7 +241,7 @@ def _arguments(config: RewardModelConfig, stage: ScheduleConfig, output: Path, *
         "fp16": config.precision == "float16",
         "use_cpu": config.device == "cpu" or several_on_cpus(),
         "dataloader_pin_memory": torch.cuda.is_available(),
-        # All that learns takes part in every update, and looking for what does not breaks fairscale.
+        # Every trainable parameter is used in every update, and the search for unused ones breaks fairscale.
         "ddp_find_unused_parameters": False,
         "seed": config.seed,
         **more,
@@ -256,7 +257,7 @@ def _arguments(config: RewardModelConfig, stage: ScheduleConfig, output: Path, *
                 f"times the number of devices, {arguments.world_size}"
             )
         arguments = replace(arguments, gradient_accumulation_steps=accumulate)
-        # Several devices in one process would be DataParallel, which cannot split prompts: use a launcher.
+        # With several devices in one process Trainer uses DataParallel, which cannot split lists of prompts.
         arguments._n_gpu = min(1, arguments.n_gpu)
         return arguments
     except (TypeError, ValueError) as error:
@@ -266,7 +267,7 @@ def _arguments(config: RewardModelConfig, stage: ScheduleConfig, output: Path, *
 
 
 def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Over all pairs of the validation set, whichever rank or batch they were in."""
+    """Over all pairs of the validation set: loss, share ranked rightly, number; and the scores' std."""
     scores, ranks = (
         torch.as_tensor(np.asarray(part)) for part in (prediction.predictions, prediction.label_ids)
     )
@@ -282,7 +283,7 @@ def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def _calibrate(scorer: ImageReward, prediction) -> None:
-    """Set mean and std so that the scores of these predictions have mean 0 and standard deviation 1."""
+    """Set the scorer's mean and std so that the predicted scores have mean 0 and standard deviation 1."""
     scores = prediction.predictions[prediction.label_ids != NO_IMAGE].astype(np.float64)
     config = scorer.config
     mean, std = config.mean + config.std * scores.mean(), config.std * scores.std()
@@ -290,5 +291,5 @@ def _calibrate(scorer: ImageReward, prediction) -> None:
 
 
 def tune_reward_model(values: dict[str, Any], source: str) -> ImageReward:
-    """`train_reward_model` of a recipe's values; `source` names them in messages."""
+    """`train_reward_model` with a recipe's values; `source` names the recipe in error messages."""
     return train_reward_model(build(RewardModelConfig, values, source))

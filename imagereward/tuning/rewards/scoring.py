@@ -1,4 +1,4 @@
-"""Rewards that are slow, far away or unsure: scored in threads, tried again, and NaN where there is none."""
+"""RewardPool: scores batches of images in threads, retries rewards that fail, and gives NaN if all fail."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class ScoringConfig(Config):
-    """How rewards are asked for."""
+    """Threads and retries of reward computations."""
 
     workers: int = Field(
         4, ge=1, description="batches scored at the same time; scorers in this process take turns"
@@ -30,25 +30,29 @@ class ScoringConfig(Config):
 
 
 class ScoredBatch(NamedTuple):
-    """Rewards [B] on the CPU by name, NaN where there is none, and the last cause by name."""
+    """The rewards of a batch of B images.
+
+    rewards  {name: [B] float32 on the CPU}; NaN where the reward failed
+    causes   {name: the last cause of failure}, for rewards that failed for any image
+    """
 
     rewards: dict[str, torch.Tensor]
     causes: dict[str, str]
 
 
 class RewardPool:
-    """A pool in which batches are scored while the next is sampled. A context.
+    """A context whose threads score batches of images while the caller draws the next batch.
 
-    A reward that failed for some batches in a row, two and at least as many as there are workers, is not
-    asked again: each has been retried, and every further one would wait as long.
+    A reward that failed for all images of max(2, workers) consecutive batches is not computed any more, and
+    is NaN for further batches: each batch would only wait for all retries again.
     """
 
     def __init__(self, rewards: Rewards, config: ScoringConfig):
         self.rewards, self.config = rewards, config
         self._models = threading.Lock()
         self._pending: list[Future[ScoredBatch]] = []
-        self._failed = dict.fromkeys(rewards.parts, 0)  # batches in a row
-        self._causes = dict.fromkeys(rewards.parts, "")  # what the last of them failed by
+        self._failed = dict.fromkeys(rewards.parts, 0)  # consecutive batches without any reward
+        self._causes = dict.fromkeys(rewards.parts, "")  # cause of the last failure
 
     def __enter__(self) -> "RewardPool":
         self._pool = ThreadPoolExecutor(self.config.workers, "imagereward-reward")
@@ -59,9 +63,13 @@ class RewardPool:
         self._pool.shutdown(cancel_futures=True)
 
     def submit(self, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> None:
-        """Score a batch some time; waits where twice as many as there are workers are not done.
+        """Score a batch in a thread.
 
-        Raises NonFiniteScoreError for an image that is not finite.
+        pixels_B_3_H_W  images in [0, 1]
+        rows            the images' rows, B of them
+
+        Blocks while 2 * workers earlier batches are unfinished. Raises NonFiniteScoreError for an image that
+        is not finite.
         """
         check_images(pixels_B_3_H_W, rows)
         before = len(self._pending) - 2 * self.config.workers
@@ -70,7 +78,7 @@ class RewardPool:
         self._pending.append(self._pool.submit(self._score, pixels_B_3_H_W, list(rows)))
 
     def results(self) -> list[ScoredBatch]:
-        """What became of every batch, in the order in which they were submitted."""
+        """The rewards of all submitted batches, in the order of submission; waits for unfinished batches."""
         return [future.result() for future in self._pending]
 
     def _score(self, pixels_B_3_H_W: torch.Tensor, rows: list[Row]) -> ScoredBatch:
@@ -85,7 +93,11 @@ class RewardPool:
         return ScoredBatch(rewards, causes)
 
     def _ask(self, name: str, pixels_B_3_H_W, rows: list[Row]) -> tuple[torch.Tensor, str]:
-        """One reward of a batch: what failed is asked again, alone, then left NaN."""
+        """(one reward [B] of a batch, cause of the last failure or "").
+
+        Images without a finite reward are scored again, without the others, up to `retries` times; an image
+        that still has none gets NaN.
+        """
         found, cause = torch.full((len(rows),), torch.nan), ""
         if self._failed[name] >= max(2, self.config.workers):
             return found, self._causes[name]
@@ -96,8 +108,8 @@ class RewardPool:
             try:
                 given = self._once(name, pixels_B_3_H_W[missing], [rows[row] for row in missing])
             except InputError:
-                raise  # a mistake, not a failure
-            except Exception as error:  # whatever a reward of someone else's raises: said, counted, bounded
+                raise  # an error of the caller, which no retry mends
+            except Exception as error:  # a reward of the user's own may raise anything; retries are bounded
                 cause = f"{type(error).__name__}: {error}"
                 continue
             found[missing] = torch.where(given.isfinite(), given, torch.nan)
@@ -113,19 +125,22 @@ class RewardPool:
 
     def _once(self, name: str, pixels_B_3_H_W, rows: list[Row]) -> torch.Tensor:
         if self.rewards.parts[name][1].takes_turns:
-            with self._models:  # or a device would hold the activations of several batches
+            with self._models:  # one at a time: the device holds the activations of one batch only
                 return self.rewards.part(name, pixels_B_3_H_W, rows).float().cpu()
         return self.rewards.part(name, pixels_B_3_H_W, rows).float().cpu()
 
 
 def concatenated(batches: Sequence[ScoredBatch]) -> ScoredBatch:
-    """Several batches as one."""
+    """The batches as one, in order; of a reward's causes the last stays."""
     rewards = {name: torch.cat([each.rewards[name] for each in batches]) for name in batches[0].rewards}
     return ScoredBatch(rewards, {name: cause for each in batches for name, cause in each.causes.items()})
 
 
 def require_scores(found: ScoredBatch, where: str) -> None:
-    """Raises RewardError naming a reward that none of the images has, and `where` that was."""
+    """Raises RewardError if a reward failed for all images.
+
+    where  the images' name in the message, such as "update 3"
+    """
     for name, values in found.rewards.items():
         if not values.isfinite().any():
             raise RewardError(

@@ -11,17 +11,21 @@ from imagereward.scoring.functions import FunctionScorer
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.data.requests import Row, as_request, prompts_of
 
-# A scorer on this machine or behind a server, a scorer of one's own, or a function
-# (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B], which may have a parameter `rows`.
+# A scorer, or a function (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]. The function may have a
+# parameter `rows`, which gets the requests with their pictures and metadata.
 RewardSource = PairScorer | Callable[..., torch.Tensor]
 
 
 class Rewards:
-    """A weighted sum of rewards: `(pixels, rows) -> (sum [B], {name: its own rewards [B]})`.
+    """offset + sum_k weight_k * reward_k of images.
 
-    parts    {name: (weight, scorer)}; functions become a `FunctionScorer`, and scorers are frozen in place,
-             so that no gradient and no memory gathers in their weights
-    offset   is added to the sum
+    A call with pixels [B, 3, H, W] in [0, 1] and B rows returns (sum [B], {name: unweighted rewards [B]}).
+
+    parts    {name: (weight, scorer or function)}. Functions become a `FunctionScorer`. Scorers are frozen in
+             place, so that their weights get no gradients
+    offset   added to the sum; default 0
+
+    A call raises NonFiniteScoreError for an image or a reward that is not finite.
     """
 
     def __init__(self, parts: Mapping[str, tuple[float, RewardSource]], offset: float = 0.0):
@@ -46,7 +50,7 @@ class Rewards:
         return total, each
 
     def part(self, name: str, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """The rewards [B] of one part, unweighted; NaN where a server or a function has none for an image."""
+        """The unweighted rewards [B] of the part `name`; NaN where a server or a function gave none."""
         prompts = prompts_of(rows)
         rewards = self.parts[name][1].pixel_rewards(pixels_B_3_H_W, prompts, list(map(as_request, rows)))
         if not isinstance(rewards, torch.Tensor) or rewards.shape != (len(prompts),):
@@ -56,18 +60,19 @@ class Rewards:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of every part."""
+        """{name: weight} of all parts."""
         return {name: weight for name, (weight, _) in self.parts.items()}
 
     @property
     def scorers(self) -> list[Scorer]:
-        """The parts that are models on this machine."""
+        """The parts that are models in this process."""
         return [part for _, part in self.parts.values() if isinstance(part, Scorer)]
 
     def check_differentiable(self, size: tuple[int, int], row: Row) -> None:
-        """Raises InputError naming a reward whose gradient does not reach the pixels of an image of `row`.
+        """Raises InputError naming a reward whose gradient does not reach the pixels.
 
-        `size` is (height, width) of the image in pixels.
+        size  (height, width) in pixels of the grey image that is tried
+        row   the image's row
         """
         for name, (weight, part) in self.parts.items():
             pixels = torch.full((1, 3, *size), 0.5, requires_grad=True)
@@ -87,7 +92,7 @@ class Rewards:
 
 
 def check_images(pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Raises NonFiniteScoreError naming the prompt of the first image that is not finite."""
+    """Raises NonFiniteScoreError, with the prompt, if an image has a pixel that is NaN or infinite."""
     bad = (~pixels_B_3_H_W.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise NonFiniteScoreError(f"what was drawn for {prompts_of(rows)[bad[0]]!r} is not finite")
@@ -96,11 +101,14 @@ def check_images(pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> None:
 def open_rewards(
     reward: str | Mapping[str, float] | RewardSource | Rewards, device: torch.device | str | None = None
 ) -> Rewards:
-    """Rewards from a name, {name: weight}, a scorer, or a function.
+    """`Rewards` from a name, {name: weight}, a scorer, or a function of (pixels, prompts).
 
-    A name is anything that `imagereward.load` takes, or a reward server's address, with "#model" for another
-    model than its first. Scorers are moved to the device. An ensemble's components become the parts, so that
-    each is logged.
+    reward  a name is anything that `imagereward.load` takes, or a reward server's address; "#model" after
+            the address chooses a model, default the server's first. The components of an ensemble object
+            become parts of their own, so that each is logged
+    device  device for the scorers; default: that of `load`, or the scorer's own
+
+    Raises InputError for any other type.
     """
     if isinstance(reward, Rewards):
         return reward

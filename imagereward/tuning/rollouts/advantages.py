@@ -12,11 +12,11 @@ StdScope = Literal["batch", "group"]
 
 
 class AdvantageStd(NamedTuple):
-    """How the standard deviation of rewards is measured by which advantages are divided.
+    """How to measure the standard deviation of rewards that divides advantages.
 
-    scope    batch: over all rewards of the update, about their mean; group: over the group's rewards
-    divisor  population: the sum of squares is divided by their number N (Flow-GRPO); sample: by N - 1
-             (DanceGRPO, DDPO)
+    scope    batch: over all rewards of the update, about their mean; group: over the rewards of the group
+    divisor  population: the sum of squares is divided by the number N of rewards (Flow-GRPO); sample: by
+             N - 1 (DanceGRPO, DDPO)
     epsilon  added to the deviation, so that groups with nearly equal rewards do not get large advantages
     """
 
@@ -26,9 +26,10 @@ class AdvantageStd(NamedTuple):
 
 
 class Advantages(NamedTuple):
-    """`advantages` [N], and `valid` [N]: False without a reward, and in groups whose rewards are all equal.
+    """Advantages of N samples.
 
-    Where it is not valid an advantage is 0.
+    advantages  [N] float32; 0 where not valid
+    valid       [N] bool: False for a sample without a reward, and for a group whose rewards are all equal
     """
 
     advantages: torch.Tensor
@@ -38,9 +39,13 @@ class Advantages(NamedTuple):
 def group_advantages(
     rewards_N, groups_N, deviation: AdvantageStd | StdScope = "batch", bound: float = 5.0
 ) -> Advantages:
-    """(reward - mean of its group) / (deviation + epsilon), clipped to [-bound, bound].
+    """A_n = clip((r_n - mean of r over the group of n) / (std + epsilon), -bound, bound).
 
-    Shao et al. 2024, arXiv:2402.03300. `deviation` may be the name of its scope alone.
+    rewards_N   r, NaN where there is no reward
+    groups_N    index of each sample's group
+    deviation   how `std` is measured, and epsilon; a string is its scope, with the defaults for the rest
+
+    Shao et al. 2024, arXiv:2402.03300, section 4.1.2.
     """
     worth, valid = _standardised(rewards_N, groups_N, deviation)
     return Advantages(torch.where(valid, worth.clamp(-bound, bound), 0.0).float(), valid)
@@ -52,10 +57,10 @@ def weighted_sum(
     groups_N: torch.Tensor,
     normalize_by: AdvantageStd | StdScope | None = None,
 ) -> torch.Tensor:
-    """The weighted sum [N], float64, of rewards [N] by name; NaN where any of them is NaN.
+    """sum_k weights[k] * parts[k], [N] float64, of rewards [N] by name; NaN where any of them is NaN.
 
-    With `normalize_by` each reward is first replaced by its group-relative advantage, unclipped: rewards of
-    different scales then weigh the same, and a reward that is equal for a whole group adds 0.
+    With `normalize_by` each reward is first replaced by its unclipped group-relative advantage. Rewards on
+    different scales then have the same influence, and a reward that is equal within a group adds 0.
     """
     total = torch.zeros(len(groups_N), dtype=torch.float64)
     for name, rewards_N in parts.items():
@@ -68,10 +73,10 @@ def weighted_sum(
 
 
 def best_and_worst(rewards_N, groups_N) -> tuple[torch.Tensor, torch.Tensor]:
-    """(best, worst), [G] each: indices of the samples with the highest and the lowest reward of every group.
+    """(best, worst): indices [G] of the samples with the highest and the lowest reward of each group.
 
-    Groups whose rewards are all equal or all NaN are left out. The pairs that objectives over preferences
-    take, such as Diffusion-DPO (Wallace et al. 2023, arXiv:2311.12908).
+    Groups whose rewards are all equal or all NaN are left out. For objectives that learn from pairs, such as
+    Diffusion-DPO (Wallace et al. 2023, arXiv:2311.12908).
     """
     pairs = []
     for group in groups_N.unique():
@@ -84,9 +89,10 @@ def best_and_worst(rewards_N, groups_N) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def top_mask(rewards_N, groups_N, count: int) -> torch.Tensor:
-    """[N] whether the sample is among the `count` best of its group; of equal ones, the first are.
+    """[N] bool: whether the sample has one of the `count` highest rewards of its group.
 
-    The samples that objectives such as RAFT train on (Dong et al. 2023, arXiv:2304.06767).
+    Of equal rewards the first count as higher; a NaN is never among the highest. For objectives that train on
+    the best samples, such as RAFT (Dong et al. 2023, arXiv:2304.06767).
     """
     mask = torch.zeros(len(rewards_N), dtype=torch.bool)
     for group in groups_N.unique():
@@ -97,7 +103,7 @@ def top_mask(rewards_N, groups_N, count: int) -> torch.Tensor:
 
 
 def _standardised(rewards_N, groups_N, by: AdvantageStd | StdScope) -> tuple[torch.Tensor, torch.Tensor]:
-    """(standardised rewards in float64, which of them count)."""
+    """(unclipped advantages [N] float64, valid [N]); see `group_advantages`."""
     by = AdvantageStd(by) if isinstance(by, str) else by
     correction = int(by.divisor == "sample")
     rewards, there = rewards_N.double(), rewards_N.isfinite()
@@ -120,6 +126,6 @@ def _standardised(rewards_N, groups_N, by: AdvantageStd | StdScope) -> tuple[tor
     else:
         present = rewards[there]
         deviation = present.std(correction=correction) if len(present) > 1 else rewards.new_zeros(())
-    # Extremes and not the deviation decide, for that is seldom exactly 0.
+    # Equal rewards are found by maximum and minimum: rounding seldom lets their deviation be exactly 0.
     valid = there & (extreme("amax", -torch.inf) > extreme("amin", torch.inf))
     return away / (deviation + by.epsilon), valid

@@ -1,4 +1,4 @@
-"""collect: draw an update's samples in all processes, score their images, and gather all rewards."""
+"""collect: draws an update's samples in all processes, scores their images, and gathers all rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ from imagereward.tuning.sampling.base import Dynamics
 
 @dataclass(frozen=True)
 class RolloutChunk:
-    """The samples of one chunk of this process, B of them.
+    """The B samples of one chunk of this process.
 
-    rows          the rows that they were drawn for, one a sample
-    condition     of the rows, B of them
+    rows          the row of each sample
+    condition     the encoded rows, B of them
     latents       [B, C, h, w] float32: the clean latents at the end of sampling
-    trajectories  the steps of the window; None where there is no window
+    trajectories  the steps of the window; None without a window
     """
 
     chunk: Chunk
@@ -43,12 +43,12 @@ class RolloutChunk:
 
 @dataclass(frozen=True)
 class Rollout:
-    """An update's samples with their rewards.
+    """The samples of an update with their rewards.
 
-    chunks    this process's, in the order of `plan.mine`
-    rewards   [N] by name, on the CPU, of all N samples of the update over all processes, in the order of
-              their numbers; NaN where a reward failed
-    groups_N  [N] the number of each sample's group, 0 for the update's first group
+    chunks    this process's chunks, in the order of `plan.mine`
+    rewards   {name: [N] float32 on the CPU}, of all N samples of the update over all processes, in the order
+              of their numbers; NaN where a reward failed
+    groups_N  [N] index of each sample's group, from 0 for the update's first group
     """
 
     chunks: list[RolloutChunk]
@@ -70,20 +70,23 @@ def collect(
     keep_means: bool = False,
     sampler: str = CURRENT,
 ) -> Rollout:
-    """Draw the samples of an update, `plan.group` for a row, and score them; all processes call this.
+    """Draw `plan.group` samples for each row of an update, and score them; all processes must call this.
 
-    window    the steps that are kept: they are taken by `dynamics`, all others without noise. None: every
-              step is taken by `dynamics`, and none is kept
+    plan      the update's samples and chunks; every process needs at least one chunk
+    rows      all rows of the training data; each group of samples takes one row
+    rewards   scores the decoded images [B, 3, H, W] in [0, 1]
+    window    steps to keep in `trajectories`. `dynamics` takes these steps, and all others are without noise.
+              None: `dynamics` takes every step, and no step is kept
     dynamics  the policy's sampling grid, with or without noise
-    seed      with the sample's number, decides about rows, noise and the window
-    scoring   how rewards are computed and retried
-    shared_initial_noise   the samples of a group begin from the same noise
+    seed      decides, with the sample's number, about rows, noise and the window
+    scoring   how rewards are computed and retried; default: `ScoringConfig()`
+    shared_initial_noise   the samples of a group start from the same noise
     keep_means             keep the means of the window's steps as well
-    sampler   the weights to draw with: "current", or a snapshot of the policy such as "old"
+    sampler   the weights that draw: "current", or the name of a snapshot of the policy, such as "old"
 
-    While images of a chunk are scored in threads, the next chunk is drawn. Every process needs at least one
-    chunk. Raises RewardError for a reward that failed for all images, NonFiniteScoreError for an image that
-    is not finite, InputError for a snapshot that is not there.
+    While threads score the images of a chunk, the next chunk is drawn. Raises RewardError for a reward that
+    failed for all images, NonFiniteScoreError for an image that is not finite, InputError for an unknown
+    snapshot.
     """
     drawn = []
     with (
@@ -115,7 +118,7 @@ def collect(
 
 
 def _encoded(policy: Policy, rows: Sequence[Row], places: Sequence[int]) -> Condition:
-    """The condition of the rows at these places; a row that is there several times is encoded once."""
+    """The condition of the rows with the indices `places`; each row is encoded once, even if repeated."""
     distinct = list(dict.fromkeys(places))
     condition = policy.denoiser.encode([rows[place] for place in distinct])
     return condition[[distinct.index(place) for place in places]]

@@ -1,4 +1,4 @@
-"""make_minibatches: trajectories and advantages as minibatches of one sampling step each."""
+"""make_minibatches: turns trajectories and advantages into minibatches of one sampling step each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,10 +14,11 @@ class StepMinibatch(NamedTuple):
     """One sampling step of a chunk's B samples, with their advantages.
 
     place       index of the step in the window, 0..W - 1
-    advantages  [B]
-    valid       [B] whether the sample has an advantage. The others are in the batch because the last bits of
-                matrix products depend on the batch, and ratios of probabilities must start at exactly 1
-    share       the minibatch's weight in the loss of its optimizer step
+    advantages  [B] float32
+    valid       [B] bool: whether the sample has an advantage. Samples without an advantage stay in the batch,
+                because the last bits of a matrix product depend on the batch, and probability ratios must
+                start at exactly 1
+    share       the minibatch's weight in the loss of its optimizer step, 0..1
     """
 
     trajectories: Trajectories
@@ -33,7 +34,7 @@ class StepMinibatch(NamedTuple):
 
     @property
     def after(self) -> torch.Tensor:
-        """x_{i+1} [B, C, h, w], in the storage's number format: the latents after the step."""
+        """x_{i+1} [B, C, h, w], in the number format of stored latents: the latents after the step."""
         return self.trajectories.latents[:, self.place + 1]
 
     @property
@@ -52,16 +53,17 @@ def make_minibatches(
     *,
     parts: int,
 ) -> list[list[StepMinibatch]]:
-    """This process's minibatches, for each of `parts` steps of the optimizer in which anything is learned.
+    """This process's minibatches: a list for each step of the optimizer.
 
-    rolled           the trajectories of `plan.mine`
+    rolled           the trajectories of the chunks in `plan.mine`
     advantages_N     of all N = plan.batch_size samples of the update, in the order of their numbers
-    valid_N          which of them have an advantage
-    parts            steps of the optimizer; each takes an equal run of the update's chunks
+    valid_N          [N] bool: whether the sample has an advantage
+    parts            steps of the optimizer; each takes about 1 / parts of the update's chunks, consecutive
 
-    A chunk without a valid sample is left out. Every process gets equally many minibatches, because
-    processes wait for each other in each; where one has too few, its first chunk is repeated with a share
-    of 0, which adds nothing to the gradient.
+    A chunk's share is its number of valid samples / that of the optimizer step, spread evenly over the
+    window's steps. Chunks, and optimizer steps, without a valid sample are left out. Every process gets
+    equally many minibatches, because processes wait for each other in each backward pass. A process with too
+    few repeats its first chunk with a share of 0, which adds nothing to the gradient.
     """
     rows = [[sample - plan.first for sample in chunk.samples] for chunk in plan.chunks]
     useful = [int(valid_N[each].sum()) for each in rows]

@@ -1,4 +1,4 @@
-"""Trajectories: the sampled steps that an objective trains, and the rows and groups of samples."""
+"""Trajectories: the kept sampling steps of a chunk; sampling with and without them; rows of groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,21 @@ from imagereward.tuning.sampling.base import Dynamics, round_to_storage
 
 
 def group_numbers(samples: Sequence[int], size: int) -> list[int]:
-    """The group of each sample: `size` consecutive samples are one, whichever process takes them."""
+    """The number of each sample's group: sample // size, counted from the start of the run."""
     return [sample // size for sample in samples]
 
 
 def rows_for_groups(samples: Sequence[int], size: int, batch_size: int, rows: int, seed: int) -> list[int]:
-    """The index of each sample's row among `rows` rows: one row a group.
+    """The index 0..rows - 1 of each sample's row; all samples of a group have the same row.
 
-    No row has two groups in an update that has at most as many groups as there are rows. Every epoch has an
-    order of its own; rows that do not fill the epoch's last update are skipped in that epoch.
+    samples     the samples' numbers, counted from the start of the run
+    size        samples in a group
+    batch_size  samples in an update
+    rows        number of rows in the training data
+    seed        decides the order of rows; every epoch has another order
+
+    The groups of an update have different rows, unless an update has more groups than there are rows. Rows
+    left over at the end of an epoch, too few for an update, are skipped in that epoch.
     """
     together = batch_size // size
     updates = max(1, rows // together)  # an epoch
@@ -37,14 +43,15 @@ def rows_for_groups(samples: Sequence[int], size: int, batch_size: int, rows: in
 
 @dataclass(frozen=True)
 class Trajectories:
-    """The W consecutive steps of the window, of the B samples of a chunk.
+    """The W consecutive steps of the window, for the B samples of a chunk.
 
-    condition  of the samples
+    condition  the samples' encoded rows, B of them
     steps      indices of the W steps on the sampling grid
-    latents    [B, W + 1, C, h, w] before each step and after the last, in the storage's number format
-    logps      [B, W] float32: log-probabilities of the steps, averaged over elements, under the weights
-               that they were drawn with
-    means      [B, W, C, h, w] float32: means of the steps, where an objective asked for them
+    latents    [B, W + 1, C, h, w]: before each step, and after the last, in the number format that latents
+               are stored in
+    logps      [B, W] float32: log-probability of each step, averaged over elements, under the weights that
+               drew the step
+    means      [B, W, C, h, w] float32: means of the steps; None unless the objective asked for them
     """
 
     chunk: Chunk
@@ -56,7 +63,7 @@ class Trajectories:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, without the condition's."""
+        """Bytes of the tensors, without the condition's."""
         kept = (self.latents, self.logps, self.means)
         return sum(each.nbytes for each in kept if each is not None)
 
@@ -73,10 +80,11 @@ def sample_trajectories(
     starts: Sequence[int],
     keep_means: bool = False,
 ) -> tuple[Trajectories, torch.Tensor]:
-    """A chunk's trajectories and clean latents [B, C, h, w].
+    """A chunk's trajectories, and its clean latents [B, C, h, w].
 
-    noisy   the dynamics of the steps in `steps`; all others are deterministic
-    starts  numbers by which the first noise is drawn: the samples', or, for the same noise, their groups'
+    noisy   takes the steps in `steps`; all other steps are deterministic
+    starts  numbers [B] that seed the first noise: the samples' numbers, or the groups' numbers, so that the
+            samples of a group start from the same noise
     """
     plain, device = policy.dynamics.without_noise(), policy.device
     shape, storage = policy.denoiser.autoencoder.shape, noisy.storage
@@ -118,9 +126,9 @@ def sample_latents(
     seed: int,
     starts: Sequence[int],
 ) -> torch.Tensor:
-    """A chunk's clean latents [B, C, h, w], with every step taken by `dynamics`, and none kept.
+    """A chunk's clean latents [B, C, h, w]; `dynamics` takes every step, and no step is kept.
 
-    starts  numbers by which the first noise is drawn: the samples', or, for the same noise, their groups'
+    starts  numbers [B] that seed the first noise, as in `sample_trajectories`
     """
     shape, device = policy.denoiser.autoencoder.shape, policy.device
     x = noise_for_samples(starts, shape, seed).to(device)
@@ -140,10 +148,10 @@ def has_noise(dynamics: Dynamics, i: int) -> bool:
 
 
 def check_noise(noisy: Dynamics, steps: range) -> None:
-    """Raises InputError for a step without noise, which has no log-probability to train by."""
+    """Raises InputError if a step in `steps` has no noise: it has no log-probability to train."""
     without = [i for i in steps if not has_noise(noisy, i)]
     if without:
         raise InputError(
-            f"window: steps {without} of 0..{noisy.steps - 1} have no noise, and cannot be trained by it; "
-            "expected a window, or a noise.level or noise.table, in which all have some"
+            f"window: steps {without} of 0..{noisy.steps - 1} have no noise, and so no probability to train; "
+            "expected a window, or a noise.level or noise.table, with noise in all steps of the window"
         )

@@ -1,4 +1,4 @@
-"""Window: the steps of a trajectory that are trained."""
+"""Window: the sampling steps that have noise and are trained."""
 
 import torch
 from pydantic import Field, model_validator
@@ -9,10 +9,12 @@ from imagereward.tuning.data.seeding import random_generator
 
 
 class Window(Config):
-    """Which steps have noise and are trained; before and after them sampling is deterministic.
+    """The consecutive sampling steps that have noise and are trained; all other steps are deterministic.
 
-    size   so many steps in a row, drawn anew for every update from first..last; 0: all of these
-    last   default: the last but one, for in the last one there is hardly noise left
+    size   number of steps; the first of them is drawn for each update, uniformly, so that all are in
+           first..last. 0: all of first..last
+    first  index of the earliest step
+    last   index of the latest step; default: steps - 2, because the last step has hardly any noise
     """
 
     size: int = Field(
@@ -28,7 +30,7 @@ class Window(Config):
         return self
 
     def bounds(self, steps: int) -> range:
-        """The steps it may take. Raises InputError if a grid of so many does not have them."""
+        """first..last on a grid of `steps` steps. Raises InputError if the grid lacks some of them."""
         last = max(0, steps - 2) if self.last is None else self.last
         allowed = range(self.first, last + 1)
         if last >= steps or not allowed:
@@ -38,7 +40,7 @@ class Window(Config):
         return allowed
 
     def draw(self, steps: int, seed: int, update: int) -> range:
-        """An update's steps, the same for all of its samples, in every process."""
+        """The trained steps of an update, of a grid of `steps`; the same for all samples and processes."""
         allowed = self.bounds(steps)
         size = self.size or len(allowed)
         more = torch.randint(len(allowed) - size + 1, (), generator=random_generator(seed, "window", update))

@@ -1,4 +1,4 @@
-"""accelerate's Accelerator, as the launcher and the config say, and its trackers."""
+"""make_accelerator: accelerate's Accelerator for the config's precision and trackers and the launcher."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ from imagereward.tuning.settings import TrainerConfig
 
 @contextmanager
 def accelerating() -> Iterator[None]:
-    """Decorates a training: when it ends or fails, accelerate forgets its precision, device and accumulation.
+    """A decorator of a training function that resets accelerate's global state when the function ends.
 
-    accelerate keeps them for the whole process, and refuses a second training in another precision. What the
-    caller has set up before is left as it is. accelerate has no public function for this; transformers'
-    TrainingArguments and accelerate's own tests call the same ones.
+    accelerate keeps precision, device and gradient accumulation for the whole process, and refuses a second
+    training in another precision. State that the caller has set up before stays. accelerate has no public
+    function for the reset; transformers' TrainingArguments and accelerate's own tests call the same ones.
     """
     if AcceleratorState._shared_state:
         yield
@@ -34,17 +34,21 @@ def accelerating() -> Iterator[None]:
 
 
 def make_accelerator(config: TrainerConfig, output: Path) -> Accelerator:
-    """One that all processes share, which must have found each other.
+    """The Accelerator of this process, which has found all other processes of the launcher.
 
-    Raises InputError for a tracker that is not there, ImageRewardError if processes do not find each other.
+    output  directory in which trackers write
+
+    Raises InputError for a tracker that is not installed and for a batch size that does not suit the
+    processes, ImageRewardError if the processes have not found each other.
     """
     try:
         accelerator = Accelerator(
             cpu=several_on_cpus(),
             kwargs_handlers=[
-                # No buffer learns; and processes that take unequally many steps would wait for them.
+                # Buffers do not change in training. Broadcasting them would also make processes with
+                # unequal numbers of forward passes wait for each other.
                 DistributedDataParallelKwargs(broadcast_buffers=False),
-                # The others wait while the first writes a checkpoint.
+                # While the first process writes a checkpoint, the others wait.
                 InitProcessGroupKwargs(timeout=timedelta(hours=2)),
             ],
             mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision],
@@ -63,7 +67,10 @@ def make_accelerator(config: TrainerConfig, output: Path) -> Accelerator:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainerConfig) -> None:
-    """Open what `trackers` names; some write to the output directory at once."""
+    """Open the trackers that the config names, with the config's numbers and strings.
+
+    Some trackers write to the output directory at once, so the directory must have been checked before.
+    """
     if config.trackers:
         values = config.model_dump().items()
         plain = {name: value for name, value in values if isinstance(value, int | float | str)}

@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
 from imagereward.errors import CheckpointError
 from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
 
-# Weights lie a folder deeper: diffusers' load_lora_weights takes any .safetensors in the folder that it is
-# given for adapters, and of all weights of a FLUX it would load some without a word.
+# Weights are in a subfolder, because diffusers' load_lora_weights takes any .safetensors in its folder for
+# adapters, and would silently load some of a FLUX's full weights.
 WEIGHTS = "weights"
 LEARNED, OPTIMIZER, OBJECTIVE, STATE = (
     f"{WEIGHTS}/learned.safetensors",
@@ -32,7 +32,7 @@ LEARNED, OPTIMIZER, OBJECTIVE, STATE = (
     "state.json",
 )
 UNFINISHED = "unfinished-"
-# All of a sharded model's values, on the first process; what does not learn is not kept.
+# Gathers a sharded model's trainable weights on the first process; frozen weights are left out.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -63,13 +63,18 @@ def save_checkpoint(
     first: bool,
     also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
 ) -> Path:
-    """Write `directory`/checkpoint-`update`, then remove all but the last `keep`.
+    """Write `directory`/checkpoint-`update`, then remove all but the last `keep` checkpoints.
 
-    `also` writes more into it, from the weights that the result would have: those of the snapshot "ema" where
-    there is one. The checkpoint is written under another name and renamed once it is whole, so that a full
-    disk or a kill leaves the one before as it was. All processes call this; the `first` writes.
+    module     the network, with accelerate's wrapper if there is one
+    optimizer  its moments are saved
+    contents   everything else that is saved
+    first      whether this is the first process, which writes the files; all processes must call this
+    also       writes more files: a function of (the checkpoint's directory, weights by name). The weights
+               are those that the result would have: the snapshot "ema" if there is one, else the network's
 
-    Raises CheckpointError for a checkpoint that cannot be written.
+    The checkpoint is written under another name and renamed when it is complete, so that a full disk or a
+    kill leaves the previous checkpoint intact. Returns the checkpoint's path. Raises CheckpointError if it
+    cannot be written.
     """
     learned = whole_weights(module)
     moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
@@ -89,7 +94,7 @@ def save_checkpoint(
         (unfinished / STATE).write_text(json.dumps(contents.state) + "\n", encoding="utf-8")
         if also is not None:
             also(unfinished, contents.snapshots.get("ema", learned))
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as the second
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
         shutil.rmtree(unfinished, ignore_errors=True)
         before = latest_state(directory)
         raise CheckpointError(
@@ -103,12 +108,15 @@ def save_checkpoint(
 
 
 def whole_weights(module) -> dict[str, torch.Tensor]:
-    """The trainable weights, whole and on the CPU. All processes call this; the first gets them."""
+    """The trainable weights by name, unsharded, on the CPU; all processes must call this.
+
+    With sharded weights the first process gets them, the others an empty dict.
+    """
     return {name: value.contiguous() for name, value in get_model_state_dict(module, options=WHOLE).items()}  # type: ignore[union-attr]
 
 
 def load_checkpoint(path: Path, module: Any, optimizer: torch.optim.Optimizer) -> Contents:
-    """Put a checkpoint's weights and the optimizer's moments back; returns the rest.
+    """Load a checkpoint's weights into `module` and its moments into `optimizer`; returns the rest.
 
     Raises CheckpointError for files that are damaged, missing, or of another model.
     """
@@ -123,7 +131,7 @@ def load_checkpoint(path: Path, module: Any, optimizer: torch.optim.Optimizer) -
             objective = torch.load(path / OBJECTIVE, weights_only=True, map_location="cpu")
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    # Not whole, which only the first process would get.
+    # Names only, so without gathering the weights, which the first process alone would get.
     expected = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)).keys()
     if learned.keys() != expected:
         differing = sorted(learned.keys() ^ expected)
@@ -135,6 +143,6 @@ def load_checkpoint(path: Path, module: Any, optimizer: torch.optim.Optimizer) -
 
 
 def latest_state(directory: Path, most: int | None = None) -> Path | None:
-    """The last checkpoint, of at most `most` updates; None if there is none."""
+    """The checkpoint with the most updates, of those with at most `most`; None if there is none."""
     found = [path for path in checkpoints(directory) if most is None or updates_of(path) <= most]
     return found[-1] if found else None

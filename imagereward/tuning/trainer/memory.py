@@ -1,14 +1,15 @@
-"""Memory that a training on the CPU frees and takes again in every step."""
+"""keep_freed_memory: lets a training on the CPU reuse freed memory instead of returning it to the system."""
 
 import ctypes
 import sys
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep what is freed instead of giving it back to the system; elsewhere, do nothing.
+    """Ask glibc to keep freed memory instead of returning it to the system; elsewhere, do nothing.
 
-    Activations of some megabytes are freed and taken again thousands of times a second; as fresh pages, each
-    costs faults. Takes effect for the whole process. Peak memory is unchanged, memory between peaks is not.
+    Training frees and allocates activations of some megabytes thousands of times a second, and each new page
+    costs a page fault. The setting holds for the whole process. Peak memory stays the same; memory between
+    peaks is higher.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -10,7 +10,12 @@ from imagereward.tuning.settings import OptimizerConfig
 
 
 def learning_rate_at(update: int, config: OptimizerConfig) -> float:
-    """The learning rate of an update, numbered from 0."""
+    """The learning rate of update u (`update`, from 0), with w warm-up updates of U updates in all.
+
+    u < w     learning_rate * (u + 1) / w
+    u >= w    learning_rate * f(p), with the progress p = (u - w) / (U - w) in 0..1
+              f = 1 (constant), 1 - p (linear) or (1 + cos(pi p)) / 2 (cosine)
+    """
     if update < config.warmup_updates:
         return config.learning_rate * (update + 1) / config.warmup_updates
     if config.schedule == "constant":
@@ -21,7 +26,10 @@ def learning_rate_at(update: int, config: OptimizerConfig) -> float:
 
 
 def make_optimizer(config: OptimizerConfig, parameters: list) -> torch.optim.Optimizer:
-    """AdamW, in 8 bits where the config asks for it. Raises ImageRewardError without bitsandbytes."""
+    """AdamW with beta1 = 0.9, or with "adamw-8bit" bitsandbytes' AdamW, whose moments have 8 bits.
+
+    Raises ImageRewardError if bitsandbytes is needed and not installed.
+    """
     kind: Any = torch.optim.AdamW
     if config.optimizer == "adamw-8bit":
         try:

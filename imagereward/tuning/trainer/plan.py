@@ -1,4 +1,4 @@
-"""The plan of a generator's training, told before it starts, and its outcome."""
+"""generator_plan and outcome: the texts that a training prints before it starts and after it ends."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,11 @@ from imagereward.tuning.trainer.progress import facts
 def generator_plan(
     config: GeneratorConfig, denoiser, prompts: Sequence[str], watched: int, accelerator
 ) -> str:
-    """What will be trained by what, for how long, and where it goes."""
+    """The plan of a generator's training as lines: model, data, parameters, reward, updates, output.
+
+    prompts  the training prompts
+    watched  number of prompts for evaluation
+    """
     source = getattr(config, "prompts", None) or getattr(getattr(config, "pairs", None), "data", "")
     seen = config.evaluation
     rewards = config.reward if isinstance(config.reward, str) else ", ".join(config.reward)
@@ -33,7 +37,7 @@ def generator_plan(
 
 
 def learns(network, config: GeneratorConfig) -> str:
-    """Which parameters learn, and how many."""
+    """The trainable parameters in words, with their number."""
     count = sum(value.numel() for value in trainable_parameters(network).values())
     whole = sum(value.numel() for value in network.parameters())
     name = type(network).__name__
@@ -43,7 +47,7 @@ def learns(network, config: GeneratorConfig) -> str:
 
 
 def updates(config: TrainerConfig, processes: int) -> str:
-    """How many updates of how many samples."""
+    """The number of updates, and of samples in an update, in words."""
     several = f" in each of {processes} processes" if processes > 1 else ""
     return (
         f"{config.updates} of {config.batch_size} samples, {min(config.micro_batch, config.batch_size)} at "
@@ -52,7 +56,7 @@ def updates(config: TrainerConfig, processes: int) -> str:
 
 
 def part_plan(config: TrainerConfig, module, data: str, count: int, output: str, device: str) -> str:
-    """The same of an autoencoder or a text encoder."""
+    """The plan, as `generator_plan`, for training an autoencoder or a text encoder; `count` pairs."""
     found = sum(value.numel() for value in trainable_parameters(module).values())
     values = {
         "data": f"{data}: {count} pairs of an image and a prompt",
@@ -65,7 +69,11 @@ def part_plan(config: TrainerConfig, module, data: str, count: int, output: str,
 
 
 def outcome(history: Sequence[Mapping[str, Any]], output: Path, ended: str, lines: Sequence[str]) -> str:
-    """What came of it: evaluations before and after, where the result is, and the Python that loads it."""
+    """The outcome as lines: evaluations before and after, the result's directory, and Python to load it.
+
+    ended  why the training ended
+    lines  the Python that loads the result
+    """
     update, rows = evaluated(history)
     text = [f"{ended}"]
     if rows:

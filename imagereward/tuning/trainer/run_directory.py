@@ -1,4 +1,4 @@
-"""Output directories: one run each, recognised by its config."""
+"""Output directories: checks that one is free or holds the run to resume, and finds its checkpoints."""
 
 import json
 import os
@@ -12,14 +12,21 @@ from imagereward.errors import InputError
 from imagereward.tuning.distributed import is_first_process
 
 RUN_FILE = "run.json"
-# What a checkpoint of transformers' Trainer holds last.
+# The file that transformers' Trainer writes last into a checkpoint.
 STATE_FILE = "trainer_state.json"
 
 
 def check_run_directory(output: str, config: dict[str, Any], resume: bool, free: Sequence[str] = ()) -> Path:
-    """The output directory, which need not exist yet. Only the first process looks: the others may be late.
+    """The path of the output directory, checked; it need not exist yet.
 
-    Raises InputError if it holds anything and this is not that run resumed, apart from keys that are `free`.
+    output  the directory
+    config  the run's config, compared with the config in the directory's run.json
+    resume  whether to go on with the run in the directory
+    free    config keys that may differ from the resumed run's
+
+    Only the first process checks: others may look when it has already written files. Raises InputError for a
+    directory that holds anything, without `resume`; and with `resume` for one that holds no run, or a run
+    with another config.
     """
     path = Path(output).expanduser()
     if not is_first_process():
@@ -44,13 +51,13 @@ def check_run_directory(output: str, config: dict[str, Any], resume: bool, free:
 
 
 def create_run_directory(output: Path, config: dict[str, Any]) -> None:
-    """Make the directory, and mark it with the config of the run that it now holds."""
+    """Make the directory, and write the run's config to its run.json."""
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / RUN_FILE, json.dumps(_plain(config), indent=1) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a full disk or a kill leaves the one before as it was."""
+    """Write a file under another name, then rename it; a full disk or a kill keeps the previous file."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -60,9 +67,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def latest_checkpoint(output: Path) -> str | None:
-    """The run's last whole checkpoint, None if it was stopped before the first.
+    """The path of the last complete checkpoint of transformers' Trainer; None if there is none.
 
-    One that was being written when the run was stopped is not whole, and is removed.
+    Incomplete checkpoints after it, from a run that was stopped while writing, are removed.
     """
     found = checkpoints(output)
     while found and not _is_whole(found[-1]):
@@ -73,13 +80,13 @@ def latest_checkpoint(output: Path) -> str | None:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """A run's checkpoint-N, the last at the end; checkpoint-best is somebody's own."""
+    """The directories checkpoint-N in a run's directory, by rising N; other names do not count."""
     found = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=updates_of)
 
 
 def updates_of(checkpoint: Path) -> int:
-    """The N of checkpoint-N."""
+    """The number of updates N of checkpoint-N."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -99,5 +106,5 @@ def _read(mark: Path) -> dict[str, Any]:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """Through JSON, so that tuples and lists compare equal."""
+    """The config after a round trip through JSON, which makes tuples lists, so that configs compare equal."""
     return json.loads(json.dumps(config))

@@ -46,7 +46,7 @@ STATE_KEYS = ("update", "updates", "ended", "history", "scaler", "steps")
 
 
 class Trainer:
-    """Gradient accumulation, clipping, moving average, logging, evaluation, checkpoints, resuming."""
+    """The training loop: gradients, clipping, optimizer, averaged weights, logging, checkpoints, resuming."""
 
     def __init__(
         self,
@@ -57,7 +57,14 @@ class Trainer:
         accelerator,
         also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
     ):
-        """`also` writes more into every checkpoint, given its directory and the weights of the result."""
+        """A loop over the updates of `config`, resumed from a checkpoint in `output` if the config says so.
+
+        learner    the network to train, with snapshots of its weights
+        also       writes more files into every checkpoint; see `save_checkpoint`
+
+        Raises InputError for a network without trainable weights, ImageRewardError for several processes that
+        accelerate does not join.
+        """
         self.learner, self.objective, self.config, self.output = learner, objective, config, output
         self.also = also
         self.accelerator: Accelerator = accelerator
@@ -65,7 +72,7 @@ class Trainer:
         self.bare = learner.module
         parameters = list(trainable_parameters(self.bare).values())
         if not parameters:
-            raise InputError("nothing of the network learns")
+            raise InputError("the network has no trainable weights: expected at least one")
         optimizer, bare = make_optimizer(config, parameters), type(learner.module)
         learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
         if accelerator.num_processes > 1 and type(learner.module) is bare:
@@ -75,10 +82,14 @@ class Trainer:
             )
         for name in objective.snapshots:
             learner.snapshots.setdefault(name, Snapshot(self.bare))
-        self.steps = 0  # of the optimizer
+        self.steps = 0  # steps of the optimizer since the start of training
 
     def run(self, evaluate: Callable[["Trainer", int], str | None] | None = None) -> str:
-        """Train to the end, or to where `evaluate` says why to stop; returns why it ended."""
+        """Train until all updates are done or `evaluate` asks to stop; returns the reason for the end.
+
+        evaluate  a function of (this trainer, updates done), called before the first update, every
+                  `evaluate_every` updates, and after the last. It returns a reason to stop, or None
+        """
         config, (start, why) = self.config, self._resume()
         if len(starts := set(gather_objects(start, self.accelerator.num_processes))) > 1:
             raise CheckpointError(
@@ -115,23 +126,23 @@ class Trainer:
         bar.close()
         self._write_history()
         self.accelerator.wait_for_everyone()
-        # Not end_training(), which also ends the group of processes, and the result is yet to be gathered.
+        # end_training() would also end the group of processes, which the result is yet gathered with.
         for tracker in self.accelerator.trackers:
             tracker.finish()
         return why or f"all {config.updates} updates are done"
 
     def learned(self) -> dict[str, torch.Tensor]:
-        """What has been learned, whole and on the CPU. All processes call this; the first gets it."""
+        """The trainable weights, unsharded, on the CPU; all processes must call this, the first gets them."""
         return whole_weights(self.learner.module)
 
     def settle(self) -> None:
-        """Leave the averaged weights, if there are any, in the network for good."""
+        """Copy the averaged weights, if the config keeps an average, into the network."""
         if (average := self.learner.snapshots.get("ema")) is not None:
             average.copy_to(self.bare)
 
     @contextlib.contextmanager
     def _naming(self, update: int) -> Iterator[None]:
-        """Within, what cannot be scored is an error that names the update, and what to go on from."""
+        """A context that adds the update and the last checkpoint to a NonFiniteScoreError."""
         try:
             yield
         except NonFiniteScoreError as error:
@@ -141,7 +152,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(update, config)
-        # For dropout, the only randomness that is not drawn by sample.
+        # For dropout; all other random numbers are drawn by sample number.
         torch.manual_seed(config.seed * 1_000_003 + update * 1009 + accelerator.process_index)
         self.learner.module.train()
         sums = {"loss": torch.zeros(2, device=accelerator.device)}
@@ -168,7 +179,7 @@ class Trainer:
             self.steps += 1
             if torch.isfinite(norm):
                 _add(sums, "gradient_norm", norm, 1 / ranks)
-            _add(sums, "loss", loss * ranks, 1 / ranks)  # a sum over minibatches, where others are means
+            _add(sums, "loss", loss * ranks, 1 / ranks)  # a sum over minibatches; metrics are means
         if config.ema_unit == "updates":
             self._average(update)
         total = all_reduce_sums(sums, ranks, accelerator.device)
@@ -177,12 +188,12 @@ class Trainer:
         return means | metrics | {"learning_rate": learning_rate_at(update, config)}
 
     def _scale_can_fall(self) -> bool:
-        """Whether a gradient may be infinite for its scale alone: the update is skipped, the scale halved."""
+        """Whether float16's loss scale can fall; then a gradient that is not finite skips the step only."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= 1
 
     def _backward(self, update: int, minibatch, last: bool, sums: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The minibatch's part of the step's loss."""
+        """Run a minibatch's backward pass; returns share * loss. The `last` exchanges gradients."""
         accelerator, module = self.accelerator, self.learner.module
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             try:
@@ -214,7 +225,10 @@ class Trainer:
         snapshots["ema"].update(self.bare, min(self.config.ema, moves / (moves + 9)))
 
     def _resume(self) -> tuple[int, str]:
-        """Where to go on, and why not to: a run that was stopped stays so unless it is given more updates."""
+        """(updates already done, reason not to go on or ""), with the last checkpoint restored.
+
+        A run that an evaluation stopped stays stopped, unless the number of updates has changed.
+        """
         if not self.config.resume:
             return 0, ""
         path = latest_state(self.output, self.config.updates)
@@ -266,7 +280,7 @@ class Trainer:
             write_atomically(self.output / HISTORY_FILE, json.dumps(self.history, indent=1) + "\n")
 
     def log(self, update: int, values: dict[str, float]) -> None:
-        """Add numbers to the history and the trackers."""
+        """Add numbers by name to the history and the trackers, after `update` updates."""
         self.history.append({"update": update, **values})
         self.accelerator.log(values, step=update)
 
@@ -279,7 +293,7 @@ class Trainer:
 
 
 def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor, share: float) -> None:
-    """Add to a mean's sum, and to that of its shares [2]."""
+    """Add (share * value, share) to sums[name], [2]; their quotient is the weighted mean."""
     value = value.detach().float()
     part = torch.stack([value * share, torch.full_like(value, share)])
     sums[name] = sums[name] + part if name in sums else part

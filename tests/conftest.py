@@ -38,6 +38,15 @@ def pictures(count: int, seed: int = 0) -> list[PIL.Image.Image]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerator_state():
+    """Resets accelerate's state, which belongs to the process, so that no test decides for the next."""
+    yield
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def scorers():
     """One small random scorer of each kind, and an ensemble of two of them."""

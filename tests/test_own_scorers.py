@@ -150,7 +150,7 @@ def test_every_kind_of_reward_is_asked_the_same_way(mine):
     assert [part.takes_turns for _, part in rewards.parts.values()] == [False, False, True]
     assert [part.differentiable for _, part in rewards.parts.values()] == [False, True, True]
     with pytest.raises(InputError, match="my_scorers:judge is not differentiable"):
-        rewards.check_differentiable(16, "a")
+        rewards.check_differentiable((16, 16), "a")
 
 
 def test_an_ensemble_is_trained_by_its_components(scorers):

@@ -17,13 +17,17 @@ from imagereward.images.processor import Processor
 from imagereward.records.layouts import Layout
 from imagereward.records.record import Reader
 from imagereward.scoring.questions import Question
+from imagereward.tuning.families.autoencoder import Autoencoder
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.objectives.config import GeneratorConfig
 from imagereward.tuning.sampling.base import Dynamics
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "imagereward"
-SEAMS = (RM.Scorer, Processor, Question, Source, Reader, Layout, Denoiser, Dynamics, GeneratorConfig)
+SEAMS = (
+    *(RM.Scorer, Processor, Question, Source, Reader, Layout),
+    *(Autoencoder, Denoiser, Dynamics, GeneratorConfig),
+)
 
 
 def python(code: str, **options) -> str:

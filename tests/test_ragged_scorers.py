@@ -138,7 +138,7 @@ def test_a_scorer_without_from_pixels_rewards_by_its_scores_and_has_no_gradient(
         scorer.score_pairs(["a", "b"], images), abs=1e-6
     )
     with pytest.raises(InputError, match="not differentiable"):
-        rewards.check_differentiable(16, "a")
+        rewards.check_differentiable((16, 16), "a")
 
 
 def test_an_item_travels_as_arrays():

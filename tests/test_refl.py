@@ -791,7 +791,9 @@ def test_a_pipeline_of_another_noise_or_scale_is_refused(tmp_path):
         run(tmp_path / "out", model=pipeline)
     pipeline = pipelines.sd()
     pipeline.vae.register_to_config(latents_mean=[0.0] * 4)
-    with pytest.raises(InputError, match="latents have a mean and a deviation"):
+    with pytest.raises(
+        InputError, match="this autoencoder has 4 latents_mean and 0 latents_std: expected one of each"
+    ):
         run(tmp_path / "out", model=pipeline)
 
 

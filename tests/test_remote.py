@@ -300,11 +300,12 @@ def naps(monkeypatch):
     """The seconds that both clients would have slept between attempts, instead of sleeping them."""
     slept: list[float] = []
 
-    async def nap(seconds):
+    async def nap(self, seconds):
         slept.append(seconds)
 
-    monkeypatch.setattr("imagereward.remote.client.time.sleep", slept.append)
-    monkeypatch.setattr("imagereward.remote.client.asyncio.sleep", nap)
+    # Not `time.sleep` and `asyncio.sleep`, which servers of other tests in this process use too.
+    for transport in ("_Blocking", "_Awaited"):
+        monkeypatch.setattr(f"imagereward.remote.client.{transport}.sleep", nap)
     return slept
 
 

@@ -133,7 +133,10 @@ def read_encoded(path: str | os.PathLike, index: int = 0) -> bytes:
     try:
         return read_file(path, where)
     except ImageReadError as error:
-        raise _advised(path, where, error) from error
+        # An error that is its own cause would keep the image's bytes until the garbage collector runs.
+        if (advice := _advice(path, where)) is None:
+            raise
+        raise advice from error
 
 
 def load_pixels(
@@ -188,14 +191,17 @@ def _encoded(image, where: str, header_only: bool = False) -> Iterator[Encoded]:
         try:
             opened = stack.enter_context(open_encoded(image, where, header_only))
         except ImageReadError as error:
-            raise _advised(image, where, error) from error
+            # An error that is its own cause would keep the image's bytes until the garbage collector runs.
+            if (advice := _advice(image, where)) is None:
+                raise
+            raise advice from error
         yield opened
 
 
-def _advised(image, where: str, error: ImageReadError) -> ImageReadError:
-    """The error, or a more helpful one for a URL or another text that is no path."""
+def _advice(image, where: str) -> ImageReadError | None:
+    """A more helpful error for a URL or another text that is no path; None if there is none."""
     if not isinstance(image, (str, os.PathLike)) or os.path.exists(image):
-        return error
+        return None
     text = os.fspath(image)
     if isinstance(image, os.PathLike):  # pathlib makes one slash of two
         text = re.sub(":/(?!/)", "://", text, count=1)
@@ -205,7 +211,7 @@ def _advised(image, where: str, error: ImageReadError) -> ImageReadError:
         return ImageNotFound(
             f"{where} does not exist; paths on this system have no backslashes: write a/b.png"
         )
-    return error
+    return None
 
 
 def address_scheme(text: str) -> str | None:

@@ -109,10 +109,10 @@ class PerChannelAutoencoder:
 
     def __init__(self, vae: Any, size: ImageSize, patch: int = 1):
         config = vae.config
-        channels = len(config.latents_mean)
-        if len(config.latents_std) != channels:
+        channels, deviations = len(config.latents_mean), len(getattr(config, "latents_std", None) or ())
+        if deviations != channels:
             raise InputError(
-                f"this autoencoder has {channels} latents_mean and {len(config.latents_std)} latents_std: "
+                f"this autoencoder has {channels} latents_mean and {deviations} latents_std: "
                 "expected one of each for every channel"
             )
         self.vae = vae.requires_grad_(False).eval()

@@ -61,7 +61,7 @@ def fetch(file: File, download_root: str | os.PathLike | None = None, local_file
         f"{file.name} is not in {root} and could not be downloaded:\n  "
         + "\n  ".join(tried)
         + f"\nOn a machine without network, put the file at {root / file.name} "
-        "or pass its directory as download_root="
+        "or pass its directory as download_root= (--download-root of the commands)"
     )
 
 
@@ -160,8 +160,10 @@ def _put(path: Path, target: Path, file: File | None) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError as error:  # a directory without permission to search
-        raise DownloadError(f"{path} cannot be looked for: {error}; pass another download_root=") from error
+    except OSError as error:  # a directory that may not be searched
+        raise DownloadError(
+            f"{path} cannot be looked for: {error}; pass another download_root= (--download-root)"
+        ) from error
 
 
 def _verified(path: Path, file: File) -> Path:
@@ -193,7 +195,7 @@ def _as_released(path: Path, file: File) -> Path:
         raise CheckpointError(
             f"{path} is not the released {file.name}: its sha256 is {found}, that of the released file "
             f"{file.sha256}. Load it as what it is, by its path: imagereward.load({str(path)!r}). For the "
-            "released file, remove this one or pass another download_root="
+            "released file, remove this one or pass another download_root= (--download-root)"
         )
     _remember(path, file)
     return path

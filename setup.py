@@ -45,7 +45,7 @@ EXTRAS = {
     ],
     "scale": ["filelock>=3.32", "pyarrow>=17", "ray[data,serve]>=2.57"],
     "report": ["pyarrow>=17"],
-    "loops": ["torchmetrics>=1.4"],
+    "integrations": ["torchmetrics>=1.4"],
     # The documentation site, and the notebooks of docs/notebooks.
     "docs": [
         "mkdocs>=1.6.1",
@@ -64,7 +64,7 @@ TEST = [
     "matplotlib>=3.9",
     "playwright>=1.45",
     *EXTRAS["scale"],
-    *EXTRAS["loops"],
+    *EXTRAS["integrations"],
     *EXTRAS["docs"],
     "bitsandbytes>=0.46",
     "psutil>=5.9",

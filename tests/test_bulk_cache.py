@@ -13,6 +13,7 @@ from test_bulk import read_lines, score, write_lines
 import imagereward as RM
 from imagereward.bulk.decoding.cache import FeatureCache, tower_of
 from imagereward.bulk.decoding.loading import Loader
+from imagereward.bulk.scoring import PartScorer
 from imagereward.errors import InputError
 
 GB = 0.05
@@ -264,3 +265,29 @@ def test_several_may_use_one_cache_at_once(tmp_path):
     ] * 2
     assert bytes([1]) in stores[0].reader([b"tower"])
     assert bytes([1]) not in stores[0].reader([b"tower", b"another"])
+
+
+def test_an_image_that_vanishes_with_its_cached_features_is_an_error_of_its_rows_alone(
+    table, models, monkeypatch
+):
+    options = {"cache": table / "cache", "cache_budget": GB, "workers": 0}
+    _, first = score(table, models, out="a.parquet", **options)
+    lost, call = "images/4.png", PartScorer.__call__
+
+    def vanishing(self, *arguments):
+        """Between loading and scoring another process empties the cache, and somebody removes a file."""
+        with contextlib.closing(sqlite3.connect(table / "cache/features.sqlite")) as file, file:
+            file.execute("DELETE FROM features")
+        (table / lost).unlink(missing_ok=True)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(PartScorer, "__call__", vanishing)
+    _, second = score(table, models, out="b.parquet", **options)
+    assert [row["error"] is not None for row in second] == [row["image"].endswith(lost) for row in first]
+    assert any(row["image"].endswith(lost) for row in first)
+    for before, after in zip(first, second, strict=True):
+        if after["error"] is None:
+            assert after["score:ImageReward"] == pytest.approx(before["score:ImageReward"], abs=1e-6)
+        else:
+            assert "does not exist" in after["error"]
+            assert after["score:ImageReward"] is None

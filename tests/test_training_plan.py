@@ -54,8 +54,10 @@ def test_a_generators_training_tells_its_plan_its_pace_and_what_came_of_it(lora,
 def test_evaluations_have_a_bar_that_says_which_they_are(tmp_path, capsys):
     run(tmp_path / "out", updates=2, evaluate_every=1)
     text = capsys.readouterr().err
-    assert "evaluation before training: 100%" in text
-    assert "evaluation after update 2: 100%" in text
+    # A bar as short as these may be gone before it is drawn again: it is drawn at 0 % in any case.
+    assert "evaluation before training: " in text
+    assert "evaluation after update 1: " in text
+    assert "evaluation after update 2: " in text
 
 
 def test_the_bar_of_grpo_shows_the_reward_and_not_its_loss(tmp_path, capsys):

@@ -11,7 +11,7 @@ from imagereward.bulk.decoding.loading import ImageRequest, Images, Loaded, Load
 from imagereward.bulk.inputs.changes import ROWS_DIGEST, digest_of
 from imagereward.bulk.inputs.rows import Row, TablePart, as_text
 from imagereward.ensembles import Ensemble
-from imagereward.errors import ImageReadError, listing
+from imagereward.errors import listing
 from imagereward.images.processor import Processor, as_tensors
 from imagereward.records import prompt_error
 from imagereward.records.arrow import arrow
@@ -70,17 +70,22 @@ class PartScorer:
         """
         prompts = [self._prompt(row, images) for row in part.rows]
         errors = [_error(row, prompt, images) for row, prompt in zip(part.rows, prompts)]
-        good = [place for place, error in enumerate(errors) if error is None]
         scores: list[list[float | None]] = [[None] * len(self.scorer.names) for _ in part.rows]
         done = _Done(len(part.rows), advance)
-        if good:
+        while good := [place for place, error in enumerate(errors) if error is None]:
             pairs = [(part.rows[place], str(prompts[place])) for place in good]
-            for place, values in zip(good, self._scores(pairs, images, done).tolist()):
+            try:
+                found = self._scores(pairs, images, done)
+            except _Vanished:  # `_pixels` has noted the image's error: score the other rows
+                errors = [_error(row, prompt, images) for row, prompt in zip(part.rows, prompts)]
+                continue
+            for place, values in zip(good, found.tolist()):
                 finite = [value if abs(value) < float("inf") else None for value in values]
                 scores[place] = finite
                 if None in finite:
                     bad = [name for name, value in zip(self.scorer.names, finite) if value is None]
                     errors[place] = f"not finite: the score of {listing(bad)}"
+            break
         done.up_to(1)
         return self._table(part, images, prompts, scores, errors)
 
@@ -136,9 +141,12 @@ class PartScorer:
         loaded = images[row.image]
         if loaded.pixels is None and row.image is not None:
             # The loader found cached features, which another process has removed since.
-            loaded = self.loader.load(ImageRequest(row.number, row.image, False), use_cache=False)
-        if loaded.pixels is None:
-            raise ImageReadError(loaded.error)
+            again = self.loader.load(ImageRequest(row.number, row.image, False), use_cache=False)
+            if again.pixels is None:
+                loaded.error = again.error
+                raise _Vanished
+            loaded.pixels = again.pixels
+        assert loaded.pixels is not None  # only rows without an error are scored
         return loaded.pixels
 
     def _table(self, part: TablePart, images: Images, prompts, scores, errors):
@@ -167,6 +175,10 @@ class PartScorer:
         )
 
 
+class _Vanished(Exception):
+    """The cache lost an image's features after loading, and the image cannot be read any more."""
+
+
 class _Done:
     """Converts the share of a part's images that are scored into rows for `advance`."""
 
@@ -175,7 +187,7 @@ class _Done:
 
     def up_to(self, share: float) -> None:
         """Report progress: `share` in [0, 1] of the part's images is scored."""
-        rows = int(self.rows * share)
+        rows = max(int(self.rows * share), self.told)  # a part that is scored again does not go back
         self.advance(rows - self.told)
         self.told = rows
 

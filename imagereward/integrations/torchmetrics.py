@@ -12,7 +12,7 @@ from imagereward.scoring.api import PairScorer
 try:
     from torchmetrics import Metric
 except ImportError as error:
-    raise missing_extra("RewardMetric", "loops", error) from error
+    raise missing_extra("RewardMetric", "integrations", error) from error
 
 
 class RewardMetric(Metric):

@@ -46,7 +46,7 @@ class StepMinibatch(NamedTuple):
 
 
 def make_minibatches(
-    rolled: Sequence[Trajectories],
+    trajectories: Sequence[Trajectories],
     plan: UpdatePlan,
     advantages_N: torch.Tensor,
     valid_N: torch.Tensor,
@@ -55,7 +55,7 @@ def make_minibatches(
 ) -> list[list[StepMinibatch]]:
     """This process's minibatches: a list for each step of the optimizer.
 
-    rolled           the trajectories of the chunks in `plan.mine`
+    trajectories     of the chunks in `plan.mine`
     advantages_N     of all N = plan.batch_size samples of the update, in the order of their numbers
     valid_N          [N] bool: whether the sample has an advantage
     parts            steps of the optimizer; each takes about 1 / parts of the update's chunks, consecutive
@@ -65,27 +65,29 @@ def make_minibatches(
     equally many minibatches, because processes wait for each other in each backward pass. A process with too
     few repeats its first chunk with a share of 0, which adds nothing to the gradient.
     """
-    rows = [[sample - plan.first for sample in chunk.samples] for chunk in plan.chunks]
-    useful = [int(valid_N[each].sum()) for each in rows]
+    samples = [[number - plan.first for number in chunk.samples] for chunk in plan.chunks]
+    valid = [int(valid_N[each].sum()) for each in samples]  # how many of each chunk
     owners = plan.owners
-    own = {each.chunk.index: each for each in rolled}
+    own = {each.chunk.index: each for each in trajectories}
     steps = []
     for part in range(parts):
-        members = [index for index in range(len(rows)) if index * parts // len(rows) == part]
-        total = sum(useful[index] for index in members)
-        if not total:
+        chunks = [index for index in range(len(samples)) if index * parts // len(samples) == part]
+        useful = [index for index in chunks if valid[index]]
+        if not useful:
             continue
-        alive = [index for index in members if useful[index]]
-        most = max(sum(owners[index] == other for index in alive) for other in range(plan.ranks))
-        mine = [index for index in alive if owners[index] == plan.rank]
-        shares = [(index, useful[index] / total) for index in mine]
-        shares += [(plan.mine[0].index, 0.0)] * (most - len(mine))
+        total = sum(valid[index] for index in useful)
+        longest = max(sum(owners[index] == rank for index in useful) for rank in range(plan.ranks))
+        mine = [index for index in useful if owners[index] == plan.rank]
+        shares = [(index, valid[index] / total) for index in mine]
+        shares += [(plan.mine[0].index, 0.0)] * (longest - len(mine))
         batches = []
         for index, share in shares:
             each = own[index]
             device = each.latents.device
             share /= len(each.steps)
-            worth, takes = advantages_N[rows[index]].to(device), valid_N[rows[index]].to(device)
-            batches += [StepMinibatch(each, place, worth, takes, share) for place in range(len(each.steps))]
+            advantages_B, valid_B = (of[samples[index]].to(device) for of in (advantages_N, valid_N))
+            batches += [
+                StepMinibatch(each, place, advantages_B, valid_B, share) for place in range(len(each.steps))
+            ]
         steps.append(batches)
     return steps

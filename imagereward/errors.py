@@ -84,6 +84,10 @@ class PromptTruncatedWarning(UserWarning):
     """Some prompts are longer than the model's limit; only their beginning was scored."""
 
 
+class DistilledModelWarning(UserWarning):
+    """The model seems distilled to few sampling steps, which the objective would blur."""
+
+
 class IgnoredOptionWarning(UserWarning):
     """An option in a scheduler's config has no part in training; the pipeline itself goes by it."""
 

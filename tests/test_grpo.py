@@ -17,13 +17,13 @@ from imagereward.tuning.data.image_pairs import ShapesPairs
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.objectives.grpo import GRPO, KL, GRPOConfig
-from imagereward.tuning.objectives.latent_images import LatentImages
 from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
 from imagereward.tuning.objectives.sft import SFT, PairsConfig
 from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.policy.trainable import LoRA, trainable_parameters
 from imagereward.tuning.rewards.scoring import ScoringConfig
 from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.rollouts.latent_images import LatentImages
 from imagereward.tuning.rollouts.window import Window
 from imagereward.tuning.sampling.base import Noise
 from imagereward.tuning.settings import TrainerConfig

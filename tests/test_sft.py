@@ -17,9 +17,9 @@ from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.from_scratch.autoencoder import kl_to_normal
-from imagereward.tuning.objectives.latent_images import LatentImages
 from imagereward.tuning.objectives.sft import SFT, PairsConfig
 from imagereward.tuning.objectives.weighted import Weighted
+from imagereward.tuning.rollouts.latent_images import LatentImages
 from imagereward.tuning.sampling.diffusion import Diffusion
 
 

@@ -10,7 +10,7 @@ from imagereward.tuning.data.image_size import Resolution
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.families.autoencoder import image_size, open_autoencoder
 from imagereward.tuning.families.condition import Condition
-from imagereward.tuning.families.guidance import with_guidance
+from imagereward.tuning.families.guidance import takes_guidance, with_guidance
 from imagereward.tuning.families.image_conditioning import (
     PIXEL_MASK,
     REFERENCE_IMAGE,
@@ -78,7 +78,7 @@ class FluxDenoiser:
     def predict(
         self, x: torch.Tensor, time_B: torch.Tensor, condition: Condition, guidance: float = 1.0
     ) -> torch.Tensor:
-        if self.network.config.guidance_embeds:
+        if takes_guidance(self.network):
             return self._forward(x, time_B, condition, x.new_full((len(x),), guidance))
         return with_guidance(self._forward, x, time_B, condition, lambda: self._unprompted, guidance)
 

@@ -34,6 +34,11 @@ def with_guidance(
     return unprompted + scale * (prompted - unprompted)
 
 
+def takes_guidance(network: Any) -> bool:
+    """Whether the network takes the guidance scale as an input: a FLUX distilled for guidance."""
+    return bool(getattr(getattr(network, "config", None), "guidance_embeds", False))
+
+
 def refuse_embedded_guidance(unet: Any) -> None:
     """Raises InputError for a U-Net that takes guidance as an input, as latent consistency models do."""
     if getattr(unet.config, "time_cond_proj_dim", None) is not None:

@@ -6,25 +6,22 @@ window of one step is S1; a window of a few steps is Flow-GRPO-Fast and MixGRPO 
 arXiv:2507.21802).
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from imagereward.errors import InputError
 from imagereward.precision import DTYPES
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
-from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.objectives.base import Objective
-from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext, Precision
+from imagereward.tuning.objectives.config import ObjectiveContext, Precision
 from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
+from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig, warn_of_nothing
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import Rewards
-from imagereward.tuning.rollouts.advantages import AdvantageStd, StdScope, group_advantages, weighted_sum
 from imagereward.tuning.rollouts.collect import collect
 from imagereward.tuning.rollouts.minibatches import StepMinibatch, make_minibatches
 from imagereward.tuning.rollouts.trajectories import (
@@ -33,9 +30,6 @@ from imagereward.tuning.rollouts.trajectories import (
 )
 from imagereward.tuning.rollouts.window import Window
 from imagereward.tuning.sampling.base import Dynamics, Noise, kl_divergence
-from imagereward.tuning.sampling.flow import Flow
-
-log = logging.getLogger(__name__)
 
 
 class KL(Config):
@@ -52,79 +46,29 @@ class KL(Config):
     beta: float = Field(gt=0, description="weight of the penalty in the loss")
 
 
-class GRPOConfig(GeneratorConfig):
+class GRPOConfig(AdvantageConfig, SampledConfig):
     """Fine-tuning by any reward; an update draws `batch_size` images, `group` for a prompt."""
 
     objective: Literal["grpo"] = Field("grpo", description="policy gradient within groups of images")
-    prompts: str = Field(description="file of prompts: .json, .jsonl, or text with one a line")
-    group: int = Field(24, ge=2, description="images drawn for each prompt and compared")
     noise: Noise = Field(description="the noise that a sampling step adds")
     window: Window = Field(Window(), description="the sampling steps that have noise and are trained")
-    shared_initial_noise: bool = Field(False, description="the images of a group begin from the same noise")
     clip_ratio: float = Field(
         1e-4, gt=0, description="largest distance of the probability ratio from 1 that still has a gradient"
     )
     guard: bool = Field(False, description="ratios centred and of one scale at all steps (GRPO-Guard)")
     kl: KL | None = Field(None, description="penalty for moving away from the base model; null: none")
-    advantage_std: StdScope = Field(
-        "batch", description="advantages are divided by the standard deviation of the batch or of the group"
-    )
-    advantage_std_divisor: Literal["population", "sample"] = Field(
-        "population", description="its sum of squares is divided by the number of rewards, or by one less"
-    )
-    advantage_epsilon: float = Field(1e-4, gt=0, description="added to the deviation")
-    shift: float | None = Field(
-        None,
-        gt=0,
-        description="flow models: the sampling grid is shift t / (1 + (shift - 1) t) for even t; default: "
-        "the pipeline's own grid, by which evaluation always draws",
-    )
-    whole_times: bool = Field(
-        False, description="flow models: the network's times, of 0..1000, are rounded down, as in DanceGRPO"
-    )
-    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to this much either way")
-    normalize_rewards: bool = Field(False, description="standardise each reward before they are added up")
-    optimizer_steps: int = Field(
-        1, ge=1, description="steps of the optimizer in an update, each on its part of the images"
-    )
     storage: Precision = Field("float32", description="number format of the stored latents")
-
-    @model_validator(mode="after")
-    def _whole(self):
-        if self.batch_size % self.group:
-            raise ValueError(f"group={self.group} does not divide batch_size={self.batch_size}")
-        if self.lora is not None and self.lora.dropout:
-            raise ValueError("lora.dropout: images are drawn without it, and ratios would not be theirs; 0")
-        parts = -(-self.batch_size // self.micro_batch)
-        if self.optimizer_steps > parts:
-            raise ValueError(f"optimizer_steps={self.optimizer_steps}: an update has {parts} micro-batches")
-        return self
 
     @property
     def storage_dtype(self) -> torch.dtype | None:
         """The number format that stored latents are rounded to; None: they are not rounded."""
         return None if self.storage == "float32" else DTYPES[self.storage]
 
-    @property
-    def deviation(self) -> AdvantageStd:
-        """The measure of the standard deviation that divides advantages."""
-        return AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
-
-    def dynamics(self, denoiser: Denoiser) -> Dynamics:
-        dynamics = super().dynamics(denoiser)
-        if self.shift is None and not self.whole_times:
-            return dynamics
-        if not isinstance(dynamics, Flow):
-            raise InputError(
-                f"shift={self.shift}, whole_times={self.whole_times}: only flow models have such a grid"
-            )
-        return dynamics.on_grid(self.shift, self.whole_times)
-
-    def make(self, job: ObjectiveContext) -> "GRPO":
+    def make(self, job: ObjectiveContext) -> Objective:
         dynamics = self.dynamics(job.denoiser)
         noisy = dynamics.with_noise(self.noise, self.storage_dtype)
         check_noise(noisy, self.window.bounds(self.steps))
-        return GRPO(self, job.rows, job.rewards_for("GRPO"))
+        return self.beside(job, GRPO(self, job.rows, job.rewards_for("GRPO")))
 
 
 class GRPO(Objective):
@@ -171,14 +115,9 @@ class GRPO(Objective):
             shared_initial_noise=self.config.shared_initial_noise,
             keep_means=self.config.guard,
         )
-        rewards, groups = rollout.rewards, rollout.groups_N
-        deviation = self.config.deviation
-        normalize_by = deviation if self.config.normalize_rewards else None
-        total = weighted_sum(rewards, self.rewards.weights, groups, normalize_by)
-        advantages = group_advantages(total, groups, deviation, self.config.advantage_clip)
-        self._update_metrics = self._count(rewards, advantages.valid)
-        if not advantages.valid.any():
-            log.warning("update %d: no group has two different rewards; nothing is learned", plan.update + 1)
+        advantages = self.config.advantages(rollout.rewards, self.rewards.weights, rollout.groups_N)
+        self._update_metrics = rollout.metrics(self.rewards, advantages.valid)
+        warn_of_nothing(advantages.valid, plan.update)
         yield from make_minibatches(
             [chunk.trajectories for chunk in rollout.chunks if chunk.trajectories is not None],
             plan,
@@ -218,11 +157,7 @@ class GRPO(Objective):
         return mean(each), {name: mean(values.detach()) for name, values in seen.items()}
 
     def end_update(self, policy: Policy, update: int) -> dict[str, float]:
-        """Metrics of the update.
-
-        `reward` is the mean weighted sum, `reward/NAME` each reward's mean, `failed` the number of images
-        without a reward, and `counted` the share of images with an advantage, 0..1.
-        """
+        """Metrics of the update, see `Rollout.metrics`."""
         return self._update_metrics
 
     def prompts_in(self, batch: StepMinibatch) -> list[str]:
@@ -235,12 +170,3 @@ class GRPO(Objective):
         return rows_for_groups(
             samples, self.config.group, self.config.batch_size, len(self.rows), self.config.seed
         )
-
-    def _count(self, found: dict[str, torch.Tensor], valid_N) -> dict[str, float]:
-        total = weighted_sum(found, self.rewards.weights, torch.zeros(len(valid_N), dtype=torch.long))
-        return {
-            "reward": float(total.nanmean()) + self.rewards.offset,
-            **{f"reward/{name}": float(values.nanmean()) for name, values in found.items()},
-            "failed": int((~total.isfinite()).sum()),
-            "counted": float(valid_N.float().mean()),
-        }

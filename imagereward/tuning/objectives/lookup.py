@@ -13,6 +13,10 @@ OBJECTIVES = {
     "refl": "imagereward.tuning.objectives.refl:ReFLConfig",
     "grpo": "imagereward.tuning.objectives.grpo:GRPOConfig",
     "sft": "imagereward.tuning.objectives.sft:SFTConfig",
+    "sft_online": "imagereward.tuning.objectives.sft_online:OnlineSFTConfig",
+    "dpo_online": "imagereward.tuning.objectives.dpo:OnlineDPOConfig",
+    "nft": "imagereward.tuning.objectives.nft:NFTConfig",
+    "awm": "imagereward.tuning.objectives.awm:AWMConfig",
 }
 
 

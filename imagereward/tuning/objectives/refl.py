@@ -20,8 +20,7 @@ from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
-from imagereward.tuning.objectives.sft import PairsConfig, sft_on
-from imagereward.tuning.objectives.weighted import Weighted
+from imagereward.tuning.objectives.sft import Pretraining, with_pretraining
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.sampling.base import Noise
@@ -79,13 +78,6 @@ class Gradient(Config):
             )
 
 
-class Pretraining(PairsConfig):
-    """The noise-prediction loss on (prompt, image) pairs that is added to the reward's loss."""
-
-    weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
-    batch_size: int = Field(8, ge=1, description="samples in an update, over all processes")
-
-
 class ReFLConfig(GeneratorConfig):
     """The config of ReFL, DRaFT and AlignProp: fine-tuning by the gradient of a reward."""
 
@@ -127,12 +119,7 @@ class ReFLConfig(GeneratorConfig):
                 "recipe of its own family, such as sd3/refl"
             )
         rewards.check_differentiable(job.denoiser.resolution, job.rows[0])
-        refl = ReFL(self, job.rows, rewards)
-        part = self.pretraining
-        if part is None:
-            return refl
-        beside = sft_on(part, self, job, part.batch_size)
-        return Weighted({"refl": (1.0, refl), "pretraining": (part.weight, beside)})
+        return with_pretraining(self.pretraining, self, job, ReFL(self, job.rows, rewards))
 
 
 class Span(NamedTuple):

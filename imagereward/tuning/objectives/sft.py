@@ -17,8 +17,9 @@ from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
-from imagereward.tuning.objectives.latent_images import LatentImages
+from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.rollouts.latent_images import LatentImages
 
 
 class PairsConfig(Config):
@@ -37,6 +38,13 @@ class PairsConfig(Config):
     prompt_dropout: float = Field(
         0.0, ge=0, le=1, description="share of samples trained without their prompt, for guidance"
     )
+
+
+class Pretraining(PairsConfig):
+    """The noise-prediction loss on (prompt, image) pairs that is added to another objective's loss."""
+
+    weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
+    batch_size: int = Field(8, ge=1, description="samples in an update, over all processes")
 
 
 class SFTConfig(GeneratorConfig):
@@ -130,3 +138,16 @@ class SFT(Objective):
     def prompts_in(self, chunk: Chunk) -> list[str]:
         """The chunk's prompts."""
         return [self.data.texts[row] for row in rows_for_samples(chunk.samples, len(self.data), self.seed)]
+
+
+def with_pretraining(
+    part: Pretraining | None, config: GeneratorConfig, job: ObjectiveContext, objective: Objective
+) -> Objective:
+    """The objective in a weighted sum with SFT on the pairs that `part` names; alone if `part` is None.
+
+    The metrics of SFT are prefixed, as in "pretraining/error".
+    """
+    if part is None:
+        return objective
+    beside = sft_on(part, config, job, part.batch_size)
+    return Weighted({config.objective: (1.0, objective), "pretraining": (part.weight, beside)})

@@ -9,6 +9,7 @@ import torch
 from imagereward.errors import InputError
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.condition import Condition
+from imagereward.tuning.families.guidance import takes_guidance
 from imagereward.tuning.policy.snapshots import Snapshot, evaluating
 from imagereward.tuning.sampling.base import Dynamics
 
@@ -69,6 +70,15 @@ class Policy:
         i_B   indices of the steps on the sampling grid, 0..steps - 1
         """
         return self.denoiser.predict(x, self.dynamics.model_time(i_B), condition, self.guidance)
+
+    def predict_at(self, x, time_B: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """The network's output for the prompt alone at training times [B], [B, C, h, w] float32.
+
+        Classifier-free guidance is left out, as in the training of generators. A network that was distilled
+        for guidance gets the policy's guidance as its input, as in sampling.
+        """
+        scale = self.guidance if takes_guidance(self.denoiser.network) else 1.0
+        return self.denoiser.predict(x, time_B, condition, scale)
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.policy.policy import CURRENT, Policy
 from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores
 from imagereward.tuning.rewards.weighted import Rewards
+from imagereward.tuning.rollouts.advantages import weighted_sum
 from imagereward.tuning.rollouts.trajectories import (
     Trajectories,
     group_numbers,
@@ -54,6 +55,22 @@ class Rollout:
     chunks: list[RolloutChunk]
     rewards: dict[str, torch.Tensor]
     groups_N: torch.Tensor
+
+    def metrics(self, rewards: Rewards, learned_N: torch.Tensor) -> dict[str, float]:
+        """Metrics of the rollout, equal in all processes.
+
+        learned_N  [N] bool: whether the objective learns from the sample
+
+        `reward` is the mean weighted sum, `reward/NAME` each reward's mean, `failed` the number of images
+        without a reward, and `counted` the share of images that are learned from, 0..1.
+        """
+        total = weighted_sum(self.rewards, rewards.weights, self.groups_N)
+        return {
+            "reward": float(total.nanmean()) + rewards.offset,
+            **{f"reward/{name}": float(values.nanmean()) for name, values in self.rewards.items()},
+            "failed": int((~total.isfinite()).sum()),
+            "counted": float(learned_N.float().mean()),
+        }
 
 
 def collect(

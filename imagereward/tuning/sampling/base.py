@@ -127,6 +127,9 @@ class Dynamics(Protocol):
     def to_x0(self, x: torch.Tensor, prediction: torch.Tensor, i_B: torch.Tensor) -> torch.Tensor:
         """The clean latents x0 [B, C, h, w] that the prediction at x_i implies."""
 
+    def x0_at(self, x: torch.Tensor, prediction: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
+        """The clean latents x0 [B, C, h, w] that the prediction at x and training times [B] implies."""
+
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
         """Clean latents [B, C, h, w] with the standard normal noise that belongs to training times [B]."""
 
@@ -135,6 +138,12 @@ class Dynamics(Protocol):
 
     def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Random training times [count], on the CPU, distributed as the family's training has them."""
+
+    def times_at(self, share_B: torch.Tensor) -> torch.Tensor:
+        """The training times [B] at these shares, 0..1, of the largest: sigma itself for flow models."""
+
+    def share_of(self, time_B: torch.Tensor) -> torch.Tensor:
+        """float32 [B]: training times divided by the largest, 0..1; sigma for flow models."""
 
     def min_snr_weights(self, time_B: torch.Tensor, gamma: float) -> torch.Tensor:
         """Loss weights [B] for the squared error of the prediction: min(SNR, gamma) / SNR for epsilon.

@@ -122,7 +122,10 @@ class Diffusion:
         return gaussian_step(mean, std, torch.ones_like(std), x0, noise, next, self.storage)
 
     def to_x0(self, x: torch.Tensor, prediction: torch.Tensor, i_B: torch.Tensor) -> torch.Tensor:
-        alpha = expand_like(self.alphas_T.to(x.device)[self.model_time(i_B)], x)
+        return self.x0_at(x, prediction, self.model_time(i_B))
+
+    def x0_at(self, x: torch.Tensor, prediction: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
+        alpha = expand_like(self.alphas_T.to(x.device)[time_B], x)
         return self._x0_and_epsilon(full_precision(x), full_precision(prediction), alpha)[0]
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
@@ -139,6 +142,13 @@ class Diffusion:
 
     def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
         return torch.randint(len(self.alphas_T), (count,), generator=generator)
+
+    def times_at(self, share_B: torch.Tensor) -> torch.Tensor:
+        last = len(self.alphas_T) - 1
+        return (share_B * last).round().long().clamp(0, last)
+
+    def share_of(self, time_B: torch.Tensor) -> torch.Tensor:
+        return time_B.float() / (len(self.alphas_T) - 1)
 
     def min_snr_weights(self, time_B: torch.Tensor, gamma: float) -> torch.Tensor:
         """Loss weights [B] of the prediction's squared error, so that an error of x0 weighs min(SNR, gamma).

@@ -197,6 +197,9 @@ class Flow:
         sigma = expand_like(self.sigmas_N1.to(x.device)[i_B], x)
         return full_precision(x) - sigma * full_precision(prediction)
 
+    def x0_at(self, x: torch.Tensor, prediction: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
+        return full_precision(x) - expand_like(time_B / self.time_scale, x) * full_precision(prediction)
+
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
         sigma = expand_like(time_B / self.time_scale, x0)
         return (1 - sigma) * x0 + sigma * noise
@@ -207,6 +210,12 @@ class Flow:
     def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
         even = torch.randn(count, generator=generator).sigmoid()  # logit-normal(0, 1)
         return self.shift * even / (1 + (self.shift - 1) * even) * self.time_scale
+
+    def times_at(self, share_B: torch.Tensor) -> torch.Tensor:
+        return share_B * self.time_scale
+
+    def share_of(self, time_B: torch.Tensor) -> torch.Tensor:
+        return time_B.float() / self.time_scale
 
     def min_snr_weights(self, time_B: torch.Tensor, gamma: float) -> torch.Tensor:
         """Raises InputError: flow models weight times by drawing them unevenly (`draw_times`)."""

@@ -1,0 +1,130 @@
+"""Online SFT: noise prediction on the generator's own best images.
+
+RAFT, Dong et al. 2023, arXiv:2304.06767 (the best image of a group); reward-weighted regression, Lee et al.
+2023, arXiv:2302.12192 (all images, weighted by their rewards).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from imagereward.tuning.data.plan import UpdatePlan
+from imagereward.tuning.data.requests import Row
+from imagereward.tuning.objectives.base import Objective
+from imagereward.tuning.objectives.config import ObjectiveContext
+from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig, SampleSource
+from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.rewards.weighted import Rewards
+from imagereward.tuning.rollouts.advantages import Advantages, top_mask, weighted_sum
+from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, mean_square
+from imagereward.tuning.rollouts.times import Times
+
+
+class OnlineSFTConfig(AdvantageConfig, SampledConfig):
+    """The config of supervised fine-tuning on drawn images."""
+
+    objective: Literal["sft_online"] = Field("sft_online", description="noise prediction on the best images")
+    samples: Literal["best", "top", "weighted"] = Field(
+        "best",
+        description="which images of a group train: the best (RAFT), the `top` best, or all, weighted",
+    )
+    top: int = Field(4, ge=1, description='how many images of a group, for samples="top"')
+    temperature: float = Field(
+        1.0, gt=0, description='weights are exp(advantage / temperature), for samples="weighted"'
+    )
+    reference_weight: float = Field(
+        0.0, ge=0, description="weight of the mean squared distance to the base model's predictions"
+    )
+    times: Times = Field(Times(), description="the training times of each sample in an update")
+
+    @model_validator(mode="after")
+    def _top_of_group(self):
+        if self.samples == "top" and self.top >= self.group:
+            raise ValueError(f"top={self.top} of group={self.group}: expected fewer than the group has")
+        return self
+
+    def make(self, job: ObjectiveContext) -> Objective:
+        self.times.passes(self.steps)
+        return self.beside(job, OnlineSFT(self, job.rows, job.rewards_for("SFT on drawn images")))
+
+
+class OnlineSFT(Objective):
+    """L = mean of w (predict(x_t, t) - target)^2 + reference_weight (predict - base's predict)^2.
+
+    The mean is over the samples of groups with two different rewards that `samples` chooses, and over their
+    training times; x_t is a sample's clean latents with noise of time t, and w is 1 or its weight.
+    """
+
+    def __init__(self, config: OnlineSFTConfig, rows: Sequence[Row], rewards: Rewards):
+        self.config, self.source = config, SampleSource(config, rows, rewards)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts of all rows of the training data."""
+        return self.source.prompts
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """("reference",) if there is a penalty, else none."""
+        return ("reference",) if self.config.reference_weight else ()
+
+    def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[CleanBatch]]:
+        """Draw and score the update's images; a minibatch is chosen samples at one training time each."""
+        grouped = self.source.plan(plan)
+        if grouped is None:
+            yield []  # the trainer raises InputError for it, in every process
+            return
+        config, rollout = self.config, self.source.draw(policy, grouped)
+        advantages = config.advantages(rollout.rewards, self.source.rewards.weights, rollout.groups_N)
+        if config.samples == "weighted":
+            weights = softmax_weights(advantages, rollout.groups_N, config.temperature)
+        else:
+            total = weighted_sum(rollout.rewards, self.source.rewards.weights, rollout.groups_N)
+            best = top_mask(total, rollout.groups_N, 1 if config.samples == "best" else config.top)
+            weights = (best & advantages.valid).float()
+        self.source.count(rollout, weights > 0, plan.update)
+        items = (weights > 0).nonzero()
+        passes = config.times.passes(policy.dynamics.steps)
+        yield from clean_batches(
+            rollout, grouped, items, weights[items[:, 0]], passes=passes, parts=config.optimizer_steps
+        )
+
+    def loss(self, policy: Policy, batch: CleanBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of the class; metrics: error, without weights, and the distance that is penalised."""
+        config = self.config
+        noised = add_noise(policy, batch, config.times, config.seed)
+        prediction = policy.predict_at(noised.x, noised.time, noised.condition)
+        target = policy.dynamics.target(noised.clean, noised.noise, noised.time)
+        error = mean_square(prediction - target)
+        each, metrics = batch.values * error, {"error": error.detach().mean()}
+        if config.reference_weight:
+            with policy.using("reference"):
+                base = policy.predict_at(noised.x, noised.time, noised.condition)
+            away = mean_square(prediction - base)
+            each = each + config.reference_weight * away
+            metrics["reference_distance"] = away.detach().mean()
+        return each.mean(), metrics
+
+    def end_update(self, policy: Policy, update: int) -> dict[str, float]:
+        """Metrics of the rollout, see `Rollout.metrics`; `counted` is the share of images that train."""
+        return self.source.metrics
+
+    def prompts_in(self, batch: CleanBatch) -> list[str]:
+        """The minibatch's prompts."""
+        return batch.prompts
+
+
+def softmax_weights(advantages: Advantages, groups_N: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Weights float32 [N]: softmax of advantage / temperature within each group, times the group's size.
+
+    So they average to 1 over the samples with an advantage; samples without one get 0. The published weights,
+    exp(reward / temperature), differ by a factor for each group.
+    """
+    weights = torch.zeros(len(advantages.valid))
+    for group in groups_N[advantages.valid].unique():
+        members = (advantages.valid & (groups_N == group)).nonzero().flatten()
+        softmax = (advantages.advantages[members].double() / temperature).softmax(0)
+        weights[members] = (softmax * len(members)).float()
+    return weights

@@ -445,14 +445,14 @@ def test_grpo_without_a_reward_is_refused(tmp_path):
 
 
 def test_an_advantage_that_is_no_number_stops_with_the_update_and_the_prompts(tmp_path, monkeypatch):
-    import imagereward.tuning.objectives.grpo as grpo
+    from imagereward.tuning.objectives import sampled
 
     def spoiled(*arguments):
         found = real(*arguments)
         return found._replace(advantages=found.advantages * math.nan)
 
-    real = grpo.group_advantages
-    monkeypatch.setattr(grpo, "group_advantages", spoiled)
+    real = sampled.group_advantages
+    monkeypatch.setattr(sampled, "group_advantages", spoiled)
     with pytest.raises(NonFiniteLossError, match=r"update 1: its loss is nan, with the prompts \['.*'\]"):
         run(tmp_path / "out")
 

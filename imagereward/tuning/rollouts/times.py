@@ -70,8 +70,11 @@ class Times(Config):
         return allowed
 
     def passes(self, steps: int) -> int:
-        """Times of each sample in an update, with a sampling grid of `steps` steps."""
-        return self.count or len(self.grid_steps(steps))
+        """Times of each sample in an update, on a grid of `steps` steps; InputError as in `grid_steps`."""
+        if self.draw != "grid":
+            return self.count
+        allowed = self.grid_steps(steps)
+        return self.count or len(allowed)
 
     def of_samples(self, dynamics: Dynamics, samples: Sequence[int], seed: int, place: int) -> torch.Tensor:
         """The time [B] of each sample in pass `place`, 0..passes - 1, on the CPU.

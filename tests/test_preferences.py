@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from imagereward import shapes
 from imagereward.errors import InputError
 from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.preferences import open_preferences
@@ -370,3 +371,66 @@ def test_latents_are_those_of_the_chosen_and_of_the_rejected(folder):
     of = {v: autoencoder.encode(torch.full((1, 3, 16, 16), v / 255)) for v in (0, 50, 150)}
     torch.testing.assert_close(chosen, torch.cat([of[150], of[0]]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rejected, torch.cat([of[0], of[50]]), atol=1e-5, rtol=1e-5)
+
+
+# Preferences that Shapes draws.
+
+
+def drawn(count=8, side=64, **options):
+    return open_preferences("shapes", ImageSize(side, side), 0.0, count=count, **options)
+
+
+def measured(pairs, side, index):
+    """The measure of Shapes of one side's image of a pair."""
+    pixels = pairs.images[side[index]]["pixels"].permute(1, 2, 0).numpy()
+    return shapes.measure(Image.fromarray(pixels), pairs.texts[index])
+
+
+def test_drawn_preferences_are_those_of_the_truth():
+    pairs = drawn(40, seed=3, things=2)
+    assert len(pairs) == 40
+    assert len(pairs.images) == 80
+    assert pairs.rows == pairs.texts
+    assert all(shapes.read(text).total <= 2 for text in pairs.texts)
+    gains = []
+    for i in range(40):
+        chosen, rejected = (measured(pairs, side, i) for side in (pairs.chosen, pairs.rejected))
+        gains.append((chosen.faithfulness - rejected.faithfulness, chosen.cleanliness - rejected.cleanliness))
+    faithfulness, cleanliness = np.array(gains).T
+    assert (np.maximum(faithfulness, cleanliness) > 0.02).mean() > 0.9
+    assert faithfulness.mean() > 0.05
+    assert cleanliness.mean() > 0.05
+
+
+def test_a_drawn_preference_is_a_function_of_seed_and_number():
+    many, few, other = drawn(6, seed=1), drawn(3, seed=1), drawn(3, seed=2)
+    for i in range(6):
+        assert torch.equal(many.images[i]["pixels"], few.images[i]["pixels"])
+    assert many.texts[:3] == few.texts != other.texts
+    assert few.images.identity != other.images.identity != many.images.identity
+    with pytest.raises(IndexError):
+        few.images[6]
+
+
+def test_drawn_preferences_with_a_mask_differ_under_it_alone():
+    pairs = drawn(12, inputs=BOTH)
+    for i, row in enumerate(pairs.rows):
+        chosen, rejected = (pairs.images[side[i]]["pixels"] for side in (pairs.chosen, pairs.rejected))
+        masked = torch.from_numpy(np.array(row.mask)) > 127
+        assert torch.equal(chosen, torch.from_numpy(np.array(row.image)).permute(2, 0, 1))
+        assert torch.equal(chosen[:, ~masked], rejected[:, ~masked])
+        assert not torch.equal(chosen, rejected)
+        assert measured(pairs, pairs.chosen, i).faithfulness > measured(pairs, pairs.rejected, i).faithfulness
+        assert row.prompt == pairs.texts[i]
+    assert len(pairs.rows[2:5]) == 3
+    with pytest.raises(IndexError):
+        pairs.rows[12]
+
+
+def test_shapes_are_square_and_show_no_image_to_change():
+    with pytest.raises(InputError, match=r"resolution=\[16, 24\]: Shapes are square"):
+        open_preferences("shapes", ImageSize(16, 24), 0.0)
+    with pytest.raises(
+        InputError, match='data="shapes": Shapes draws nothing for a model that takes prompt, image;'
+    ):
+        drawn(inputs=("image",))

@@ -1,4 +1,4 @@
-"""(prompt, image) pairs from files or drawn by Shapes, and their batches."""
+"""(row, image) pairs from files or drawn by Shapes, and their batches."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,10 @@ from imagereward.errors import InputError, listing
 from imagereward.images.preprocess import Preprocess
 from imagereward.images.reading import read_image
 from imagereward.records import Table, open_table, prompt_error, read_all
+from imagereward.tuning.data.drawn import MaskedShapes, drawn_preprocess
 from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 from imagereward.tuning.data.pictures import Images, report_unusable, unreadable
+from imagereward.tuning.data.request_pairs import RequestPairs
 from imagereward.tuning.data.requests import Row
 
 
@@ -44,22 +46,28 @@ def open_pairs(
     seed: int,
     things: int,
     encoding: str | None = None,
+    inputs: Sequence[str] = (),
 ) -> Pairs:
-    """(prompt, image) pairs with all images of one size.
+    """(row, image) pairs with all images of one size.
 
-    data           path of a table of {text, image} records, or "shapes" for drawn scenes
+    data           path of a table of {text, image} records, or "shapes" for drawn scenes. For a model with
+                   `inputs` a table of {prompt, image, mask, target} (`RequestPairs`), or drawn scenes with a
+                   mask over one thing
     size           height and width in pixels; images are resized to cover it and cropped at the centre
     max_bad_share  largest share of images that may be missing or damaged, 0..1
     count, seed, things  for "shapes": number of pairs, seed, and most things in a scene
     encoding       encoding of a text file; default: its byte order mark, else UTF-8
+    inputs         the pictures that the model takes, of "image" and "mask", as `Denoiser.inputs` names them
 
-    Raises InputError for "shapes" with a size that is not square, and for a table that `ImagePairs` refuses.
+    Raises InputError for "shapes" as `drawn_preprocess` does, and for a table that `ImagePairs` or
+    `RequestPairs` refuses.
     """
-    if data != "shapes":
-        return ImagePairs(data, CoverCrop(size), max_bad_share, encoding)
-    if size.height != size.width:
-        raise InputError(f"resolution={size.short}: Shapes are square; expected one number of pixels")
-    return ShapesPairs(count, seed, Preprocess(size.height), things)
+    if data == "shapes":
+        kind = MaskedShapes if inputs else ShapesPairs
+        return kind(count, seed, drawn_preprocess(size, inputs), things)
+    if inputs:
+        return RequestPairs(data, inputs, CoverCrop(size), max_bad_share, encoding)
+    return ImagePairs(data, CoverCrop(size), max_bad_share, encoding)
 
 
 WRONG_PROMPTS = 2  # wrong prompts for each image of Shapes

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagereward.errors import InputError
+from imagereward.shapes import MOST_THINGS
+from imagereward.tuning.data.drawn import DrawnPreferences, MaskedRows, drawn_preprocess, drawn_prompts
 from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 from imagereward.tuning.data.pictures import (
     Checked,
@@ -17,7 +19,7 @@ from imagereward.tuning.data.pictures import (
     pictures_of,
 )
 from imagereward.tuning.data.preference_records import PairsOf, Preference, Preferences, read_preferences
-from imagereward.tuning.data.requests import Row, prompts_of
+from imagereward.tuning.data.requests import Row, prompt_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ class PreferencePairs:
     """Pairs of a better and a worse image of one prompt.
 
     rows        the prompt of every pair, with the pictures that the model is shown
+    texts       the prompt of every pair
     images      the images, all of one size, each once; `LatentPairs` encodes them
     chosen      for every pair the index in `images` of the better image
     rejected    and of the worse one
@@ -36,6 +39,7 @@ class PreferencePairs:
     """
 
     rows: Sequence[Row]
+    texts: Sequence[str]
     images: Images
     chosen: Sequence[int]
     rejected: Sequence[int]
@@ -46,11 +50,6 @@ class PreferencePairs:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def texts(self) -> list[str]:
-        """The prompt of every pair."""
-        return prompts_of(self.rows)
-
 
 def open_preferences(
     data: str,
@@ -60,21 +59,29 @@ def open_preferences(
     inputs: Sequence[str] = (),
     pairs_of: PairsOf = "all",
     encoding: str | None = None,
+    count: int = 10_000,
+    seed: int = 0,
+    things: int = MOST_THINGS,
 ) -> PreferencePairs:
-    """The preferences of a table.
+    """The preferences of a table, or those that Shapes draws.
 
-    data           path of a table; `read_preferences` has its layouts
+    data           path of a table, whose layouts `read_preferences` has, or "shapes": faithful images
+                   without a flaw are chosen, unfaithful or damaged ones rejected (`DrawnPreferences`)
     size           height and width in pixels; images are turned upright, resized to cover it and cropped
     max_bad_share  largest share of images, and of pictures of `inputs`, that may be missing or damaged,
                    0..1; pairs with such an image are left out
     inputs         the pictures that the model takes, of "image" and "mask", as `Denoiser.inputs` names them
     pairs_of       for rankings: "all" pairs of unequal rank, or only the "extremes": best against worst
     encoding       encoding of a text file; default: its byte order mark, else UTF-8
+    count, seed, things  for "shapes": number of pairs, seed, and most things in a scene
 
-    All images are decoded once at the start. Raises InputError as `read_preferences` does, for a pair whose
-    images are the same file or have the same bytes, for a mask of another size than its image, for more
-    unusable images than `max_bad_share`, and for a table without a pair that can be used.
+    All images of a table are decoded once at the start. Raises InputError as `read_preferences` does, for a
+    pair whose images are the same file or have the same bytes, for a mask of another size than its image,
+    for more unusable images than `max_bad_share`, for a table without a pair that can be used, and as
+    `drawn_preprocess` does for "shapes".
     """
+    if data == "shapes":
+        return _drawn(size, inputs, count, seed, things)
     path = Path(data).expanduser()
     preferences = read_preferences(path, inputs, pairs_of, encoding)
     _tell_left_out(path, preferences)
@@ -86,6 +93,13 @@ def open_preferences(
     if not usable:
         raise InputError(f"{path} holds no pair of images that can be used")
     return _distinct(usable, checked, CoverCrop(size), preferences)
+
+
+def _drawn(size: ImageSize, inputs: Sequence[str], count: int, seed: int, things: int) -> PreferencePairs:
+    preprocess, texts = drawn_preprocess(size, inputs), drawn_prompts(count, seed, things)
+    rows = MaskedRows(count, seed, size.height, things) if inputs else texts
+    images = DrawnPreferences(count, seed, preprocess, things, masked=bool(inputs))
+    return PreferencePairs(rows, texts, images, range(0, 2 * count, 2), range(1, 2 * count, 2))
 
 
 def _tell_left_out(path: Path, preferences: Preferences) -> None:
@@ -138,6 +152,7 @@ def _distinct(
     places = {digest: place for place, digest in enumerate(pictures)}
     return PreferencePairs(
         [each.row for each in pairs],
+        [prompt_of(each.row) for each in pairs],
         DistinctImages(preprocess, pictures),
         [places[checked[each.chosen].digest] for each in pairs],
         [places[checked[each.rejected].digest] for each in pairs],

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import PIL.Image
@@ -46,6 +46,11 @@ def prompt_of(row: Row) -> str:
 def prompts_of(rows: Sequence[Row]) -> list[str]:
     """The prompt of every row."""
     return [prompt_of(row) for row in rows]
+
+
+def without_prompt(row: Row) -> Row:
+    """The row with an empty prompt and the same pictures and metadata."""
+    return "" if isinstance(row, str) else replace(row, prompt="")
 
 
 def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image.Image]:

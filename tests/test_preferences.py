@@ -127,8 +127,11 @@ def test_pick_a_pic_is_read_and_its_ties_are_counted(folder, caplog):
 
 
 def test_pick_a_pics_columns_may_hold_paths(folder):
-    records = [{"caption": "x", "jpg_0": "a.png", "jpg_1": "b.png", "label_0": "0"}]
-    assert levels(opened(folder, records, "csv")) == [("x", 50, 0)]
+    record = {"Caption": "x", "jpg_0": "a.png", "jpg_1": "b.png", "Label_0": "0.0", "has_label": "True"}
+    records = [record, {**record, "Label_0": "0.5"}, {**record, "Label_0": "", "has_label": "False"}]
+    pairs = opened(folder, records, "csv")
+    assert levels(pairs) == [("x", 50, 0)]
+    assert (pairs.ties, pairs.unlabelled) == (1, 1)
 
 
 def test_a_hugging_face_image_is_bytes_or_a_path(folder):

@@ -67,6 +67,16 @@ def test_a_record_is_a_request_and_its_target(folder):
     assert masked[1]["pixels"].unique().tolist() == [50]
 
 
+def test_keys_may_say_that_they_are_paths(folder):
+    plain = opened(write(folder, records("image", "mask", "target")), BOTH)
+    renamed = [
+        {name if name == "prompt" else f"{name}_path": value for name, value in each.items()}
+        for each in records("image", "mask", "target")
+    ]
+    pairs = opened(write(folder, renamed), BOTH)
+    assert (pairs.rows, pairs.identity) == (plain.rows, plain.identity)
+
+
 def test_without_a_target_a_masked_image_is_its_own(folder):
     found = records("image", "mask")
     found[2]["target"] = "target-2.png"

@@ -9,8 +9,8 @@ measure(image, prompt)                  scores computed from the pixels, without
 
 from imagereward.shapes.corrupt import DAMAGES, LEVELS, MISTAKES
 from imagereward.shapes.dataset import candidate, candidates, pair, pairs, prompt, write, wrong_prompt
-from imagereward.shapes.inpainting import Inpainting, inpainting
 from imagereward.shapes.language import read, say, vocabulary
+from imagereward.shapes.masked import MaskedScene, masked_scene
 from imagereward.shapes.measure import Measurement, measure
 from imagereward.shapes.render import draw, to_image
 from imagereward.shapes.scene import MOST_THINGS, Group, Scene, SceneRequest, Thing, arrange, ask
@@ -23,7 +23,7 @@ __all__ = [
     "MOST_THINGS",
     "Annotator",
     "Group",
-    "Inpainting",
+    "MaskedScene",
     "Measurement",
     "Scene",
     "SceneRequest",
@@ -34,7 +34,7 @@ __all__ = [
     "candidate",
     "candidates",
     "draw",
-    "inpainting",
+    "masked_scene",
     "measure",
     "pair",
     "pairs",

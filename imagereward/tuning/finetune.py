@@ -70,7 +70,8 @@ def train_generator(
     if config.checkpointing:
         recompute(denoiser, rewards)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
-    watched = watched or objective.prompts
+    if not watched:  # pairs of a model that takes pictures have them in their rows
+        watched = list(getattr(objective, "rows", objective.prompts)[: config.evaluation.count])
     if config.text_cache:
         cache_text(denoiser, [*objective.prompts, *prompts_of(watched)], Path(config.text_cache))
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)

@@ -50,7 +50,7 @@ class MaskedRows(Sequence[Row]):
             return [self[at] for at in range(*index.indices(self.number))]
         if not 0 <= index < self.number:
             raise IndexError(index)
-        scene = shapes.inpainting(index, self.seed, size=self.size, most_things=self.most_things)
+        scene = shapes.masked_scene(index, self.seed, size=self.size, most_things=self.most_things)
         return Request(scene.prompt, scene.image, scene.mask)
 
 
@@ -113,7 +113,7 @@ class DrawnPreferences(Dataset):
     def _draw(self, pair: int, rejected: int):
         size = self.preprocess.size
         if self.masked:
-            scene = shapes.inpainting(pair, self.seed, size=size, most_things=self.most_things)
+            scene = shapes.masked_scene(pair, self.seed, size=size, most_things=self.most_things)
             return scene.wrong if rejected else scene.image
         request = shapes.read(shapes.prompt(pair, self.seed, most_things=self.most_things))
         rng = np.random.default_rng([self.seed, PREFERENCES, pair, rejected])

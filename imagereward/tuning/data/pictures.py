@@ -72,12 +72,12 @@ class Checked(NamedTuple):
 
 
 def picture_in(record: Mapping[str, Any], name: str, where: str, folder: Path) -> Picture | None:
-    """The picture under the key `name`: text is a path relative to `folder`, bytes are an encoded image.
+    """The picture under the key `name` or `name`_path: text is a path relative to `folder`, bytes an image.
 
     A dict of `bytes` and `path` is Hugging Face's image in Parquet. None without the key, and for an empty
     cell. Raises InputError for a cell of another type.
     """
-    key = find_column(record, name, where, (name,))
+    key = find_column(record, name, where, (name, f"{name}_path"))
     cell = record.get(key or "")
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from imagereward.agreement.rankings import RankedPrompt, read_rankings
 from imagereward.errors import InputError, listing
-from imagereward.records import Table, open_table, read_all
+from imagereward.records import Table, find_column, open_table, read_all
 from imagereward.records.columns import folded
 from imagereward.records.layouts import ListColumns, layout_of
 from imagereward.tuning.data.pictures import Picture, check_held, picture_in, row_in, with_pictures
@@ -19,6 +19,7 @@ EXPECTED = (
     "expected records of {prompt, chosen, rejected}, Pick-a-Pic's {jpg_0, jpg_1, label_0, caption}, or "
     "rankings of {id, prompt, generations, ranking}"
 )
+UNLABELLED = ("false", "0")  # values of `has_label`, in lower case
 RANKED = {"generations", "ranking", "rank", "ranks", "human_preference"}  # columns of rankings alone
 
 
@@ -110,10 +111,11 @@ def _named(table: Table, inputs: Sequence[str]) -> Preferences:
 def _labelled(table: Table, inputs: Sequence[str]) -> Preferences:
     preferences, column = Preferences(), table.find_column("prompt")
     for where, record, folder in _records(table):
-        if record.get("has_label") is False:
+        compared = _cell(record, "has_label", where)
+        if compared is not None and str(compared).strip().lower() in UNLABELLED:
             preferences.unlabelled += 1
             continue
-        label = _label(record.get("label_0"), where)
+        label = _label(_cell(record, "label_0", where), where)
         if label == 0.5:
             preferences.ties += 1
             continue
@@ -122,6 +124,10 @@ def _labelled(table: Table, inputs: Sequence[str]) -> Preferences:
         images = (first, second) if label == 1 else (second, first)
         preferences.found.append(Preference(where, row, *images))
     return preferences
+
+
+def _cell(record: dict[str, Any], name: str, where: str) -> Any:
+    return record.get(find_column(record, name, where, (name,)) or "")
 
 
 def _label(value: Any, where: str) -> float:

@@ -3,7 +3,7 @@
 Ho et al. 2020 (arXiv:2006.11239), equation 14; min-SNR weights: Hang et al. 2023 (arXiv:2303.09556).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from imagereward.tuning.config import Config
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import open_pairs
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import without_prompt
+from imagereward.tuning.data.requests import Row, without_prompt
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
@@ -102,6 +102,11 @@ class SFT(Objective):
     def prompts(self) -> list[str]:
         """The prompts of all rows of the training data."""
         return self.data.texts
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The prompts of all rows, with the pictures that the model takes."""
+        return self.data.rows
 
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
         """One step of the optimizer, with this process's chunks as its minibatches."""

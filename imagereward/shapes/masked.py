@@ -14,7 +14,7 @@ from imagereward.shapes.scene import COLOURS, MOST_THINGS, SHAPES, Scene, Thing,
 MASK_RADIUS = 1.15  # of the mask, in radii of the circle around the thing
 
 
-class Inpainting(NamedTuple):
+class MaskedScene(NamedTuple):
     """A scene with one thing to paint anew.
 
     prompt  asks for the scene
@@ -29,9 +29,9 @@ class Inpainting(NamedTuple):
     wrong: Image.Image
 
 
-def inpainting(
+def masked_scene(
     index: int, seed: int = 0, split: str = "train", size: int = 64, most_things: int = MOST_THINGS
-) -> Inpainting:
+) -> MaskedScene:
     """The scene of `pair` with the same arguments, a mask over one of its things, and a wrong picture."""
     request, words, rng = asked(index, seed, split, most_things)
     scene = arrange(request, rng)
@@ -40,7 +40,7 @@ def inpainting(
     at = int(rng.integers(len(scene.things)))
     other = (*scene.things[:at], _mistaken(scene, at, rng), *scene.things[at + 1 :])
     wrong = to_image(draw(replace(scene, things=other), same, size))
-    return Inpainting(words, image, _mask(scene.things[at], size), wrong)
+    return MaskedScene(words, image, _mask(scene.things[at], size), wrong)
 
 
 def _mistaken(scene: Scene, at: int, rng: np.random.Generator) -> Thing:

@@ -390,13 +390,13 @@ def measured(pairs, side, index):
 
 
 def test_drawn_preferences_are_those_of_the_truth():
-    pairs = drawn(40, seed=3, things=2)
-    assert len(pairs) == 40
-    assert len(pairs.images) == 80
+    pairs = drawn(16, seed=3, things=2)
+    assert len(pairs) == 16
+    assert len(pairs.images) == 32
     assert pairs.rows == pairs.texts
     assert all(shapes.read(text).total <= 2 for text in pairs.texts)
     gains = []
-    for i in range(40):
+    for i in range(16):
         chosen, rejected = (measured(pairs, side, i) for side in (pairs.chosen, pairs.rejected))
         gains.append((chosen.faithfulness - rejected.faithfulness, chosen.cleanliness - rejected.cleanliness))
     faithfulness, cleanliness = np.array(gains).T

@@ -48,11 +48,6 @@ def prompts_of(rows: Sequence[Row]) -> list[str]:
     return [prompt_of(row) for row in rows]
 
 
-def without_prompt(row: Row) -> Row:
-    """The row with an empty prompt and the same pictures and metadata."""
-    return "" if isinstance(row, str) else replace(row, prompt="")
-
-
 def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image.Image]:
     """The row's pictures that `inputs` names, decoded and turned upright by their EXIF orientation.
 
@@ -98,3 +93,8 @@ def _known(picture: ImageLike | None) -> str | None:
 def name_row(row: Row, index: int) -> str:
     """The row's name in error messages: its index from 0, and its prompt."""
     return f"row {index} ({prompt_of(row)!r})"
+
+
+def without_prompt(row: Row) -> Row:
+    """The row with an empty prompt and the same pictures and metadata."""
+    return "" if isinstance(row, str) else replace(row, prompt="")

@@ -199,11 +199,6 @@ def sft(family, tmp_path, **pairs):
     return train_generator(config, pipelines.FAMILIES[family]())
 
 
-def test_pairs_cannot_train_a_model_that_takes_pictures(tmp_path):
-    with pytest.raises(InputError, match="pairs are a prompt and an image: they cannot train"):
-        sft("flux_kontext", tmp_path)
-
-
 def test_min_snr_of_a_flow_model_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"min_snr_gamma=5\.0: flow models draw"):
         sft("sd3", tmp_path, min_snr_gamma=5.0)

@@ -10,6 +10,7 @@ measure(image, prompt)                  scores computed from the pixels, without
 from imagereward.shapes.corrupt import DAMAGES, LEVELS, MISTAKES
 from imagereward.shapes.dataset import candidate, candidates, pair, pairs, prompt, write, wrong_prompt
 from imagereward.shapes.language import read, say, vocabulary
+from imagereward.shapes.masked import MaskedScene, masked_scene
 from imagereward.shapes.measure import Measurement, measure
 from imagereward.shapes.render import draw, to_image
 from imagereward.shapes.scene import MOST_THINGS, Group, Scene, SceneRequest, Thing, arrange, ask
@@ -22,6 +23,7 @@ __all__ = [
     "MOST_THINGS",
     "Annotator",
     "Group",
+    "MaskedScene",
     "Measurement",
     "Scene",
     "SceneRequest",
@@ -32,6 +34,7 @@ __all__ = [
     "candidate",
     "candidates",
     "draw",
+    "masked_scene",
     "measure",
     "pair",
     "pairs",

@@ -74,7 +74,7 @@ def candidates(
 
 def prompt(index: int, seed: int = 0, split: str = "train", most_things: int = MOST_THINGS) -> str:
     """The prompt of `pair` with the same arguments, without its image."""
-    return _asked(index, seed, split, most_things)[1]
+    return asked(index, seed, split, most_things)[1]
 
 
 def pair(
@@ -87,11 +87,14 @@ def pair(
     size          pixels of a side
     most_things   things that the prompt may ask for, 1 to 4
     """
-    request, words, rng = _asked(index, seed, split, most_things)
+    request, words, rng = asked(index, seed, split, most_things)
     return words, to_image(draw(arrange(request, rng), rng, size))
 
 
-def _asked(index: int, seed: int, split: str, most_things: int):
+def asked(
+    index: int, seed: int, split: str, most_things: int
+) -> tuple[SceneRequest, str, np.random.Generator]:
+    """(request, prompt, generator that the drawing continues with) of `pair` with the same arguments."""
     rng = _generator(seed, split, index)
     request = ask(rng, split, most_things)
     return request, say(request, rng), rng

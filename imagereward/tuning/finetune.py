@@ -70,7 +70,7 @@ def train_generator(
     if config.checkpointing:
         recompute(denoiser, rewards)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
-    watched = watched or objective.prompts
+    watched = watched or list(objective.rows[: config.evaluation.count])
     if config.text_cache:
         cache_text(denoiser, [*objective.prompts, *prompts_of(watched)], Path(config.text_cache))
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)

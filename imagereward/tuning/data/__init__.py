@@ -1,1 +1,1 @@
-"""Prompts, requests and (prompt, image) pairs; chunks of an update; random numbers by sample."""
+"""Prompts, requests, pairs and preferences; chunks of an update; random numbers by sample."""

@@ -1,45 +1,40 @@
-"""(prompt, image) pairs from files or drawn by Shapes, and their batches."""
+"""(row, image) pairs from files or drawn by Shapes, and their batches."""
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from imagereward import shapes
-from imagereward.errors import ImageReadError, InputError, listing
+from imagereward.errors import InputError, listing
 from imagereward.images.preprocess import Preprocess
 from imagereward.images.reading import read_image
 from imagereward.records import Table, open_table, prompt_error, read_all
+from imagereward.tuning.data.drawn import MaskedShapes, drawn_preprocess
 from imagereward.tuning.data.image_size import CoverCrop, ImageSize
+from imagereward.tuning.data.pictures import Images, report_unusable, unreadable
+from imagereward.tuning.data.request_pairs import RequestPairs
+from imagereward.tuning.data.requests import Row
 
-log = logging.getLogger(__name__)
 
-
-class Pairs(Protocol):
-    """A sequence of (prompt, image) pairs.
+class Pairs(Images, Protocol):
+    """A sequence of (row, image) pairs.
 
     Item i is a dict of `prompt` (str), `pixels` (uint8 [3, H, W]) and `wrong` (list of wrong prompts, may be
     empty).
     """
 
     @property
-    def identity(self) -> str:
-        """A string that is equal for equal pairs; it is part of the name of files with cached latents."""
+    def rows(self) -> Sequence[Row]:
+        """All prompts, with the pictures that the model is shown."""
 
     @property
     def texts(self) -> list[str]:
         """All prompts."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict: ...
 
 
 def open_pairs(
@@ -51,22 +46,28 @@ def open_pairs(
     seed: int,
     things: int,
     encoding: str | None = None,
+    inputs: Sequence[str] = (),
 ) -> Pairs:
-    """(prompt, image) pairs with all images of one size.
+    """(row, image) pairs with all images of one size.
 
-    data           path of a table of {text, image} records, or "shapes" for drawn scenes
+    data           path of a table of {text, image} records, or "shapes" for drawn scenes. For a model with
+                   `inputs` a table of {prompt, image, mask, target} (`RequestPairs`), or drawn scenes with a
+                   mask over one thing
     size           height and width in pixels; images are resized to cover it and cropped at the centre
     max_bad_share  largest share of images that may be missing or damaged, 0..1
     count, seed, things  for "shapes": number of pairs, seed, and most things in a scene
     encoding       encoding of a text file; default: its byte order mark, else UTF-8
+    inputs         the pictures that the model takes, of "image" and "mask", as `Denoiser.inputs` names them
 
-    Raises InputError for "shapes" with a size that is not square, and for a table that `ImagePairs` refuses.
+    Raises InputError for "shapes" as `drawn_preprocess` does, and for a table that `ImagePairs` or
+    `RequestPairs` refuses.
     """
-    if data != "shapes":
-        return ImagePairs(data, CoverCrop(size), max_bad_share, encoding)
-    if size.height != size.width:
-        raise InputError(f"resolution={size.short}: Shapes are square; expected one number of pixels")
-    return ShapesPairs(count, seed, Preprocess(size.height), things)
+    if data == "shapes":
+        kind = MaskedShapes if inputs else ShapesPairs
+        return kind(count, seed, drawn_preprocess(size, inputs), things)
+    if inputs:
+        return RequestPairs(data, inputs, CoverCrop(size), max_bad_share, encoding)
+    return ImagePairs(data, CoverCrop(size), max_bad_share, encoding)
 
 
 WRONG_PROMPTS = 2  # wrong prompts for each image of Shapes
@@ -107,6 +108,11 @@ class ImagePairs(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """All prompts."""
+        return self.texts
 
     @property
     def texts(self) -> list[str]:
@@ -162,6 +168,11 @@ class ShapesPairs(Dataset):
         return self.count
 
     @property
+    def rows(self) -> Sequence[Row]:
+        """All prompts."""
+        return self.texts
+
+    @property
     def texts(self) -> list[str]:
         """All prompts; no image is drawn for them."""
         return [shapes.prompt(i, self.seed, most_things=self.most_things) for i in range(self.count)]
@@ -192,27 +203,5 @@ def skipped(source: str | os.PathLike, images: Sequence[Path], max_bad_share: fl
     """
     images = list(dict.fromkeys(images))
     bad = unreadable(images)
-    found = f"{source}: {len(bad)} of {len(images)} images cannot be used: "
-    if len(bad) > max_bad_share * len(images):
-        raise InputError(
-            f"{found}{listing(bad.values(), 4)}; at most {max_bad_share:.2%} may be (max_bad_share=)"
-        )
-    if bad:
-        log.warning("%s%s; they are skipped", found, listing(bad.values(), 20))
+    report_unusable(source, bad.values(), len(images), max_bad_share)
     return bad
-
-
-def unreadable(paths: Sequence[Path]) -> dict[str, str]:
-    """{path: cause} of the files that do not decode as images. Files are decoded in threads."""
-
-    def fault(path: Path) -> str | None:
-        try:
-            read_image(path)
-        except ImageReadError as error:
-            return str(error).removeprefix("images[0] ")
-        return None
-
-    with ThreadPoolExecutor(thread_name_prefix="imagereward-check") as pool:
-        faults = pool.map(fault, paths)
-        bar = tqdm(faults, "checking images", len(paths), disable=len(paths) < 5000, unit="image")
-        return {str(path): found for path, found in zip(paths, bar) if found}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import PIL.Image
@@ -93,3 +93,8 @@ def _known(picture: ImageLike | None) -> str | None:
 def name_row(row: Row, index: int) -> str:
     """The row's name in error messages: its index from 0, and its prompt."""
     return f"row {index} ({prompt_of(row)!r})"
+
+
+def without_prompt(row: Row) -> Row:
+    """The row with an empty prompt and the same pictures and metadata."""
+    return "" if isinstance(row, str) else replace(row, prompt="")

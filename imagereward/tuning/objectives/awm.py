@@ -4,21 +4,20 @@ Advantage-weighted matching, Xue et al. 2025, arXiv:2509.25050. It needs no nois
 steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import Field
 
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import Row
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.ratios import clipped_loss
-from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig, SampleSource
+from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.clean import CleanBatch, Noised, add_noise, clean_batches, mean_square
+from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
 
 Weighting = Literal["uniform", "time", "time_squared", "ghuber"]
@@ -52,7 +51,7 @@ class AWMConfig(AdvantageConfig, SampledConfig):
 
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
-        return self.beside(job, AWM(self, job.rows, job.rewards_for("AWM")))
+        return self.beside(job, AWM(self, self.source(job, "AWM")))
 
 
 class AWM(Objective):
@@ -67,13 +66,8 @@ class AWM(Objective):
     step of the optimizer in an update, the ratio is exactly 1, and its gradient that of log p.
     """
 
-    def __init__(self, config: AWMConfig, rows: Sequence[Row], rewards: Rewards):
-        self.config, self.source = config, SampleSource(config, rows, rewards)
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts of all rows of the training data."""
-        return self.source.prompts
+    def __init__(self, config: AWMConfig, source: SampleSource):
+        self.config, self.source, self.rows = config, source, source.rows
 
     @property
     def snapshots(self) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from imagereward.tuning.data.plan import UpdatePlan
+from imagereward.tuning.data.requests import prompts_of
 
 
 class Minibatch(Protocol):
@@ -30,12 +31,17 @@ class Objective(ABC):
 
     `policy` is the object that is trained: for image generators, a `Policy`. Draw random numbers by sample
     number (`tuning/data/seeding.py`); then a resumed run, and a run in more processes, draw the same numbers.
+
+    rows  all rows of the training data: prompts, with pictures where the model takes any. Evaluation draws
+          the first
     """
 
+    rows: Sequence[Row]
+
     @property
-    @abstractmethod
     def prompts(self) -> Sequence[str]:
-        """All prompts of the training data. A text cache encodes all of them; evaluation draws the first."""
+        """All prompts of the training data; a text cache encodes all of them. Default: those of `rows`."""
+        return prompts_of(self.rows)
 
     @property
     def snapshots(self) -> Sequence[str]:

@@ -4,23 +4,68 @@ Diffusion-DPO: Wallace et al. 2023, arXiv:2311.12908, equation 14.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
+from imagereward.tuning.config import Config
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import Row
+from imagereward.tuning.data.preferences import open_preferences
 from imagereward.tuning.objectives.base import Objective
-from imagereward.tuning.objectives.config import ObjectiveContext
-from imagereward.tuning.objectives.sampled import SampledConfig, SampleSource
+from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
+from imagereward.tuning.objectives.sampled import SampledConfig
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rewards.weighted import Rewards
-from imagereward.tuning.rollouts.advantages import best_and_worst, weighted_sum
-from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, mean_square
+from imagereward.tuning.rollouts.clean import add_noise, mean_square
+from imagereward.tuning.rollouts.latent_images import LatentPairs
+from imagereward.tuning.rollouts.pairs import DrawnPairs, PairSource, StoredPairs
 from imagereward.tuning.rollouts.times import Times
 
 BETA = "strength with which the policy is held to the reference, relative to the error's units; published: "
+
+
+class PreferencesConfig(Config):
+    """Pairs of a chosen and a rejected image of one prompt."""
+
+    data: str = Field(
+        description="table of {prompt, chosen, rejected}, of Pick-a-Pic's columns or of rankings {prompt, "
+        'generations, ranking}; or "shapes" for drawn pairs'
+    )
+    pairs_of: Literal["all", "extremes"] = Field(
+        "all", description="for rankings: all pairs of unequal rank, or only the best against the worst"
+    )
+    pairs: int = Field(10_000, ge=1, description='how many, for data="shapes"')
+    things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
+    cache: bool = Field(False, description="encode all images once, and keep their latents in the output")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="share of images that may be missing or damaged"
+    )
+
+
+class DPOConfig(GeneratorConfig):
+    """The config of DPO on pairs of a file; `batch_size` and `micro_batch` count pairs."""
+
+    objective: Literal["dpo"] = Field("dpo", description="DPO on pairs of a chosen and a rejected image")
+    preferences: PreferencesConfig = Field(description="the pairs of images")
+    beta: float = Field(gt=0, description=BETA + "5000 for U-Nets, 100 for flow models")
+    times: Times = Field(Times(), description="the training times of each pair in an update")
+
+    def make(self, job: ObjectiveContext) -> Objective:
+        self.times.passes(self.steps)
+        part = self.preferences
+        pairs = open_preferences(
+            part.data,
+            job.denoiser.resolution,
+            part.max_bad_share,
+            inputs=job.denoiser.inputs,
+            pairs_of=part.pairs_of,
+            encoding=self.encoding,
+            count=part.pairs,
+            seed=self.seed,
+            things=part.things,
+        )
+        data = LatentPairs(pairs, job.denoiser.autoencoder, job.output if part.cache else None)
+        return DPO(StoredPairs(data, self.seed), self.beta, self.times, self.seed)
 
 
 class OnlineDPOConfig(SampledConfig):
@@ -35,28 +80,9 @@ class OnlineDPOConfig(SampledConfig):
 
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
-        pairs = DrawnPairs(self, job.rows, job.rewards_for("DPO on drawn images"))
+        source = self.source(job, "DPO on drawn images")
+        pairs = DrawnPairs(source, self.sampler, self.optimizer_steps)
         return self.beside(job, DPO(pairs, self.beta, self.times, self.seed))
-
-
-class PairSource(Protocol):
-    """Where DPO's pairs come from."""
-
-    @property
-    def prompts(self) -> Sequence[str]:
-        """All prompts of the training data."""
-
-    def minibatches(self, policy: Policy, plan: UpdatePlan, times: Times) -> Iterator[Sequence[Any]]:
-        """This process's minibatches of an update, as `Objective.minibatches` gives them."""
-
-    def batch(self, policy: Policy, minibatch: Any) -> CleanBatch:
-        """The minibatch's pairs: latents [2, B, C, h, w], the chosen first."""
-
-    def prompts_in(self, minibatch: Any) -> Sequence[str]:
-        """The minibatch's prompts."""
-
-    def end_update(self) -> dict[str, float]:
-        """Metrics of the update's pairs."""
 
 
 class DPO(Objective):
@@ -75,6 +101,7 @@ class DPO(Objective):
 
     def __init__(self, pairs: PairSource, beta: float, times: Times, seed: int = 0):
         self.pairs, self.beta, self.times, self.seed = pairs, beta, times, seed
+        self.rows = pairs.rows
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -123,52 +150,3 @@ def dpo_loss(chosen_B: torch.Tensor, rejected_B: torch.Tensor, beta: float) -> t
     chosen_B, rejected_B  mean squared errors of the policy - those of the reference
     """
     return torch.nn.functional.softplus(beta / 2 * (chosen_B - rejected_B))
-
-
-class DrawnPairs:
-    """The best and the worst of each drawn group, by the weighted sum of rewards.
-
-    Groups whose rewards are all equal, or without two rewards, are left out by all processes alike, and are
-    counted in the metrics of the update: `counted` is the share of images in pairs.
-    """
-
-    def __init__(self, config: OnlineDPOConfig, rows: Sequence[Row], rewards: Rewards):
-        self.config, self.source = config, SampleSource(config, rows, rewards)
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts of all rows of the training data."""
-        return self.source.prompts
-
-    def minibatches(self, policy: Policy, plan: UpdatePlan, times: Times) -> Iterator[list[CleanBatch]]:
-        """Draw and score the update's images; a batch has pairs of this process's groups."""
-        grouped = self.source.plan(plan, whole_groups=True)
-        if grouped is None:
-            yield []  # the trainer raises InputError for it, in every process
-            return
-        rollout = self.source.draw(policy, grouped, self.config.sampler)
-        total = weighted_sum(rollout.rewards, self.source.rewards.weights, rollout.groups_N)
-        pairs = torch.stack(best_and_worst(total, rollout.groups_N), 1)
-        learned = torch.zeros(len(total), dtype=torch.bool)
-        learned[pairs.flatten()] = True
-        self.source.count(rollout, learned, plan.update)
-        yield from clean_batches(
-            rollout,
-            grouped,
-            pairs,
-            torch.ones(len(pairs)),
-            passes=times.passes(policy.dynamics.steps),
-            parts=self.config.optimizer_steps,
-        )
-
-    def batch(self, policy: Policy, minibatch: CleanBatch) -> CleanBatch:
-        """The minibatch itself."""
-        return minibatch
-
-    def prompts_in(self, minibatch: CleanBatch) -> list[str]:
-        """The minibatch's prompts."""
-        return minibatch.prompts
-
-    def end_update(self) -> dict[str, float]:
-        """The metrics of the rollout, see `Rollout.metrics`."""
-        return self.source.metrics

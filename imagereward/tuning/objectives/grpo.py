@@ -19,11 +19,12 @@ from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import ObjectiveContext, Precision
 from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
-from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig, warn_of_nothing
+from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.collect import collect
 from imagereward.tuning.rollouts.minibatches import StepMinibatch, make_minibatches
+from imagereward.tuning.rollouts.sample_source import warn_of_nothing
 from imagereward.tuning.rollouts.trajectories import (
     check_noise,
     rows_for_groups,
@@ -83,11 +84,6 @@ class GRPO(Objective):
     def __init__(self, config: GRPOConfig, rows: Sequence[Row], rewards: Rewards):
         self.config, self.rows, self.rewards = config, rows, rewards
         self._update_metrics: dict[str, float] = {}
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts of all rows of the training data."""
-        return prompts_of(self.rows)
 
     @property
     def snapshots(self) -> tuple[str, ...]:

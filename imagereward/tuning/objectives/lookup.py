@@ -14,6 +14,7 @@ OBJECTIVES = {
     "grpo": "imagereward.tuning.objectives.grpo:GRPOConfig",
     "sft": "imagereward.tuning.objectives.sft:SFTConfig",
     "sft_online": "imagereward.tuning.objectives.sft_online:OnlineSFTConfig",
+    "dpo": "imagereward.tuning.objectives.dpo:DPOConfig",
     "dpo_online": "imagereward.tuning.objectives.dpo:OnlineDPOConfig",
     "nft": "imagereward.tuning.objectives.nft:NFTConfig",
     "awm": "imagereward.tuning.objectives.awm:AWMConfig",

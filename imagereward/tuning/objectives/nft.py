@@ -4,7 +4,7 @@ Zheng et al. 2025, arXiv:2509.16117. It needs no noise in sampling, no stored st
 reward.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -12,14 +12,13 @@ from pydantic import Field
 
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import Row
 from imagereward.tuning.families.distilled import warn_of_distilled
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import ObjectiveContext
-from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig, SampleSource
+from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, mean_square
+from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
 
 Choice = Literal["all", "positive", "negative", "one", "binary"]
@@ -65,7 +64,7 @@ class NFTConfig(AdvantageConfig, SampledConfig):
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
         warn_of_distilled(job.denoiser, "nft")
-        return self.beside(job, NFT(self, job.rows, job.rewards_for("NFT")))
+        return self.beside(job, NFT(self, self.source(job, "NFT")))
 
 
 class NFT(Objective):
@@ -79,13 +78,8 @@ class NFT(Objective):
     averaged over the samples of groups with two different rewards, and over their training times.
     """
 
-    def __init__(self, config: NFTConfig, rows: Sequence[Row], rewards: Rewards):
-        self.config, self.source = config, SampleSource(config, rows, rewards)
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts of all rows of the training data."""
-        return self.source.prompts
+    def __init__(self, config: NFTConfig, source: SampleSource):
+        self.config, self.source, self.rows = config, source, source.rows
 
     @property
     def snapshots(self) -> tuple[str, ...]:

@@ -224,11 +224,6 @@ class ReFL(Objective):
         self.config, self.rows, self.rewards = config, rows, rewards
 
     @property
-    def prompts(self) -> list[str]:
-        """The prompts of all rows of the training data."""
-        return prompts_of(self.rows)
-
-    @property
     def snapshots(self) -> tuple[str, ...]:
         """("reference",) if the config weighs the distance to it, else none."""
         return ("reference",) if self.config.reference_weight > 0 else ()

@@ -1,7 +1,6 @@
-"""SampledConfig, SampleSource: the groups of images that objectives draw from the generator and score."""
+"""SampledConfig, AdvantageConfig: the keys of objectives that draw groups of images and score them."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,13 +8,9 @@ from pydantic import Field, model_validator
 
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.objectives.sft import Pretraining, with_pretraining
-from imagereward.tuning.policy.policy import CURRENT, Policy
-from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.advantages import (
     Advantages,
     AdvantageStd,
@@ -23,11 +18,9 @@ from imagereward.tuning.rollouts.advantages import (
     group_advantages,
     weighted_sum,
 )
-from imagereward.tuning.rollouts.collect import Rollout, collect
+from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.sampling.base import Dynamics
 from imagereward.tuning.sampling.flow import Flow
-
-log = logging.getLogger(__name__)
 
 
 class SampledConfig(GeneratorConfig):
@@ -73,6 +66,17 @@ class SampledConfig(GeneratorConfig):
             )
         return dynamics.on_grid(self.shift, self.whole_times)
 
+    def source(self, job: ObjectiveContext, objective: str) -> SampleSource:
+        """Draws and scores samples as the config says; InputError naming `objective` without a reward."""
+        return SampleSource(
+            job.rows,
+            job.rewards_for(objective),
+            group=self.group,
+            seed=self.seed,
+            scoring=self.scoring,
+            shared_initial_noise=self.shared_initial_noise,
+        )
+
     def beside(self, job: ObjectiveContext, objective):
         """The objective, in a weighted sum with `pretraining` if the config has it."""
         return with_pretraining(self.pretraining, self, job, objective)
@@ -99,57 +103,3 @@ class AdvantageConfig(Config):
         normalize_by = deviation if self.normalize_rewards else None
         total = weighted_sum(rewards, weights, groups_N, normalize_by)
         return group_advantages(total, groups_N, deviation, self.advantage_clip)
-
-
-class SampleSource:
-    """Draws the clean samples of an update without noise in the steps, scores them, and counts.
-
-    config   its group, seed, scoring and shared_initial_noise
-    rows     all rows of the training data
-    rewards  score the images
-
-    `metrics` are those of the last draw; see `Rollout.metrics`.
-    """
-
-    def __init__(self, config: SampledConfig, rows: Sequence[Row], rewards: Rewards):
-        self.config, self.rows, self.rewards = config, rows, rewards
-        self.metrics: dict[str, float] = {}
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts of all rows."""
-        return prompts_of(self.rows)
-
-    def plan(self, plan: UpdatePlan, whole_groups: bool = False) -> UpdatePlan | None:
-        """The plan in groups; None, in every process alike, if a process would have no samples."""
-        plan = plan.in_groups(self.config.group, whole_groups)
-        return plan if len(set(plan.owners)) == plan.ranks else None
-
-    def draw(self, policy: Policy, plan: UpdatePlan, sampler: str = CURRENT) -> Rollout:
-        """The samples of the update with their rewards, drawn with the weights that `sampler` names.
-
-        All processes must call this. Raises RewardError if a reward failed for every image.
-        """
-        return collect(
-            policy,
-            plan,
-            self.rows,
-            self.rewards,
-            window=None,
-            dynamics=policy.dynamics.without_noise(),
-            seed=self.config.seed,
-            scoring=self.config.scoring,
-            shared_initial_noise=self.config.shared_initial_noise,
-            sampler=sampler,
-        )
-
-    def count(self, rollout: Rollout, learned_N: torch.Tensor, update: int) -> None:
-        """Set `metrics`, and warn if no sample is learned from."""
-        self.metrics = rollout.metrics(self.rewards, learned_N)
-        warn_of_nothing(learned_N, update)
-
-
-def warn_of_nothing(learned_N: torch.Tensor, update: int) -> None:
-    """Log a warning if no sample of update `update`, from 0, has a reward to learn from."""
-    if not learned_N.any():
-        log.warning("update %d: no group has two different rewards; nothing is learned", update + 1)

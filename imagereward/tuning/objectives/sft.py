@@ -1,4 +1,4 @@
-"""SFT: noise or velocity prediction on (prompt, image) pairs, alone or as ReFL's pretraining loss.
+"""SFT: noise or velocity prediction on (row, image) pairs, alone or as ReFL's pretraining loss.
 
 Ho et al. 2020 (arXiv:2006.11239), equation 14; min-SNR weights: Hang et al. 2023 (arXiv:2303.09556).
 """
@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from imagereward.errors import InputError
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import open_pairs
 from imagereward.tuning.data.plan import UpdatePlan
+from imagereward.tuning.data.requests import without_prompt
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
@@ -23,9 +23,12 @@ from imagereward.tuning.rollouts.latent_images import LatentImages
 
 
 class PairsConfig(Config):
-    """The (prompt, image) pairs of the noise-prediction loss, and the settings of the loss."""
+    """The (row, image) pairs of the noise-prediction loss, and the settings of the loss."""
 
-    data: str = Field(description='JSON list of {text, image}, or "shapes" for drawn ones')
+    data: str = Field(
+        description="table of {text, image}; for a model that takes pictures of {prompt, image, mask, "
+        'target}, where target may be left out beside a mask; or "shapes" for drawn ones'
+    )
     pairs: int = Field(10_000, ge=1, description='how many, for data="shapes"')
     things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
     cache: bool = Field(False, description="encode all images once, and keep their latents in the output")
@@ -48,7 +51,7 @@ class Pretraining(PairsConfig):
 
 
 class SFTConfig(GeneratorConfig):
-    """The config of supervised fine-tuning on (prompt, image) pairs."""
+    """The config of supervised fine-tuning on (row, image) pairs."""
 
     objective: Literal["sft"] = Field("sft", description="noise or velocity prediction on pairs")
     pairs: PairsConfig = Field(description="the (prompt, image) pairs")
@@ -67,14 +70,9 @@ def sft_on(
     batch_size  samples in an update, over all processes; default: the config's. For SFT beside another
                 objective
 
-    Raises InputError for a model with inputs beside the prompt, for min-SNR weights with a flow model, and
-    for data that `open_pairs` refuses.
+    Raises InputError for min-SNR weights with a flow model, and for data that `open_pairs` refuses.
     """
     denoiser = job.denoiser
-    if denoiser.inputs:
-        raise InputError(
-            f"pairs are a prompt and an image: they cannot train a model that is shown {denoiser.inputs}"
-        )
     if part.min_snr_gamma is not None:
         denoiser.dynamics(config.steps).min_snr_weights(torch.ones(1, dtype=torch.long), part.min_snr_gamma)
     pairs = open_pairs(
@@ -85,6 +83,7 @@ def sft_on(
         seed=config.seed,
         things=part.things,
         encoding=config.encoding,
+        inputs=denoiser.inputs,
     )
     data = LatentImages(pairs, denoiser.autoencoder, job.output if part.cache else None)
     return SFT(part, data, config.seed, batch_size)
@@ -98,13 +97,15 @@ class SFT(Objective):
     t_b is drawn as the family draws training times, x_t is the image's latents with noise of that time, and
     target is the noise or the velocity. w(t) = 1, or the min-SNR weight min(SNR(t), gamma) / SNR(t) for a
     network that predicts noise, / (SNR(t) + 1) for v-prediction. A share `config.prompt_dropout` of the
-    samples gets the empty prompt, whose prediction classifier-free guidance needs.
+    samples gets the empty prompt, with its pictures if the model takes any; classifier-free guidance needs
+    that prediction.
 
     batch_size  samples in an update, over all processes; default: the plan's
     """
 
     def __init__(self, config: PairsConfig, data: LatentImages, seed: int = 0, batch_size: int | None = None):
         self.config, self.data, self.seed, self.batch_size = config, data, seed, batch_size
+        self.rows = data.rows
 
     @property
     def prompts(self) -> list[str]:
@@ -121,14 +122,14 @@ class SFT(Objective):
         sources = [random_generator(self.seed, "time", sample) for sample in chunk.samples]
         time = torch.cat([dynamics.draw_times(1, source) for source in sources]).to(policy.device)
         dropped = [float(torch.rand((), generator=source)) < self.config.prompt_dropout for source in sources]
-        prompts = self.prompts_in(chunk)
-        texts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-        rows = rows_for_samples(chunk.samples, len(self.data), self.seed)
-        clean = self.data.latents(rows).to(policy.device)
+        indices = rows_for_samples(chunk.samples, len(self.data), self.seed)
+        rows = [self.data.rows[index] for index in indices]
+        rows = [without_prompt(row) if drop else row for drop, row in zip(dropped, rows, strict=True)]
+        clean = self.data.latents(indices).to(policy.device)
         noise = noise_for_samples(chunk.samples, denoiser.autoencoder.shape, self.seed, "sft").to(
             policy.device
         )
-        prediction = denoiser.predict(dynamics.add_noise(clean, noise, time), time, denoiser.encode(texts))
+        prediction = policy.predict_at(dynamics.add_noise(clean, noise, time), time, denoiser.encode(rows))
         error = (prediction - dynamics.target(clean, noise, time)).square().flatten(1).mean(1)
         weights = torch.ones_like(error)
         if self.config.min_snr_gamma is not None:

@@ -4,21 +4,20 @@ RAFT, Dong et al. 2023, arXiv:2304.06767 (the best image of a group); reward-wei
 2023, arXiv:2302.12192 (all images, weighted by their rewards).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import Row
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import ObjectiveContext
-from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig, SampleSource
+from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.advantages import Advantages, top_mask, weighted_sum
 from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, mean_square
+from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
 
 
@@ -47,7 +46,7 @@ class OnlineSFTConfig(AdvantageConfig, SampledConfig):
 
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
-        return self.beside(job, OnlineSFT(self, job.rows, job.rewards_for("SFT on drawn images")))
+        return self.beside(job, OnlineSFT(self, self.source(job, "SFT on drawn images")))
 
 
 class OnlineSFT(Objective):
@@ -57,13 +56,8 @@ class OnlineSFT(Objective):
     training times; x_t is a sample's clean latents with noise of time t, and w is 1 or its weight.
     """
 
-    def __init__(self, config: OnlineSFTConfig, rows: Sequence[Row], rewards: Rewards):
-        self.config, self.source = config, SampleSource(config, rows, rewards)
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts of all rows of the training data."""
-        return self.source.prompts
+    def __init__(self, config: OnlineSFTConfig, source: SampleSource):
+        self.config, self.source, self.rows = config, source, source.rows
 
     @property
     def snapshots(self) -> tuple[str, ...]:

@@ -29,12 +29,13 @@ class Weighted(Objective):
     children  {name: (weight, objective)}
 
     The first objective's metrics keep their names. Metrics of the others are prefixed with the objective's
-    name, as in "pretraining/error".
+    name, as in "pretraining/error". `rows` are the first objective's.
     """
 
     def __init__(self, children: dict[str, tuple[float, Objective]]):
         self.names = list(children)
         self.children = list(children.values())
+        self.rows = self.children[0][1].rows
 
     @property
     def prompts(self) -> list[str]:

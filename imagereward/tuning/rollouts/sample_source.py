@@ -1,0 +1,82 @@
+"""SampleSource: draws the clean samples of an update and scores them."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from imagereward.tuning.data.plan import UpdatePlan
+from imagereward.tuning.data.requests import Row, prompts_of
+from imagereward.tuning.policy.policy import CURRENT, Policy
+from imagereward.tuning.rewards.scoring import ScoringConfig
+from imagereward.tuning.rewards.weighted import Rewards
+from imagereward.tuning.rollouts.collect import Rollout, collect
+
+log = logging.getLogger(__name__)
+
+
+class SampleSource:
+    """Draws the clean samples of an update by deterministic steps, scores them, and counts.
+
+    rows     all rows of the training data
+    rewards  score the images
+    group    samples for each row
+    seed     decides, with the sample's number, about rows and noise
+    scoring  how rewards are computed and retried; default: `ScoringConfig()`
+    shared_initial_noise  the samples of a group start from the same noise
+
+    `metrics` are those of the last draw; see `Rollout.metrics`.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        rewards: Rewards,
+        *,
+        group: int,
+        seed: int = 0,
+        scoring: ScoringConfig | None = None,
+        shared_initial_noise: bool = False,
+    ):
+        self.rows, self.rewards, self.group, self.seed = rows, rewards, group, seed
+        self.scoring, self.shared_initial_noise = scoring, shared_initial_noise
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts of all rows."""
+        return prompts_of(self.rows)
+
+    def plan(self, plan: UpdatePlan, whole_groups: bool = False) -> UpdatePlan | None:
+        """The plan in groups; None, in every process alike, if a process would have no samples."""
+        plan = plan.in_groups(self.group, whole_groups)
+        return plan if len(set(plan.owners)) == plan.ranks else None
+
+    def draw(self, policy: Policy, plan: UpdatePlan, sampler: str = CURRENT) -> Rollout:
+        """The samples of the update with their rewards, drawn with the weights that `sampler` names.
+
+        All processes must call this. Raises RewardError if a reward failed for every image.
+        """
+        return collect(
+            policy,
+            plan,
+            self.rows,
+            self.rewards,
+            window=None,
+            dynamics=policy.dynamics.without_noise(),
+            seed=self.seed,
+            scoring=self.scoring,
+            shared_initial_noise=self.shared_initial_noise,
+            sampler=sampler,
+        )
+
+    def count(self, rollout: Rollout, learned_N: torch.Tensor, update: int) -> None:
+        """Set `metrics`, and warn if no sample is learned from."""
+        self.metrics = rollout.metrics(self.rewards, learned_N)
+        warn_of_nothing(learned_N, update)
+
+
+def warn_of_nothing(learned_N: torch.Tensor, update: int) -> None:
+    """Log a warning if no sample of update `update`, from 0, has a reward to learn from."""
+    if not learned_N.any():
+        log.warning("update %d: no group has two different rewards; nothing is learned", update + 1)

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from imagereward.tuning.objectives.latent_images import LatentPairs
+from imagereward.tuning.rollouts.latent_images import LatentPairs
 from PIL import Image
 
 from imagereward import shapes

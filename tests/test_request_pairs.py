@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from imagereward.tuning.objectives.latent_images import LatentImages
+from imagereward.tuning.rollouts.latent_images import LatentImages
 from PIL import Image
 from test_refl import policy_of
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import prompts_of
+from imagereward.tuning.data.requests import Row, prompts_of
 
 
 class Minibatch(Protocol):

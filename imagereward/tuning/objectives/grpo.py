@@ -24,7 +24,13 @@ from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveConte
 from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import Rewards
-from imagereward.tuning.rollouts.advantages import AdvantageStd, StdScope, group_advantages, weighted_sum
+from imagereward.tuning.rollouts.advantages import (
+    AdvantageStd,
+    StdScope,
+    advantages_of_each,
+    group_advantages,
+    weighted_sum,
+)
 from imagereward.tuning.rollouts.collect import collect
 from imagereward.tuning.rollouts.minibatches import StepMinibatch, make_minibatches
 from imagereward.tuning.rollouts.trajectories import (
@@ -83,7 +89,12 @@ class GRPOConfig(GeneratorConfig):
         False, description="flow models: the network's times, of 0..1000, are rounded down, as in DanceGRPO"
     )
     advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to this much either way")
-    normalize_rewards: bool = Field(False, description="standardise each reward before they are added up")
+    advantages_of: Literal["sum", "each"] = Field(
+        "sum",
+        description="advantages are those of the rewards' weighted sum; or each reward has its own, which "
+        "are added with the weights and divided by their deviation over the batch (with "
+        "advantage_std=group: GDPO)",
+    )
     optimizer_steps: int = Field(
         1, ge=1, description="steps of the optimizer in an update, each on its part of the images"
     )
@@ -172,10 +183,12 @@ class GRPO(Objective):
             keep_means=self.config.guard,
         )
         rewards, groups = rollout.rewards, rollout.groups_N
-        deviation = self.config.deviation
-        normalize_by = deviation if self.config.normalize_rewards else None
-        total = weighted_sum(rewards, self.rewards.weights, groups, normalize_by)
-        advantages = group_advantages(total, groups, deviation, self.config.advantage_clip)
+        deviation, bound = self.config.deviation, self.config.advantage_clip
+        if self.config.advantages_of == "each":
+            advantages = advantages_of_each(rewards, self.rewards.weights, groups, deviation, bound)
+        else:
+            total = weighted_sum(rewards, self.rewards.weights, groups)
+            advantages = group_advantages(total, groups, deviation, bound)
         self._update_metrics = self._count(rewards, advantages.valid)
         if not advantages.valid.any():
             log.warning("update %d: no group has two different rewards; nothing is learned", plan.update + 1)

@@ -59,17 +59,44 @@ def weighted_sum(
 ) -> torch.Tensor:
     """sum_k weights[k] * parts[k], [N] float64, of rewards [N] by name; NaN where any of them is NaN.
 
-    With `normalize_by` each reward is first replaced by its unclipped group-relative advantage. Rewards on
-    different scales then have the same influence, and a reward that is equal within a group adds 0.
+    A reward with weight 0 is watched only: it is left out, and its NaN do not count. With `normalize_by` each
+    reward is first replaced by its unclipped group-relative advantage. Rewards on different scales then have
+    the same influence, and a reward that is equal within a group adds 0.
     """
     total = torch.zeros(len(groups_N), dtype=torch.float64)
     for name, rewards_N in parts.items():
+        if not weights[name]:
+            continue
         values = rewards_N.double()
         if normalize_by is not None:
             worth, valid = _standardised(values, groups_N, normalize_by)
             values = torch.where(values.isfinite(), torch.where(valid, worth, 0.0), torch.nan)
         total = total + weights[name] * values
     return total
+
+
+def advantages_of_each(
+    parts: Mapping[str, torch.Tensor],
+    weights: Mapping[str, float],
+    groups_N: torch.Tensor,
+    deviation: AdvantageStd | StdScope = "group",
+    bound: float = 5.0,
+) -> Advantages:
+    """The rewards' own advantages, added with their weights, and divided by their deviation over the batch.
+
+    parts      {name: rewards [N]}, NaN where there is no reward
+    weights    {name: weight}; the sample of a reward that is NaN is left out, unless the weight is 0
+    deviation  how the deviation of each reward is measured that divides its advantages; the sum's is always
+               measured over the batch, with the same divisor and epsilon
+    bound      the results are clipped to this much either way
+
+    With deviations of groups this is GDPO (Liu et al. 2026, arXiv:2601.05242). Rewards on different scales
+    have the influence of their weights, and two samples of a group whose rewards differ, but have the same
+    sum, are told apart.
+    """
+    by = AdvantageStd(deviation) if isinstance(deviation, str) else deviation
+    total = weighted_sum(parts, weights, groups_N, by)
+    return group_advantages(total, groups_N, by._replace(scope="batch"), bound)
 
 
 def best_and_worst(rewards_N, groups_N) -> tuple[torch.Tensor, torch.Tensor]:

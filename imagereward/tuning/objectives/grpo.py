@@ -7,21 +7,21 @@ arXiv:2507.21802).
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from imagereward.errors import InputError
 from imagereward.precision import DTYPES
-from imagereward.tuning.config import Config
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext, Precision
-from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
+from imagereward.tuning.objectives.penalty import KL, Penalty
+from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss, masked_loss
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.advantages import (
@@ -44,20 +44,6 @@ from imagereward.tuning.sampling.flow import Flow
 log = logging.getLogger(__name__)
 
 
-class KL(Config):
-    """A penalty beta * KL for the distance of each sampling step from the reference's step.
-
-    true       KL = mean over elements of (mean - reference mean)^2 / (2 std^2)
-    published  Flow-GRPO's, dt * the true KL: its std leaves out the step's length dt. With ten steps it is
-               about a tenth of the true KL, so a published beta belongs to this form
-    """
-
-    form: Literal["true", "published"] = Field(
-        description="which deviation divides the distance of the means"
-    )
-    beta: float = Field(gt=0, description="weight of the penalty in the loss")
-
-
 class GRPOConfig(GeneratorConfig):
     """Fine-tuning by any reward; an update draws `batch_size` images, `group` for a prompt."""
 
@@ -69,6 +55,12 @@ class GRPOConfig(GeneratorConfig):
     shared_initial_noise: bool = Field(False, description="the images of a group begin from the same noise")
     clip_ratio: float = Field(
         1e-4, gt=0, description="largest distance of the probability ratio from 1 that still has a gradient"
+    )
+    divergence_bound: float | None = Field(
+        None,
+        gt=0,
+        description="instead of clipping ratios, drop a sample's step once its KL from the step that was "
+        "drawn is this much, and its ratio has moved as its advantage asks (Flow-DPPO: 1e-5); null: clip",
     )
     guard: bool = Field(False, description="ratios centred and of one scale at all steps (GRPO-Guard)")
     kl: KL | None = Field(None, description="penalty for moving away from the base model; null: none")
@@ -106,6 +98,10 @@ class GRPOConfig(GeneratorConfig):
             raise ValueError(f"group={self.group} does not divide batch_size={self.batch_size}")
         if self.lora is not None and self.lora.dropout:
             raise ValueError("lora.dropout: images are drawn without it, and ratios would not be theirs; 0")
+        if self.guard and self.divergence_bound is not None:
+            raise ValueError(
+                "guard centres ratios for clipping, which divergence_bound replaces; one of them"
+            )
         parts = -(-self.batch_size // self.micro_batch)
         if self.optimizer_steps > parts:
             raise ValueError(f"optimizer_steps={self.optimizer_steps}: an update has {parts} micro-batches")
@@ -143,12 +139,14 @@ class GRPO(Objective):
 
     The loss of a sample at a step is
         L = -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) + beta * KL(step || reference's step)
+    (with `divergence_bound` the first term is that of `masked_loss`; KL and beta are those of `Penalty`)
     with the probability ratio r = p_new(step) / p_old(step), where p_old is from when the step was drawn and
     both are geometric means over elements, and the image's advantage A (see `group_advantages`).
     """
 
     def __init__(self, config: GRPOConfig, rows: Sequence[Row], rewards: Rewards):
         self.config, self.rows, self.rewards = config, rows, rewards
+        self.penalty = None if config.kl is None else Penalty(config.kl, rewards)
         self._update_metrics: dict[str, float] = {}
 
     @property
@@ -159,15 +157,15 @@ class GRPO(Objective):
     @property
     def snapshots(self) -> tuple[str, ...]:
         """("reference",) if the config has a KL penalty, else none."""
-        return ("reference",) if self.config.kl is not None else ()
+        return ("reference",) if self.penalty is not None else ()
 
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
         """Draw and score the update's images; a minibatch is one step of one chunk's samples.
 
         All processes must call this. Raises RewardError if a reward failed for every image.
         """
-        plan = plan.in_groups(self.config.group)
-        if len(plan.chunks) < plan.ranks:
+        plan = plan.in_groups(self.config.group, whole=bool(self.rewards.of_groups))
+        if len(set(plan.owners)) < plan.ranks:
             yield []  # the trainer raises InputError for it, in every process
             return
         rollout = collect(
@@ -180,7 +178,7 @@ class GRPO(Objective):
             seed=self.config.seed,
             scoring=self.config.scoring,
             shared_initial_noise=self.config.shared_initial_noise,
-            keep_means=self.config.guard,
+            keep_means=self.config.guard or self.config.divergence_bound is not None,
         )
         rewards, groups = rollout.rewards, rollout.groups_N
         deviation, bound = self.config.deviation, self.config.advantage_clip
@@ -190,6 +188,8 @@ class GRPO(Objective):
             total = weighted_sum(rewards, self.rewards.weights, groups)
             advantages = group_advantages(total, groups, deviation, bound)
         self._update_metrics = self._count(rewards, advantages.valid)
+        if self.penalty is not None:
+            self.penalty.begin(plan, rewards)
         if not advantages.valid.any():
             log.warning("update %d: no group has two different rewards; nothing is learned", plan.update + 1)
         yield from make_minibatches(
@@ -211,19 +211,23 @@ class GRPO(Objective):
         step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
         assert step.logp is not None  # `check_noise` looked at every step of the window
         log_ratio = step.logp - kept.logps[:, batch.place]
-        if kept.means is not None:
-            log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.place])
+        if config.guard:
+            log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.place])  # type: ignore[index]
         ratio = log_ratio.exp()
-        each = clipped_loss(ratio, batch.advantages, config.clip_ratio)
+        if config.divergence_bound is not None:
+            moved = kl_divergence(step.mean, kept.means[:, batch.place], step.std)  # type: ignore[index]
+            each, clipped = masked_loss(ratio, batch.advantages, moved, config.divergence_bound)
+        else:
+            each = clipped_loss(ratio, batch.advantages, config.clip_ratio)
+            clipped = (ratio - 1).abs() > config.clip_ratio
         if config.guard:
             each = each / step.dt.flatten()
-        seen = {"ratio": ratio, "clipped": ((ratio - 1).abs() > config.clip_ratio).float()}
-        if config.kl is not None:
+        seen = {"ratio": ratio, "clipped": clipped.float()}
+        if self.penalty is not None:
             with policy.using("reference"):
                 base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
             seen["kl"] = kl_divergence(step.mean, base.mean, step.std)
-            away = seen["kl"] * step.dt.flatten() if config.kl.form == "published" else seen["kl"]
-            each = each + config.kl.beta * away
+            each = each + self.penalty.term(seen["kl"], step.dt.flatten(), batch)
 
         def mean(values_B):
             return torch.where(batch.valid, values_B, 0.0).sum() / batch.valid.sum().clamp(min=1)
@@ -234,9 +238,20 @@ class GRPO(Objective):
         """Metrics of the update.
 
         `reward` is the mean weighted sum, `reward/NAME` each reward's mean, `failed` the number of images
-        without a reward, and `counted` the share of images with an advantage, 0..1.
+        without a reward, and `counted` the share of images with an advantage, 0..1. With a penalty also those
+        of `Penalty.end_update`.
         """
-        return self._update_metrics
+        more = {} if self.penalty is None else self.penalty.end_update(policy)
+        return self._update_metrics | more
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the penalty, for checkpoints; empty without one that has a state."""
+        return {} if self.penalty is None else self.penalty.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`."""
+        if self.penalty is not None:
+            self.penalty.load_state_dict(state)
 
     def prompts_in(self, batch: StepMinibatch) -> list[str]:
         """The minibatch's prompts."""

@@ -13,7 +13,7 @@ from imagereward.main_guard import check_main_guard
 from imagereward.tuning.config import laid_over, read_recipe, recipe_names
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import digest_of
-from imagereward.tuning.objectives.lookup import OBJECTIVES
+from imagereward.tuning.objectives import OBJECTIVES
 
 GENERATOR = "finetune:tune_generator"
 # A recipe's objective -> what runs it.

@@ -16,8 +16,8 @@ from imagereward.tuning.export import loading_lines, save_lora, save_result
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
+from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
-from imagereward.tuning.objectives.lookup import config_class
 from imagereward.tuning.policy.policy import BASE, Hybrid, Policy
 from imagereward.tuning.policy.quantization import quantize_to_4bit
 from imagereward.tuning.policy.snapshots import Snapshot

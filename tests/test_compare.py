@@ -292,7 +292,7 @@ def test_a_training_that_is_fooled_stops(tmp_path):
         output=tmp_path / "out",
         resolution=16,
         steps=4,
-        gradient={"first": 2, "last": 3},
+        gradient={"first_step": 2, "last_step": 3},
         updates=40,
         batch_size=4,
         micro_batch=4,

@@ -269,7 +269,7 @@ MODES = {
         "recipe": "sd15/refl",
         "eta": 0.0,
         "ema": 0.0,
-        "gradient": {"first": 2, "last": 3},
+        "gradient": {"first_step": 2, "last_step": 3},
         **FEW,
         "learning_rate": 1e-3,
         "precision": "float32",

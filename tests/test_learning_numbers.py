@@ -187,7 +187,7 @@ def walked():
 def test_the_distance_is_the_mean_square_over_elements_and_steps(walked):
     policy, chunk, pairs, _ = walked
     expected = float(torch.stack([(mine - theirs).square() for mine, theirs in pairs]).mean())
-    objective = refl_of(gradient={"steps": "last", "count": 3}, batch_size=2)
+    objective = refl_of(gradient={"mode": "last", "count": 3}, batch_size=2)
     assert expected > 1e-3
     assert float(objective.loss(policy, chunk)[1]["distance"]) == pytest.approx(expected, rel=1e-3)
 
@@ -209,7 +209,7 @@ def test_the_loss_has_the_distance_times_its_weight(walked, reference_weight):
 def test_what_is_scored_is_the_clean_image_that_the_step_predicts(walked):
     policy, chunk, _, seen = walked
     decode = policy.denoiser.autoencoder.decode
-    objective = refl_of(gradient={"steps": "one", "first": 3, "last": 3}, batch_size=2)
+    objective = refl_of(gradient={"mode": "one", "first_step": 3, "last_step": 3}, batch_size=2)
     with torch.no_grad():
         found = float(objective.loss(policy, chunk)[1]["reward"])
         clean, noisy = (float(decode(seen[name]).mean()) for name in ("x0", "next"))

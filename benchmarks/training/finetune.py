@@ -41,8 +41,8 @@ NAMES = {FAITHFULNESS: "faithfulness", REWARD: "reward"}
 STEPS, SEEDS, HELD_OUT, TRAINED, THINGS, CANDIDATES = 20, 2, 128, 4000, 2, 8
 METHODS = {
     "ReFL": {},
-    "DRaFT-1": {"gradient": {"steps": "last", "count": 1}},
-    "AlignProp": {"gradient": {"steps": "suffix"}},
+    "DRaFT-1": {"gradient": {"mode": "last", "count": 1}},
+    "AlignProp": {"gradient": {"mode": "suffix"}},
     "ReFL, scrambled": {},
 }
 

@@ -87,5 +87,5 @@ def _described(given: Any) -> str:
         return f"a list of {len(given)}, {digest_of(read_rows(given, ()))[:12]}"
     if name := getattr(given, "name_or_path", "") or getattr(given, "name", ""):
         return str(name)
-    kind = given if hasattr(given, "__qualname__") else type(given)
-    return f"{kind.__module__}:{kind.__qualname__}"
+    named = given if hasattr(given, "__qualname__") else type(given)
+    return f"{named.__module__}:{named.__qualname__}"

@@ -192,10 +192,10 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
     return towers.text
 
 
-def _tell_result(library: str, kind: str, output: str) -> None:
+def _tell_result(library: str, class_name: str, output: str) -> None:
     tell(
         f"the result is in {output}; to load it:\n"
-        f"    from {library} import {kind}\n\n    model = {kind}.from_pretrained({output!r})"
+        f"    from {library} import {class_name}\n\n    model = {class_name}.from_pretrained({output!r})"
     )
 
 

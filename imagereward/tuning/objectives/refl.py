@@ -53,7 +53,10 @@ class Gradient(Config):
     mean: float = Field(42.0, description='mean of the index of that step, for draw="normal"')
     std: float = Field(5.0, gt=0, description='standard deviation of that index, for draw="normal"')
     shared_by: int = Field(
-        1, ge=1, description="chunks that draw the same steps; when weights are sharded, all processes must"
+        1,
+        ge=1,
+        description="micro-batches in a row that draw the same steps; with sharded weights a "
+        "multiple of the processes",
     )
 
     @model_validator(mode="after")
@@ -105,7 +108,7 @@ class ReFLConfig(GeneratorConfig):
     target: float | None = Field(
         2.0, description="rewards above it have no gradient, on the reward's own scale; null: all have"
     )
-    reward_loss_weight: float = Field(1e-3, gt=0, description="factor of the reward's loss")
+    reward_loss_weight: float = Field(1e-3, gt=0, description="factor on the reward's loss")
     reference_weight: float = Field(
         0.0, ge=0, description="weight of the distance to the base model's predictions"
     )

@@ -21,6 +21,7 @@ CORE = [
     "Pillow>=10.3",
     "numpy>=1.26",
     "scipy>=1.11",
+    "jinja2>=3.1",
     "typer>=0.17.3",
     "tqdm>=4.66",
 ]
@@ -97,8 +98,7 @@ setup(
             "assets/*",
             "assets/*/*",
             "tuning/recipes/*/*.toml",
-            "serve/page.html",
-            "report/page.css",
+            "pages/templates/*",
         ]
     },
     install_requires=CORE,

@@ -94,6 +94,14 @@ def table(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def ray_alone(tmp_path_factory):
+    """Held by a file whose tests start a Ray: two of them on two cores would mostly wait for each other."""
+    filelock = pytest.importorskip("filelock")
+    with filelock.FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+        yield
+
+
 @pytest.fixture
 def chance():
     """Random numbers to choose moments of a kill by; IMAGEREWARD_TEST_SEED repeats those of another run."""

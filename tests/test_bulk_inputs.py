@@ -91,13 +91,16 @@ def test_several_files_are_one_table_in_order_of_their_names(pairs, models):
 
 
 def test_row_groups_without_a_wanted_row_are_not_read(pairs, monkeypatch):
-    from imagereward.records.parquet import Parquet
-
     directory, prompts, paths = pairs
     pq.write_table(pa.table({"image": paths, "prompt": prompts}), directory / "t.parquet", row_group_size=5)
     read = []
-    group = Parquet._group
-    monkeypatch.setattr(Parquet, "_group", lambda *a: read.append(a[2]) or group(*a))
+    batches = pq.ParquetFile.iter_batches
+
+    def recorded(self, *arguments, row_groups, **options):
+        read.extend(row_groups)
+        return batches(self, *arguments, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", recorded)
     source = open_table("t", [directory / "t.parquet"])
     numbers = [found.number for found in source.records(lambda number: number in (6, 21), ["image"])]
     assert (numbers, read) == ([6, 21], [1, 4])

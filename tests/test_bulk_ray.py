@@ -22,7 +22,7 @@ MARK = "IMAGEREWARD_TESTED_BY"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
+def cluster(ray_alone):
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), MARK: str(os.getpid())}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
     yield

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,20 @@ def stop_after(monkeypatch, parts: int, error=KeyboardInterrupt):
         write(self, index, table)
 
     monkeypatch.setattr(Output, "write", failing)
+
+
+def keep_parts(monkeypatch):
+    """Let a finished run leave its parts behind, as if it had been killed before it removed them."""
+    finish = Output.finish
+
+    def finish_only(self, *arguments):
+        kept = self.directory.with_name("kept")
+        shutil.copytree(self.directory, kept)
+        summary = finish(self, *arguments)
+        kept.rename(self.directory)
+        return summary
+
+    monkeypatch.setattr(Output, "finish", finish_only)
 
 
 def test_a_run_that_stopped_goes_on_with_what_is_missing(table, models, monkeypatch):
@@ -128,7 +143,7 @@ def test_an_output_that_another_run_finished_meanwhile_is_not_replaced(table, mo
 
 def test_killed_between_the_output_and_the_removal_of_its_parts_nothing_is_lost(table, models, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Output, "_remove_parts", lambda self: None)
+        keep_parts(patch)
         score(table, models)
     before = (table / "out.parquet").read_bytes()
     assert (table / "out.parquet.parts").exists()

@@ -268,6 +268,6 @@ def test_an_image_costs_as_many_passes_as_the_page_says():
     tilted = {"tilted": (1.0, lambda pixels, prompts: torch.arange(len(pixels)).float())}
     with_kl.rewards = Rewards(tilted)
     assert passes(with_kl, policy) == T + 2 * W
-    late = refl_of(gradient={"steps": "one", "first": 2, "last": 2}, batch_size=2)
+    late = refl_of(gradient={"mode": "one", "first_step": 2, "last_step": 2}, batch_size=2)
     assert len(UpdatePlan(0, 2, 2).chunks) == 1
     assert passes(late, small("sd")) == 2 + 1

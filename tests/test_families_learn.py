@@ -23,7 +23,7 @@ GRPO = {
     **{"recipe": "sd15/grpo", "group": 2, "optimizer_steps": 1, "guidance": 1.0, "kl": None, "ema": 0.0},
 }
 MODES = {
-    "refl": {"recipe": "sd15/refl", "eta": 0.0, "ema": 0.0, "gradient": {"first": 2, "last": 3}},
+    "refl": {"recipe": "sd15/refl", "eta": 0.0, "ema": 0.0, "gradient": {"first_step": 2, "last_step": 3}},
     "grpo": GRPO,
     "grpo windowed": {**GRPO, "window": {"size": 1, "first": 0, "last": 2}, "guard": True},
     "sft": {"recipe": "tiny/flow", "ema": 0.0, "schedule": "constant", "warmup_updates": 0},

@@ -13,7 +13,7 @@ from imagereward.tuning.config import read_recipe, recipe_names
 REWARDED = ("refl", "grpo")
 # Sizes and names of what recipes ask for, cut down to what runs in seconds.
 SMALL = {
-    "refl": ["steps=6", "gradient.first=3", "gradient.last=5", 'reward="test_refl:brightness"'],
+    "refl": ["steps=6", "gradient.first_step=3", "gradient.last_step=5", 'reward="test_refl:brightness"'],
     "grpo": ["steps=6", "group=2", "optimizer_steps=1", 'reward="test_refl:brightness"', "scoring.wait=0.0"],
     "sft": ["steps=6", "pairs.pairs=6"],
     "autoencoder": ["pairs=6"],

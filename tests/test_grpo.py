@@ -7,6 +7,7 @@ import pipelines
 import pytest
 import torch
 from test_refl import NO_FILES, PROMPTS, brightness, plan_of, policy_of
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.errors import InputError, NonFiniteLossError
 from imagereward.images.preprocess import Preprocess
@@ -301,38 +302,41 @@ def test_beside_a_plain_objective_either_learns_where_it_has_steps(tmp_path):
     latents = LatentImages(pairs, policy.denoiser.autoencoder, None)
     sft = SFT(PairsConfig(data="shapes"), latents, batch_size=2)
     both = Weighted({"grpo": (0.9, grpo), "sft": (0.1, sft)})
-    config = TrainerConfig(updates=1, batch_size=4, micro_batch=2, evaluate_every=1)
-    loop = Trainer(policy, both, config, tmp_path, make_accelerator(config, tmp_path))
-    metrics = loop._update(0)
-    assert metrics["sft/error"] > 0
-    assert metrics["counted"] == 1
+    config = TrainerConfig(updates=2, batch_size=4, micro_batch=2, evaluate_every=1)
+    loop, weights = Trainer(policy, both, config, tmp_path, make_accelerator(config, tmp_path)), []
+
+    def evaluate(loop, update):
+        weights.append(policy.denoiser.network.proj_out.weight.clone())
+        if update == 1:
+            grpo.rewards = open_rewards(constant)
+
+    loop.run(evaluate)
+    first, second = (entry for entry in loop.history if "loss" in entry)
+    assert first["sft/error"] > 0
+    assert first["counted"] == 1
     alone = sft.loss(small(), next(sft.minibatches(policy, UpdatePlan(0, 4, 2)))[0])[0]
-    assert metrics["sft/error"] == pytest.approx(
-        float(alone.detach()), rel=1e-4
-    )  # a mean over its own step alone
-    grpo.rewards = open_rewards(constant)
-    before = policy.denoiser.network.proj_out.weight.clone()
-    metrics = loop._update(1)
-    assert metrics["counted"] == 0
-    assert metrics["sft/error"] > 0
-    assert not torch.equal(before, policy.denoiser.network.proj_out.weight)
+    # A mean over its own step alone.
+    assert first["sft/error"] == pytest.approx(float(alone.detach()), rel=1e-4)
+    assert second["counted"] == 0
+    assert second["sft/error"] > 0
+    assert not torch.equal(weights[1], weights[2])
 
 
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, monkeypatch):
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {"updates": 3, "save_every": 1, "window": {"size": 1}, "ema": 0.5, "ema_every": 1}
     run(whole, **options)
-    real, calls = Trainer._update, []
 
-    def stop(self, update):
-        if update == 2 and not calls:
-            calls.append(update)
+    def stop(*_):
+        if (broken / "checkpoint-2").is_dir():
             raise KeyboardInterrupt
-        return real(self, update)
 
-    monkeypatch.setattr(Trainer, "_update", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(broken, **options)
+    hook = register_optimizer_step_pre_hook(stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(broken, **options)
+    finally:
+        hook.remove()
     run(broken, **options, resume=True)
     for name in ("weights/learned.safetensors", "weights/ema.safetensors"):
         a, b = ((each / "checkpoint-3" / name).read_bytes() for each in (whole, broken))

@@ -111,7 +111,7 @@ def test_an_evaluation_is_guided_as_training_is(steps, tmp_path):
         steps=5,
         guidance=3.0,
         eta=0.0,
-        gradient={"first": 3, "last": 4},
+        gradient={"first_step": 3, "last_step": 4},
         updates=1,
         batch_size=1,
         micro_batch=1,

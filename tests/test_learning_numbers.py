@@ -21,7 +21,6 @@ from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 from imagereward.tuning.settings import OptimizerConfig
 from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer
-from imagereward.tuning.trainer.trainer import Trainer
 
 
 def watched_steps(monkeypatch, seen):
@@ -141,12 +140,12 @@ def test_a_resumed_average_of_steps_goes_on_counting(tmp_path, monkeypatch):
     values = {"optimizer_steps": 2, "ema": 0.5, "ema_every": 3, "ema_unit": "steps", "save_every": 1}
     run_grpo(tmp_path / "whole", updates=3, **values)
     run_grpo(tmp_path / "parts", updates=1, **values)
-    numbers, real = [], Trainer._average
+    decays, move = [], Snapshot.update
     monkeypatch.setattr(
-        Trainer, "_average", lambda self, number: numbers.append(number) or real(self, number)
+        Snapshot, "update", lambda self, network, decay: decays.append(decay) or move(self, network, decay)
     )
     run_grpo(tmp_path / "parts", updates=3, resume=True, **values)
-    assert numbers == [2, 3, 4, 5]
+    assert decays == [1 / 10, 2 / 11]  # after steps 3 and 6, of which 1 and 2 were before
     whole, parts = (
         load_file(tmp_path / each / "checkpoint-3/weights/ema.safetensors") for each in ("whole", "parts")
     )
@@ -187,7 +186,7 @@ def walked():
 def test_the_distance_is_the_mean_square_over_elements_and_steps(walked):
     policy, chunk, pairs, _ = walked
     expected = float(torch.stack([(mine - theirs).square() for mine, theirs in pairs]).mean())
-    objective = refl_of(gradient={"steps": "last", "count": 3}, batch_size=2)
+    objective = refl_of(gradient={"mode": "last", "count": 3}, batch_size=2)
     assert expected > 1e-3
     assert float(objective.loss(policy, chunk)[1]["distance"]) == pytest.approx(expected, rel=1e-3)
 
@@ -209,7 +208,7 @@ def test_the_loss_has_the_distance_times_its_weight(walked, reference_weight):
 def test_what_is_scored_is_the_clean_image_that_the_step_predicts(walked):
     policy, chunk, _, seen = walked
     decode = policy.denoiser.autoencoder.decode
-    objective = refl_of(gradient={"steps": "one", "first": 3, "last": 3}, batch_size=2)
+    objective = refl_of(gradient={"mode": "one", "first_step": 3, "last_step": 3}, batch_size=2)
     with torch.no_grad():
         found = float(objective.loss(policy, chunk)[1]["reward"])
         clean, noisy = (float(decode(seen[name]).mean()) for name in ("x0", "next"))

@@ -91,6 +91,8 @@ def test_the_wheel_installed_alone_scores_with_its_own_vocabulary(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert f"{scorer.score('a', tmp_path / 'a.png'):.4f}" in result.stdout, result.stderr
     assert (site / "imagereward" / "py.typed").exists()
+    shipped = {path.name for path in (site / "imagereward/pages/templates").iterdir()}
+    assert shipped == {path.name for path in (PACKAGE / "pages/templates").iterdir()}
     assert not (site / "tests").exists()
     (metadata,) = site.glob("imagereward-*.dist-info")
     assert {path.name for path in metadata.rglob("*")} >= {"LICENSE", "NOTICE"}

@@ -99,7 +99,7 @@ def test_refl_does_half_of_the_work_in_each(tmp_path):
 
 
 def test_alignprop_takes_unequal_steps_beside_pairs_that_one_alone_has(tmp_path):
-    call = """test_refl.run(out, updates=2, max_gradient_norm=1e6, gradient={"steps": "suffix"},
+    call = """test_refl.run(out, updates=2, max_gradient_norm=1e6, gradient={"mode": "suffix"},
         lora={"rank": 2},
         pretraining={"data": "shapes", "pairs": 4, "weight": 0.5, "batch_size": 2})"""
     one, two = launched(call, tmp_path)

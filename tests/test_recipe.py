@@ -1,4 +1,4 @@
-"""The recipe of ImageReward-tiny, cut to two minutes, through the script that people launch."""
+"""The recipe of ImageReward-tiny, cut in size and length, through the script that people launch."""
 
 import os
 import subprocess
@@ -11,11 +11,15 @@ from imagereward import shapes
 
 ROOT = Path(__file__).parents[1]
 MARGIN = 0.08  # over a half; the first updates teach quality, what a prompt means comes later
+# Fewer and narrower layers, a short warm-up, no pairs beside the rankings, whose loss is ten times theirs:
+# what rankings teach first then takes a fifth of the time.
 CUT = (
-    "warmup.updates=15",
-    "warmup.warmup_updates=5",
-    "updates=150",
-    "warmup_updates=20",
+    *("architecture.vision.embed_dim=96", "architecture.vision.depth=2", "architecture.vision.num_heads=3"),
+    *("architecture.text.width=96", "architecture.text.depth=2", "architecture.text.heads=3"),
+    "architecture.text.mlp_width=384",
+    *("warmup.updates=4", "warmup.warmup_updates=2", "warmup.batch_size=16", "warmup.micro_batch=16"),
+    "warmup.rehearsal=0",
+    *("updates=400", "warmup_updates=20", "learning_rate=7e-4"),
     "validations=1",
     "trainer.disable_tqdm=true",
 )
@@ -29,6 +33,7 @@ def test_the_tiny_recipe_cut_to_minutes_beats_chance_by_the_margin(tmp_path):
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert result.returncode == 0, result.stderr
-    share, count = accuracy(RM.load(tmp_path / "out", "cpu"), 200, seed=12)["all clear pairs"]
+    plain, _ = accuracy(RM.load(tmp_path / "out", "cpu"), 200, seed=12)
+    share, count = plain["all clear pairs"]
     assert count > 1000
     assert share >= 0.5 + MARGIN

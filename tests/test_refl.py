@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red circle", "two blue squares", "a green star above a red square"]
 STEPS = 6
 NO_FILES = {"model": "", "output": ""}
-LATE = {"steps": "one", "first": 3, "last": 5}
+LATE = {"mode": "one", "first_step": 3, "last_step": 5}
 
 
 def brightness(pixels, prompts):
@@ -143,7 +143,7 @@ MOVED_A_LITTLE = (
 
 
 @pytest.mark.parametrize("judge", ["brightness", "ImageReward"])
-@pytest.mark.parametrize("kind", [LATE, {"steps": "last", "count": 2}, {"steps": "suffix"}])
+@pytest.mark.parametrize("kind", [LATE, {"mode": "last", "count": 2}, {"mode": "suffix"}])
 def test_the_gradient_of_the_reward_is_that_of_finite_differences(kind, judge):
     # Only the span's steps carry gradient. A finite difference moves the weight in every step, so
     # the steps before are fed from a trajectory of their own.
@@ -205,10 +205,10 @@ class ScaledByStep(torch.nn.Module):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ({"steps": "one", "first": 4, "last": 4}, {4}),
-        ({"steps": "last", "count": 1}, {5}),
-        ({"steps": "last", "count": 3}, {3, 4, 5}),
-        ({"steps": "last", "count": 6}, set(range(6))),
+        ({"mode": "one", "first_step": 4, "last_step": 4}, {4}),
+        ({"mode": "last", "count": 1}, {5}),
+        ({"mode": "last", "count": 3}, {3, 4, 5}),
+        ({"mode": "last", "count": 6}, set(range(6))),
     ],
 )
 def test_only_the_chosen_steps_have_a_gradient(kind, expected):
@@ -223,7 +223,7 @@ def test_random_steps_are_drawn_from_the_whole_range():
     late = {draw_span(Gradient(**LATE), STEPS, random_generator(0, i)) for i in range(200)}
     assert {(span.begin, span.end) for span in late} == {(3, 4), (4, 5), (5, 6)}
     assert all(span.predicted for span in late)
-    suffixes = {draw_span(Gradient(steps="suffix"), STEPS, random_generator(0, i)) for i in range(200)}
+    suffixes = {draw_span(Gradient(mode="suffix"), STEPS, random_generator(0, i)) for i in range(200)}
     assert {(span.begin, span.end) for span in suffixes} == {(i, 6) for i in range(6)}
     assert not any(span.predicted for span in suffixes)
 
@@ -321,7 +321,7 @@ def test_a_short_last_chunk_has_its_share():
 
 def test_chunks_of_any_size_give_the_same_gradient():
     # One step for all, so that only the cutting differs.
-    kind, gradients = {"steps": "one", "first": 4, "last": 4}, []
+    kind, gradients = {"mode": "one", "first_step": 4, "last_step": 4}, []
     for micro_batch in (5, 2, 1):
         policy = policy_of(dtype=torch.float64)
         objective = refl_of(gradient=kind, batch_size=5, micro_batch=micro_batch)
@@ -655,17 +655,17 @@ def test_prompts_are_read_from_every_format(name, content, tmp_path):
 def test_an_unknown_key_names_the_nearest(tmp_path):
     with pytest.raises(InputError, match="learning_rat is no key; did you mean 'learning_rate'"):
         run(tmp_path / "out", learning_rat=1.0)
-    with pytest.raises(InputError, match=r"gradient\.frist is no key; did you mean 'first'"):
-        run(tmp_path / "out", gradient={"frist": 1})
+    with pytest.raises(InputError, match=r"gradient\.frist_step is no key; did you mean 'first_step'"):
+        run(tmp_path / "out", gradient={"frist_step": 1})
 
 
 def test_steps_that_do_not_exist_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"gradient\.last=6: the last of 6 sampling steps is 5"):
-        run(tmp_path / "out", gradient={"first": 3, "last": 6})
+    with pytest.raises(InputError, match=r"gradient\.last_step=6: the last of 6 sampling steps is 5"):
+        run(tmp_path / "out", gradient={"first_step": 3, "last_step": 6})
     with pytest.raises(InputError, match=r"gradient\.count=7: there are 6"):
-        run(tmp_path / "out", gradient={"steps": "last", "count": 7})
-    with pytest.raises(InputError, match="first=5 is after last=4"):
-        run(tmp_path / "out", gradient={"first": 5, "last": 4})
+        run(tmp_path / "out", gradient={"mode": "last", "count": 7})
+    with pytest.raises(InputError, match="first_step=5 is after last_step=4"):
+        run(tmp_path / "out", gradient={"first_step": 5, "last_step": 4})
 
 
 def test_an_output_that_holds_another_run_is_not_touched(tmp_path):
@@ -799,7 +799,7 @@ def test_a_pipeline_of_another_noise_or_scale_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("gradient", "fits"),
-    [({}, False), ({"steps": "suffix"}, False), ({"steps": "last"}, True), ({"shared_by": 4}, True)],
+    [({}, False), ({"mode": "suffix"}, False), ({"mode": "last"}, True), ({"shared_by": 4}, True)],
     ids=str,
 )
 def test_sharded_processes_take_the_same_steps(gradient, fits):

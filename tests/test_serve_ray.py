@@ -24,7 +24,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.slow  # a cluster takes minutes to start on a busy machine
-def test_a_replica_on_ray_gives_the_scorers_own_scores(tmp_path):
+def test_a_replica_on_ray_gives_the_scorers_own_scores(ray_alone, tmp_path):
     scorer, images = small_scorer("ImageReward"), pictures(3)
     scorer.save_pretrained(tmp_path / "saved")
     with socket.socket() as free:

@@ -193,7 +193,9 @@ class Following(ReFL):
 @accelerating()
 def train(output: Path, updates: int, resume: bool = False, wrap=lambda objective: objective):
     settings = {"batch_size": 4, "micro_batch": 2, "updates": updates, "save_every": 1, "resume": resume}
-    config = ReFLConfig(**NO_FILES, prompts="", target=None, gradient={"first": 3, "last": 5}, **settings)
+    config = ReFLConfig(
+        **NO_FILES, prompts="", target=None, gradient={"first_step": 3, "last_step": 5}, **settings
+    )
     objective = wrap(Following(config, PROMPTS, open_rewards(brightness)))
     output.mkdir(exist_ok=True)
     trainer = TrainerConfig(learning_rate=1e-3, ema=0.5, **settings)

@@ -1,6 +1,7 @@
 """ImageReward-tiny, the model in the package, and the demo that shows it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def held_out(tiny):
-    return accuracy(tiny, 700, SEED), accuracy(tiny, 700, SEED, shuffled=True)
+    return accuracy(tiny, 700, SEED)
 
 
 def test_it_is_at_most_twelve_megabytes_and_fits_its_config(tiny):
@@ -101,7 +102,7 @@ def test_the_demo_prints_the_rankings_and_writes_a_page_that_stands_alone(tmp_pa
     assert "knows Shapes" in result.stderr
     html = page.read_text()
     assert html.count("<figure>") == 12
-    assert "http" not in html
+    assert not re.findall(r"https?://|<script|@import|url\(|<link", html)
     pictures = [demo.thumbnail(each.ranking.images[index]) for each in judged for index in each.ranking.order]
     assert [html.index(picture) for picture in pictures] == sorted(
         html.index(picture) for picture in pictures

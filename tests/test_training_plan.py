@@ -310,8 +310,8 @@ micro_batch = 2
 save_every = 1
 
 [gradient]
-first = 3
-last = 5
+first_step = 3
+last_step = 5
 
 [evaluation]
 count = 1

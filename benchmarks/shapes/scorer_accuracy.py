@@ -37,27 +37,33 @@ def kinds(better: Truth, worse: Truth) -> Iterator[str]:
         yield "faithfulness: another scene"
 
 
-def accuracy(
-    scorer: Scorer, prompts: int, seed: int = SEED, shuffled: bool = False
-) -> dict[str, tuple[float, int]]:
-    """Share of clear pairs ranked right, and their number, by kind; a tie of the scorer is wrong.
+Accuracy = dict[str, tuple[float, int]]
 
-    With `shuffled`, every prompt's images are scored against another prompt.
+
+def accuracy(scorer: Scorer, prompts: int, seed: int = SEED) -> tuple[Accuracy, Accuracy]:
+    """{kind: (share of clear pairs ranked right, their number)}; a tie of the scorer is wrong.
+
+    Twice: with the prompts that the images were drawn for, and with every prompt's images scored against
+    another prompt.
     """
     rng = np.random.default_rng([seed, 3])
     drawn = []
     for _ in range(prompts):
         request = ask(rng, "test")
         drawn.append((say(request, rng), candidates(request, IMAGES, rng)))
-    texts = [prompt for prompt, _ in drawn]
-    if shuffled:
-        texts = texts[1:] + texts[:1]
+    texts = [prompt for prompt, _ in drawn for _ in range(IMAGES)]
+    others = texts[IMAGES:] + texts[:IMAGES]
     images = [image for _, group in drawn for image, _ in group]
-    scores = scorer.score_pairs([text for text in texts for _ in range(IMAGES)], images, batch_size=96)
+    scores = scorer.score_pairs(texts + others, images * 2, batch_size=96)  # encodes every image once
+    truths = [[truth for _, truth in group] for _, group in drawn]
+    return _shares(scores[: len(images)], truths), _shares(scores[len(images) :], truths)
+
+
+def _shares(scores: list[float], truths: list[list[Truth]]) -> Accuracy:
     right: dict[str, list[bool]] = defaultdict(list)
-    for start, (_, group) in zip(range(0, len(images), IMAGES), drawn):
-        for a, (_, better) in enumerate(group):
-            for b, (_, worse) in enumerate(group):
+    for start, group in zip(range(0, len(scores), IMAGES), truths):
+        for a, better in enumerate(group):
+            for b, worse in enumerate(group):
                 if better.clearly_beats(worse):
                     for kind in kinds(better, worse):
                         right[kind].append(scores[start + a] > scores[start + b])
@@ -75,8 +81,7 @@ def main() -> None:
     if options.out:
         record.refuse_changes(options.allow_changes)
     scorer = RM.load(options.model)
-    plain = accuracy(scorer, options.prompts, options.seed)
-    shuffled = accuracy(scorer, options.prompts, options.seed, shuffled=True)
+    plain, shuffled = accuracy(scorer, options.prompts, options.seed)
     rows = [
         {
             "pairs": kind,

@@ -37,8 +37,7 @@ def run(work: Path, overrides: list[str], adopt: bool) -> None:
         write(data, PROMPTS, DATA_SEED)
     run_recipe(RECIPE, [f"data={data}", f"output={output}", *overrides])
     scorer = RM.load(output)
-    plain = accuracy(scorer, HELD_OUT_PROMPTS)
-    shuffled = accuracy(scorer, HELD_OUT_PROMPTS, shuffled=True)
+    plain, shuffled = accuracy(scorer, HELD_OUT_PROMPTS)
     rows = [
         {"pairs": kind, "accuracy": plain[kind][0], "shuffled": shuffled[kind][0], "count": plain[kind][1]}
         for kind in plain

@@ -26,7 +26,8 @@ from imagereward import shapes
 from imagereward.table import table
 from imagereward.tuning import tune
 from imagereward.tuning.evaluation.compare import compare
-from imagereward.tuning.evaluation.comparison import page, paired_interval
+from imagereward.tuning.evaluation.comparison import paired_interval
+from imagereward.tuning.evaluation.comparison_page import page
 from imagereward.tuning.evaluation.evaluate import sample_images as draw_images
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.policy.policy import Policy
@@ -42,8 +43,8 @@ NAMES = {FAITHFULNESS: "faithfulness", REWARD: "reward"}
 STEPS, SEEDS, HELD_OUT, TRAINED, THINGS, CANDIDATES = 20, 2, 128, 4000, 2, 8
 METHODS = {
     "ReFL": {},
-    "DRaFT-1": {"gradient": {"steps": "last", "count": 1}},
-    "AlignProp": {"gradient": {"steps": "suffix"}},
+    "DRaFT-1": {"gradient": {"mode": "last", "count": 1}},
+    "AlignProp": {"gradient": {"mode": "suffix"}},
     "ReFL, scrambled": {},
 }
 

@@ -48,7 +48,7 @@ def prepare(setting: str, device: torch.device):
         recompute(denoiser, rewards)
     policy = Policy(denoiser, denoiser.dynamics(1))
     count = len(PROMPTS)
-    gradient = Gradient(steps="one", first=0, last=0)
+    gradient = Gradient(mode="one", first_step=0, last_step=0)
     config = ReFLConfig(
         model="", output="", prompts="", gradient=gradient, batch_size=count, micro_batch=count, target=None
     )

@@ -3,7 +3,8 @@
     python docs/generate/maps.py            writes what differs
     python docs/generate/maps.py --check    writes nothing; exits with 1 and names what differs
 
-A module's line is the first sentence of its docstring, a folder's line that of its __init__.py.
+The line of a module is the first sentence of its docstring. That of a folder comes from its __init__.py, and
+that of a recipe is the first sentence of its comment.
 """
 
 import ast
@@ -18,6 +19,7 @@ TOPS = {
     "train": "trainings as scripts, for use from a clone",
 }
 PACKAGES = tuple(TOPS)
+RECIPES = ROOT / "imagereward/tuning/recipes"
 BLOCK = re.compile(r"(<!-- map -->\n).*?(<!-- /map -->)", re.DOTALL)
 
 
@@ -56,6 +58,28 @@ def readme(folder: Path) -> str:
     return f"# {folder.relative_to(ROOT)}\n\n{about}| | |\n|---|---|\n{rows}"
 
 
+def recipes() -> str:
+    """The map of the recipes as Markdown."""
+    about = (
+        "Configs of trainings in TOML: a folder a family of generators (tiny: models of this repository), a "
+        "file a recipe.\n`imagereward tune FAMILY/NAME key=value` runs it, and `--explain` lists its keys "
+        "with their meanings."
+    )
+    rows = "".join(
+        f"| [{path.parent.name}/{path.stem}]({path.parent.name}/{path.name}) | {_first_of_comment(path)} |\n"
+        for path in sorted(RECIPES.glob("*/*.toml"))
+    )
+    return f"# {RECIPES.relative_to(ROOT)}\n\n{about}\n\n| | |\n|---|---|\n{rows}"
+
+
+def _first_of_comment(path: Path) -> str:
+    """The first sentence of a recipe's comment, without text in parentheses such as references."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    prose = " ".join(line[2:] for line in comment if not line.startswith("#  "))
+    return re.split(r"(?<=\.)\s+(?=[A-Za-z`])", re.sub(r"\s*\([^()]*\)", "", prose))[0].rstrip(".")
+
+
 def rooms() -> str:
     """The top level on one screen."""
     lines = []
@@ -76,6 +100,7 @@ def main() -> None:
     written = {folder / "README.md": readme(folder) for folder in all_folders()}
     contributing = ROOT / "CONTRIBUTING.md"
     text = contributing.read_text(encoding="utf-8")
+    written[RECIPES / "README.md"] = recipes()
     written[contributing] = BLOCK.sub(lambda match: match[1] + rooms() + match[2], text)
     stale = [path for path, text in written.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in stale:

@@ -201,10 +201,10 @@ def _as_released(path: Path, file: File) -> Path:
     return path
 
 
-def _note(path: Path, file: File) -> tuple[Path, str]:
-    """(path of the note that records a passed check, the file's path, size and times at the check).
+def _hash_record(path: Path, file: File) -> tuple[Path, str]:
+    """(path of the file that records a passed check, the file's path, size and times at the check).
 
-    For a file without a known hash, the note records that the file was downloaded.
+    For a file without a known hash, it records that the file was downloaded.
     """
     place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     now = path.stat()
@@ -213,17 +213,17 @@ def _note(path: Path, file: File) -> tuple[Path, str]:
 
 
 def _is_remembered(path: Path, file: File) -> bool:
-    note, state = _note(path, file)
+    record, state = _hash_record(path, file)
     with contextlib.suppress(OSError, ValueError):
-        return note.read_text(encoding="utf-8", errors="surrogateescape") == state
+        return record.read_text(encoding="utf-8", errors="surrogateescape") == state
     return False
 
 
 def _remember(path: Path, file: File) -> None:
-    note, state = _note(path, file)
+    record, state = _hash_record(path, file)
     with contextlib.suppress(OSError):  # without a writable home, every load hashes the file again
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(state, encoding="utf-8", errors="surrogateescape")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(state, encoding="utf-8", errors="surrogateescape")
 
 
 def _check_hash(path: Path, file: File) -> None:

@@ -1,6 +1,5 @@
 """load: loads a scorer by a name, a file, a directory, a hub id, or "module:attribute"."""
 
-import difflib
 import os
 import re
 from dataclasses import replace
@@ -15,7 +14,7 @@ from imagereward.checkpoints.own import load_own
 from imagereward.checkpoints.registry import REGISTRY, File
 from imagereward.checkpoints.state_dicts import read_state_dict
 from imagereward.config import ScorerConfig, read_json, whole_number
-from imagereward.errors import CheckpointError, DownloadError, InputError, listing
+from imagereward.errors import CheckpointError, DownloadError, InputError, did_you_mean, listing
 from imagereward.lookup import is_reference
 from imagereward.models.med_config import read_med_config, with_med_config
 from imagereward.precision import on_cpu, resolve_dtype
@@ -142,10 +141,9 @@ def _located(label: str, kind: str | None, download_root, local_files_only: bool
         )
         raise CheckpointError(f"the path {label} does not exist; {expected}")
     else:
-        near = difflib.get_close_matches(label, REGISTRY, 1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = " ".join(filter(None, [did_you_mean(label, REGISTRY, 0.5), "known:"]))
         raise CheckpointError(
-            f"{label!r} is no known scorer, file, directory or hub id; {hint}known: {', '.join(REGISTRY)}"
+            f"{label!r} is no known scorer, file, directory or hub id; {hint} {', '.join(REGISTRY)}"
         )
     return label, config, sources
 

@@ -223,7 +223,7 @@ def compare(
     out = check_free(out, overwrite)
     try:
         from imagereward.tuning.evaluation.compare import compare as run
-        from imagereward.tuning.evaluation.comparison import page
+        from imagereward.tuning.evaluation.comparison_page import page
     except ImportError as error:
         raise missing_extra("compare", "train", error) from error
     names = model or ["ImageReward-v1.0"]

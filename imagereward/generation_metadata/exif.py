@@ -46,14 +46,14 @@ def _directory(read: Read, offset: int, order) -> tuple[list[Entry], int | None]
     seen: set[int] = set()  # repeated fields are ignored
     below = None
     for at in range(0, len(table) - 11, 12):
-        tag, kind = (int.from_bytes(table[at + i : at + i + 2], order) for i in (0, 2))
+        tag, data_type = (int.from_bytes(table[at + i : at + i + 2], order) for i in (0, 2))
         size, value = (int.from_bytes(table[at + i : at + i + 4], order) for i in (4, 8))
         if tag == EXIF_IFD:
             below = value
         elif tag in CAMERA:
             entries.append(Entry(CAMERA_KEY, "", "EXIF"))
         elif (
-            tag in FIELDS and kind in (1, 2, 7) and tag not in seen
+            tag in FIELDS and data_type in (1, 2, 7) and tag not in seen
         ):  # bytes, ASCII, undefined: one byte each
             seen.add(tag)
             if size > MOST_TEXT:

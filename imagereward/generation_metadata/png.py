@@ -26,8 +26,8 @@ def read_png(stream: BinaryIO) -> Iterator[Entry | bytes]:
         header = stream.read(8)
         if len(header) < 8 or header[4:] == b"IEND":
             return
-        length, kind = int.from_bytes(header[:4], "big"), header[4:]
-        if kind not in (*TEXTS, b"eXIf"):
+        length, chunk_type = int.from_bytes(header[:4], "big"), header[4:]
+        if chunk_type not in (*TEXTS, b"eXIf"):
             stream.seek(length + 4, 1)
             continue
         texts += 1
@@ -39,16 +39,16 @@ def read_png(stream: BinaryIO) -> Iterator[Entry | bytes]:
             key = decode(data[:79].partition(b"\0")[0])
             yield Entry(key, "", "PNG text", f"the text has {length} bytes, more than {MOST_TEXT}")
             stream.seek(length - len(data) + 4, 1)
-        elif zlib.crc32(kind + data) != int.from_bytes(stream.read(4), "big"):
+        elif zlib.crc32(chunk_type + data) != int.from_bytes(stream.read(4), "big"):
             yield Entry(decode(data[:79].partition(b"\0")[0]), "", "PNG text", "the text is damaged")
         else:
-            yield data if kind == b"eXIf" else _text(kind, data)
+            yield data if chunk_type == b"eXIf" else _text(chunk_type, data)
 
 
-def _text(kind: bytes, data: bytes) -> Entry:
+def _text(chunk_type: bytes, data: bytes) -> Entry:
     key, _, rest = data.partition(b"\0")
-    compressed = kind == b"zTXt"
-    if kind == b"iTXt":
+    compressed = chunk_type == b"zTXt"
+    if chunk_type == b"iTXt":
         compressed = rest[:1] == b"\1"
         parts = rest[2:].split(b"\0", 2)
         rest = parts[2] if len(parts) == 3 else b""

@@ -37,20 +37,20 @@ def strip_png(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[b
     """
     kept, exif = [reader.read(8)], b""
     while len(head := reader.read(8)) == 8:
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        if header_only and kind == b"IDAT":
+        length, chunk_type = int.from_bytes(head[:4], "big"), head[4:]
+        if header_only and chunk_type == b"IDAT":
             kept.append(head)
             break
-        if kind == b"eXIf" and not exif:
+        if chunk_type == b"eXIf" and not exif:
             exif = reader.read(min(length, EXIF_BYTES))
             reader.seek(length - len(exif) + 4, 1)
-        elif kind[:1].islower() and kind not in (b"tRNS", b"iCCP"):
+        elif chunk_type[:1].islower() and chunk_type not in (b"tRNS", b"iCCP"):
             reader.seek(length + 4, 1)
         else:
             body = reader.read(length + 4)
-            if kind != b"iCCP" or _is_small_profile(body[:-4]):
+            if chunk_type != b"iCCP" or _is_small_profile(body[:-4]):
                 kept += [head, body]
-        if kind == b"IEND":
+        if chunk_type == b"IEND":
             break
     return b"".join(kept), exif
 

@@ -88,8 +88,8 @@ def _encoding(start: bytes, given: str | None, path: Path) -> str:
     if marked is None:
         return name
     if not name.startswith(marked.removesuffix("-sig")):
-        kind = marked.removesuffix("-sig").upper()
-        raise InputError(f"{path} begins with the byte order mark of {kind}, but encoding={given!r}")
+        encoding = marked.removesuffix("-sig").upper()
+        raise InputError(f"{path} begins with the byte order mark of {encoding}, but encoding={given!r}")
     return marked
 
 

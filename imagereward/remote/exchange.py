@@ -70,7 +70,7 @@ class Exchange:
         A part that is too large is sent again in halves; a part with faulty images, without these images.
         """
         pending = [part]
-        while pending and gathered.lost is None:
+        while pending and gathered.stopped_by is None:
             part = pending.pop()
             try:
                 name, most_bytes = self.client.name, self.client.limits["body"]
@@ -96,7 +96,7 @@ class Exchange:
             attempt += 1
         if error is not None:
             tried = f" ({attempt + 1} attempts)" if attempt else ""
-            raise Failed(protocol.explain(error) + tried, lost=True) from error
+            raise Failed(protocol.explain(error) + tried, stop_all=True) from error
         return protocol.answer_of(response)
 
 

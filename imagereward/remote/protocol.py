@@ -39,10 +39,10 @@ BODY_SHARE = 0.9  # share of the largest body that images may take; the rest is 
 class Failed(Exception):
     """A request that gave no scores.
 
-    cause   the reason, in words
-    images  {index in the part: fault} of faulty images; the others can be sent again without them
-    halve   the part is too large; its halves may succeed
-    lost    other requests would fail too
+    cause     the reason, in words
+    images    {index in the part: fault} of faulty images; the others can be sent again without them
+    halve     the part is too large; its halves may succeed
+    stop_all  other requests would fail too
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Failed(Exception):
         images: Mapping[int, str] | None = None,
         *,
         halve: bool = False,
-        lost: bool = False,
+        stop_all: bool = False,
     ):
         super().__init__(cause)
         self.cause = cause
         self.images = images or {}
         self.halve = halve
-        self.lost = lost
+        self.stop_all = stop_all
 
 
 class Part(NamedTuple):
@@ -175,7 +175,7 @@ class Gathered:
         self._scores = np.full(len(rows.pairs_P_2), np.nan, dtype=np.float32)
         self._causes: dict[int, str] = {}
         self._tokens: dict[str, tuple[int, bool]] = {}
-        self.lost: str | None = None  # the cause, if no further request can succeed
+        self.stopped_by: str | None = None  # the cause, if no further request can succeed
 
     def put(self, part: Part, answer: Any) -> None:
         """Store the server's answer to a part; Failed if the answer lacks scores of the part's rows."""
@@ -187,7 +187,7 @@ class Gathered:
             if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
                 raise ValueError("scores that are no finite numbers")
         except (TypeError, KeyError, ValueError) as error:
-            raise Failed(f"its answer is not one of a reward server: {error!r}", lost=True) from error
+            raise Failed(f"its answer is not one of a reward server: {error!r}", stop_all=True) from error
         self._scores[part.rows] = scores
         for prompt, known in zip(part.prompts, read):
             self._tokens[self._rows.prompts[prompt]] = known
@@ -198,8 +198,8 @@ class Gathered:
         if failed.halve:
             middle = len(part.images) // 2
             return [part.of(places[:middle]), part.of(places[middle:])]
-        if failed.lost:
-            self.lost = failed.cause
+        if failed.stop_all:
+            self.stopped_by = failed.cause
         for row, (image, _) in zip(part.rows, part.pairs):
             if not failed.images:
                 self._causes[row] = failed.cause
@@ -207,20 +207,20 @@ class Gathered:
                 index = part.images[image]
                 self._causes[row] = f"{name_of(self._rows.images[index], index)} {failed.images[image]}"
         rest = part.of(place for place in places if place not in failed.images)
-        return [rest] if failed.images and rest.rows and not failed.lost else []
+        return [rest] if failed.images and rest.rows and not failed.stop_all else []
 
     def scored(self) -> Scored:
         """The scores of all rows; RemoteError naming the rows without a score, with causes."""
         for row in np.flatnonzero(np.isnan(self._scores)).tolist():
-            self._causes.setdefault(row, f"not sent, because {self.lost}")
+            self._causes.setdefault(row, f"not sent, because {self.stopped_by}")
         if self._causes:
-            kinds: dict[str, list[int]] = {}
+            rows_of: dict[str, list[int]] = {}
             for row, cause in sorted(self._causes.items()):
-                kinds.setdefault(cause, []).append(row)
+                rows_of.setdefault(cause, []).append(row)
             faults = "".join(
-                f"\n  row {listing(rows, 5)}: {cause}" for cause, rows in list(kinds.items())[:8]
+                f"\n  row {listing(rows, 5)}: {cause}" for cause, rows in list(rows_of.items())[:8]
             )
-            more = f"\n  and {len(kinds) - 8} causes more" if len(kinds) > 8 else ""
+            more = f"\n  and {len(rows_of) - 8} causes more" if len(rows_of) > 8 else ""
             raise RemoteError(
                 f"{self._server}: {len(self._causes)} of {len(self._scores)} rows have no score "
                 f"(`causes` has all reasons, `scores` the rest):{faults}{more}",
@@ -251,7 +251,7 @@ def answer_of(response) -> Any:
     raise Failed(
         f"HTTP {response.status_code}: {reason}",
         {int(index): str(fault) for index, fault in images.items()},
-        lost=not own,
+        stop_all=not own,
     )
 
 

@@ -1,12 +1,28 @@
-"""Histograms and axes of reports as inline SVG and HTML. The SVG has no text, which would stretch with it."""
+"""Shapes of a report's histograms and axes, as SVG paths and positions in percent."""
 
 import math
+from typing import NamedTuple
 
 from imagereward.report.figures import Interval
 from imagereward.report.scores import as_number
 
-HEIGHT = 24.0
+HEIGHT = 24  # of a histogram that is 100 wide
 TICKS = 5
+
+
+class Histogram(NamedTuple):
+    """The shapes of a histogram in a box of 100 by `HEIGHT`, without text, which would stretch with it.
+
+    grid   path of the lines at the axis' ticks
+    area   path around the bars
+    mean   path of the line at the mean
+    band   (left, width) of the mean's interval; None without one
+    """
+
+    grid: str
+    area: str
+    mean: str
+    band: tuple[str, str] | None
 
 
 def nice_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
@@ -22,11 +38,8 @@ def place(value: float, low: float, high: float) -> float:
     return 100 * (value - low) / (high - low)
 
 
-def histogram(counts: list[int], low: float, high: float, mean: Interval, words: str) -> str:
-    """An SVG histogram: `counts` over equal bins in [low, high], the mean as a line, its interval as a band.
-
-    words   the description for screen readers
-    """
+def histogram(counts: list[int], low: float, high: float, mean: Interval) -> Histogram:
+    """The histogram of `counts` over equal bins in [low, high]."""
     most, width = max(counts), 100 / len(counts)
     points = [f"M0 {HEIGHT}"]
     for index, count in enumerate(counts):
@@ -34,22 +47,14 @@ def histogram(counts: list[int], low: float, high: float, mean: Interval, words:
         points.append(f"L{index * width:.2f} {y:.2f}H{(index + 1) * width:.2f}")
     points.append(f"V{HEIGHT}Z")
     grid = "".join(f"M{place(tick, low, high):.2f} 0V{HEIGHT}" for tick in nice_ticks(low, high))
-    middle, band = place(mean.mean, low, high), ""
+    band = None
     if math.isfinite(mean.low):  # the interval of a few prompts may extend beyond the axis
         left, right = (min(100.0, max(0.0, place(value, low, high))) for value in (mean.low, mean.high))
-        band = f'<rect class="band" x="{left:.2f}" y="0" width="{right - left:.2f}" height="{HEIGHT:g}"/>'
-    return (
-        f'<svg class="plot" viewBox="0 0 100 {HEIGHT:g}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{words}"><path class="grid" d="{grid}"/><path class="area" d="{"".join(points)}"/>'
-        f'{band}<path class="mean" d="M{middle:.2f} 0V{HEIGHT}"/></svg>'
-    )
+        band = f"{left:.2f}", f"{right - left:.2f}"
+    return Histogram(grid, "".join(points), f"M{place(mean.mean, low, high):.2f} 0V{HEIGHT}", band)
 
 
-def axis(low: float, high: float) -> str:
-    """The axis labels under a column of histograms."""
+def axis(low: float, high: float) -> list[tuple[str, str]]:
+    """(position in percent, label) of the ticks under a column of histograms."""
     digits = max(0, -math.floor(math.log10((high - low) / TICKS)))
-    labels = "".join(
-        f'<span style="left:{place(tick, low, high):.2f}%">{as_number(tick, digits)}</span>'
-        for tick in nice_ticks(low, high)
-    )
-    return f'<div class="axis" aria-hidden="true">{labels}</div>'
+    return [(f"{place(tick, low, high):.2f}", as_number(tick, digits)) for tick in nice_ticks(low, high)]

@@ -1,13 +1,13 @@
 """Ranking: a prompt's images with scores and ranks, shown as a table or as thumbnails in a notebook."""
 
 import base64
-import html
 import io
 from dataclasses import dataclass, field
 from typing import Any
 
 from imagereward.errors import ImageReadError
 from imagereward.images.reading import read_image
+from imagereward.pages import render
 from imagereward.table import table
 
 THUMBNAIL = 160  # pixels of the longer side, in notebooks and reports
@@ -66,26 +66,14 @@ class Ranking:
         return f"{self.model}: {self.prompt!r}{self._note()}\n{table(self.rows())}"
 
     def _repr_html_(self) -> str:
-        figures = "".join(self._figure(index) for index in self.order)
-        title = f"{html.escape(self.model)}: {html.escape(self.prompt)}{html.escape(self._note())}"
-        return f'<div><p style="margin:4px">{title}</p>{figures}</div>'
+        return render("ranking.html", ranking=self, note=self._note(), picture_of=self._picture)
 
-    def _figure(self, index: int) -> str:
-        """HTML of one image: thumbnail, rank, reward, the components' scores, and name."""
-        name = html.escape(self.names[index].rsplit("/", 1)[-1])
+    def _picture(self, index: int) -> str:
+        """A data: URL of the image's thumbnail; "" for a file that has gone since it was ranked."""
         try:
-            picture = f'<img src="{thumbnail(self.images[index])}" alt="{html.escape(self.names[index])}"/>'
-        except ImageReadError:  # the file has gone since it was ranked
-            picture = "<i>image not found</i>"
-        components = "".join(
-            f"{html.escape(component)} {values[index]:.3f}<br/>"
-            for component, values in self.components.items()
-        )
-        return (
-            f'<figure style="display:inline-block;vertical-align:top;margin:4px;text-align:center">{picture}'
-            f"<figcaption><b>{self.ranks[index]}</b> &nbsp; {self.rewards[index]:.3f}<br/>"
-            f"<small>{components}{name}</small></figcaption></figure>"
-        )
+            return thumbnail(self.images[index])
+        except ImageReadError:
+            return ""
 
     def _note(self) -> str:
         return f" (prompt cut: {self.tokens} tokens)" if self.truncated else ""

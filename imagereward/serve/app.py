@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.config import whole_number
 from imagereward.errors import InputError
+from imagereward.pages import render
 from imagereward.remote.protocol import checked_token
 from imagereward.scoring.ranking import ranks_of
 from imagereward.scoring.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, Scorer
@@ -133,14 +133,14 @@ class ServerState:
         await asyncio.to_thread(self.batcher.close)
 
     async def answer(
-        self, kind: type[AnyQuestion], request: Request
+        self, question_class: type[AnyQuestion], request: Request
     ) -> tuple[ScoringRequest, torch.Tensor, dict]:
         """(what was scored, its scores float32 [P], the answer's fields model, tokens and truncated)."""
         loop = asyncio.get_running_loop()
         reservation: Reservation = request.scope[RESERVATION]
         content_type, query = request.headers.get("content-type", ""), request.query_params.multi_items()
         prepared = await loop.run_in_executor(
-            self.threads, self._prepare_or_refuse, kind, reservation, content_type, query
+            self.threads, self._prepare_or_refuse, question_class, reservation, content_type, query
         )
         if isinstance(prepared, Refused):
             raise prepared
@@ -161,13 +161,13 @@ class ServerState:
 
     def _prepare(
         self,
-        kind: type[AnyQuestion],
+        question_class: type[AnyQuestion],
         reservation: Reservation,
         content_type: str,
         query: list[tuple[str, str]],
     ) -> tuple[ScoringRequest, dict]:
         """Parse the body, decode its images and count tokens; runs in a decoding thread."""
-        question = read(kind, reservation.body(), content_type, query, self.limits)
+        question = read(question_class, reservation.body(), content_type, query, self.limits)
         name = next(iter(self.scorers)) if question.model is None else question.model
         if name not in self.scorers:
             raise Refused(404, f"no model {name[:100]!r} here; there are: {', '.join(self.scorers)}")
@@ -203,7 +203,7 @@ class ServerState:
 
 
 def _add_routes(app: FastAPI, state: ServerState) -> None:
-    page = resources.files("imagereward").joinpath("serve/page.html").read_text(encoding="utf-8")
+    page = render("server.html")
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:

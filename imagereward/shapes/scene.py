@@ -120,18 +120,18 @@ def ask(rng: np.random.Generator, split: str | None = None, most_things: int = M
 
 
 def _ask(rng: np.random.Generator) -> SceneRequest:
-    kind = rng.choice(["one", "many", "two", "related", "three"], p=[0.2, 0.25, 0.15, 0.33, 0.07])
+    layout = rng.choice(["one", "many", "two", "related", "three"], p=[0.2, 0.25, 0.15, 0.33, 0.07])
     position = relation = None
-    if kind == "one":
+    if layout == "one":
         groups = [_group(rng, 1, sized=True)]
         if rng.random() < 0.4:
             position = str(rng.choice(list(POSITIONS)))
-    elif kind == "many":
+    elif layout == "many":
         groups = [_group(rng, int(rng.integers(2, MOST_THINGS + 1)))]
-    elif kind == "related":
+    elif layout == "related":
         groups = _distinct(rng, [1, 1])
         relation = str(rng.choice(RELATIONS))
-    elif kind == "two":
+    elif layout == "two":
         counts = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1)][rng.integers(6)]
         groups = _distinct(rng, counts)
     else:

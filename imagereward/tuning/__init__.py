@@ -53,7 +53,7 @@ def tune(
               default: the recipe's, if it has one
     output    a new directory; may be left out where a recipe of your own names one
     recipe    a name or a file; the default is Stable Diffusion 1.x's, all weights
-    settings  laid over the recipe's: `updates=200`, `gradient={"steps": "last"}`
+    settings  laid over the recipe's: `updates=200`, `gradient={"mode": "last"}`
 
     Raises InputError, before anything is loaded, for settings or prompts that are wrong.
     """
@@ -91,5 +91,5 @@ def _described(given: Any) -> str:
         return f"a list of {len(given)}, {digest_of(read_rows(given, ()))[:12]}"
     if name := getattr(given, "name_or_path", "") or getattr(given, "name", ""):
         return str(name)
-    kind = given if hasattr(given, "__qualname__") else type(given)
-    return f"{kind.__module__}:{kind.__qualname__}"
+    named = given if hasattr(given, "__qualname__") else type(given)
+    return f"{named.__module__}:{named.__qualname__}"

@@ -109,28 +109,28 @@ def laid_over(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return changed
 
 
-def build(kind: type[C], values: dict[str, Any], source: str = "config") -> C:
-    """The config `kind(**values)`.
+def build(config_class: type[C], values: dict[str, Any], source: str = "config") -> C:
+    """The config `config_class(**values)`.
 
     source  name of the values in error messages
 
     Raises InputError naming every unknown key, with the nearest valid key, and every wrong value.
     """
     try:
-        return kind(**values)
+        return config_class(**values)
     except ValidationError as error:
-        faults = [_fault(kind, fault) for fault in error.errors()]
+        faults = [_fault(config_class, fault) for fault in error.errors()]
         raise InputError(f"{source}:" + "".join(f"\n  {fault}" for fault in faults)) from error
 
 
-def _fault(kind: type[BaseModel], fault: Any) -> str:
+def _fault(config_class: type[BaseModel], fault: Any) -> str:
     path = [str(part) for part in fault["loc"]]
     name, message = ".".join(path), fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        valid = _keys_at(kind, path[:-1])
+        valid = _keys_at(config_class, path[:-1])
         hint = did_you_mean(path[-1], valid) or f"valid: {', '.join(valid)}"
         return f"{name} is no key; {hint}"
-    field = _field_at(kind, path)
+    field = _field_at(config_class, path)
     meaning = f" ({field.description})" if field is not None and field.description else ""
     if fault["type"] == "missing":
         return f"{name} is missing: say {name}=…{meaning}"
@@ -153,24 +153,24 @@ def table_of(annotation: Any) -> type[BaseModel] | None:
     return found[0] if found else None
 
 
-def _field_at(kind: type[BaseModel], path: list[str]) -> Any:
+def _field_at(config_class: type[BaseModel], path: list[str]) -> Any:
     for part in path[:-1]:
-        field = kind.model_fields.get(part)
+        field = config_class.model_fields.get(part)
         inner = table_of(field.annotation) if field else None
         if inner is None:
             return None
-        kind = inner
-    return kind.model_fields.get(path[-1]) if path else None
+        config_class = inner
+    return config_class.model_fields.get(path[-1]) if path else None
 
 
-def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+def _keys_at(config_class: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
-        field = kind.model_fields.get(part)
+        field = config_class.model_fields.get(part)
         inner = table_of(field.annotation) if field else None
         if inner is None:
             return []
-        kind = inner
-    return list(kind.model_fields)
+        config_class = inner
+    return list(config_class.model_fields)
 
 
 def _expanded(annotation: Any, value: Any) -> Any:

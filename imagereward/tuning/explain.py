@@ -20,7 +20,7 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 class Explained(NamedTuple):
     """A key of a recipe.
 
-    name     the key, with its table before a dot, as in "gradient.steps"
+    name     the key, with its table before a dot, as in "gradient.mode"
     value    the value in TOML, or MISSING for a required key without a value
     origin   one of ORIGINS; "" for a missing value
     meaning  the key's description with its range
@@ -79,14 +79,14 @@ def as_text(keys: Sequence[Explained], width: int = 100) -> str:
     return "\n".join(lines)
 
 
-def _keys(kind: type[BaseModel], values: Any, recipe: Any, prefix: str) -> Iterator[Explained]:
-    """The keys of the config class `kind`.
+def _keys(config_class: type[BaseModel], values: Any, recipe: Any, prefix: str) -> Iterator[Explained]:
+    """The keys of the config class `config_class`.
 
     values  the table's values with changes, {} for an absent table
     recipe  the table's values in the recipe, without changes, {} for an absent table
     prefix  the table's name and a dot, or ""
     """
-    for name, field in kind.model_fields.items():
+    for name, field in config_class.model_fields.items():
         given, before = _get(values, name), _get(recipe, name)
         table = table_of(field.annotation)
         if table is None:

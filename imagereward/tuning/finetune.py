@@ -49,8 +49,8 @@ def train_generator(
     """
     values = config.model_dump(exclude={"resume"})
     # At a constant learning rate a run is the beginning of a run with more updates, and may be continued.
-    free = ("updates",) if config.schedule == "constant" else ()
-    output = check_run_directory(config.output, values, config.resume, free)
+    may_differ = ("updates",) if config.schedule == "constant" else ()
+    output = check_run_directory(config.output, values, config.resume, may_differ)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
     form = (config.prompt_column, config.encoding)
     for source in (named, config.evaluation.prompts or None):
@@ -82,9 +82,8 @@ def train_generator(
     also = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
     loop = Trainer(policy, objective, config, output, accelerator, also)
     if accelerator.is_main_process:
-        create_run_directory(
-            output, values
-        )  # now that everything is in order: a mistake corrected finds it free
+        # Only now that everything is in order, so that a corrected mistake finds the directory free.
+        create_run_directory(output, values)
         tell(generator_plan(config, denoiser, objective.prompts, len(watched), accelerator))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)

@@ -17,9 +17,13 @@ class OptimizerConfig(Config):
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="the learning rate after the warm-up: the same, or falling to 0 at the end"
     )
-    warmup_updates: int = Field(0, ge=0, description="first updates, in which the learning rate rises")
+    warmup_updates: int = Field(
+        0, ge=0, description="number of first updates in which the learning rate rises linearly"
+    )
     weight_decay: float = Field(
-        1e-2, ge=0, description="decoupled weight decay of AdamW, relative to the rate"
+        1e-2,
+        ge=0,
+        description="AdamW multiplies weights by 1 - learning_rate * weight_decay at every step",
     )
     beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment; beta1 is 0.9")
     optimizer: Literal["adamw", "adamw-8bit"] = Field(
@@ -36,23 +40,25 @@ class TrainerConfig(OptimizerConfig):
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: no average"
     )
-    ema_every: int = Field(1, ge=1, description="the average moves after so many of `ema_unit`")
+    ema_every: int = Field(1, ge=1, description="the average is updated once every this many `ema_unit`")
     ema_unit: Literal["updates", "steps"] = Field(
-        "updates", description="steps: the optimizer's, of which an update of GRPO may have several"
+        "updates",
+        description="what `ema_every` counts: updates, or steps of the optimizer (an update "
+        "of GRPO may have several)",
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="number format of the network's computations; what learns is stored in float32"
     )
-    evaluate_every: int = Field(20, ge=1, description="updates from one evaluation to the next")
-    save_every: int = Field(20, ge=1, description="updates from one checkpoint to the next")
-    keep_checkpoints: int = Field(3, ge=1, description="how many of the last checkpoints stay on disk")
+    evaluate_every: int = Field(20, ge=1, description="evaluate every this many updates")
+    save_every: int = Field(20, ge=1, description="write a checkpoint every this many updates")
+    keep_checkpoints: int = Field(3, ge=1, description="number of newest checkpoints that are kept")
     trackers: tuple[str, ...] = Field(
         (),
         strict=False,
         description='accelerate\'s trackers that get all logged numbers: ["tensorboard"], ["wandb"]',
     )
-    seed: int = Field(0, ge=0, description="all noise and the order of prompts depend on it")
-    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
+    seed: int = Field(0, ge=0, description="seed of all noise and of the order of prompts")
+    resume: bool = Field(False, description="resume from the last checkpoint in `output`")
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
         """Raises InputError for batch sizes that `ranks` processes cannot share, and for an ema of shards.
@@ -76,7 +82,7 @@ class EvaluationConfig(Config):
     prompts: str = Field(
         "", description="file of prompts that are not trained on; default: the first of the training prompts"
     )
-    count: int = Field(16, ge=1, description="how many of the prompts, from the first")
+    count: int = Field(16, ge=1, description="number of prompts, from the first")
     seeds: int = Field(
         2, ge=1, description="images for each prompt; with 2 or more their diversity is measured"
     )
@@ -93,11 +99,12 @@ class EvaluationConfig(Config):
     )
     batch_size: int = Field(8, ge=1, description="images that a process draws at once")
     held_out: str | dict[str, float] = Field(
-        "", description="a reward that is only watched, not trained on, in the forms of `reward`; empty: none"
+        "", description="a reward that is logged but not trained on, in the forms of `reward`; empty: none"
     )
     patience: int = Field(
         2,
         ge=0,
-        description="stop after so many evaluations in which the reward rose and held_out fell; 0: never",
+        description="stop after this many evaluations in a row in which the reward rose and "
+        "held_out fell; 0: never",
     )
     grid_prompts: int = Field(6, ge=1, description="prompts in the grid of pictures under samples/")

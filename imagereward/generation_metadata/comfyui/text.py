@@ -75,42 +75,42 @@ class Follower:
 
     def _guider(self, link: list) -> list[TextPiece]:
         key = self._node(link)
-        kind = self.classes[key]
-        if kind not in nodes.GUIDERS:
+        class_type = self.classes[key]
+        if class_type not in nodes.GUIDERS:
             raise UnclearPrompt(f"ComfyUI's {self.name(key)} is a guider of an unknown kind")
-        inputs = [self.inputs[key].get(name) for name in nodes.GUIDERS[kind]]
+        inputs = [self.inputs[key].get(name) for name in nodes.GUIDERS[class_type]]
         return [piece for value in inputs for piece in self._conditioning(value)]
 
     def _conditioning(self, value: Any) -> list[TextPiece]:
         return self._follow("conditioning", value, self._read_conditioning)
 
     def _read_conditioning(self, key: str, output: int) -> list[TextPiece]:
-        kind, inputs = self.classes[key], self.inputs[key]
-        if kind in nodes.ENCODERS:
-            self.web_ui_syntax |= kind in nodes.WEB_UI_ENCODERS
-            return [TextPiece(self._encoded(key, nodes.ENCODERS[kind]))]
-        if (kind, output) in nodes.ENCODED_OUTPUTS:
-            if kind in nodes.FILLED_TEXTS:
+        class_type, inputs = self.classes[key], self.inputs[key]
+        if class_type in nodes.ENCODERS:
+            self.web_ui_syntax |= class_type in nodes.WEB_UI_ENCODERS
+            return [TextPiece(self._encoded(key, nodes.ENCODERS[class_type]))]
+        if (class_type, output) in nodes.ENCODED_OUTPUTS:
+            if class_type in nodes.FILLED_TEXTS:
                 return [TextPiece(self._filled(key))]
-            return [TextPiece(self._text(inputs.get(nodes.ENCODED_OUTPUTS[kind, output])))]
-        if kind in nodes.SAME_CONDITIONING:
-            return self._conditioning(self._only(key, nodes.SAME_CONDITIONING[kind]))
-        if kind in nodes.CONDITIONING_PAIRS and output - nodes.CONDITIONING_PAIRS[kind] in (0, 1):
-            name = ("positive", "negative")[output - nodes.CONDITIONING_PAIRS[kind]]
+            return [TextPiece(self._text(inputs.get(nodes.ENCODED_OUTPUTS[class_type, output])))]
+        if class_type in nodes.SAME_CONDITIONING:
+            return self._conditioning(self._only(key, nodes.SAME_CONDITIONING[class_type]))
+        if class_type in nodes.CONDITIONING_PAIRS and output - nodes.CONDITIONING_PAIRS[class_type] in (0, 1):
+            name = ("positive", "negative")[output - nodes.CONDITIONING_PAIRS[class_type]]
             return self._conditioning(inputs.get(name))
-        if kind in nodes.SWITCHES:
+        if class_type in nodes.SWITCHES:
             return self._conditioning(self._chosen(key))
-        if kind == "ConditioningZeroOut":
+        if class_type == "ConditioningZeroOut":
             return [TextPiece("")]
-        if kind == "ConditioningCombine":
+        if class_type == "ConditioningCombine":
             return [p for name in sorted(inputs) for p in self._conditioning(inputs[name])]
-        if kind == "ConditioningConcat":
+        if class_type == "ConditioningConcat":
             more = self._conditioning(inputs.get("conditioning_from"))[:1]  # as the node does
             to = self._conditioning(inputs.get("conditioning_to"))
             return [TextPiece(join([piece.text, *(each.text for each in more)]), piece.part) for piece in to]
-        if kind == "ConditioningAverage":
+        if class_type == "ConditioningAverage":
             return self._average(key)
-        if kind in nodes.PART_OF_PICTURE or kind == nodes.PART_OF_STEPS:
+        if class_type in nodes.PART_OF_PICTURE or class_type == nodes.PART_OF_STEPS:
             part = self._part(key)
             return [TextPiece(p.text, p.part + part) for p in self._conditioning(inputs.get("conditioning"))]
         raise UnclearPrompt(f"ComfyUI's {self.name(key)} makes a conditioning in a way that is not known")
@@ -141,15 +141,15 @@ class Follower:
     def _part(self, key: str) -> tuple[str, ...]:
         """The part of the image or of the steps that a node restricts its conditioning to; () for all."""
         inputs = self.inputs[key]
-        kind = self.classes[key]
+        class_type = self.classes[key]
         names: dict[str, Any] = {"start": 0, "end": 1}
-        if kind == "ConditioningSetAreaPercentage":
+        if class_type == "ConditioningSetAreaPercentage":
             names = {"x": 0, "y": 0, "width": 1, "height": 1}
-        elif kind != nodes.PART_OF_STEPS:
+        elif class_type != nodes.PART_OF_STEPS:
             names = dict.fromkeys(sorted(set(inputs) - {"conditioning", "strength"}), None)
         if all(inputs.get(name) == whole for name, whole in names.items()):
             return ()
-        return (kind, *(str(inputs.get(name)) for name in names))
+        return (class_type, *(str(inputs.get(name)) for name in names))
 
     def _text(self, value: Any) -> str:
         if isinstance(value, dict) and set(value) == {"__value__"}:
@@ -161,30 +161,30 @@ class Follower:
         return self._follow("text", value, self._read_text)
 
     def _read_text(self, key: str, output: int) -> str:
-        kind, inputs = self.classes[key], self.inputs[key]
-        if kind in nodes.SAME_TEXT:
-            return self._text(self._only(key, nodes.SAME_TEXT[kind]))
-        if kind in nodes.FILLED_TEXTS:
+        class_type, inputs = self.classes[key], self.inputs[key]
+        if class_type in nodes.SAME_TEXT:
+            return self._text(self._only(key, nodes.SAME_TEXT[class_type]))
+        if class_type in nodes.FILLED_TEXTS:
             return self._filled(key)
-        if kind in nodes.JOINED_TEXTS:
-            names, between = nodes.JOINED_TEXTS[kind]
+        if class_type in nodes.JOINED_TEXTS:
+            names, between = nodes.JOINED_TEXTS[class_type]
             texts = [self._text(inputs[name]) for name in names if name in inputs]
             return bounded(self._text(inputs.get(between, "")), texts)
-        if kind == "JoinStringMulti":
+        if class_type == "JoinStringMulti":
             names = tuple(f"string_{i}" for i in range(1, MOST_PIECES) if f"string_{i}" in inputs)
             return bounded(self._text(inputs.get("delimiter", "")), [self._text(inputs[n]) for n in names])
-        if kind == "Text Concatenate":
+        if class_type == "Text Concatenate":
             return self._was_concatenate(key)
-        if kind in nodes.REPLACED_TEXTS:
-            text, old, new = (self._text(inputs.get(name, "")) for name in nodes.REPLACED_TEXTS[kind])
+        if class_type in nodes.REPLACED_TEXTS:
+            text, old, new = (self._text(inputs.get(name, "")) for name in nodes.REPLACED_TEXTS[class_type])
             pieces = text.split(old) if old else [text]
             return bounded(new, pieces)
-        if kind in nodes.SWITCHES:
+        if class_type in nodes.SWITCHES:
             return self._text(self._chosen(key))
-        if kind == "Text Multiline":  # lines that begin with # are comments
+        if class_type == "Text Multiline":  # lines that begin with # are comments
             lines = self._text(inputs.get("text")).split("\n")
             return "\n".join(line for line in lines if not line.strip().startswith("#"))
-        if kind == "StringTrim" and inputs.get("mode") in ("Both", "Left", "Right"):
+        if class_type == "StringTrim" and inputs.get("mode") in ("Both", "Left", "Right"):
             strip = {"Both": str.strip, "Left": str.lstrip, "Right": str.rstrip}[inputs["mode"]]
             return strip(self._text(inputs.get("string")))
         raise UnclearPrompt(

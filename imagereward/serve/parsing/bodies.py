@@ -28,9 +28,13 @@ PAIR_BYTES = 32  # bytes of a pair in JSON, with spaces
 
 
 def read(
-    kind: type[AnyQuestion], body: bytes, content_type: str, query: Sequence[tuple[str, str]], limits: Limits
+    question_class: type[AnyQuestion],
+    body: bytes,
+    content_type: str,
+    query: Sequence[tuple[str, str]],
+    limits: Limits,
 ) -> AnyQuestion:
-    """Parse `body` into a question of the class `kind`.
+    """Parse `body` into a question of the class `question_class`.
 
     content_type   the request's header, which names the format
     query          (name, value) pairs of the URL: fields that go with an .npy body
@@ -42,7 +46,7 @@ def read(
     fields: dict[str, Any] = {}
     if name == b"application/json":
         check_json(body, "the body", _json_bounds(limits))
-    elif kind is SimpleQuestion:
+    elif question_class is SimpleQuestion:
         raise Refused(415, "expected Content-Type: application/json")
     elif name == b"multipart/form-data":
         fields = _form(body, options.get(b"boundary", b""), limits)
@@ -54,9 +58,9 @@ def read(
         raise Refused(415, f"Content-Type is {content_type[:200]!r}; expected {formats}")
     try:
         if name == b"application/json":
-            question = kind.model_validate_json(body)
+            question = question_class.model_validate_json(body)
         else:
-            question = kind.model_validate(fields)
+            question = question_class.model_validate(fields)
     except ValidationError as error:
         refused = _refused(error)
     else:

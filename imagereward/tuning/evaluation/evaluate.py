@@ -142,8 +142,8 @@ class Evaluation:
         with learner.using("ema" if "ema" in learner.snapshots else CURRENT):
             images = sample_images(self.policy, self.rows, seeds, self.seed, size, accelerator, title)
         # The first process alone scores, and sends the values to all, so that all stop together.
-        judged = self._judge(images, update) if accelerator.is_main_process else {}
-        values = gather_objects(judged, accelerator.num_processes)[0]
+        measured = self._measure(images, update) if accelerator.is_main_process else {}
+        values = gather_objects(measured, accelerator.num_processes)[0]
         loop.log(update, {f"evaluation/{name}": value for name, value in values.items()})
         if accelerator.is_main_process:
             self._show(images, update)
@@ -157,25 +157,26 @@ class Evaluation:
             )
         return None
 
-    def _judge(self, images: torch.Tensor, update: int) -> dict[str, float]:
+    def _measure(self, images: torch.Tensor, update: int) -> dict[str, float]:
+        """Mean rewards, failures and diversity of images [M, seeds, 3, H, W], by the names in the log."""
         seeds, values = images.shape[1], {}
         asked = [row for row in self.rows for _ in range(seeds)]
         scorers: list[Scorer] = []
-        for name, judge in (("reward", self.rewards), ("held_out", self.held_out)):
-            if judge is None:
+        for name, reward in (("reward", self.rewards), ("held_out", self.held_out)):
+            if reward is None:
                 continue
-            with RewardPool(judge, self.scoring) as pool:
+            with RewardPool(reward, self.scoring) as pool:
                 for start, stop in _blocks(len(asked), self.config.batch_size):
                     pool.submit(images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop])
                 found = concatenated(pool.results())
             require_scores(found, f"the evaluation after update {update}")
-            each = {part: weight * found.rewards[part] for part, weight in judge.weights.items()}
-            values[name] = float(torch.stack(list(each.values())).sum(0).nanmean()) + judge.offset
-            if len(judge.parts) > 1:
+            each = {part: weight * found.rewards[part] for part, weight in reward.weights.items()}
+            values[name] = float(torch.stack(list(each.values())).sum(0).nanmean()) + reward.offset
+            if len(reward.parts) > 1:
                 values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}
             if failed := sum(int(found.rewards[part].isnan().sum()) for part in each):
                 values[f"{name}/failed"] = float(failed)
-            scorers += judge.scorers
+            scorers += reward.scorers
         if seeds > 1:
             last = scorers[-1] if scorers else None
             values["diversity"] = diversity(images, last, self.config.batch_size)

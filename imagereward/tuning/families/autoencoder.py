@@ -63,8 +63,8 @@ def open_autoencoder(vae: Any, size: ImageSize, patch: int = 1) -> Autoencoder:
     every other one is a KLAutoencoder. Raises InputError for a size that is no multiple of
     downscale * patch.
     """
-    kind = KLAutoencoder if getattr(vae.config, "latents_mean", None) is None else PerChannelAutoencoder
-    return kind(vae, size, patch)
+    wrapper = KLAutoencoder if getattr(vae.config, "latents_mean", None) is None else PerChannelAutoencoder
+    return wrapper(vae, size, patch)
 
 
 class KLAutoencoder:

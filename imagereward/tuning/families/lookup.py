@@ -76,7 +76,9 @@ def _read(source: str | os.PathLike, dtype: torch.dtype, known: bool) -> Any:
     if not known:
         family_of(str(index.get("_class_name")))
     # diffusers must be told which components the pipeline was saved without, such as SD3's T5.
-    absent = [name for name, kind in index.items() if isinstance(kind, list | tuple) and not kind[0]]
+    absent = [
+        name for name, component in index.items() if isinstance(component, list | tuple) and not component[0]
+    ]
     dtypes = {"default": dtype, "vae": torch.float32}
     with _reading(source):
         return DiffusionPipeline.from_pretrained(source, dtype=dtypes, **dict.fromkeys(absent))

@@ -49,7 +49,7 @@ class FromScratchConfig(TrainerConfig):
     encoding: str | None = Field(
         None, description="encoding of the data; default: as a byte order mark says, else UTF-8"
     )
-    pairs: int = Field(20_000, ge=1, description='how many, for data="shapes"')
+    pairs: int = Field(20_000, ge=1, description='number of drawn pairs, for data="shapes"')
     things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
     resolution: int = Field(64, ge=8, description="width and height of the images in pixels")
     architecture: dict[str, Any] = Field(
@@ -63,7 +63,9 @@ class FromScratchConfig(TrainerConfig):
 class AutoencoderConfig(FromScratchConfig):
     """The config of training an AutoencoderKL."""
 
-    objective: Literal["autoencoder"] = Field("autoencoder", description="images to latents and back")
+    objective: Literal["autoencoder"] = Field(
+        "autoencoder", description="encode images to latents and decode them"
+    )
     kl: float = Field(1e-6, ge=0, description="weight of the KL of the latents to normal(0, 1)")
     kl_from: int = Field(0, ge=0, description="index of the first update in which the KL counts")
 
@@ -71,7 +73,9 @@ class AutoencoderConfig(FromScratchConfig):
 class CLIPTextConfig(FromScratchConfig):
     """The config of training a CLIP's text encoder against a scorer's frozen image encoder."""
 
-    objective: Literal["clip"] = Field("clip", description="a text encoder, against an image encoder")
+    objective: Literal["clip"] = Field(
+        "clip", description="a text encoder learns to match a frozen image encoder"
+    )
     tokenizer: str = Field(description="directory of a CLIPTokenizer")
     tower: str = Field(description="a scorer as load() takes it; its image encoder stays frozen")
 
@@ -192,10 +196,10 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
     return towers.text
 
 
-def _tell_result(library: str, kind: str, output: str) -> None:
+def _tell_result(library: str, class_name: str, output: str) -> None:
     tell(
         f"the result is in {output}; to load it:\n"
-        f"    from {library} import {kind}\n\n    model = {kind}.from_pretrained({output!r})"
+        f"    from {library} import {class_name}\n\n    model = {class_name}.from_pretrained({output!r})"
     )
 
 

@@ -30,42 +30,49 @@ from imagereward.tuning.sampling.diffusion import Diffusion
 class Gradient(Config):
     """The sampling steps that carry gradient, and the image that is scored after them; N steps in all.
 
-    one     one step, drawn uniformly from first..last. The clean image that it predicts is scored (ReFL)
+    one     one step, drawn uniformly from first_step..last_step. The clean image that it predicts is scored
+            (ReFL)
     last    the last `count` steps. The final sample is scored (DRaFT-K)
     suffix  the last K steps. The final sample is scored (AlignProp). With draw="uniform", K is drawn from
             1..N. With draw="normal", the index of the first of the K steps is drawn from normal(mean, std^2),
             truncated to a whole number, until it is in 1..N - 1; published: mean 42, std 5, N = 50
     """
 
-    steps: Literal["one", "last", "suffix"] = Field(
+    mode: Literal["one", "last", "suffix"] = Field(
         "one",
-        description="one step of first..last (ReFL), the last `count` (DRaFT), a random number (AlignProp)",
+        description="one of first_step..last_step (ReFL), the last `count` (DRaFT), or a random number of "
+        "last steps (AlignProp)",
     )
-    first: int = Field(30, ge=0, description='index of the earliest step, for steps="one"')
-    last: int = Field(39, ge=0, description='index of the latest step, for steps="one"')
-    count: int = Field(1, ge=1, description='steps with gradient, for steps="last"')
+    first_step: int = Field(30, ge=0, description='index of the earliest step, for mode="one"')
+    last_step: int = Field(39, ge=0, description='index of the latest step, for mode="one"')
+    count: int = Field(1, ge=1, description='steps with gradient, for mode="last"')
     draw: Literal["uniform", "normal"] = Field(
-        "uniform", description='how the first step with gradient is drawn, for steps="suffix"'
+        "uniform", description='how the first step with gradient is drawn, for mode="suffix"'
     )
     mean: float = Field(42.0, description='mean of the index of that step, for draw="normal"')
     std: float = Field(5.0, gt=0, description='standard deviation of that index, for draw="normal"')
     shared_by: int = Field(
-        1, ge=1, description="chunks that draw the same steps; when weights are sharded, all processes must"
+        1,
+        ge=1,
+        description="micro-batches in a row that draw the same steps; with sharded weights a "
+        "multiple of the processes",
     )
 
     @model_validator(mode="after")
     def _in_order(self):
-        if self.first > self.last:
-            raise ValueError(f"first={self.first} is after last={self.last}")
-        if self.draw == "normal" and self.steps != "suffix":
-            raise ValueError(f"draw='normal' with steps={self.steps!r}: it is for steps='suffix'")
+        if self.first_step > self.last_step:
+            raise ValueError(f"first_step={self.first_step} is after last_step={self.last_step}")
+        if self.draw == "normal" and self.mode != "suffix":
+            raise ValueError(f"draw='normal' with mode={self.mode!r}: it is for mode='suffix'")
         return self
 
     def check(self, steps: int) -> None:
         """Raises InputError if a grid of `steps` sampling steps lacks the steps of these settings."""
-        if self.steps == "one" and self.last >= steps:
-            raise InputError(f"gradient.last={self.last}: the last of {steps} sampling steps is {steps - 1}")
-        if self.steps == "last" and self.count > steps:
+        if self.mode == "one" and self.last_step >= steps:
+            raise InputError(
+                f"gradient.last_step={self.last_step}: the last of {steps} sampling steps is {steps - 1}"
+            )
+        if self.mode == "last" and self.count > steps:
             raise InputError(f"gradient.count={self.count}: there are {steps} sampling steps")
         if self.draw == "normal" and not 1 - 3 * self.std < self.mean < steps + 3 * self.std:
             raise InputError(
@@ -93,7 +100,7 @@ class ReFLConfig(GeneratorConfig):
     target: float | None = Field(
         2.0, description="rewards above it have no gradient, on the reward's own scale; null: all have"
     )
-    reward_loss_weight: float = Field(1e-3, gt=0, description="factor of the reward's loss")
+    reward_loss_weight: float = Field(1e-3, gt=0, description="factor on the reward's loss")
     reference_weight: float = Field(
         0.0, ge=0, description="weight of the distance to the base model's predictions"
     )
@@ -103,7 +110,7 @@ class ReFLConfig(GeneratorConfig):
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
         super().check_processes(ranks, sharded)
-        drawn = self.gradient.steps != "last"
+        drawn = self.gradient.mode != "last"
         if sharded and drawn and self.gradient.shared_by % ranks:
             raise InputError(
                 f"gradient.shared_by={self.gradient.shared_by}: with sharded weights all {ranks} processes "
@@ -139,12 +146,12 @@ def draw_span(gradient: Gradient, steps: int, source: torch.Generator) -> Span:
     def between(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=source))
 
-    if gradient.steps == "one":
-        at = between(gradient.first, gradient.last)
+    if gradient.mode == "one":
+        at = between(gradient.first_step, gradient.last_step)
         return Span(at, at + 1, True)
     if gradient.draw == "normal":
         return Span(_drawn_begin(gradient, steps, source), steps, False)
-    count = gradient.count if gradient.steps == "last" else between(1, steps)
+    count = gradient.count if gradient.mode == "last" else between(1, steps)
     return Span(steps - count, steps, False)
 
 

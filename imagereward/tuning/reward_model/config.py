@@ -17,11 +17,15 @@ class ScheduleConfig(Config):
     batch_size: int = Field(
         64, ge=1, description="prompts (of the warm-up: pairs) in an update, over all devices"
     )
-    micro_batch: int = Field(8, ge=1, description="of these, how many a device computes at once")
+    micro_batch: int = Field(
+        8, ge=1, description="prompts (of the warm-up: pairs) that a device computes at once"
+    )
     learning_rate: float = Field(
         1e-5, gt=0, description="step size of AdamW at its highest; falls to 0 by a cosine"
     )
-    warmup_updates: int = Field(0, ge=0, description="first updates, in which the learning rate rises")
+    warmup_updates: int = Field(
+        0, ge=0, description="number of first updates in which the learning rate rises linearly"
+    )
     beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment; beta1 is 0.9")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to at most this norm")
@@ -33,7 +37,9 @@ class WarmupConfig(ScheduleConfig):
     data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
     pairs: int = Field(50_000, ge=2, description='pairs in an epoch, for data="shapes"')
     rehearsal: int = Field(
-        0, ge=0, description="pairs learned again beside each ranked prompt after the warm-up"
+        0,
+        ge=0,
+        description="pairs that are learned beside each ranked prompt, so that the warm-up is not forgotten",
     )
 
 
@@ -78,13 +84,13 @@ class RewardModelConfig(ScheduleConfig):
         "BLIP", description='an ImageReward or a BLIP as load() takes it, or "nothing" for random weights'
     )
     architecture: ArchitectureConfig | None = Field(
-        None, description="sizes of a scorer from nothing; null: start's"
+        None, description='sizes of a scorer with random weights, for start="nothing"; null: those of `start`'
     )
     warmup: WarmupConfig | None = Field(
         None, description="image-text training before the rankings; null: none"
     )
     head: HeadInit = Field(
-        "published", description="how a new reward head begins; small models need ordinary"
+        "published", description="initial weights of a new reward head; small models need ordinary"
     )
     fix_rate: float = Field(0.7, ge=0, le=1, description="share of both encoders' layers that stays frozen")
     checkpointing: Checkpointing = Field(
@@ -93,9 +99,14 @@ class RewardModelConfig(ScheduleConfig):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="number format of the computations"
     )
-    validations: int = Field(4, ge=1, description="validations in an epoch, one of which gives the result")
+    validations: int = Field(
+        4, ge=1, description="validations in an epoch; the result has the weights of the best one"
+    )
     dead_after: int = Field(
-        500, ge=1, description="updates after which scores that do not spread out stop the training"
+        500,
+        ge=1,
+        description="stop with an error if the scores of different images still hardly "
+        "differ after this many updates",
     )
     calibrate: bool = Field(
         True, description="shift and scale scores to mean 0 and standard deviation 1 on the validation data"
@@ -106,10 +117,12 @@ class RewardModelConfig(ScheduleConfig):
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="share of images that may be missing or damaged"
     )
-    workers: int = Field(0, ge=0, description="processes that decode images; 0: the training's own")
+    workers: int = Field(
+        0, ge=0, description="number of processes that decode images; 0: the training's own process"
+    )
     device: str | None = Field(None, description='such as "cpu"; default: a GPU if there is one')
-    seed: int = Field(0, ge=0, description="random weights and the order of prompts depend on it")
-    resume: bool = Field(False, description="go on from the output directory's last checkpoint")
+    seed: int = Field(0, ge=0, description="seed of random weights and of the order of prompts")
+    resume: bool = Field(False, description="resume from the last checkpoint in `output`")
     trainer: dict[str, Any] = Field({}, description="further keys of transformers.TrainingArguments")
 
     @field_validator("trainer")

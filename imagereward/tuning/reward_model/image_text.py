@@ -42,8 +42,8 @@ def negatives(similarity_B_B: torch.Tensor, same_B_B: torch.Tensor) -> torch.Ten
     when hard negatives alone teach nothing. A row that is the same as all columns gets any of them.
     """
     weights = (similarity_B_B.detach().softmax(1) + 1 / len(similarity_B_B)) / 2
-    alone = same_B_B.all(1, keepdim=True)
-    return torch.multinomial(weights.masked_fill(same_B_B & ~alone, 0), 1)[:, 0]
+    same_as_all = same_B_B.all(1, keepdim=True)
+    return torch.multinomial(weights.masked_fill(same_B_B & ~same_as_all, 0), 1)[:, 0]
 
 
 def by_length(lengths_B: torch.Tensor) -> list[torch.Tensor]:
@@ -95,8 +95,8 @@ class ImageText(nn.Module):
         similarity_B_T = self._similarity(tokens_B_N_W, ids, mask)
         contrast = contrastive_loss(similarity_B_T, same_B_T)
         drawn = negatives(similarity_B_T[:, :count], same_B_T[:, :count])
-        own = torch.arange(len(texts), device=pixels.device).unflatten(0, (-1, count)).T
-        asked_B_K = torch.cat([own, drawn[:, None]], 1)
+        own_and_wrong = torch.arange(len(texts), device=pixels.device).unflatten(0, (-1, count)).T
+        asked_B_K = torch.cat([own_and_wrong, drawn[:, None]], 1)
         match = self._matching(ids, mask, tokens_B_N_W, asked_B_K.cpu(), same_B_T.gather(1, asked_B_K))
         words = self._masked_words(ids[:count], mask[:count], tokens_B_N_W)
         parts = {"contrast": contrast.detach(), "match": match.detach(), "words": words.detach()}
@@ -105,10 +105,10 @@ class ImageText(nn.Module):
     def _similarity(self, tokens_B_N_W, ids, mask) -> torch.Tensor:
         """Scale * cosine of the towers' projections of every image and every text, [B, T]."""
         blip, parts = self.scorer.blip, by_length(mask.sum(1))
-        alone = torch.cat([self._read(ids[rows], mask[rows], first_only=True)[:, 0] for rows in parts])
-        alone = alone[torch.cat(parts).argsort().to(alone.device)]
+        first_states = torch.cat([self._read(ids[rows], mask[rows], first_only=True)[:, 0] for rows in parts])
+        first_states = first_states[torch.cat(parts).argsort().to(first_states.device)]
         image_features = F.normalize(blip.vision_proj(tokens_B_N_W[:, 0]).float(), dim=-1)
-        text_features = F.normalize(blip.text_proj(alone).float(), dim=-1)
+        text_features = F.normalize(blip.text_proj(first_states).float(), dim=-1)
         return self.log_scale.exp().clamp(max=100) * image_features @ text_features.T
 
     def _matching(self, ids, mask, tokens_B_N_W, asked_B_K, true_B_K) -> torch.Tensor:
@@ -139,7 +139,7 @@ class ImageText(nn.Module):
     def _read(self, ids, mask, tokens_I_N_W=None, first_only: bool = False) -> torch.Tensor:
         """The text encoder's hidden states [I, T, W], with cross-attention to images if given.
 
-        The texts are cut to the longest of them; `first_only` computes the first token's state alone.
+        The texts are cut to the longest of them; `first_only` computes only the first token's state.
         """
         longest, device = int(mask.sum(1).max()), self.match.weight.device
         ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)

@@ -75,9 +75,8 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
     )
     pairs = _warm_up_pairs(config, scorer.preprocess)
     if is_first_process():
-        create_run_directory(
-            output, values
-        )  # now that everything is in order: a mistake corrected finds it free
+        # Only now that everything is in order, so that a corrected mistake finds the directory free.
+        create_run_directory(output, values)
         skipped = {**train.skipped, **valid.skipped, **getattr(pairs, "skipped", {})}
         (output / "skipped.json").write_text(json.dumps(skipped, indent=1) + "\n")
         tell(_plan(config, scorer, train, valid, pairs, arguments))

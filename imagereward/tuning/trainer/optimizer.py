@@ -30,7 +30,7 @@ def make_optimizer(config: OptimizerConfig, parameters: list) -> torch.optim.Opt
 
     Raises ImageRewardError if bitsandbytes is needed and not installed.
     """
-    kind: Any = torch.optim.AdamW
+    optimizer_class: Any = torch.optim.AdamW
     if config.optimizer == "adamw-8bit":
         try:
             from bitsandbytes.optim import AdamW8bit
@@ -38,7 +38,7 @@ def make_optimizer(config: OptimizerConfig, parameters: list) -> torch.optim.Opt
             raise ImageRewardError(
                 f'optimizer="adamw-8bit" needs bitsandbytes: python -m pip install bitsandbytes ({error})'
             ) from error
-        kind = AdamW8bit
-    return kind(
+        optimizer_class = AdamW8bit
+    return optimizer_class(
         parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )

@@ -16,13 +16,15 @@ RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
 
 
-def check_run_directory(output: str, config: dict[str, Any], resume: bool, free: Sequence[str] = ()) -> Path:
+def check_run_directory(
+    output: str, config: dict[str, Any], resume: bool, may_differ: Sequence[str] = ()
+) -> Path:
     """The path of the output directory, checked; it need not exist yet.
 
-    output  the directory
-    config  the run's config, compared with the config in the directory's run.json
-    resume  whether to go on with the run in the directory
-    free    config keys that may differ from the resumed run's
+    output      the directory
+    config      the run's config, compared with the config in the directory's run.json
+    resume      whether to go on with the run in the directory
+    may_differ  config keys that may differ from the resumed run's
 
     Only the first process checks: others may look when it has already written files. Raises InputError for a
     directory that holds anything, without `resume`; and with `resume` for one that holds no run, or a run
@@ -41,7 +43,7 @@ def check_run_directory(output: str, config: dict[str, Any], resume: bool, free:
             raise InputError(f"{path} holds no run to resume: {RUN_FILE} is missing")
         before = _read(mark)
         differing = [key for key in {**before, **values} if before.get(key) != values.get(key)]
-        changed = [key for key in differing if key not in free]
+        changed = [key for key in differing if key not in may_differ]
         if changed:
             raise InputError(
                 f"{path} holds a run with another config: "

@@ -171,7 +171,8 @@ def _linear_of(there: Mapping[str, nn.Module], stream: TokenStream) -> list[str]
 def _no_module(path: str, there: Mapping[str, nn.Module], streams: Mapping[str, TokenStream]) -> str:
     near = difflib.get_close_matches(path, list(there), 3, cutoff=0.3)
     names = f"the streams {', '.join(streams)}, and " if streams else ""
-    return f"modules: the model has no module {path!r}; nearest: {', '.join(near) or 'none'}; valid: {names}paths"
+    nearest = ", ".join(near) or "none"
+    return f"modules: the model has no module {path!r}; nearest: {nearest}; valid: {names}paths"
 
 
 def width_of(module: nn.Module, path: str, masks: TokenMasks, given: int) -> int:

@@ -31,6 +31,7 @@ LAYERS = """
     tuning.objectives
     tuning.trainer tuning.evaluation
     tuning.reward_model tuning.finetune
+    tuning.personal
     tuning.from_scratch
     tuning tuning.explain
     cli

@@ -44,8 +44,6 @@ class LoRA(Adapter):
             value.requires_grad_(learning.get(id(value), False))
         self._layers = tuple((path, model.get_submodule(path)) for path in config.modules)
         self._activate()
-        for _, layer in self._layers:
-            layer.eval() if not model.training else layer.train()
         self._strength_changed()
 
     def detach(self, model: nn.Module) -> None:
@@ -57,6 +55,12 @@ class LoRA(Adapter):
             else:
                 _use_all(layer)
         self._layers = ()
+
+    def train(self, mode: bool = True) -> "LoRA":
+        super().train(mode)
+        for _, layer in self._layers:
+            layer.lora_dropout.train(mode)  # type: ignore[union-attr, operator]
+        return self
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: value.data for name, value in self._named()}

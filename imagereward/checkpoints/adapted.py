@@ -65,11 +65,12 @@ def with_adapters(models: Sequence[str], adapters: Sequence[str | os.PathLike]) 
         at = 0
         if len(models) > 1:
             base = read_adapter(adapter_directory(adapter))[0].base
-            if base not in models:
+            bases = [Path(model).name if os.path.exists(model) else model for model in models]
+            if base not in bases:
                 raise InputError(
                     f"the adapter {adapter} is for {base!r}, which is not among {', '.join(models)}"
                 )
-            at = list(models).index(base)
+            at = bases.index(base)
         if names[at] != models[at]:
             raise InputError(f"two adapters for {models[at]}: {names[at].partition('+')[2]} and {adapter}")
         names[at] = f"{models[at]}+{adapter}"

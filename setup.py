@@ -97,6 +97,7 @@ setup(
             "assets/*",
             "assets/*/*",
             "tuning/recipes/*/*.toml",
+            "choosing/page.html",
             "serve/page.html",
             "report/page.css",
         ]

@@ -34,6 +34,7 @@ LAYERS = """
     tuning.personal
     tuning.from_scratch
     tuning tuning.explain
+    choosing
     cli
     __main__
 """

@@ -49,8 +49,8 @@ def choose(
     """Choose the better of two images on a local page, again and again.
 
     Every choice is on the disk at once. The next pair is the one with the closest scores, by the scorer or,
-    once there is one, with the adapter; every third is a random one. The button on the page teaches the adapter, and says how often it agrees with
-    choices that were held out. Ctrl-C ends.
+    once there is one, with the adapter; every third is a random one. The button on the page teaches the
+    adapter, and says how often it agrees with choices that were held out. Ctrl-C ends.
     """
     from imagereward.errors import missing_extra
 

@@ -230,9 +230,8 @@ def test_dropout_of_the_delta_acts_in_training_alone():
     model, x = toy(), torch.randn(2, 40, 6, dtype=torch.float64)
     before = model.first(x)
     adapter = shaken(put_on(model, AdapterConfig("lobireft", modules="first", positions="all", dropout=0.5)))
-    whole = model.eval().first(x) - before
     adapter.eval()
-    torch.testing.assert_close(model.first(x) - before, whole)
+    whole = model.first(x) - before
     torch.manual_seed(0)
     adapter.train()
     delta = model.first(x) - before

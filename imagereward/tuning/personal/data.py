@@ -24,15 +24,18 @@ class ImageStore:
     """The distinct images of choices as inputs of the scorer, decoded once.
 
     Where no adapter changes the image encoder, their features are kept instead, encoded once.
+
+    encode_once  False: the image encoder itself learns, so features are never kept
     """
 
-    def __init__(self, scorer: Scorer, choices: Choices):
+    def __init__(self, scorer: Scorer, choices: Choices, encode_once: bool = True):
         images = list(chain.from_iterable(choice.images for choice in choices.items))
         kept, self._place = distinct([identity(image) for image in images])
         self._scorer = scorer
         self.items: list[tuple] = list(load_pixels(images, scorer.processors, kept))
         self.features: torch.Tensor | None = None
-        if not any(touches(each.config, scorer.image_prefixes) for each in scorer.adapters.all):
+        changed = any(touches(each.config, scorer.image_prefixes) for each in scorer.adapters.all)
+        if encode_once and not changed:
             self._encode()
 
     def places(self, choices: Choices) -> list[list[int]]:

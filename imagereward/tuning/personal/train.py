@@ -116,13 +116,15 @@ def train_and_measure(
     *,
     keep: bool = False,
     resume: bool = False,
+    encode_once: bool = True,
 ) -> Summary:
     """Train `learned`, an adapter or other weights of the scorer, in place; measure it on held-out choices.
 
     keep    whether results of folds, and checkpoints, are written to `directory`
     resume  whether to go on from those that are there
+    encode_once  False: the image encoder's own weights are among what learns
     """
-    store = ImageStore(scorer, choices)
+    store = ImageStore(scorer, choices, encode_once)
     places = store.places(choices)
     enabled = _switched(learned, False)
     scores = base_scores(scorer, choices, places, store)

@@ -192,17 +192,17 @@ def personal(result: dict) -> str:
         interval = "" if row["seeds"] < 2 else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
         size = f"{row['parameters']:,.0f} | {row['bytes'] / 1000:.1f}" if row["parameters"] else " | "
         cost = f"{row['cpu_seconds']:.0f} | {row['peak_mb']:.0f}" if row["parameters"] else " | "
-        rows.append(
-            f"| {row['taste']} | {row['rankings']} | {row['method']} | {100 * row['agreement']:.1f}{interval} "
-            f"| {100 * row['silent']:.1f} | {row['seeds']} | {size} | {cost} |"
-        )
+        found = f"{100 * row['agreement']:.1f}{interval} | {100 * row['silent']:.1f}"
+        head = f"{row['taste']} | {row['rankings']} | {row['method']}"
+        rows.append(f"| {head} | {found} | {row['seeds']} | {size} | {cost} |")
     return "\n".join(
         [
             f"{record.machine(result)}; {result['base']}, {result['prompts']} test prompts of 4 images.",
             *reference,
             "",
             "| taste | rankings | what learns | agreement, % (95 %, over seeds) "
-            "| where the taste is silent, % | seeds | parameters | kB | seconds of CPU | MB more at the peak |",
+            "| where the taste is silent, % | seeds | parameters | kB | seconds of CPU "
+            "| MB more at the peak |",
             "|---|---|---|---|---|---|---|---|---|---|",
             *rows,
         ]

@@ -98,6 +98,7 @@ setup(
             "assets/*",
             "assets/*/*",
             "tuning/recipes/*/*.toml",
+            "choosing/page.html",
             "pages/templates/*",
         ]
     },

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from imagereward.remote.client import connect_async as connect_async
     from imagereward.scoring.ranking import Ranking as Ranking
     from imagereward.scoring.scorer import Scorer as Scorer
+    from imagereward.tuning import personalise as personalise
 
 _HOMES = {
     "load": "checkpoints.loading",
@@ -33,6 +34,7 @@ _HOMES = {
     "available_scores": "checkpoints.registry",
     "Scorer": "scoring.scorer",
     "Ranking": "scoring.ranking",
+    "personalise": "tuning",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -13,23 +13,90 @@ from imagereward.images.preprocess import Preprocess
 
 TOKENIZATIONS = ("open_clip", "transformers")
 JSON_BYTES, JSON_LEVELS = 2**20, 32
+ADAPTER_KINDS = ("loreft", "noreft", "consreft", "lobireft", "direft", "nodireft", "lora")
+ADAPTER_ACTIVATIONS = ("none", "relu", "gelu", "silu", "tanh")
 # Numbers in an architecture that cost time or memory while its network is laid out.
 LARGEST = {"layers": 1000, "depth": 1000, "context_length": 4096}
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """A small change to a scorer's weights, saved beside them. No kind of adapter is known yet.
+    """A small change to a scorer, saved beside its weights.
 
-    kind   the method, such as a low-rank update
-    name   the adapter's name: what `load(..., adapter=)` asks for
+    kind        one of `ADAPTER_KINDS`: a ReFT intervention, or "lora"
+    name        letters, digits, "-" and "_": what switches it on and off
+    modules     paths of the modules whose output changes (LoRA: of linear layers); * stands for any part of a
+                path, and the name of a stream of tokens, "text" or "image", for its layers. Default: the
+                scorer's own choice
+    rank        number of directions, at least 1, at most the module's width
+    positions   "f{n}+l{m}": the first n and last m real tokens, at most half each; or "all". For ReFT
+    shared      whether first and last tokens share one intervention instead of having one each. For ReFT
+    activation  "none", "relu", "gelu", "silu" or "tanh". For ReFT
+    bias        whether W h + b has its b. For ReFT
+    dropout     in training, share in [0, 1) of the delta (LoRA: of its input) that is set to 0
+    alpha       LoRA's output is scaled by alpha / rank; 0: by 1
+    scale       the delta is multiplied by it; 1 is as trained
+    width       width of the modules' output, where it cannot be seen from them; 0: it is seen
+    subspaces   {name: indices of directions, from 0}, which may be used alone. For ReFT
+    base        name of the scorer that it was made for; informs
+    weights     {number format: SHA-256 of that scorer's weights in it}; another base is refused
     """
 
     kind: str
     name: str = "default"
+    modules: tuple[str, ...] = ()
+    rank: int = 4
+    positions: str = "f1+l1"
+    shared: bool = False
+    activation: str = "none"
+    bias: bool = True
+    dropout: float = 0.0
+    alpha: int = 0
+    scale: float = 1.0
+    width: int = 0
+    subspaces: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    base: str = ""
+    weights: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        raise InputError(f"adapter of kind {self.kind!r}: no kind of adapter is known yet")
+        _one_of("kind", self.kind, ADAPTER_KINDS)
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w-]{1,100}", self.name):
+            raise InputError(f"name={self.name!r}: expected letters, digits, '-' and '_', at most 100")
+        modules = (self.modules,) if isinstance(self.modules, str) else self.modules
+        if not isinstance(modules, (list, tuple)) or not all(isinstance(path, str) for path in modules):
+            raise InputError(f"modules={self.modules!r}: expected a list of paths")
+        object.__setattr__(self, "modules", tuple(modules))
+        whole_number("rank", self.rank, 1)
+        whole_number("alpha", self.alpha, 0)
+        whole_number("width", self.width, 0)
+        _one_of("activation", self.activation, ADAPTER_ACTIVATIONS)
+        for name in ("shared", "bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}={getattr(self, name)!r}: expected true or false")
+        for name, most in (("dropout", 1.0), ("scale", math.inf)):
+            value = getattr(self, name)
+            if (
+                not isinstance(value, (int, float))
+                or not abs(value) < most
+                or (name == "dropout" and value < 0)
+            ):
+                raise InputError(
+                    f"{name}={value!r}: expected a number in [0, 1) for dropout, finite for scale"
+                )
+        for name, values in (("subspaces", self.subspaces), ("weights", self.weights)):
+            if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+                raise InputError(f"{name}={values!r}: expected a table")
+        rows = {
+            key: tuple(whole_number(f"subspaces.{key}", row, 0, self.rank - 1) for row in values)
+            for key, values in self.subspaces.items()
+        }
+        object.__setattr__(self, "subspaces", rows)
+
+
+def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        hint = did_you_mean(str(value).lower(), valid)
+        raise InputError(f"{name}={value!r}: {hint + ' ' if hint else ''}expected one of {', '.join(valid)}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +110,7 @@ class ScorerConfig:
     scaled        multiply a cosine by the learned logit scale
     tokenization  how CLIP kinds read a prompt: "open_clip" repairs broken Unicode and unescapes HTML first,
                   as CLIP's and HPS's code does; "transformers" does neither, as PickScore's processor
-    adapters      adapters that the weights are used with, in order; none is known yet, so it is empty
+    adapters      adapters that the weights are used with, in the order in which they were added
     """
 
     kind: str

@@ -194,6 +194,9 @@ class Ensemble(Scorer):
         for scorer in self.encoders:
             scorer.compile_towers()
 
+    def add_adapter(self, adapter, *, name: str | None = None, scale: float | None = None):
+        raise InputError("an ensemble has no adapters of its own: put them on its components, in `.scorers`")
+
     def save_pretrained(self, directory: str | os.PathLike):
         raise InputError("an ensemble has no weights of its own: save its components, in `.scorers`")
 
@@ -206,7 +209,7 @@ def _share_towers(scorers: Sequence[Scorer]) -> None:
     """Let newly loaded CLIP scorers with the same file and dtype share one tower, in place."""
     towers: dict = {}
     for scorer in scorers:
-        if file := scorer.files.get("clip_model."):
+        if (file := scorer.files.get("clip_model.")) and not len(scorer.adapters):
             key = (file, scorer.dtype)
             scorer.clip_model = towers.setdefault(key, scorer.clip_model)
 

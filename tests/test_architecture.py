@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[1]
 MOST_LINES, MOST_FILES = 300, 14
 # A room may import from the rooms of the lines above its own, and from its own line.
 LAYERS = """
-    version errors precision table pages writing lookup main_guard
+    version errors precision table pages writing lookup main_guard uploading
     config generation_metadata images
+    adapters
     records
     scoring
     models
@@ -30,8 +31,10 @@ LAYERS = """
     tuning.objectives
     tuning.trainer tuning.evaluation
     tuning.reward_model tuning.finetune
+    tuning.personal
     tuning.from_scratch
     tuning tuning.explain
+    choosing
     cli
     __main__
 """

@@ -13,6 +13,7 @@ from benchmarks.pages import scoring_tables, training_tables
 PAGES = (
     ROOT / "docs/measured-scoring.md",
     ROOT / "docs/measured-training.md",
+    ROOT / "docs/personal.md",
     ROOT / "docs/shapes.md",
     ROOT / "imagereward/assets/ImageReward-tiny/README.md",
 )
@@ -27,6 +28,9 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "refl-step-cpu": training_tables.refl_step,
     "refl-step-cuda": training_tables.refl_step,
     "fits": training_tables.fits,
+    "personal": training_tables.personal,
+    "adapter-step-cpu": training_tables.adapter_step,
+    "adapter-step-cuda": training_tables.adapter_step,
     "tiny-drawings": training_tables.tiny_drawings,
     "finetune": training_tables.finetune,
     "finetune-flow": training_tables.finetune_flow,

@@ -170,3 +170,40 @@ def finetune_flow(result: dict) -> str:
             *rows,
         ]
     )
+
+
+def adapter_step(result: dict) -> str:
+    """A table of results/adapter-step-*.json."""
+    what = f"{result['prompts']} prompts of {result['images']} images, float32, AdamW"
+    return steps(result, what, "what learns")
+
+
+def personal(result: dict) -> str:
+    """A table of results/personal.json: agreement, size and time of every method, taste and number."""
+    from benchmarks.training.personal import summaries
+
+    reference = [
+        f"A full fine-tuning on {each['rankings']} rankings reaches {100 * each['agreement']:.1f} % "
+        f"({each['taste']}; silent {100 * each['silent']:.1f} %)."
+        for each in result["reference"]
+    ]
+    rows = []
+    for row in summaries(result):
+        interval = "" if row["seeds"] < 2 else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+        size = f"{row['parameters']:,.0f} | {row['bytes'] / 1000:.1f}" if row["parameters"] else " | "
+        cost = f"{row['cpu_seconds']:.0f} | {row['peak_mb']:.0f}" if row["parameters"] else " | "
+        found = f"{100 * row['agreement']:.1f}{interval} | {100 * row['silent']:.1f}"
+        head = f"{row['taste']} | {row['rankings']} | {row['method']}"
+        rows.append(f"| {head} | {found} | {row['seeds']} | {size} | {cost} |")
+    return "\n".join(
+        [
+            f"{record.machine(result)}; {result['base']}, {result['prompts']} test prompts of 4 images.",
+            *reference,
+            "",
+            "| taste | rankings | what learns | agreement, % (95 %, over seeds) "
+            "| where the taste is silent, % | seeds | parameters | kB | seconds of CPU "
+            "| MB more at the peak |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )

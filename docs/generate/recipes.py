@@ -12,6 +12,7 @@ from imagereward.tuning import RUNNERS
 from imagereward.tuning.config import RECIPES, read_recipe, recipe_names
 from imagereward.tuning.from_scratch.train import AutoencoderConfig, CLIPTextConfig
 from imagereward.tuning.objectives import OBJECTIVES, config_class
+from imagereward.tuning.personal.config import PersonalConfig
 from imagereward.tuning.reward_model.config import RewardModelConfig
 
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -19,6 +20,7 @@ REQUIRED = "required"
 # Objectives that are no generator's, and so have no place in OBJECTIVES.
 OTHERS: dict[str, type[BaseModel]] = {
     "preference": RewardModelConfig,
+    "personal": PersonalConfig,
     "autoencoder": AutoencoderConfig,
     "clip": CLIPTextConfig,
 }

@@ -40,6 +40,14 @@ COMMANDS = {
         "time and memory of a ReFL step at Stable Diffusion 1.5's size",
         "python -m benchmarks.training.refl_step",
     ),
+    "personal": (
+        "personal adapters: agreement with three tastes, by what learns and from how many rankings",
+        "python -m benchmarks.training.personal",
+    ),
+    "adapter-step": (
+        "time and memory of a training step of each adapter at full size",
+        "python -m benchmarks.training.adapter_step",
+    ),
     "fits": ("memory of an update at real sizes, counted", "python -m benchmarks.training.fits"),
     "finetune-flow": (
         "GRPO and ReFL on the tiny flow model",

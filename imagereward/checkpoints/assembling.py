@@ -1,7 +1,10 @@
 """assemble: builds a scorer from its config and a state dict, and checks names, shapes and dtypes."""
 
+from dataclasses import replace
+
 import torch
 
+from imagereward.adapters.files import PREFIX
 from imagereward.config import ScorerConfig
 from imagereward.errors import CheckpointError, DeviceError, ImageRewardError, listing
 from imagereward.models import model_class
@@ -31,8 +34,9 @@ def assemble(
     parameters are the given tensors themselves, mapped from disk if the tensors are. Raises CheckpointError
     listing missing and unexpected names, other shapes, and tensors that are not floating-point.
     """
-    scorer = _laid_out(config)
+    scorer = _laid_out(replace(config, adapters=()))
     expected = scorer.state_dict()
+    adapters = [(each, _taken(state, f"{PREFIX}{each.name}.")) for each in config.adapters]
     state = {name: value for name, value in state.items() if not name.endswith(LEGACY_BUFFER)}
     faults = {
         "missing": [name for name in expected if name not in state],
@@ -63,7 +67,16 @@ def assemble(
             f"a scorer of kind {config.kind} has buffers that no checkpoint holds and its init_buffers does "
             f"not make: {listing(empty)}"
         )
-    return scorer.to(device).eval().requires_grad_(False)
+    scorer.to(device).eval().requires_grad_(False)
+    for adapter, weights in adapters:
+        scorer.adapters.add(scorer, adapter, scorer.token_streams(), weights)
+    scorer.config = config
+    return scorer
+
+
+def _taken(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors under a prefix, without it; they are removed from `state`."""
+    return {name[len(prefix) :]: state.pop(name) for name in list(state) if name.startswith(prefix)}
 
 
 def _laid_out(config: ScorerConfig) -> Scorer:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from imagereward.checkpoints import hub
+from imagereward.checkpoints.adapted import put_on, with_adapter
 from imagereward.checkpoints.assembling import assemble, resolve_device
 from imagereward.checkpoints.own import load_own
 from imagereward.checkpoints.registry import REGISTRY, File
@@ -59,13 +60,20 @@ def load(
     local_files_only  never touch the network
     apply_exif_rotation   turn photos as their EXIF orientation says before they are scored; default: as the
                       scorer was saved, which for released ones is no, as in the originals
-    adapter           the adapter to use the scorer with; no kind is known yet, so only None is taken
+    adapter           an adapter to put on it: a directory, or a hub id `owner/name`. The name "NAME+ADAPTER"
+                      means the same, also where only names of scorers are taken
 
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
     """
+    if adapter is None:
+        name, adapter = with_adapter(name)
     if adapter is not None:
-        raise InputError(f"adapter={os.fspath(adapter)!r}: no kind of adapter is known yet; expected None")
+        if compile:
+            raise InputError(f"compile=True and adapter={os.fspath(adapter)!r}: expected one of the two")
+        more: dict[str, Any] = {"kind": kind, "dtype": dtype, "max_length": max_length}
+        more |= {"local_files_only": local_files_only, "apply_exif_rotation": apply_exif_rotation}
+        return put_on(load(name, device, download_root, med_config, **more), adapter, local_files_only)
     if is_reference(label := os.fspath(name)) and not _local(label)[1]:
         options: dict[str, Any] = {
             "device": device,
@@ -216,6 +224,12 @@ def _read_config(path: Path) -> ScorerConfig:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: expected a directory written by save_pretrained")
     try:
-        return ScorerConfig.from_dict(read_json(path)["scorer"])
+        values = read_json(path)
+        if "adapter" in values:
+            base = values["adapter"].get("base")
+            raise CheckpointError(
+                f"{path.parent} is an adapter: load({base!r}, adapter={str(path.parent)!r})"
+            )
+        return ScorerConfig.from_dict(values["scorer"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} does not describe a scorer: {error}") from error

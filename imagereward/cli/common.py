@@ -7,7 +7,7 @@ import warnings
 
 from imagereward.cli.output import print_rows
 
-__all__ = ["allow_pixels", "check_prompt", "image_paths", "load_scorer", "print_rows", "say_note"]
+__all__ = ["adapted", "allow_pixels", "check_prompt", "image_paths", "load_scorer", "print_rows", "say_note"]
 
 DEFAULT_MODEL = "ImageReward-v1.0"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic")
@@ -20,6 +20,8 @@ def load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_r
     from imagereward.errors import CheckpointError
 
     if checkpoint is not None:
+        if "+" in (model or ""):
+            raise CheckpointError(f"--checkpoint {checkpoint} takes no adapter: load() does, in Python")
         if not checkpoint.is_file():
             found = "is a directory: pass it as --model" if checkpoint.is_dir() else "does not exist"
             raise CheckpointError(f"checkpoint {checkpoint} {found}")
@@ -27,6 +29,15 @@ def load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_r
     name = model or DEFAULT_MODEL
     say_note(name)
     return imagereward.load(name, device, download_root, **options)
+
+
+def adapted(names: list[str], adapters: list[str] | None) -> list[str]:
+    """The names of scorers, "+ADAPTER" behind those that an adapter is for."""
+    if not adapters:
+        return names
+    from imagereward.checkpoints.adapted import with_adapters
+
+    return with_adapters(names, adapters)
 
 
 def allow_pixels(millions: float | None) -> None:
@@ -41,6 +52,7 @@ def say_note(name: str) -> None:
     """Print the registry's note on a scorer, such as a limitation, to stderr."""
     from imagereward.checkpoints.registry import REGISTRY
 
+    name = name.partition("+")[0]
     if name in REGISTRY and REGISTRY[name].note:
         print(f"imagereward: note: {REGISTRY[name].note}", file=sys.stderr)
 

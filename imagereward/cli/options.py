@@ -21,6 +21,14 @@ Models = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help=f"{NAMES}; repeatable.  [default: ImageReward-v1.0]"),
 ]
+AdapterPaths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        help="An adapter to put on its scorer: a directory or a hub id; repeatable with several --model. "
+        "--model NAME+ADAPTER says the same.  [default: none]",
+    ),
+]
 CheckpointFile = Annotated[
     Path | None,
     typer.Option(

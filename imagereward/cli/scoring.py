@@ -9,6 +9,7 @@ import typer
 from imagereward.cli.app import app
 from imagereward.cli.common import (
     DEFAULT_MODEL,
+    adapted,
     allow_pixels,
     check_prompt,
     image_paths,
@@ -17,6 +18,7 @@ from imagereward.cli.common import (
     say_note,
 )
 from imagereward.cli.options import (
+    AdapterPaths,
     BatchSize,
     CheckpointFile,
     Device,
@@ -66,6 +68,7 @@ def score(
     prompt: Prompt,
     images: Images,
     model: Models = None,
+    adapter: AdapterPaths = None,
     checkpoint: CheckpointFile = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -83,7 +86,7 @@ def score(
     allow_pixels(max_pixels)
     check_prompt(prompt, "score")
     paths = image_paths(images)
-    names = model or []
+    names = adapted(model or [DEFAULT_MODEL], adapter) if adapter else model or []
     if len(names) > 1:
         columns = _columns(
             names,
@@ -111,6 +114,7 @@ def rank(
     prompt: Prompt,
     images: Images,
     model: Model = None,
+    adapter: AdapterPaths = None,
     checkpoint: CheckpointFile = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -125,6 +129,8 @@ def rank(
     allow_pixels(max_pixels)
     check_prompt(prompt, "rank")
     paths = image_paths(images)
+    if adapter:
+        (model,) = adapted([model or DEFAULT_MODEL], adapter)
     scorer = load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_rotation)
     ranking = scorer.rank(prompt, paths, batch_size=batch_size)
     if format == Format.table:

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from imagereward.cli.app import app
-from imagereward.cli.common import load_scorer
+from imagereward.cli.common import adapted, load_scorer
 from imagereward.cli.options import (
     NAMES,
+    AdapterPaths,
     BatchSize,
     Device,
     Dtype,
@@ -42,6 +43,7 @@ def serve(
             "[default: ImageReward-v1.0]",
         ),
     ] = None,
+    adapter: AdapterPaths = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines: then use a token.")
     ] = "127.0.0.1",
@@ -97,7 +99,7 @@ def serve(
         "window": window / 1000,
         "token": read_token(token_file),
     }
-    names = model or ["ImageReward-v1.0"]
+    names = adapted(model or ["ImageReward-v1.0"], adapter)
     share_one_arena()
 
     def load() -> list:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from imagereward.cli.app import app
-from imagereward.cli.common import allow_pixels, say_note
+from imagereward.cli.common import adapted, allow_pixels, say_note
 from imagereward.cli.options import (
+    AdapterPaths,
     BatchSize,
     Encoding,
     ExifRotation,
@@ -39,6 +40,7 @@ def score_table(
     ],
     out: Annotated[Path, typer.Option(help="The table to write: a .parquet, .jsonl or .csv file.")],
     model: Models = None,
+    adapter: AdapterPaths = None,
     prompt: Annotated[
         str | None, typer.Option(help="One prompt for all rows.  [default: each row's own]")
     ] = None,
@@ -110,7 +112,7 @@ def score_table(
     from imagereward import bulk
 
     allow_pixels(max_pixels)
-    names = model or ["ImageReward-v1.0"]
+    names = adapted(model or ["ImageReward-v1.0"], adapter)
     for name in names:
         say_note(name)
     try:

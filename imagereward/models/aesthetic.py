@@ -6,6 +6,7 @@ Source: github.com/christophschuhmann/improved-aesthetic-predictor.
 import torch
 import torch.nn.functional as F
 
+from imagereward.adapters.streams import TokenStream
 from imagereward.config import ScorerConfig
 from imagereward.models.clip import CLIPBase
 from imagereward.models.imagereward import RewardHead
@@ -18,6 +19,9 @@ class AestheticScore(CLIPBase):
     def __init__(self, config: ScorerConfig):
         super().__init__(config)
         self.mlp = RewardHead(self.clip_model.text_projection.shape[1])
+
+    def token_streams(self) -> dict[str, TokenStream]:
+        return {"image": super().token_streams()["image"]}
 
     def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
         return torch.empty(len(prompts), 0, device=self.device)

@@ -10,6 +10,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import nn
 
+from imagereward.adapters.streams import TokenStream
 from imagereward.config import ScorerConfig, strict
 from imagereward.errors import InputError
 from imagereward.models.blip_text import TextEncoder, TextShape
@@ -101,6 +102,19 @@ class BLIPBase(Scorer):
 
     def count_tokens(self, prompts: list[str]) -> list[int]:
         return self.blip.wordpiece.count(prompts)
+
+    def token_streams(self) -> dict[str, TokenStream]:
+        text, image = "blip.text_encoder", "blip.visual_encoder"
+        shape = self.blip.shape
+        layers = tuple(f"{text}.encoder.layer.{index}" for index in range(shape.text.depth))
+        sources = {text: lambda args, kwargs: args[1]}
+        # Each layer gets the mask again, also when checkpointing computes it a second time.
+        sources |= {layer: lambda args, kwargs: args[1][:, 0, 0] for layer in layers}
+        blocks = tuple(f"{image}.blocks.{index}" for index in range(shape.vision.depth))
+        return {
+            "text": TokenStream((f"{text}.",), layers, shape.text.width, ("query", "value"), sources=sources),
+            "image": TokenStream((f"{image}.",), blocks, shape.vision.embed_dim, ("qkv",), False),
+        }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.blip.set_grad_checkpointing(enable)

@@ -13,6 +13,7 @@ import open_clip
 import tokenizers
 import torch
 
+from imagereward.adapters.streams import TokenStream
 from imagereward.config import ScorerConfig
 from imagereward.errors import CheckpointError, InputError
 from imagereward.models.cosine import PROMPT_BATCH, cosine
@@ -58,8 +59,24 @@ class CLIPBase(Scorer):
     def count_tokens(self, prompts: list[str]) -> list[int]:
         return [len(self.bpe.encode(prompt)) + 2 for prompt in prompts]
 
+    def token_streams(self) -> dict[str, TokenStream]:
+        clip, text, image = self.clip_model, "clip_model.transformer", "clip_model.visual.transformer"
+        blocks = tuple(
+            f"{image}.resblocks.{index}" for index in range(len(clip.visual.transformer.resblocks))
+        )
+        layers = tuple(f"{text}.resblocks.{index}" for index in range(len(clip.transformer.resblocks)))
+        prefixes = (f"{text}.", "clip_model.token_embedding.")
+        sources = {"clip_model.token_embedding": _until_end}
+        linear, width = ("c_fc", "c_proj"), clip.visual.transformer.width
+        return {
+            "image": TokenStream(("clip_model.visual.",), blocks, width, linear),
+            "text": TokenStream(prefixes, layers, clip.transformer.width, linear, sources=sources),
+        }
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.clip_model.set_grad_checkpointing(enable)
+        # Of the image tower alone: a text layer that is computed again would not know the prompts' lengths,
+        # which adapters ask for.
+        self.clip_model.visual.set_grad_checkpointing(enable)
 
     def compile_towers(self) -> None:
         self.clip_model.visual.compile()
@@ -86,6 +103,12 @@ class CLIPScore(CLIPBase):
         x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
         x = clip.ln_final(x[torch.arange(len(x), device=x.device), end])
         return x @ clip.text_projection
+
+
+def _until_end(args: tuple, kwargs: dict) -> torch.Tensor:
+    """The mask [M, T] of the tokens up to that of the end, the largest id, of ids [M, T]."""
+    ids_M_T = args[0]
+    return torch.arange(ids_M_T.shape[1], device=ids_M_T.device) <= ids_M_T.argmax(1)[:, None]
 
 
 class TransformersBPE:

@@ -1,13 +1,14 @@
-"""save and push: write a scorer's weights and config to a directory, or to the hub."""
+"""save: writes a scorer's weights and config, with those of its adapters, to a directory."""
 
 import json
 import os
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 
+from imagereward.adapters.files import PREFIX, plain_state
 from imagereward.errors import OutputError
 from imagereward.version import __version__
 from imagereward.writing import replacing
@@ -24,7 +25,7 @@ def save(scorer, directory: str | os.PathLike) -> Path:
     directory = Path(directory).expanduser()
     weights = {}
     seen = set()
-    for name, value in scorer.state_dict().items():
+    for name, value in _state_of(scorer).items():
         place = value.untyped_storage().data_ptr()  # safetensors refuses tensors that share memory
         weights[name] = value.clone() if place in seen else value.contiguous()
         seen.add(place)
@@ -41,16 +42,17 @@ def save(scorer, directory: str | os.PathLike) -> Path:
 def config_text(scorer) -> str:
     """The text of `config.json`: the scorer's name and its `ScorerConfig`, as JSON."""
     config = {"library": "imagereward", "version": __version__, "name": scorer.name}
-    return json.dumps({**config, "scorer": scorer.config.to_dict()}, indent=2) + "\n"
+    described = replace(scorer.config, adapters=scorer.adapters.configs)
+    return json.dumps({**config, "scorer": described.to_dict()}, indent=2) + "\n"
 
 
-def push(scorer, repo_id: str, private: bool, token: str | None, message: str) -> str:
-    """Upload the files of `save` to the hub repository `repo_id`, which is created if missing; its URL."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as directory:
-        scorer.save_pretrained(directory)  # before the repository, so that an error leaves none
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message)
-    return str(url)
+def _state_of(scorer) -> dict:
+    """The scorer's own weights, and those of its adapters as "adapters.NAME.…"."""
+    if not len(scorer.adapters):
+        return scorer.state_dict()
+    added = {
+        f"{PREFIX}{adapter.config.name}.{name}": value.detach()
+        for adapter in scorer.adapters.all
+        for name, value in adapter.weights().items()
+    }
+    return plain_state(scorer) | added

@@ -14,15 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from imagereward.adapters.base import Adapter
+from imagereward.adapters.collection import Adapters
+from imagereward.adapters.streams import TokenStream
 from imagereward.config import ScorerConfig, whole_number
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
 from imagereward.images.processor import Processor
 from imagereward.precision import full_precision, on_cpu
+from imagereward.scoring.adapted import Source, add_adapter, remove_adapter
 from imagereward.scoring.api import PairScorer, warn_truncated
 from imagereward.scoring.pair_scoring import check_finite, score_rows
 from imagereward.scoring.questions import Rows, Scored, diagonal, prompt_list
-from imagereward.scoring.saving import push, save
+from imagereward.scoring.saving import save
+from imagereward.uploading import push
 
 # Default images in a batch: few keep a CPU busy, a GPU needs many.
 DEFAULT_BATCH = {"cpu": 8}
@@ -58,6 +63,7 @@ class Scorer(PairScorer, nn.Module):
         self.preprocess: Preprocess = config.preprocess
         self.processor: Processor = config.preprocess
         self.files: dict[str, Path] = {}  # key prefix -> the file that holds those weights
+        self.adapters = Adapters()
 
     # The methods that a model defines.
 
@@ -106,6 +112,10 @@ class Scorer(PairScorer, nn.Module):
     def compile_towers(self) -> None:
         """Compile the towers with torch.compile, in place."""
         raise NotImplementedError
+
+    def token_streams(self) -> dict[str, TokenStream]:
+        """The tokens on their way through each tower, "text" and "image", for adapters. Default: none."""
+        return {}
 
     def image_key(self) -> tuple:
         """A key that is equal for two scorers whose `encode_images` gives the same features."""
@@ -208,6 +218,20 @@ class Scorer(PairScorer, nn.Module):
         if self.differentiable:
             return self.reward(pixels_B_3_H_W, prompts)
         return super().pixel_rewards(pixels_B_3_H_W, prompts, rows)
+
+    # Adapters.
+
+    def add_adapter(self, adapter: Source, *, name: str | None = None, scale: float | None = None) -> Adapter:
+        """Put a saved adapter (its directory) or a new one (its config) on this scorer; see `add_adapter`."""
+        return add_adapter(self, adapter, name, scale)
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter off; InputError if it is not on this scorer."""
+        remove_adapter(self, name)
+
+    def using_adapters(self, *names: str, **scales: float) -> contextlib.AbstractContextManager[None]:
+        """A context in which only these adapters have an effect, or none; see `Adapters.using`."""
+        return self.adapters.using(*names, **scales)
 
     # Saving.
 

@@ -28,7 +28,7 @@ def run(scorers: Sequence[Scorer], host: str, port: int, **options) -> None:
     `options` are those of `create_app`. Raises InputError for two scorers of one name.
     """
     app = create_app(by_name(scorers), **options)
-    if not options.get("token") and not _is_loopback(host):
+    if not options.get("token") and not is_loopback(host):
         logging.getLogger("uvicorn.error").warning(
             "%s is open to other machines and asks for no token: set %s or --token-file", host, TOKEN_VARIABLE
         )
@@ -92,7 +92,8 @@ def _allow_many_connections() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

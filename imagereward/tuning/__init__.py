@@ -19,12 +19,13 @@ GENERATOR = "finetune:tune_generator"
 # A recipe's objective -> what runs it.
 RUNNERS = {
     "preference": "reward_model.train:tune_reward_model",
+    "personal": "personal.train:tune_personal",
     **dict.fromkeys(OBJECTIVES, GENERATOR),
     "autoencoder": "from_scratch.train:tune_autoencoder",
     "clip": "from_scratch.train:tune_clip",
 }
 
-__all__ = ["read_recipe", "recipe_names", "run_recipe", "tune"]
+__all__ = ["personalise", "read_recipe", "recipe_names", "run_recipe", "tune"]
 
 
 def run_recipe(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
@@ -70,6 +71,42 @@ def tune(
             values[name] = _described(given)
             objects[name] = given
     return _run(values, str(recipe), **objects)
+
+
+def personalise(
+    scorer: Any,
+    choices: str | os.PathLike | Sequence[Mapping[str, Any]],
+    *,
+    name: str = "mine",
+    output: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
+    encoding: str | None = None,
+    folds: int = 5,
+    held_out: float = 0.2,
+    **settings: Any,
+) -> Any:
+    """Teach a loaded scorer one taste, as an adapter that is then on it; returns (adapter, summary).
+
+    scorer    a Scorer, as `imagereward.load` gives it
+    choices   a table of choices or a list of records: {prompt, images, ranking}, {prompt, chosen, rejected},
+              {prompt, image, rating} or {prompt, image, good}
+    name      the adapter's name on the scorer
+    output    a new directory for the adapter's files; None: `adapter.save_pretrained` writes them later
+    images    folder that relative image paths start at; default: the table's own
+    encoding  of a text file
+    folds     parts of a cross-validation, which measures the adapter; 0: a share `held_out` of the prompts is
+              held out instead, and not learned from
+    settings  keys of the recipe imagereward/personal: `kind="direft"`, `rank=8`, `epochs=10`
+
+    `summary.better` says whether the adapter is better than the scorer without it. Raises InputError, naming
+    file, record and field, for choices that are wrong or say nothing; MissingExtraError without the extra.
+    """
+    try:
+        from imagereward.tuning.personal import train
+    except ImportError as error:
+        raise missing_extra("training", "train", error) from error
+    options: dict[str, Any] = {"images": images, "encoding": encoding, "folds": folds, "held_out": held_out}
+    return train.personalise(scorer, choices, name=name, output=output, **options, **settings)
 
 
 def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:

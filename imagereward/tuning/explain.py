@@ -55,6 +55,10 @@ def config_of(objective: str, source: str) -> type[Config]:
         from imagereward.tuning.reward_model.config import RewardModelConfig
 
         return RewardModelConfig
+    if objective == "personal":
+        from imagereward.tuning.personal.config import PersonalConfig
+
+        return PersonalConfig
     if objective in ("autoencoder", "clip"):
         from imagereward.tuning.from_scratch.train import AutoencoderConfig, CLIPTextConfig
 

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from imagereward.adapters.files import plain_state
 from imagereward.bulk.versions import versions
 from imagereward.errors import InputError
 from imagereward.scoring.scorer import Scorer
@@ -44,7 +45,8 @@ def tower_of(encoder: Scorer) -> bytes:
     if encoder.processor is not encoder.preprocess:
         raise InputError(f"features of {encoder.name} cannot be cached: its inputs are no stacked pixels")
     digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
+    digest.update(encoder.adapters.digest_of(encoder.image_prefixes))
+    for name, value in sorted(plain_state(encoder).items()):
         if name.startswith(encoder.image_prefixes):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

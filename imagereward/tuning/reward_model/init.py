@@ -70,6 +70,10 @@ def start_from(name: str, head: HeadInit, device: str | torch.device | None, see
     scorer.
     """
     start = load(name, device)
+    if len(start.adapters):
+        raise InputError(
+            f"start={name!r} has an adapter; expected a scorer without: all its weights learn here"
+        )
     if not isinstance(start, BLIPBase):
         raise InputError(f"start={name!r} is a {start.config.kind}; expected an ImageReward or a BLIP")
     config = replace(start.config, kind="ImageReward", mean=0.0, std=1.0)

@@ -1,0 +1,91 @@
+"""LoRA: low-rank updates of linear layers, by peft (Hu et al. 2021, arXiv:2106.09685)."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from imagereward.adapters.base import Adapter, check_rank
+from imagereward.adapters.streams import TokenMasks
+from imagereward.config import AdapterConfig
+from imagereward.errors import missing_extra
+
+PARTS = ("lora_A", "lora_B")
+
+
+class LoRA(Adapter):
+    """W x becomes W x + scale * (alpha / rank) B A x, in every linear layer of the config.
+
+    peft puts its own layers in the places of the linear ones; `detach` puts these back.
+    """
+
+    def __init__(self, config: AdapterConfig):
+        super().__init__(config)
+        self._layers: tuple[tuple[str, nn.Module], ...] = ()  # in a tuple: they belong to the model
+
+    def attach(self, model: nn.Module, masks: TokenMasks) -> None:
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise missing_extra("an adapter of kind 'lora'", "train", error) from error
+        config = self.config
+        for path in config.modules:
+            layer = model.get_submodule(path)
+            check_rank(config.rank, min(int(layer.in_features), int(layer.out_features)), path)  # type: ignore[arg-type]
+        learning = {id(value): value.requires_grad for value in model.parameters()}
+        lora = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha or config.rank,
+            lora_dropout=config.dropout,
+            target_modules=list(config.modules),
+        )
+        inject_adapter_in_model(lora, model, config.name)  # freezes everything else
+        for value in model.parameters():
+            value.requires_grad_(learning.get(id(value), False))
+        self._layers = tuple((path, model.get_submodule(path)) for path in config.modules)
+        self._activate()
+        self._strength_changed()
+
+    def detach(self, model: nn.Module) -> None:
+        for path, layer in self._layers:
+            layer.delete_adapter(self.config.name)  # type: ignore[operator]
+            if not layer.lora_A:
+                parent, _, name = path.rpartition(".")
+                model.get_submodule(parent).add_module(name, layer.base_layer)  # type: ignore[arg-type]
+            else:
+                _use_all(layer)
+        self._layers = ()
+
+    def train(self, mode: bool = True) -> "LoRA":
+        super().train(mode)
+        for _, layer in self._layers:
+            layer.lora_dropout.train(mode)  # type: ignore[union-attr, operator]
+        return self
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.data for name, value in self._named()}
+
+    def learned(self) -> list[nn.Parameter]:
+        return [value for _, value in self._named()]
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for path, layer in self._layers:
+            for part in PARTS:
+                yield f"{path}.{part}.weight", getattr(layer, part)[self.config.name].weight
+
+    def _activate(self) -> None:
+        """peft computes with the adapters that are active in a layer: all of them, by their scales."""
+        for _, layer in self._layers:
+            _use_all(layer)
+
+    def _strength_changed(self) -> None:
+        for _, layer in self._layers:
+            layer.set_scale(self.config.name, self.scale if self.enabled else 0.0)  # type: ignore[operator]
+
+
+def _use_all(layer: nn.Module) -> None:
+    """Activate all adapters of a layer, without a change to which of them learn."""
+    learning = [(value, value.requires_grad) for value in layer.parameters()]
+    layer.set_adapter(list(layer.lora_A))  # type: ignore[operator, arg-type]
+    for value, learn in learning:
+        value.requires_grad_(learn)

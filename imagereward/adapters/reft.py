@@ -1,0 +1,130 @@
+"""ReFT: interventions on the hidden states that modules give, at chosen positions, by forward hooks."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from imagereward.adapters.base import Adapter, check_rank, width_of
+from imagereward.adapters.interventions import INTERVENTIONS, Intervention
+from imagereward.adapters.positions import parse_positions, selected
+from imagereward.adapters.streams import TokenMasks
+from imagereward.config import AdapterConfig
+from imagereward.errors import InputError
+
+
+class ReFT(Adapter):
+    """h -> h + scale * delta(h) at the positions of the config, for every module of the config.
+
+    widths  width of each module's output, in the order of `config.modules`
+    """
+
+    def __init__(self, config: AdapterConfig, widths: list[int]):
+        super().__init__(config)
+        self.positions = parse_positions(config.positions)
+        kind = INTERVENTIONS[config.kind]
+        groups = self.positions.groups[:1] if config.shared else self.positions.groups
+        for width, path in zip(widths, config.modules, strict=True):
+            check_rank(config.rank, width, path)
+        self.modules_ = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    group: kind(width, config.rank, config.activation, config.bias, config.dropout)
+                    for group in groups
+                }
+            )
+            for width in widths
+        )
+        self.subspaces: dict[str, float] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._masks: TokenMasks | None = None
+        self.requires_grad_(False)
+
+    @classmethod
+    def made_for(cls, model: nn.Module, config: AdapterConfig, masks: TokenMasks) -> "ReFT":
+        """A new adapter with the widths of the model's modules."""
+        widths = [width_of(model.get_submodule(p), p, masks, config.width) for p in config.modules]
+        return cls(config, widths)
+
+    def attach(self, model: nn.Module, masks: TokenMasks) -> None:
+        self._masks = masks
+        for index, path in enumerate(self.config.modules):
+            hook = partial(self._changed, index, path)
+            self._handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=False))
+
+    def detach(self, model: nn.Module) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    @contextmanager
+    def using(self, **weights: float) -> Iterator[None]:
+        """A context in which only these subspaces have an effect, each with its weight.
+
+        Directions of two subspaces that overlap add their weights. InputError for an unknown name.
+        """
+        for name in weights:
+            if name not in self.config.subspaces:
+                known = ", ".join(self.config.subspaces) or "none"
+                raise InputError(
+                    f"the adapter {self.config.name!r} has no subspace {name!r}; it has: {known}"
+                )
+        before, self.subspaces = self.subspaces, dict(weights)
+        try:
+            yield
+        finally:
+            self.subspaces = before
+
+    def _row_weights(self, like: torch.Tensor) -> torch.Tensor | None:
+        if self.subspaces is None:
+            return None
+        weights = like.new_zeros(self.config.rank, dtype=torch.float32)
+        for name, weight in self.subspaces.items():
+            weights[list(self.config.subspaces[name])] += weight
+        return weights
+
+    def _changed(self, index: int, path: str, module: nn.Module, args: tuple, output: Any) -> Any:
+        """The hook: the module's output with the deltas added at the selected positions."""
+        if not self.enabled:
+            return None
+        h = output[0] if isinstance(output, tuple) else output
+        if not isinstance(h, torch.Tensor) or h.ndim not in (2, 3):
+            raise InputError(
+                f"modules: the output of {path} is no tensor [rows, tokens, width] or [rows, width]"
+            )
+        changed = self._with_deltas(index, path, h)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def _with_deltas(self, index: int, path: str, h: torch.Tensor) -> torch.Tensor:
+        interventions = cast(Mapping[str, Intervention], self.modules_[index])
+        weights = self._row_weights(h)
+        deltas = {group: self.scale * each(h, weights) for group, each in cast(Any, interventions).items()}
+        if h.ndim == 2:  # one state a row: no positions, so the first group's alone
+            return (h + next(iter(deltas.values()))).to(h.dtype)
+        assert self._masks is not None
+        mask = self._masks.mask(self._masks.stream_of(path))
+        if mask is None:
+            mask = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
+        result = h
+        for group, where in selected(self.positions, mask.to(h.device)).items():
+            delta = deltas.get(group, next(iter(deltas.values())))
+            result = torch.where(_as_output(where, h, path)[..., None], (h + delta).to(h.dtype), result)
+        return result
+
+
+def _as_output(where_B_T: torch.Tensor, h: torch.Tensor, path: str) -> torch.Tensor:
+    """The selection in the shape of an output whose rows are the mask's, of all tokens or of the first alone.
+
+    The rows may be grouped: [B, T] as [B / k, k T].
+    """
+    rows, tokens = h.shape[:2]
+    for kept in (where_B_T, where_B_T[:, :1]):
+        if kept.shape[1] and kept.numel() == rows * tokens:
+            return kept.reshape(rows, tokens)
+    raise InputError(
+        f"modules: the output of {path} is {tuple(h.shape)} where the prompts' tokens are "
+        f"{tuple(where_B_T.shape)}; expected a state for each token"
+    )

@@ -1,0 +1,77 @@
+"""Loading of a scorer with an adapter: names like "ImageReward-v1.0+my-taste", directories and hub ids."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imagereward.adapters.files import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from imagereward.checkpoints import hub
+from imagereward.errors import CheckpointError, DownloadError, InputError
+from imagereward.scoring.scorer import Scorer
+
+
+def with_adapter(name: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
+    """(scorer, adapter) of a name "SCORER+ADAPTER"; (name, None) of others, and of paths that exist."""
+    if not isinstance(name, str) or "+" not in name or os.path.exists(os.path.expanduser(name)):
+        return name, None
+    scorer, _, adapter = name.partition("+")
+    return (scorer, adapter) if scorer and adapter and not adapter.startswith(" ") else (name, None)
+
+
+def adapter_directory(adapter: str | os.PathLike, local_files_only: bool = False) -> Path:
+    """The directory of an adapter that is given as one, or as a hub id; CheckpointError if there is none."""
+    label = os.fspath(adapter)
+    path = Path(label).expanduser()
+    if path.is_dir():
+        return path
+    if label.count("/") != 1 or label.startswith((".", "~", "/")):
+        raise CheckpointError(
+            f"the adapter {label} does not exist; expected a directory that its save_pretrained wrote, or a "
+            "hub id owner/name"
+        )
+    try:
+        files = [
+            hub.fetch_from_hub(label, name, None, local_files_only) for name in (CONFIG_FILE, WEIGHTS_FILE)
+        ]
+    except DownloadError as error:
+        raise DownloadError(
+            f"there is no directory {label} here, and as a hub id it gives no adapter: {error}"
+        ) from error
+    return files[0].parent
+
+
+def put_on(scorer: Any, adapter: str | os.PathLike, local_files_only: bool = False) -> Scorer:
+    """The scorer with the adapter on it, named "SCORER+ADAPTER" by its directory's or repository's name."""
+    if not isinstance(scorer, Scorer):
+        raise InputError(
+            f"adapter={os.fspath(adapter)!r}: {scorer.name} is no Scorer, whose modules could change"
+        )
+    directory = adapter_directory(adapter, local_files_only)
+    scorer.add_adapter(directory)
+    label = os.fspath(adapter)
+    scorer.name = f"{scorer.name}+{Path(label).expanduser().resolve().name}"
+    return scorer
+
+
+def with_adapters(models: Sequence[str], adapters: Sequence[str | os.PathLike]) -> list[str]:
+    """The names of the models, "+ADAPTER" behind each that an adapter belongs to.
+
+    An adapter belongs to the only model, or else to the one that its file names as its base. Raises
+    InputError for an adapter of none of them, and for two of one model.
+    """
+    names = list(models)
+    for adapter in [os.fspath(each) for each in adapters]:
+        at = 0
+        if len(models) > 1:
+            base = read_adapter(adapter_directory(adapter))[0].base
+            bases = [Path(model).name if os.path.exists(model) else model for model in models]
+            if base not in bases:
+                raise InputError(
+                    f"the adapter {adapter} is for {base!r}, which is not among {', '.join(models)}"
+                )
+            at = bases.index(base)
+        if names[at] != models[at]:
+            raise InputError(f"two adapters for {models[at]}: {names[at].partition('+')[2]} and {adapter}")
+        names[at] = f"{models[at]}+{adapter}"
+    return names

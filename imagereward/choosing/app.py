@@ -1,0 +1,90 @@
+"""The FastAPI app of the page: state, images, answers, undo, training."""
+
+import io
+from functools import lru_cache
+from importlib import resources
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from imagereward.choosing.guard import COOKIE, Guard, parsed
+from imagereward.choosing.session import Session
+from imagereward.errors import ImageRewardError, InputError
+from imagereward.images.reading import read_image
+from imagereward.serve.connections import Connections
+
+SIDE = 1024  # pixels of the longer side of an image on the page
+POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+MOST_CONNECTIONS, IDLE_SECONDS = 64, 30
+
+
+def create_app(session: Session, token: str | None = None) -> FastAPI:
+    """An ASGI app with the page at /.
+
+    token   that requests must show; None: requests of this machine alone
+    """
+    app = FastAPI(title="imagereward choose", docs_url=None, redoc_url=None, openapi_url=None)
+    page = resources.files("imagereward").joinpath("choosing/page.html").read_text(encoding="utf-8")
+
+    @app.get("/")
+    async def index() -> Response:
+        answer = HTMLResponse(
+            page, headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+        )
+        if token is not None:
+            answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        return answer
+
+    @app.get("/state")
+    def state() -> Response:
+        return JSONResponse(session.state())
+
+    @lru_cache(64)
+    def encoded(index: int) -> bytes:
+        picture = read_image(session.candidates.images[index], index)
+        picture.thumbnail((SIDE, SIDE))
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, "WEBP", quality=90)
+        return buffer.getvalue()
+
+    @app.get("/image/{index}")
+    def image(index: int) -> Response:
+        if not 0 <= index < len(session.candidates.images):
+            return JSONResponse({"detail": f"no image {index}"}, 404)
+        return Response(encoded(index), media_type="image/webp", headers={"Cache-Control": "max-age=3600"})
+
+    @app.post("/choose")
+    async def choose(request: Request) -> Response:
+        try:
+            given = parsed(await request.body())
+            pair = given.get("pair")
+            if not isinstance(pair, list) or len(pair) != 2 or not all(type(each) is int for each in pair):
+                raise InputError(f"pair={pair!r}: expected two indices of images")
+            session.answer((pair[0], pair[1]), str(given.get("choice")))
+        except ValueError as error:
+            return JSONResponse({"detail": str(error)}, 422)
+        return JSONResponse(session.state())
+
+    @app.post("/undo")
+    def undo() -> Response:
+        session.undo()
+        return JSONResponse(session.state())
+
+    @app.post("/train")
+    def train() -> Response:
+        try:
+            session.train()
+        except InputError as error:
+            return JSONResponse({"detail": str(error)}, 422)
+        return JSONResponse(session.state())
+
+    @app.exception_handler(ImageRewardError)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 500)
+
+    app.add_middleware(Guard, token=token)
+    app.state.connections = Connections(MOST_CONNECTIONS, IDLE_SECONDS)
+    return app

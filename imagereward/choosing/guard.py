@@ -1,0 +1,114 @@
+"""Guard: admits requests of this page alone, by host, origin and token, and with small bodies."""
+
+import hmac
+import json
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from imagereward.serve.connections import CONNECTION
+
+MOST_BODY = 4096  # bytes
+COOKIE = "imagereward-choose"
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Guard:
+    """ASGI middleware.
+
+    token  asked for in the address once, and kept by the browser in a cookie; None: only for requests whose
+           Host is this machine, which keeps out pages of other sites whose name resolves to it
+
+    A request that says from which site it comes has to come from this one. Bodies above 4 KiB are refused
+    while they arrive.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None):
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        connection: Any = scope.get("state", {}).get(CONNECTION)
+        refused = self._refused(scope)
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        if connection is not None:
+            connection.admitted()
+        try:
+            body = await _read(receive)
+            if body is None:
+                answer = JSONResponse({"detail": f"a body of more than {MOST_BODY} bytes"}, 413)
+                await answer(scope, receive, send)
+                return
+            await self._app(scope, _replaying(body, receive), send)
+        finally:
+            if connection is not None:
+                connection.finished()
+
+    def _refused(self, scope: Scope) -> JSONResponse | None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        origin = headers.get("origin")
+        if origin not in (None, "null") and urlsplit(str(origin)).netloc != host:
+            return JSONResponse({"detail": f"a request of the page {origin}"}, 403)
+        if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0] != "application/json":
+            return JSONResponse({"detail": "expected application/json"}, 415)
+        if self._token is None:
+            if host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
+                return JSONResponse({"detail": f"this page is for this machine alone, not for {host}"}, 403)
+            return None
+        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+        if hmac.compare_digest((given or _cookie(headers)).encode(), self._token.encode()):
+            return None
+        return JSONResponse(
+            {"detail": "open the address that imagereward choose printed, with its token"}, 401
+        )
+
+
+def _cookie(headers: dict[str, str]) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None if it is too long."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b""
+        body += message.get("body", b"")
+        if len(body) > MOST_BODY:
+            return None
+        if not message.get("more_body"):
+            return body
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """A JSON object; ValueError for anything else."""
+    value = json.loads(body)
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")
+    return value

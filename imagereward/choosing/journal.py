@@ -1,0 +1,104 @@
+"""Journal: the file of choices, a JSON record a line, on disk before the next question is asked."""
+
+import json
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imagereward.errors import InputError, OutputError
+
+MOST_BYTES = 64 * 2**20
+
+
+class Journal:
+    """Appends choices to a JSON Lines file; goes on with one that exists.
+
+    A line that a crash cut off at the end of the file is removed. Raises InputError for a file that is no
+    journal of this class.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path).expanduser().resolve()
+        self.records: list[dict[str, Any]] = []
+        self._starts: list[int] = []  # of each record's line in the file
+        self._lock = threading.Lock()
+        if self.path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        if not self.path.is_file() or self.path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{self.path} is no file of choices of at most {MOST_BYTES} bytes")
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        start = 0
+        for number, line in enumerate(whole.splitlines(keepends=True)):
+            if line.strip():
+                self.records.append(self._record(line, number))
+                self._starts.append(start)
+            start += len(line)
+        if len(whole) < len(data):
+            self._cut(len(whole))
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+            valid = len(record["images"]) == len(record["ranking"]) == 2 and isinstance(record["prompt"], str)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            valid = False
+        if not valid:
+            raise InputError(
+                f"{self.path}, line {number + 1} is no choice of this page: expected {{prompt, images, "
+                "ranking}} of two images; choose another --out"
+            )
+        return record
+
+    def append(self, prompt: str, images: tuple[Path, Path], ranking: tuple[int, int]) -> None:
+        """Write a choice; it is on the disk when this returns. OutputError if it cannot be written.
+
+        images   are written relative to the folder of the file
+        ranking  (1, 2), (2, 1), or (1, 1) for a tie
+        """
+        names = [os.path.relpath(image, self.path.parent) for image in images]
+        record = {
+            "prompt": prompt,
+            "images": names,
+            "ranking": list(ranking),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        with self._lock:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.path, "ab") as stream:
+                    start = stream.tell()
+                    try:
+                        stream.write(line)
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                    except OSError:  # a full disk: no half of a line stays
+                        self._cut(start)
+                        raise
+            except OSError as error:
+                raise OutputError(f"{self.path} cannot be written: {error}") from error
+            self.records.append(record)
+            self._starts.append(start)
+
+    def undo(self) -> dict[str, Any] | None:
+        """Remove the last choice from the file, and return it; None if there is none."""
+        with self._lock:
+            if not self.records:
+                return None
+            try:
+                self._cut(self._starts[-1])
+            except OSError as error:
+                raise OutputError(f"{self.path} cannot be written: {error}") from error
+            self._starts.pop()
+            return self.records.pop()
+
+    def _cut(self, size: int) -> None:
+        with open(self.path, "rb+") as stream:
+            stream.truncate(size)
+            stream.flush()
+            os.fsync(stream.fileno())

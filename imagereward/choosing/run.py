@@ -1,0 +1,87 @@
+"""Runs the page with uvicorn until Ctrl-C; trains the adapter when the page asks for it."""
+
+import contextlib
+import copy
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from imagereward.choosing.app import create_app
+from imagereward.choosing.candidates import read_candidates
+from imagereward.choosing.journal import Journal
+from imagereward.choosing.session import Session, Train
+from imagereward.config import AdapterConfig
+from imagereward.errors import InputError
+from imagereward.scoring.scorer import Scorer
+from imagereward.serve.run import is_loopback, server
+
+
+def run(
+    load: Callable[[], Scorer],
+    folder: Path,
+    prompts: Path | None,
+    out: Path,
+    adapter: Path,
+    *,
+    kind: str,
+    host: str,
+    port: int,
+    seed: int,
+) -> None:
+    """Serve the page until Ctrl-C; the address is printed to stderr.
+
+    load     gives the scorer, after folder and choices were found to be in order
+    prompts, out, adapter   see `imagereward choose`
+    """
+    AdapterConfig(kind, name_of(adapter))  # a wrong kind or name is refused before anything is loaded
+    candidates, journal = read_candidates(folder, prompts), Journal(out)
+    if adapter.exists() and not (adapter / "adapter.safetensors").is_file() and any(adapter.iterdir()):
+        raise InputError(
+            f"--adapter {adapter} holds something else than an adapter; choose another directory"
+        )
+    scorer = load()
+    session = Session(scorer, candidates, journal, trainer(scorer, adapter, kind), seed)
+    token = None if is_loopback(host) else secrets.token_urlsafe(16)
+    port = port or _free_port(host)
+    running = server(create_app(session, token), host, port)
+    running.config.log_level = "warning"
+    running.config.configure_logging()
+    query = "" if token is None else f"?token={token}"
+    print(f"{len(candidates.pairs)} pairs of {len(candidates.images)} images", file=sys.stderr)
+    print(f"choose at http://{host}:{port}/{query}; Ctrl-C ends", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):
+        running.run()
+    print(f"{len(journal.records)} choices are in {journal.path}", file=sys.stderr)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def name_of(adapter: Path) -> str:
+    """The adapter's name: that of its directory, with what a name cannot hold replaced by "-"."""
+    name = adapter.expanduser().resolve().name
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
+
+
+def trainer(scorer: Scorer, adapter: Path, kind: str, **settings: Any) -> Train:
+    """The function that a `Session` trains with: on a copy of the scorer; the adapter is saved each time.
+
+    settings  further keys of the recipe imagereward/personal
+    """
+
+    def train(choices: Path) -> tuple[Scorer, Any]:
+        from imagereward.tuning import personalise
+        from imagereward.tuning.personal.train import save_result
+
+        learner = copy.deepcopy(scorer)
+        found = personalise(learner, choices, name=name_of(adapter), kind=kind, **settings)
+        adapter.mkdir(parents=True, exist_ok=True)
+        return learner, save_result(found.adapter, found.summary, adapter)
+
+    return train

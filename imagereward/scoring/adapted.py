@@ -1,0 +1,58 @@
+"""add_adapter and remove_adapter: put a saved or a new adapter on a scorer, and take it off."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imagereward.adapters.base import Adapter
+from imagereward.adapters.files import PREFIX, WEIGHTS_FILE, check_base, read_adapter
+from imagereward.config import AdapterConfig
+from imagereward.precision import on_cpu
+
+if TYPE_CHECKING:
+    from imagereward.scoring.scorer import Scorer
+
+# The directory of a saved adapter, or the config of a new one.
+Source = str | os.PathLike | AdapterConfig
+
+
+def add_adapter(
+    scorer: "Scorer",
+    adapter: Source,
+    name: str | None = None,
+    scale: float | None = None,
+) -> Adapter:
+    """Put an adapter on the scorer, after those that are on it; returns it.
+
+    adapter  the directory of a saved one, or the config of a new one, whose delta is 0 for most kinds
+    name     its name on this scorer; default: the config's
+    scale    its strength; default: the config's, 1 if it was not changed
+
+    Raises CheckpointError for a directory without an adapter, a damaged one, and one for another base;
+    InputError for a second adapter of one name, unknown modules, and a rank above their width.
+    """
+    weights, source = None, ""
+    if isinstance(adapter, AdapterConfig):
+        config = adapter
+    else:
+        source = os.fspath(adapter)
+        config, weights = read_adapter(source)
+        check_base(config, scorer, source)
+    if name is not None:
+        config = replace(config, name=name)
+    if scale is not None:
+        config = replace(config, scale=scale)
+    with on_cpu():
+        added = scorer.adapters.add(scorer, config, scorer.token_streams(), weights)
+    scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)
+    if source:
+        scorer.files[f"{PREFIX}{config.name}."] = (Path(source).expanduser() / WEIGHTS_FILE).resolve()
+    return added
+
+
+def remove_adapter(scorer: "Scorer", name: str) -> None:
+    """Take an adapter off the scorer. InputError if it is not on it."""
+    scorer.adapters.remove(scorer, name)
+    scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)
+    scorer.files.pop(f"{PREFIX}{name}.", None)

@@ -1,0 +1,1 @@
+"""Personal adapters: teaching a scorer one taste from a few dozen choices"""

@@ -1,0 +1,158 @@
+"""fit: one training of a Learner with transformers' Trainer, with its held-out losses and scores by epoch."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import accelerate  # noqa: F401 - Trainer asks for it only once it is made: too late to say which extra has it
+import numpy as np
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from imagereward.errors import InputError, NonFiniteScoreError
+from imagereward.tuning.distributed import check_together, several_on_cpus
+from imagereward.tuning.personal.config import LearningConfig
+from imagereward.tuning.personal.data import ChoiceData, collate_comparisons, collate_values
+from imagereward.tuning.personal.learner import Learner
+
+
+class Curve(NamedTuple):
+    """Held-out losses after 0, 1, ... epochs, and the scores [E][B][K] of the held-out images then."""
+
+    losses: list[float]
+    scores: list[list[list[float]]]
+
+    def at(self, epoch: int) -> list[list[float]]:
+        """The scores after an epoch; after the last one, if the training stopped earlier."""
+        return self.scores[min(epoch, len(self.scores) - 1)]
+
+
+class Fold(TrainerCallback):
+    """Keeps what evaluations find, and stops a training `patience` evaluations after its lowest loss."""
+
+    def __init__(self, learner: Learner, valid: ChoiceData, patience: int):
+        self.learner, self.valid, self.patience = learner, valid, patience
+        self.curve = Curve([], [])
+        self._batch = collator(learner)([valid[index] for index in range(len(valid))])
+
+    def metrics(self, prediction: Any) -> dict[str, float]:
+        """{held_out_loss}, over all held-out choices, not a mean of batches."""
+        scores = torch.as_tensor(np.asarray(prediction.predictions)).double()
+        scores = scores[: len(self.valid)]
+        targets = {
+            name: value.double() if value.is_floating_point() else value
+            for name, value in self._batch.items()
+            if isinstance(value, torch.Tensor) and name != "places"
+        }
+        loss = float(self.learner.loss_of(scores, **targets))
+        if not math.isfinite(loss):
+            raise NonFiniteScoreError(f"the held-out loss is {loss}: try a lower learning_rate")
+        self.curve.losses.append(loss)
+        rows = scores if scores.ndim == 2 else scores[:, None]
+        counts = [len(places) for places in self.valid.places]
+        self.curve.scores.append([row[:count].tolist() for row, count in zip(rows, counts, strict=True)])
+        return {"held_out_loss": loss}
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Stops once the loss has not fallen for long enough."""
+        losses = self.curve.losses
+        if len(losses) - 1 - int(np.argmin(losses)) >= self.patience:
+            control.should_training_stop = True
+
+
+def collator(learner: Learner) -> Callable:
+    """The function that makes batches of the learner's kind of choices."""
+    return collate_comparisons if learner.kind in ("rankings", "pairs") else collate_values
+
+
+def fit(
+    learner: Learner,
+    train: ChoiceData,
+    config: LearningConfig,
+    directory: Path,
+    valid: ChoiceData | None = None,
+    epochs: int | None = None,
+    save: bool = False,
+    resume: str | None = None,
+) -> Curve:
+    """Train in place; returns the held-out curve, which is empty without `valid`.
+
+    directory  for Trainer's files
+    valid      held-out choices, measured before the training and after every epoch. With `save` the weights
+               of the lowest loss are taken at the end
+    epochs     default: the config's
+    save       whether a checkpoint is written after every epoch
+    resume     a checkpoint to go on from
+
+    The learning rate rises over the same number of updates whatever `epochs` is, and then stays.
+    """
+    fold = None if valid is None else Fold(learner, valid, config.patience)
+    arguments = _arguments(learner, config, directory, len(train), epochs or config.epochs, fold, save)
+    trainer = Trainer(
+        learner,
+        arguments,
+        collator(learner),
+        train,
+        valid,
+        compute_metrics=None if fold is None else fold.metrics,
+        callbacks=[] if fold is None else [fold],
+    )
+    trainer.remove_callback(PrinterCallback)  # the summary says what is worth saying
+    trainer.train(resume_from_checkpoint=resume)
+    return Curve([], []) if fold is None else fold.curve
+
+
+def _arguments(
+    learner: Learner,
+    config: LearningConfig,
+    directory: Path,
+    count: int,
+    epochs: int,
+    fold: Fold | None,
+    save: bool,
+) -> TrainingArguments:
+    best = fold is not None and save
+    values: dict[str, Any] = {
+        "output_dir": str(directory),
+        "num_train_epochs": epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": math.ceil(config.warmup_share * config.epochs * math.ceil(count / config.batch_size)),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_gradient_norm,
+        "eval_strategy": "no" if fold is None else "epoch",
+        "eval_on_start": fold is not None,
+        "save_strategy": "epoch" if save else "no",
+        "save_total_limit": 1,
+        "load_best_model_at_end": best,
+        "metric_for_best_model": "eval_held_out_loss" if best else None,
+        "greater_is_better": False if best else None,
+        "label_names": ["ranks"] if learner.kind in ("rankings", "pairs") else ["targets"],
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "use_cpu": learner.scorer.device.type == "cpu" or several_on_cpus(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+        "seed": config.seed,
+        **config.trainer,
+    }
+    try:
+        arguments = TrainingArguments(**values)
+        check_together(arguments.world_size)
+        each, rest = divmod(config.batch_size, arguments.world_size)
+        if rest or not each:
+            raise InputError(
+                f"batch_size={config.batch_size}: expected a multiple of {arguments.world_size}, the "
+                "number of devices"
+            )
+        arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = each
+        # With several devices in one process Trainer uses DataParallel, which cannot split lists of prompts.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        return arguments
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"transformers.TrainingArguments refuses the config: {error}") from error

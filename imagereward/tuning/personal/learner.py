@@ -1,0 +1,136 @@
+"""Learner: a frozen scorer and what of it learns, with the loss of the choices' kind, as Trainer takes it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from imagereward.scoring.questions import diagonal
+from imagereward.scoring.scorer import Scorer
+from imagereward.tuning.personal.choices import Choices, Kind
+from imagereward.tuning.personal.data import ChoiceData, ImageStore
+from imagereward.tuning.personal.losses import dpo_loss, label_loss, pairwise_loss, rating_loss
+from imagereward.tuning.reward_model.preference import NO_IMAGE, image_prompt_pairs
+
+# Pairs in a forward pass without gradients.
+SCORED_AT_ONCE = 64
+
+
+class Learned(Protocol):
+    """What learns: an `Adapter`, or other weights of a scorer."""
+
+    def weights(self) -> dict[str, torch.Tensor]: ...
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None: ...
+    def learned(self) -> list[nn.Parameter]: ...
+    def let_learn(self, learn: bool = True) -> None: ...
+    def train(self, mode: bool = True) -> Any: ...
+
+
+class Standard(NamedTuple):
+    """Mean and standard deviation of the base's scores on the choices' images: the losses' unit of scores.
+
+    So one learning rate suits cosines and ratings from 1 to 10 alike.
+    """
+
+    mean: float
+    std: float
+
+
+class Learner(nn.Module):
+    """The scorer in eval mode, of which only `learned` learns and has a training mode.
+
+    kind  of the choices, which decides the loss; with `dpo`, preferences count relative to the base
+
+    The state dict is that of what learns. `forward` gives {loss, scores}, scores as the scorer's own.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        learned: Learned,
+        store: ImageStore,
+        kind: Kind,
+        standard: Standard,
+        dpo: bool = False,
+        beta: float = 1.0,
+    ):
+        super().__init__()
+        self.scorer, self.kind, self.standard, self.dpo, self.beta = scorer, kind, standard, dpo, beta
+        self._outside = (learned, store)  # in a tuple: no modules of their own
+
+    @property
+    def learned(self) -> Learned:
+        """What learns."""
+        return self._outside[0]
+
+    def forward(self, prompts: list[str], places: torch.Tensor, **targets: torch.Tensor) -> dict:
+        """{loss, scores}: [B, K] with 0 where there is no image, or [B] for ratings and labels."""
+        ranks = targets.get("ranks")
+        pairs = diagonal(len(places)) if ranks is None else image_prompt_pairs(ranks)
+        store = self._outside[1]
+        features = store.encoded(places.tolist())
+        found = self.scorer.head(features, self.scorer.encode_prompts(prompts), pairs)
+        if ranks is None:
+            scores = found
+        else:
+            scores = found.new_zeros(ranks.shape)
+            scores[ranks != NO_IMAGE] = found
+        return {"loss": self.loss_of(scores, **targets), "scores": scores}
+
+    def loss_of(self, scores: torch.Tensor, **targets: torch.Tensor) -> torch.Tensor:
+        """The loss of scores, with the other tensors of a batch."""
+        standard = (scores - self.standard.mean) / self.standard.std
+        if self.kind in ("rankings", "pairs"):
+            if self.dpo:
+                return dpo_loss(standard, targets["reference"], targets["ranks"], self.beta)
+            return pairwise_loss(standard, targets["ranks"], targets["margins"])
+        loss = rating_loss if self.kind == "ratings" else label_loss
+        return loss(standard, targets["targets"].to(standard.dtype))
+
+    def train(self, mode: bool = True) -> "Learner":
+        """The scorer stays in eval mode: its own dropout would only disturb so few choices."""
+        super().train(False)
+        self.learned.train(mode)
+        self.training = mode
+        return self
+
+    def state_dict(self, *args, **kwargs):
+        return {name: value.detach() for name, value in self.learned.weights().items()}
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        self.learned.load_weights(state_dict)
+        return nn.modules.module._IncompatibleKeys([], [])
+
+
+def base_scores(
+    scorer: Scorer, choices: Choices, places: list[list[int]], store: ImageStore
+) -> list[list[float]]:
+    """For each choice the scores of its images, by the scorer as it is now, without gradients."""
+    flat = [(place, index) for index, found in enumerate(places) for place in found]
+    scores: list[float] = []
+    with torch.no_grad(), scorer.evaluating():
+        for start in range(0, len(flat), SCORED_AT_ONCE):
+            part = flat[start : start + SCORED_AT_ONCE]
+            features = store.encoded([place for place, _ in part])
+            prompts = scorer.encode_prompts([choices.items[index].prompt for _, index in part])
+            scores += scorer.head(features, prompts, diagonal(len(part))).float().tolist()
+    rest = iter(scores)
+    return [[next(rest) for _ in found] for found in places]
+
+
+def prepared(
+    choices: Choices, places: list[list[int]], scores: list[list[float]]
+) -> tuple[ChoiceData, Standard]:
+    """The data set of all choices, and the unit of its scores, from the base's `scores` of all images.
+
+    Ratings are standardised; so an adapter learns their order and spread on the scale of the base's scores.
+    """
+    flat = torch.tensor([score for row in scores for score in row], dtype=torch.float64)
+    spread = float(flat.std()) if len(flat) > 1 else 0.0
+    standard = Standard(float(flat.mean()), spread if spread > 0 else 1.0)
+    reference = [[(score - standard.mean) / standard.std for score in row] for row in scores]
+    values = torch.tensor([choice.value for choice in choices.items], dtype=torch.float64)
+    if choices.kind == "ratings":
+        values = (values - values.mean()) / values.std()
+    return ChoiceData(choices.items, places, reference, values.tolist()), standard

@@ -17,6 +17,7 @@ from imagereward.checkpoints.state_dicts import read_state_dict
 from imagereward.config import ScorerConfig, read_json, whole_number
 from imagereward.errors import CheckpointError, DownloadError, InputError, listing
 from imagereward.lookup import is_reference
+from imagereward.models.judge_names import is_judge
 from imagereward.models.med_config import read_med_config, with_med_config
 from imagereward.precision import on_cpu, resolve_dtype
 from imagereward.scoring.saving import CONFIG_FILE, WEIGHTS_FILE
@@ -40,14 +41,16 @@ def load(
     local_files_only: bool = False,
     apply_exif_rotation: bool | None = None,
     adapter: str | os.PathLike | None = None,
+    **judge: Any,
 ) -> Scorer:
     """Load a scorer, in evaluation mode and with frozen weights.
 
     name              a name from `available_models()` or `available_scores()`; a checkpoint file
                       (.pt, .pth, .safetensors) in a released format; a directory written by
-                      `save_pretrained`; a hub id `owner/name` of such a directory; or "module:attribute",
+                      `save_pretrained`; a hub id `owner/name` of such a directory; "module:attribute",
                       a scorer of your own: a PairScorer, a function that makes one, or a function of
-                      (pixels, prompts)
+                      (pixels, prompts); or "vqa:MODEL" or "judge:MODEL", a vision-language model that is
+                      asked, by its hub id or directory
     device            default: the first GPU if there is one, else the CPU
     download_root     where released files are looked for and put; default: the original's
                       ~/.cache/ImageReward, then the hub cache
@@ -61,13 +64,26 @@ def load(
     apply_exif_rotation   turn photos as their EXIF orientation says before they are scored; default: as the
                       scorer was saved, which for released ones is no, as in the originals
     adapter           the adapter to use the scorer with; no kind is known yet, so only None is taken
+    judge             for a vision-language model: template, readout and other fields of
+                      `imagereward.models.vlm.settings.JudgeConfig`; device_map, quantize, attention
 
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
     """
     if adapter is not None:
         raise InputError(f"adapter={os.fspath(adapter)!r}: no kind of adapter is known yet; expected None")
-    if is_reference(label := os.fspath(name)) and not _local(label)[1]:
+    if is_judge(label := os.fspath(name)):
+        from imagereward.models.vlm.opening import open_judge
+
+        where = resolve_device(device), resolve_dtype(dtype)
+        length = None if max_length is None else whole_number("max_length", max_length, 2)
+        with on_cpu():
+            return open_judge(
+                label, *where, max_length=length, local_files_only=local_files_only, options=judge
+            )
+    if judge:
+        raise InputError(f"{label!r} takes no {', '.join(judge)}: it is no vision-language model that is asked")
+    if is_reference(label) and not _local(label)[1]:
         options: dict[str, Any] = {
             "device": device,
             "download_root": download_root,

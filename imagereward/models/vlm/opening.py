@@ -1,0 +1,194 @@
+"""open_judge: a vision-language model from the hub or a directory, as a scorer; and its directory on disk."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from imagereward.config import read_json
+from imagereward.errors import CheckpointError, DownloadError, InputError, did_you_mean, missing_extra
+from imagereward.models.judge_names import JUDGE_FILE, SCHEMES
+from imagereward.models.vlm.heads import RewardHead
+from imagereward.models.vlm.scorer import VLMScorer
+from imagereward.models.vlm.settings import JudgeConfig
+from imagereward.models.vlm.templates import TEMPLATES, template_of
+from imagereward.writing import replacing
+
+HEAD_FILE = "reward_head.safetensors"
+QUANTIZATIONS = ("4bit", "8bit")
+# Options that decide how the model is placed, not what it scores.
+PLACING = ("device_map", "quantize", "attention")
+FLOOR = (5, 24)
+
+
+def open_judge(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    max_length: int | None = None,
+    local_files_only: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> VLMScorer:
+    """The judge of that name, in eval mode and frozen.
+
+    name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers, or a directory
+                      that `save_pretrained` of a judge wrote
+    device, dtype     of the model; the reward head stays float32
+    max_length        most tokens of a prompt; default 2048
+    local_files_only  never touch the network
+    options           fields of `JudgeConfig`, which take the place of the judge's own; `template` also as the
+                      name of a built-in one or a file; and device_map, quantize and attention, see `open_model`
+
+    Raises CheckpointError, DownloadError, InputError, ModelMemoryError.
+    """
+    values = dict(options or {})
+    placing = {key: values.pop(key) for key in PLACING if key in values}
+    judge, source = _judge(name, values)
+    model, processor = open_model(source, device, dtype, local_files_only, **placing)
+    head = None
+    if judge.readout == "head" and (weights := Path(source) / HEAD_FILE).is_file():
+        head = _read_head(weights, model.config.get_text_config().hidden_size, judge)
+    scorer = VLMScorer(model, processor, judge, head)
+    if scorer.reward_head is not None:
+        scorer.reward_head.to(device)
+    if max_length is not None:
+        scorer.config = replace(scorer.config, max_length=max_length)
+    scorer.name = name.partition(":")[2] if name.partition(":")[0] in SCHEMES else Path(name).resolve().name
+    scorer.name = scorer.name.rstrip("/").rpartition("/")[2] or name
+    scorer.files = weights_of(Path(source))
+    return scorer.eval().requires_grad_(False)
+
+
+def _judge(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
+    """(judge, hub id or directory of its model) of a name, with the user's options."""
+    if "template" in options:
+        options["template"] = template_of(options["template"])
+    for key in options:
+        if key not in JudgeConfig.__dataclass_fields__:
+            valid = [*JudgeConfig.__dataclass_fields__, *PLACING]
+            raise InputError(
+                f"a judge has no option {key!r}; {did_you_mean(key, valid) or 'valid: ' + ', '.join(valid)}"
+            )
+    directory = Path(name).expanduser()
+    if (directory / JUDGE_FILE).is_file():
+        try:
+            judge = JudgeConfig.from_dict(read_json(directory / JUDGE_FILE)["judge"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{directory / JUDGE_FILE} does not describe a judge: {error}") from error
+        return replace(judge, **options), judge.model or str(directory)
+    scheme, _, source = name.partition(":")
+    defaults = SCHEMES[scheme]
+    values = {"template": TEMPLATES[defaults["template"]], "readout": defaults["readout"], **options}
+    return JudgeConfig(model=source, **values), str(Path(source).expanduser())
+
+
+def open_model(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    local_files_only: bool = False,
+    *,
+    device_map: Any = None,
+    quantize: str | None = None,
+    attention: str = "sdpa",
+) -> tuple[Any, Any]:
+    """(model, processor) of transformers, without code from the hub.
+
+    source      hub id or directory
+    device_map  as of transformers, such as "auto", to divide the model over devices; needs accelerate
+    quantize    "4bit" or "8bit" by bitsandbytes; None: not quantized
+    attention   attention of transformers: "sdpa" is torch's
+
+    Raises InputError for a model that takes no images or has no chat template; CheckpointError for a model that
+    cannot be loaded; DownloadError if it cannot be had.
+    """
+    transformers = _transformers()
+    where = {"local_files_only": local_files_only, "trust_remote_code": False}
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, **where}
+    if quantize is not None:
+        settings["quantization_config"] = _quantization(transformers, quantize, dtype)
+        device_map = device_map or {"": device}
+    if device_map is not None:
+        settings["device_map"] = device_map
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(source, **where)
+    except Exception as error:
+        raise _cannot_open(source, error) from error
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "image_token", None) is None:
+        raise InputError(
+            f"{source} takes no images: its processor is a {type(processor).__name__}; expected an image-text-to-text "
+            "model, such as Qwen/Qwen2.5-VL-3B-Instruct"
+        )
+    if processor.chat_template is None and processor.tokenizer.chat_template is None:
+        raise InputError(
+            f"{source} has no chat template, so it is no model to ask; take its -Instruct or -it version"
+        )
+    try:
+        model = transformers.AutoModelForImageTextToText.from_pretrained(source, **settings)
+    except ImportError as error:
+        raise missing_extra(f"loading {source} with these options", "judges", error) from error
+    except Exception as error:
+        raise _cannot_open(source, error) from error
+    return (model if device_map is not None else model.to(device)), processor
+
+
+def save_judge(scorer: VLMScorer, directory: Path) -> Path:
+    """Write model, processor, judge.json and the head to `directory`, which `load` reads; returns it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    scorer.backbone.model.save_pretrained(directory)
+    scorer.backbone.processor.save_pretrained(directory)
+    if scorer.reward_head is not None:
+        with replacing(directory / HEAD_FILE) as file:
+            state = {name: value.contiguous() for name, value in scorer.reward_head.state_dict().items()}
+            safetensors.torch.save_file(state, file, {"format": "pt"})
+    with replacing(directory / JUDGE_FILE) as file:
+        judge = replace(scorer.judge, model="")
+        text = json.dumps({"name": scorer.name, "judge": judge.to_dict()}, indent=2)
+        file.write_text(text + "\n", encoding="utf-8")
+    return directory
+
+
+def weights_of(directory: Path) -> dict[str, Path]:
+    """The files of weights in a directory, by name; none for a hub id."""
+    return {path.name: path.resolve() for path in sorted(directory.glob("*.safetensors"))}
+
+
+def _read_head(path: Path, width: int, judge: JudgeConfig) -> RewardHead:
+    assert judge.head is not None
+    head = RewardHead(width, judge.head)
+    try:
+        head.load_state_dict(safetensors.torch.load_file(path))
+    except (RuntimeError, OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} does not fit the reward head of {judge.head}: {error}") from error
+    return head
+
+
+def _transformers() -> Any:
+    import transformers
+
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < FLOOR:
+        raise missing_extra(
+            f"a vision-language model (transformers {transformers.__version__} is installed, "
+            f"{'.'.join(map(str, FLOOR))} or later is needed)",
+            "judges",
+        )
+    return transformers
+
+
+def _quantization(transformers: Any, quantize: str, dtype: torch.dtype) -> Any:
+    if quantize not in QUANTIZATIONS:
+        raise InputError(f"quantize={quantize!r}: expected one of {', '.join(QUANTIZATIONS)}")
+    bits = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4"}
+    return transformers.BitsAndBytesConfig(**(bits if quantize == "4bit" else {"load_in_8bit": True}))
+
+
+def _cannot_open(source: str, error: Exception) -> CheckpointError:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    text = f"{source} cannot be opened as an image-text-to-text model: {type(error).__name__}: {reason}"
+    return CheckpointError(text) if Path(source).expanduser().exists() else DownloadError(text)

@@ -8,8 +8,8 @@ from plain_vlm import PlainVLM
 
 import imagereward as RM
 from benchmarks.lib.tiny_vlms import ARCHITECTURES
+from imagereward.models.vlm.asking.templates import TEMPLATES
 from imagereward.models.vlm.sharing import States
-from imagereward.models.vlm.templates import TEMPLATES
 
 PROMPTS = ["a red bicycle", "", "two cats asleep on a green sofa, oil on canvas", "日本の桜 & café"]
 SHOWS = '{{image}}Does this picture show "{}"? Answer Yes or No.'
@@ -20,7 +20,9 @@ def judged(request, tiny_vlm):
     """(judge, plain model, pictures of several sizes, probabilities by the plain model [M, N])."""
     directory = tiny_vlm(request.param)
     plain, images = PlainVLM(directory), pictures(4)
-    expected = [[plain.probability("Yes", SHOWS.format(prompt), image) for image in images] for prompt in PROMPTS]
+    expected = [
+        [plain.probability("Yes", SHOWS.format(prompt), image) for image in images] for prompt in PROMPTS
+    ]
     return RM.load(f"vqa:{directory}", "cpu"), plain, images, np.array(expected)
 
 
@@ -71,9 +73,14 @@ def test_gradients_reach_the_pixels_and_are_those_of_finite_differences(judged):
     pixels.requires_grad_()
     double.reward(pixels, PROMPTS[:2]).sum().backward()
     direction = torch.randn(pixels.shape, generator=generator, dtype=torch.float64)
-    step = 1e-3  # transformers' norms round to float32 on the way
-    with torch.no_grad():
-        ahead, behind = (double.reward(pixels + sign * step * direction, PROMPTS[:2]).sum() for sign in (1, -1))
+
+    def at(step):
+        with torch.no_grad():
+            return double.reward(pixels + step * direction, PROMPTS[:2]).sum().item()
+
+    # Of fourth order, with a step that outweighs the rounding to float32 in transformers' norms.
+    step = 1e-3
+    expected = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
     slope = (pixels.grad * direction).sum()
     assert slope.abs() > 1e-9
-    assert slope.item() == pytest.approx(((ahead - behind) / (2 * step)).item(), rel=1e-2)
+    assert slope.item() == pytest.approx(expected, rel=3e-3)

@@ -10,7 +10,22 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 # The words that are one token each in the small vocabulary.
-WORDS = ("Yes", "No", "yes", "no", " yes", " no", " Yes", " No", "A", "B", " image", " the", "user", "assistant")
+WORDS = (
+    "Yes",
+    "No",
+    "yes",
+    "no",
+    " yes",
+    " no",
+    " Yes",
+    " No",
+    "A",
+    "B",
+    " image",
+    " the",
+    "user",
+    "assistant",
+)
 # How Qwen splits text before merging bytes: contractions, words, single digits, punctuation, white space.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -48,7 +63,11 @@ def _qwen_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     merges = []
     for token, rank in ranks.items():
         halves = [(token[:at], token[at:]) for at in range(1, len(token))]
-        known = [(ranks[left], ranks[right], left, right) for left, right in halves if left in ranks and right in ranks]
+        known = [
+            (ranks[left], ranks[right], left, right)
+            for left, right in halves
+            if left in ranks and right in ranks
+        ]
         merges += [(rank, order, left, right) for order, (_, _, left, right) in enumerate(sorted(known))]
     return (
         {written(token): rank for token, rank in ranks.items()},
@@ -69,7 +88,9 @@ def _small_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocabulary, merges
 
 
-def tokenizer(special: Iterable[str], names: dict[str, str], *, qwen: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(
+    special: Iterable[str], names: dict[str, str], *, qwen: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that splits text as Qwen's.
 
     special  special tokens, after the vocabulary in this order
@@ -78,7 +99,9 @@ def tokenizer(special: Iterable[str], names: dict[str, str], *, qwen: bool = Fal
     """
     path = qwen_vocabulary_file() if qwen else None
     if qwen and path is None:
-        raise FileNotFoundError("Qwen's vocabulary is in the package dashscope: python -m pip install dashscope")
+        raise FileNotFoundError(
+            "Qwen's vocabulary is in the package dashscope: python -m pip install dashscope"
+        )
     vocabulary, merges = _small_merges() if path is None else _qwen_merges(path)
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     core.pre_tokenizer = pre_tokenizers.Sequence(

@@ -67,7 +67,14 @@ def _qwen_family(version: str, qwen: bool, config: dict[str, Any]) -> Parts:
 
 def qwen2_vl(qwen: bool) -> Parts:
     """Qwen2-VL: as many tokens as an image has blocks of patches; rotary positions in three axes."""
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": WIDTH, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": WIDTH,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 4,
+    }
     text = {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}}
     return _qwen_family("Qwen2VL", qwen, {"text": text, "vision": vision})
 
@@ -115,7 +122,11 @@ def llava_onevision(qwen: bool) -> Parts:
 def internvl(qwen: bool) -> Parts:
     """InternVL: tiles of one size and a thumbnail, over InternViT and Qwen2."""
     special = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
-    roles = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    roles = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+    }
     words = _words(qwen, special, video_token="<video>", **roles)
     settings = transformers.InternVLConfig(
         vision_config={**SIGLIP, "image_size": [16, 16], "patch_size": [4, 4]},
@@ -138,11 +149,17 @@ def internvl(qwen: bool) -> Parts:
 def gemma3(qwen: bool) -> Parts:
     """Gemma 3: 4 tokens for every image, which attend to each other both ways; sliding windows in a layer."""
     special = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
-    roles = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    roles = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
     words = _words(qwen, special, **roles)
     layers = ["sliding_attention", "full_attention"]
     settings = transformers.Gemma3Config(
-        text_config=_text(words, head_dim=8, sliding_window=1024, layer_types=layers, query_pre_attn_scalar=8),
+        text_config=_text(
+            words, head_dim=8, sliding_window=1024, layer_types=layers, query_pre_attn_scalar=8
+        ),
         vision_config={**SIGLIP, "image_size": 16, "patch_size": 4, "vision_use_head": False},
         mm_tokens_per_image=4,
         **_ids(words, boi_token_index=special[0], eoi_token_index=special[1], image_token_index=special[2]),

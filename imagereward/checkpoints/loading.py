@@ -65,7 +65,7 @@ def load(
                       scorer was saved, which for released ones is no, as in the originals
     adapter           the adapter to use the scorer with; no kind is known yet, so only None is taken
     judge             for a vision-language model: template, readout and other fields of
-                      `imagereward.models.vlm.settings.JudgeConfig`; device_map, quantize, attention
+                      `imagereward.models.vlm.asking.settings.JudgeConfig`; device_map, quantize, attention
 
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
@@ -82,7 +82,9 @@ def load(
                 label, *where, max_length=length, local_files_only=local_files_only, options=judge
             )
     if judge:
-        raise InputError(f"{label!r} takes no {', '.join(judge)}: it is no vision-language model that is asked")
+        raise InputError(
+            f"{label!r} takes no {', '.join(judge)}: it is no vision-language model that is asked"
+        )
     if is_reference(label) and not _local(label)[1]:
         options: dict[str, Any] = {
             "device": device,

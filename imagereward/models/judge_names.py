@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
+from imagereward.models.vlm.catalogue import JUDGES
+
 JUDGE_FILE = "judge.json"
 # "vqa:MODEL" and so on: the read-out and template of a model that has none of its own.
 SCHEMES = {
     "vqa": {"readout": "answer", "template": "shows"},
     "judge": {"readout": "verdict", "template": "rubric"},
+    "compare": {"readout": "answer", "template": "compare"},
 }
 
 
 def is_judge(name: str) -> bool:
-    """Whether `load` opens the name as a judge: "vqa:MODEL", "judge:MODEL", or a directory with judge.json."""
+    """Whether `load` opens the name as a judge: a name in JUDGES, "vqa:MODEL", a directory with judge.json."""
+    if name in JUDGES:
+        return True
     scheme, colon, rest = name.partition(":")
     return bool(colon and rest and scheme in SCHEMES) or (Path(name).expanduser() / JUDGE_FILE).is_file()

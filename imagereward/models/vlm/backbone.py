@@ -91,7 +91,9 @@ class Backbone(nn.Module):
     def image_tokens(self) -> set[int]:
         """The tokens in whose places image features stand."""
         config = self.model.config
-        return {getattr(config, name) for name in ("image_token_id", "image_token_index") if hasattr(config, name)}
+        return {
+            getattr(config, name) for name in ("image_token_id", "image_token_index") if hasattr(config, name)
+        }
 
     def encode(self, batch: Mapping[str, list]) -> list[EncodedImage]:
         """The images of a batch of `VLMImages`. Those whose inputs have one shape are encoded together."""
@@ -188,7 +190,9 @@ class Backbone(nn.Module):
             pooler_output=torch.cat(features) if features[0].ndim == 3 else features  # type: ignore[arg-type]
         )
         if images[0].deepstack:
-            outputs["deepstack_features"] = [list(layer) for layer in zip(*(image.deepstack for image in images))]
+            outputs["deepstack_features"] = [
+                list(layer) for layer in zip(*(image.deepstack for image in images))
+            ]
         return outputs
 
     def logits(self, hidden_R_D: torch.Tensor) -> torch.Tensor:

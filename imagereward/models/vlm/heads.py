@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from imagereward.models.vlm.settings import HeadConfig
+from imagereward.models.vlm.asking.settings import HeadConfig
 from imagereward.precision import full_precision
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+import torch.nn.functional as F
 
 from imagereward.errors import ImageReadError, InputError
 from imagereward.images.processor import Processor
@@ -19,12 +20,14 @@ class VLMImages(Processor):
 
     processor   the model's `transformers.ProcessorMixin`
     pixels      (least, most) pixels after resizing; None: the processor's own
+    pillow      whether Pillow resizes to `pixels` first, so that the processor finds nothing to do
     """
 
-    def __init__(self, processor: Any, pixels: tuple[int, int] | None = None):
+    def __init__(self, processor: Any, pixels: tuple[int, int] | None = None, pillow: bool = False):
         self.processor = processor
+        self.pixels, self.pillow = pixels, pillow
         self.options: dict[str, Any] = {}
-        if pixels is not None:
+        if pixels is not None and not pillow:
             size = getattr(processor.image_processor, "size", None) or {}
             if "shortest_edge" not in dict(size) or "longest_edge" not in dict(size):
                 raise InputError(
@@ -36,7 +39,12 @@ class VLMImages(Processor):
     def load(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
         """The inputs of one image by name; ImageReadError if it is beyond the model's limits."""
         try:
-            return self._inputs(image.convert("RGB"))
+            image = image.convert("RGB")
+            if self.pillow:
+                image = image.resize(
+                    self._size(image.height, image.width)[::-1], PIL.Image.Resampling.BICUBIC
+                )
+            return self._inputs(image)
         except (ValueError, ZeroDivisionError) as error:
             raise ImageReadError(
                 f"an image of {image.width} x {image.height} pixels is beyond the model's limits: {error}"
@@ -51,6 +59,9 @@ class VLMImages(Processor):
 
         They differ from those of the same image as a file by the rounding to 8 bits before and after resizing.
         """
+        if self.pillow:
+            size = self._size(*pixels_B_3_H_W.shape[2:])
+            pixels_B_3_H_W = F.interpolate(pixels_B_3_H_W, size, mode="bicubic", antialias=True).clamp(0, 1)
         return self.collate([self._inputs(pixels, do_rescale=False) for pixels in pixels_B_3_H_W])
 
     def on_device(self, batch: dict[str, list], device: torch.device) -> dict[str, list]:
@@ -59,6 +70,14 @@ class VLMImages(Processor):
             name: values if name == STANDS_FOR else [value.to(device, non_blocking=True) for value in values]
             for name, values in batch.items()
         }
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) by Qwen2-VL's rule: multiples of a merged patch, `pixels` in all."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        assert self.pixels is not None
+        images = self.processor.image_processor
+        return smart_resize(height, width, images.patch_size * images.merge_size, *self.pixels)
 
     def _inputs(self, image: Any, **options: Any) -> dict[str, torch.Tensor]:
         mark = self.processor.image_token

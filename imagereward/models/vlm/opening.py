@@ -10,17 +10,30 @@ import safetensors.torch
 import torch
 
 from imagereward.config import read_json
-from imagereward.errors import CheckpointError, DownloadError, InputError, did_you_mean, missing_extra
+from imagereward.errors import (
+    CheckpointError,
+    DownloadError,
+    ImageRewardError,
+    InputError,
+    did_you_mean,
+    missing_extra,
+)
 from imagereward.models.judge_names import JUDGE_FILE, SCHEMES
+from imagereward.models.vlm.asking.hpsv3 import hpsv3_template
+from imagereward.models.vlm.asking.settings import JudgeConfig
+from imagereward.models.vlm.asking.templates import TEMPLATES, Template, template_of
+from imagereward.models.vlm.catalogue import HPSV3, JUDGES
+from imagereward.models.vlm.comparing import PairwiseJudge
 from imagereward.models.vlm.heads import RewardHead
+from imagereward.models.vlm.hpsv3 import open_hpsv3
 from imagereward.models.vlm.scorer import VLMScorer
-from imagereward.models.vlm.settings import JudgeConfig
-from imagereward.models.vlm.templates import TEMPLATES, template_of
 from imagereward.writing import replacing
 
 HEAD_FILE = "reward_head.safetensors"
 QUANTIZATIONS = ("4bit", "8bit")
 # Options that decide how the model is placed, not what it scores.
+PAIRWISE = ("method", "budget")
+HPSV3_FILE = ("MizzenAI/HPSv3", "HPSv3.safetensors")
 PLACING = ("device_map", "quantize", "attention")
 FLOOR = (5, 24)
 
@@ -33,7 +46,7 @@ def open_judge(
     max_length: int | None = None,
     local_files_only: bool = False,
     options: Mapping[str, Any] | None = None,
-) -> VLMScorer:
+) -> VLMScorer | PairwiseJudge:
     """The judge of that name, in eval mode and frozen.
 
     name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers, or a directory
@@ -44,36 +57,86 @@ def open_judge(
     options           fields of `JudgeConfig`, which take the place of the judge's own; `template` also as the
                       name of a built-in one or a file; and device_map, quantize and attention, see `open_model`
 
+    "compare:MODEL" gives a `PairwiseJudge`, with its options `method` and `budget`.
+
     Raises CheckpointError, DownloadError, InputError, ModelMemoryError.
     """
     values = dict(options or {})
+    pairwise = {key: values.pop(key) for key in PAIRWISE if key in values} if name.startswith("compare:") else {}
     placing = {key: values.pop(key) for key in PLACING if key in values}
-    judge, source = _judge(name, values)
-    model, processor = open_model(source, device, dtype, local_files_only, **placing)
-    head = None
-    if judge.readout == "head" and (weights := Path(source) / HEAD_FILE).is_file():
-        head = _read_head(weights, model.config.get_text_config().hidden_size, judge)
-    scorer = VLMScorer(model, processor, judge, head)
+    if name == HPSV3:
+        scorer = _hpsv3(values, device, dtype, local_files_only, placing)
+    else:
+        judge, source = _judge(name, values)
+        model, processor = open_model(source, device, dtype, local_files_only, **placing)
+        head = None
+        if judge.readout == "head" and (weights := Path(source) / HEAD_FILE).is_file():
+            head = _read_head(weights, model.config.get_text_config().hidden_size, judge)
+        scorer = VLMScorer(model, processor, judge, head)
+        scorer.files = weights_of(Path(source))
     if scorer.reward_head is not None:
         scorer.reward_head.to(device)
     if max_length is not None:
         scorer.config = replace(scorer.config, max_length=max_length)
-    scorer.name = name.partition(":")[2] if name.partition(":")[0] in SCHEMES else Path(name).resolve().name
-    scorer.name = scorer.name.rstrip("/").rpartition("/")[2] or name
-    scorer.files = weights_of(Path(source))
-    return scorer.eval().requires_grad_(False)
+    scorer.name = _short(name)
+    scorer.eval().requires_grad_(False)
+    return PairwiseJudge(scorer, **pairwise) if name.startswith("compare:") else scorer
+
+
+def _short(name: str) -> str:
+    """The scorer's name: without scheme and folders."""
+    scheme, _, source = name.partition(":")
+    short = Path(source if scheme in SCHEMES and source else name).name
+    return short if name in JUDGES or short else Path(name).resolve().name
+
+
+def _hpsv3(
+    values: dict[str, Any], device: torch.device, dtype: torch.dtype, local: bool, placing: dict[str, Any]
+) -> VLMScorer:
+    """HPSv3: options `weights` (its file) and `template` (where its instruction is, or another template)."""
+    if placing:
+        raise InputError(
+            f"HPSv3 takes no {', '.join(placing)}: its weights are one file, loaded by this package"
+        )
+    weights = values.pop("weights", None)
+    given = values.pop("template", None)
+    judge = replace(JUDGES[HPSV3].config(), **_checked(values))
+    own = isinstance(given, Template) or Path(str(given)).suffix in (".toml", ".json")
+    template = template_of(given) if own else hpsv3_template(None if given is None else Path(given))
+    judge = replace(judge, template=template)
+    path = Path(weights).expanduser() if weights else fetch_hpsv3(local)
+    where = {"local_files_only": local, "trust_remote_code": False}
+    try:
+        model, processor, head = open_hpsv3(_transformers(), judge.model, path, device, dtype, where)
+    except ImageRewardError:
+        raise
+    except Exception as error:
+        raise _cannot_open(judge.model, error) from error
+    scorer = VLMScorer(model, processor, judge, head)
+    scorer.files = {path.name: path.resolve()}
+    return scorer
+
+
+def fetch_hpsv3(local_files_only: bool) -> Path:
+    """The published file of weights, from the hub or its cache; DownloadError if it cannot be had."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.hf_hub_download(*HPSV3_FILE, local_files_only=local_files_only)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise DownloadError(f"hub {'/'.join(HPSV3_FILE)}: {type(error).__name__}: {reason}") from error
+    return Path(found)
 
 
 def _judge(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
     """(judge, hub id or directory of its model) of a name, with the user's options."""
     if "template" in options:
         options["template"] = template_of(options["template"])
-    for key in options:
-        if key not in JudgeConfig.__dataclass_fields__:
-            valid = [*JudgeConfig.__dataclass_fields__, *PLACING]
-            raise InputError(
-                f"a judge has no option {key!r}; {did_you_mean(key, valid) or 'valid: ' + ', '.join(valid)}"
-            )
+    _checked(options)
+    if name in JUDGES:
+        judge = replace(JUDGES[name].config(), **options)
+        return judge, str(Path(judge.model).expanduser())
     directory = Path(name).expanduser()
     if (directory / JUDGE_FILE).is_file():
         try:
@@ -85,6 +148,17 @@ def _judge(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
     defaults = SCHEMES[scheme]
     values = {"template": TEMPLATES[defaults["template"]], "readout": defaults["readout"], **options}
     return JudgeConfig(model=source, **values), str(Path(source).expanduser())
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """The options; InputError naming the nearest valid one for an unknown one."""
+    for key in options:
+        if key not in JudgeConfig.__dataclass_fields__:
+            valid = [*JudgeConfig.__dataclass_fields__, *PLACING]
+            raise InputError(
+                f"a judge has no option {key!r}; {did_you_mean(key, valid) or 'valid: ' + ', '.join(valid)}"
+            )
+    return options
 
 
 def open_model(

@@ -17,12 +17,13 @@ import torch
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError, NonFiniteScoreError, UnreadableVerdictWarning
 from imagereward.images.reading import ImageLike, load_pixels
+from imagereward.models.vlm.asking.questions import aggregate, questions_of, read_questions
+from imagereward.models.vlm.asking.settings import JudgeConfig
+from imagereward.models.vlm.asking.turns import Turns
 from imagereward.models.vlm.backbone import Backbone, EncodedImage, Row
 from imagereward.models.vlm.heads import RewardHead
 from imagereward.models.vlm.images import VLMImages
-from imagereward.models.vlm.settings import JudgeConfig
 from imagereward.models.vlm.sharing import Read, States
-from imagereward.models.vlm.turns import Turns
 from imagereward.models.vlm.writing import Writer
 from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, one_each
 from imagereward.scoring.scorer import Scorer
@@ -50,7 +51,7 @@ class VLMScorer(Scorer):
         super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=MOST_TOKENS))
         self.judge = judge
         self.backbone = Backbone(model, processor, judge.positions)
-        self.processor = VLMImages(processor, judge.pixels)
+        self.processor = VLMImages(processor, judge.pixels, judge.resize == "pillow")
         self.states = States(self.backbone)
         self.turns = Turns(processor, judge.template)
         self.reward_head = head
@@ -59,6 +60,7 @@ class VLMScorer(Scorer):
             self.reward_head = RewardHead(self.backbone.text_config.hidden_size, judge.head)
         self.answer_ids = self.turns.answer_ids(judge.template.answers) if judge.readout == "answer" else []
         self.writer = Writer(self.backbone, judge) if judge.readout == "verdict" else None
+        self.questions = read_questions(Path(judge.questions).expanduser()) if judge.questions else None
         # Texts without a verdict, and all texts that were written, since the scorer was made.
         self.unreadable = 0
         self.written = 0
@@ -66,8 +68,8 @@ class VLMScorer(Scorer):
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
-        """Whether gradients reach pixels: a written verdict passes none."""
-        return self.judge.readout != "verdict"
+        """Whether gradients reach pixels: a written verdict passes none, nor do questions from a file."""
+        return self.judge.readout != "verdict" and self.questions is None
 
     @property
     def device(self) -> torch.device:
@@ -101,11 +103,38 @@ class VLMScorer(Scorer):
         self, images: Sequence[EncodedImage], prompts: Sequence[str], pairs_P_2: torch.Tensor
     ) -> torch.Tensor:
         """float32 scores [P]; for "verdict", NaN where no text held a verdict."""
+        if self.questions is not None:
+            return self._decomposed(images, prompts, pairs_P_2.tolist())
         rows = [self.turns.row(prompts[prompt], images, [image]) for image, prompt in pairs_P_2.tolist()]
         self._check_length(rows)
         if self.writer is not None:
             return self._verdicts(rows, images)
         return self.outputs(rows, images)[:, 0]
+
+    def _decomposed(
+        self, images: Sequence[EncodedImage], prompts: Sequence[str], pairs: list[list[int]]
+    ) -> torch.Tensor:
+        """Scores [P]: the aggregate of the answers to each prompt's questions."""
+        assert self.questions is not None
+        asked = [questions_of(self.questions, prompts[prompt], self.judge.questions) for _, prompt in pairs]
+        rows = [
+            self.turns.row(question.text, images, [image])
+            for (image, _), questions in zip(pairs, asked)
+            for question in questions
+        ]
+        self._check_length(rows)
+        named = [question.answer for questions in asked for question in questions]
+        own = {answer: self.turns.answer_ids([answer]) for answer in set(named) if answer}
+        ids = [own.get(answer, self.answer_ids) for answer in named]
+        tokens = sorted({token for each in ids for token in each})
+        logs = self.log_probabilities(rows, images, tokens)
+        chosen = [logs[row, [tokens.index(token) for token in each]].exp().sum() for row, each in enumerate(ids)]
+        scores, start = [], 0
+        for questions in asked:
+            part = [float(each) for each in chosen[start : start + len(questions)]]
+            scores.append(aggregate(part, questions, self.judge.aggregate))
+            start += len(questions)
+        return torch.tensor(scores)
 
     def outputs(self, rows: Sequence[Row], images: Sequence[EncodedImage]) -> torch.Tensor:
         """float32 [P, C]: the answer's probability, or the reward head's outputs."""
@@ -135,7 +164,9 @@ class VLMScorer(Scorer):
         logits = self.backbone.logits(hidden_R_D)
         return logits.softmax(-1)[:, self.answer_ids].sum(1, keepdim=True)
 
-    def log_probabilities(self, rows: Sequence[Row], images: Sequence[EncodedImage], ids: Sequence[int]) -> torch.Tensor:
+    def log_probabilities(
+        self, rows: Sequence[Row], images: Sequence[EncodedImage], ids: Sequence[int]
+    ) -> torch.Tensor:
         """float32 log-probabilities [P, len(ids)] of tokens where the model's answer begins."""
         return self._in_order(
             rows, images, lambda hidden: self.backbone.logits(hidden).log_softmax(-1)[:, list(ids)]

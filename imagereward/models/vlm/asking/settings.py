@@ -5,9 +5,11 @@ from typing import Any
 
 from imagereward.config import strict, whole_number
 from imagereward.errors import InputError
-from imagereward.models.vlm.templates import TEMPLATES, Template
+from imagereward.models.vlm.asking.templates import TEMPLATES, Template
 
 READOUTS = ("answer", "head", "verdict")
+RESIZES = ("processor", "pillow")
+AGGREGATES = ("arithmetic", "geometric")
 POSITIONS = ("model", "sequential")
 
 
@@ -45,8 +47,12 @@ class JudgeConfig:
     head         the reward head; for read-out "head"
     pixels       (least, most) pixels of an image after resizing; for models that take them (Qwen's);
                  None: the model's own
+    resize       "processor": images are resized as by the model's processor; "pillow": by Pillow before that, to
+                 the size that Qwen2-VL's rule gives for `pixels`
     positions    "model": rotary positions as the model's own class gives them; "sequential": 0, 1, 2, ... for
                  image tokens too
+    questions    file with yes/no questions for each prompt; "": the template is asked about the prompt itself
+    aggregate    "arithmetic" or "geometric": the mean over a prompt's questions
     new_tokens   most tokens that are written; for read-out "verdict"
     samples      texts that are written for a pair; their scores are averaged
     temperature  of sampling; 0: the likeliest token each time
@@ -58,7 +64,10 @@ class JudgeConfig:
     template: Template = field(default_factory=lambda: TEMPLATES["shows"])
     head: HeadConfig | None = None
     pixels: tuple[int, int] | None = None
+    resize: str = "processor"
     positions: str = "model"
+    questions: str = ""
+    aggregate: str = "arithmetic"
     new_tokens: int = 64
     samples: int = 1
     temperature: float = 0.0
@@ -69,6 +78,12 @@ class JudgeConfig:
             raise InputError(f"readout={self.readout!r}: expected one of {', '.join(READOUTS)}")
         if self.positions not in POSITIONS:
             raise InputError(f"positions={self.positions!r}: expected one of {', '.join(POSITIONS)}")
+        if self.resize not in RESIZES or (self.resize == "pillow" and self.pixels is None):
+            raise InputError(f"resize={self.resize!r}: expected processor, or pillow with pixels=")
+        if self.aggregate not in AGGREGATES:
+            raise InputError(f"aggregate={self.aggregate!r}: expected one of {', '.join(AGGREGATES)}")
+        if self.questions and self.readout != "answer":
+            raise InputError(f"questions={self.questions!r} need readout='answer', not {self.readout!r}")
         whole_number("new_tokens", self.new_tokens, 1, 4096)
         whole_number("samples", self.samples, 1, 1000)
         if not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature <= 10:
@@ -102,7 +117,7 @@ class JudgeConfig:
         if isinstance(template := values.get("template"), dict):
             values["template"] = Template.from_dict(template)
         elif isinstance(template, str):
-            from imagereward.models.vlm.templates import template_of
+            from imagereward.models.vlm.asking.templates import template_of
 
             values["template"] = template_of(template)
         if isinstance(head := values.get("head"), dict):

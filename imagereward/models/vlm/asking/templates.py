@@ -13,7 +13,7 @@ from typing import Any
 
 from imagereward.config import strict
 from imagereward.errors import InputError, did_you_mean
-from imagereward.models.vlm.verdicts import Grammar
+from imagereward.models.vlm.asking.verdicts import Grammar
 
 MOST_BYTES = 2**18  # of a template's file
 IMAGE, PROMPT, SECOND_IMAGE = "{image}", "{prompt}", "{image_b}"
@@ -104,7 +104,9 @@ def read_template(path: Path) -> Template:
         text = data.decode("utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         if not isinstance(values, dict):
-            raise InputError(f"a {type(values).__name__}; expected {', '.join(f.name for f in fields(Template))}")
+            raise InputError(
+                f"a {type(values).__name__}; expected {', '.join(f.name for f in fields(Template))}"
+            )
         return Template.from_dict({"name": path.stem, **values})
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"template {path}: {error}") from error
@@ -175,5 +177,3 @@ def template_of(given: "str | Path | Template") -> Template:
         return read_template(Path(given).expanduser())
     hint = did_you_mean(str(given), TEMPLATES) or f"known: {', '.join(TEMPLATES)}"
     raise InputError(f"template={str(given)!r}: expected a name, or a .toml or .json file; {hint}")
-
-

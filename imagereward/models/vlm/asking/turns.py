@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import Any
 
 from imagereward.errors import InputError, listing
+from imagereward.models.vlm.asking.templates import Template
 from imagereward.models.vlm.backbone import EncodedImage, Row
-from imagereward.models.vlm.templates import Template
 
 
 @dataclass

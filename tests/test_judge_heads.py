@@ -22,7 +22,7 @@ PIXELS = (1024, 1024)
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A source like the published one, with short texts, and their hash in the place of the published one's."""
+    """A source like the published one, with short texts, and their hash for the published one's."""
     file = tmp_path / "data_collator_qwen.py"
     names = dict(zip(hpsv3.NAMES, TEXTS))
     file.write_text("import nothing_of_this_is_run\n" + "".join(f"{k} = {v!r}\n" for k, v in names.items()))
@@ -107,7 +107,8 @@ def test_hpsv3_is_differentiable(published, package):
 
 def test_weights_that_do_not_fit_are_listed(published, package, tmp_path):
     base, _, state = published
-    wrong = {name: value for name, value in state.items() if name != "rm_head.5.bias"} | {"extra": torch.ones(1)}
+    wrong = {**state, "extra": torch.ones(1)}
+    del wrong["rm_head.5.bias"]
     safetensors.torch.save_file(wrong, tmp_path / "wrong.safetensors")
     options = {"model": str(base), "template": package, "pixels": PIXELS}
     with pytest.raises(CheckpointError, match=r"unexpected: extra|missing: layers\.5\.bias"):
@@ -121,7 +122,7 @@ def test_the_instruction_is_read_checked_and_never_run(package, tmp_path, monkey
     template = hpsv3.hpsv3_template(package)
     assert template.text == "{image}" + TEXTS[0].replace("{text_prompt}", "{prompt}") + TEXTS[1]
     monkeypatch.undo()
-    with pytest.raises(InputError, match="not that of hpsv3 1.0.0"):
+    with pytest.raises(InputError, match=r"not that of hpsv3 1\.0\.0"):
         hpsv3.hpsv3_template(package)
     with pytest.raises(InputError, match="cannot be read"):
         hpsv3.hpsv3_template(tmp_path / "nowhere")

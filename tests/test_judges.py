@@ -56,7 +56,7 @@ def test_parts_chosen_by_memory_change_nothing(judged, monkeypatch):
 
 
 def test_texts_are_those_that_transformers_generates(judged, tiny_vlm):
-    judge, plain, images, _ = judged
+    _, plain, images, _ = judged
     writer = RM.load(f"judge:{plain.model.name_or_path}", "cpu", new_tokens=5)
     prompts = PROMPTS[:3]
     texts = writer.written_texts(prompts, images[:3])

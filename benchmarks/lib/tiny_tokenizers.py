@@ -1,4 +1,4 @@
-"""Tokenizers for tiny vision-language models: Qwen's vocabulary if it is installed, or bytes and a few words."""
+"""Tokenizers for tiny vision-language models: Qwen's vocabulary, or bytes and a few words."""
 
 import base64
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Tiny vision-language models with random weights: a directory that transformers loads, for each architecture."""
+"""Tiny vision-language models with random weights, as directories that transformers loads."""
 
 from collections.abc import Callable
 from pathlib import Path

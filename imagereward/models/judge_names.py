@@ -1,4 +1,4 @@
-"""Names of judges, vision-language models that are asked: "vqa:MODEL", "judge:MODEL", and directories of them."""
+"""Names of judges, vision-language models that are asked: "vqa:MODEL", "judge:MODEL", "compare:MODEL"."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SCHEMES = {
 
 
 def is_judge(name: str) -> bool:
-    """Whether `load` opens the name as a judge: a name in JUDGES, "vqa:MODEL", a directory with judge.json."""
+    """Whether `load` opens the name as a judge: known, "vqa:MODEL", or a directory with judge.json."""
     if name in JUDGES:
         return True
     scheme, colon, rest = name.partition(":")

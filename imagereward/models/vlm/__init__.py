@@ -1,1 +1,1 @@
-"""Vision-language models as scorers: templates, three ways of reading a score, and reuse of what prompts share"""
+"""Vision-language models as scorers: three read-outs, comparisons, and what prompts share computed once"""

@@ -65,7 +65,7 @@ def _vqa(model: str, licence: str) -> Judge:
         licence=licence,
         paper="arXiv:2404.01291",
         billions=billions,
-        unverified="scores of the released weights; the question's wording is this project's, not the paper's",
+        unverified="scores of the released weights; the question's wording is this project's own",
     )
 
 

@@ -39,8 +39,10 @@ class PairwiseJudge(PairScorer):
     method   "bradley-terry" or "win-rate"
     budget   most comparisons for a group of images, each in both orders; None: every pair
 
-    `score`, `rank` and `best_of` compare the images of one call; a score says nothing beyond them. An image that
-    is alone has score 0, or a win rate of 1/2. `bias` is the mean position bias of the last call, as log odds.
+    `score`, `rank` and `best_of` compare the images of one call; a score says nothing beyond them. An image
+    that
+    is alone has score 0, or a win rate of 1/2. `bias` is the mean position bias of the last call, as log
+    odds.
     """
 
     takes_turns = True
@@ -48,7 +50,8 @@ class PairwiseJudge(PairScorer):
     def __init__(self, judge: VLMScorer, method: str = "bradley-terry", budget: int | None = None):
         if not judge.judge.template.compares:
             raise InputError(
-                f"template {judge.judge.template.name!r} shows one image; a comparison needs {{image}} and {{image_b}}"
+                f"template {judge.judge.template.name!r} shows one image; a comparison needs {{image}} and "
+                f"{{image_b}}"
             )
         if method not in METHODS:
             raise InputError(f"method={method!r}: expected one of {', '.join(METHODS)}")
@@ -62,7 +65,8 @@ class PairwiseJudge(PairScorer):
         self._second = turns.answer_ids(template.against)
         if not self._second or set(self._first) & set(self._second):
             raise InputError(
-                f"template {template.name!r}: answers={template.answers} and against={template.against}; expected "
+                f"template {template.name!r}: answers={template.answers} and against={template.against}; "
+                f"expected "
                 "different answers for the first and the second image"
             )
 
@@ -122,5 +126,6 @@ class PairwiseJudge(PairScorer):
         first, second = logs.split([len(self._first), len(self._second)], 1)
         odds = (first.logsumexp(1) - second.logsumexp(1)).view(-1, 2)  # for the image that is shown first
         return [
-            Comparison(float((ahead - behind) / 2), float((ahead + behind) / 2)) for ahead, behind in odds.tolist()
+            Comparison(float((ahead - behind) / 2), float((ahead + behind) / 2))
+            for ahead, behind in odds.tolist()
         ]

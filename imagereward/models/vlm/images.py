@@ -16,7 +16,7 @@ STANDS_FOR = "stands_for"  # key of the text that stands for the image, UTF-8 by
 
 
 class VLMImages(Processor):
-    """The image inputs of a vision-language model, and the text that stands for the image, as by its processor.
+    """The image inputs of a vision-language model, and the text that stands for the image.
 
     processor   the model's `transformers.ProcessorMixin`
     pixels      (least, most) pixels after resizing; None: the processor's own
@@ -31,7 +31,8 @@ class VLMImages(Processor):
             size = getattr(processor.image_processor, "size", None) or {}
             if "shortest_edge" not in dict(size) or "longest_edge" not in dict(size):
                 raise InputError(
-                    f"pixels={pixels}: {type(processor.image_processor).__name__} resizes to {dict(size)}, not to "
+                    f"pixels={pixels}: {type(processor.image_processor).__name__} resizes to {dict(size)}, "
+                    f"not to "
                     "a number of pixels; expected pixels=None"
                 )
             self.options["size"] = {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
@@ -57,7 +58,8 @@ class VLMImages(Processor):
     def from_pixels(self, pixels_B_3_H_W: torch.Tensor) -> dict[str, list]:
         """Inputs of pixels in [0, 1], by the processor's operations on tensors, so that gradients pass.
 
-        They differ from those of the same image as a file by the rounding to 8 bits before and after resizing.
+        They differ from those of the same image as a file by the rounding to 8 bits before and after
+        resizing.
         """
         if self.pillow:
             size = self._size(*pixels_B_3_H_W.shape[2:])

@@ -49,20 +49,23 @@ def open_judge(
 ) -> VLMScorer | PairwiseJudge:
     """The judge of that name, in eval mode and frozen.
 
-    name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers, or a directory
+    name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers, or a
+                      directory
                       that `save_pretrained` of a judge wrote
     device, dtype     of the model; the reward head stays float32
     max_length        most tokens of a prompt; default 2048
     local_files_only  never touch the network
     options           fields of `JudgeConfig`, which take the place of the judge's own; `template` also as the
-                      name of a built-in one or a file; and device_map, quantize and attention, see `open_model`
+                      name of a built-in one or a file; and device_map, quantize and attention, see
+                      `open_model`
 
     "compare:MODEL" gives a `PairwiseJudge`, with its options `method` and `budget`.
 
     Raises CheckpointError, DownloadError, InputError, ModelMemoryError.
     """
     values = dict(options or {})
-    pairwise = {key: values.pop(key) for key in PAIRWISE if key in values} if name.startswith("compare:") else {}
+    comparing = name.startswith("compare:")
+    pairwise = {key: values.pop(key) for key in PAIRWISE if comparing and key in values}
     placing = {key: values.pop(key) for key in PLACING if key in values}
     if name == HPSV3:
         scorer = _hpsv3(values, device, dtype, local_files_only, placing)
@@ -80,7 +83,7 @@ def open_judge(
         scorer.config = replace(scorer.config, max_length=max_length)
     scorer.name = _short(name)
     scorer.eval().requires_grad_(False)
-    return PairwiseJudge(scorer, **pairwise) if name.startswith("compare:") else scorer
+    return PairwiseJudge(scorer, **pairwise) if comparing else scorer
 
 
 def _short(name: str) -> str:
@@ -178,7 +181,8 @@ def open_model(
     quantize    "4bit" or "8bit" by bitsandbytes; None: not quantized
     attention   attention of transformers: "sdpa" is torch's
 
-    Raises InputError for a model that takes no images or has no chat template; CheckpointError for a model that
+    Raises InputError for a model that takes no images or has no chat template; CheckpointError for a model
+    that
     cannot be loaded; DownloadError if it cannot be had.
     """
     transformers = _transformers()
@@ -195,7 +199,8 @@ def open_model(
         raise _cannot_open(source, error) from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "image_token", None) is None:
         raise InputError(
-            f"{source} takes no images: its processor is a {type(processor).__name__}; expected an image-text-to-text "
+            f"{source} takes no images: its processor is a {type(processor).__name__}; expected an "
+            f"image-text-to-text "
             "model, such as Qwen/Qwen2.5-VL-3B-Instruct"
         )
     if processor.chat_template is None and processor.tokenizer.chat_template is None:

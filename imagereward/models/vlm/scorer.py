@@ -1,6 +1,7 @@
 """VLMScorer: a vision-language model as a scorer, by one of three read-outs.
 
-The read-outs are the probability of an answer, a reward head on a hidden state, and a verdict in the text that
+The read-outs are the probability of an answer, a reward head on a hidden state, and a verdict in the text
+that
 the model writes. Shapes: R rows, D width of the language model, V its vocabulary, P pairs.
 """
 
@@ -39,7 +40,8 @@ class VLMScorer(Scorer):
     judge      what is asked, and how the score is read
     head       the reward head, for read-out "head"; default: one with random weights
 
-    Scores: for "answer" a probability in [0, 1]; for "verdict" a number in [0, 1], NaN where the text holds no
+    Scores: for "answer" a probability in [0, 1]; for "verdict" a number in [0, 1], NaN where the text holds
+    no
     verdict, which is counted in `unreadable` and warned of; for "head" as the head was trained.
     """
 
@@ -128,7 +130,9 @@ class VLMScorer(Scorer):
         ids = [own.get(answer, self.answer_ids) for answer in named]
         tokens = sorted({token for each in ids for token in each})
         logs = self.log_probabilities(rows, images, tokens)
-        chosen = [logs[row, [tokens.index(token) for token in each]].exp().sum() for row, each in enumerate(ids)]
+        chosen = [
+            logs[row, [tokens.index(token) for token in each]].exp().sum() for row, each in enumerate(ids)
+        ]
         scores, start = [], 0
         for questions in asked:
             part = [float(each) for each in chosen[start : start + len(questions)]]
@@ -210,7 +214,8 @@ class VLMScorer(Scorer):
         scored = self._scored(question.rows, batch_size)
         if count := int(scored.scores.isnan().sum()):
             raise NonFiniteScoreError(
-                f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no order; "
+                f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
+                f"order; "
                 "score gives NaN for these"
             )
         return question.answer(scored)
@@ -221,12 +226,14 @@ class VLMScorer(Scorer):
         longest = max(len(row.ids) for row in rows)
         if most is not None and longest > most:
             raise InputError(
-                f"{self.name}: a text with its image has {longest} tokens and the model reads {most}; lower the "
+                f"{self.name}: a text with its image has {longest} tokens and the model reads {most}; lower "
+                f"the "
                 "second of pixels=, or max_length="
             )
 
     def _verdicts(self, rows: Sequence[Row], images: Sequence[EncodedImage]) -> torch.Tensor:
-        assert self.writer is not None and self.judge.template.grammar is not None
+        assert self.writer is not None
+        assert self.judge.template.grammar is not None
         texts = self.writer.write(self.states, rows, images)
         grammar = self.judge.template.grammar
         scores = torch.tensor([grammar.mean_score(each) for each in texts])
@@ -235,7 +242,8 @@ class VLMScorer(Scorer):
         self.written += sum(len(each) for each in texts)
         if bad:
             warnings.warn(
-                f"{self.name}: {len(bad)} of {sum(map(len, texts))} texts hold no verdict in the form of template "
+                f"{self.name}: {len(bad)} of {sum(map(len, texts))} texts hold no verdict in the form of "
+                f"template "
                 f"{self.judge.template.name!r}, such as {bad[0][:80]!r}; they count as NaN",
                 UnreadableVerdictWarning,
                 stacklevel=2,

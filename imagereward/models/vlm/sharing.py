@@ -62,7 +62,7 @@ class States:
         blocks = [self.backbone.block(row, images) for row in rows]
 
         def finish(source: State | None, owners: list[int], places: list[int], tails: list[Block]) -> None:
-            """`use` after `tails`, which follow the rows `owners` of `source`; halves of it if memory is short."""
+            """`use` after `tails`, which follow rows `owners` of `source`; in halves if memory is short."""
             try:
                 hidden, state = self.backbone.extend(select(source, owners), tails, images, keep=keep)
                 following = [block.positions[:, -1:] + 1 for block in tails]
@@ -166,7 +166,8 @@ class States:
     def _memory_error(self, tokens: int) -> ModelMemoryError:
         name = self.backbone.model.config.name_or_path or type(self.backbone.model).__name__
         return ModelMemoryError(
-            f"{name} has no memory for one text of {tokens} tokens on {self.backbone.device}: lower the second of "
+            f"{name} has no memory for one text of {tokens} tokens on {self.backbone.device}: lower the "
+            f"second of "
             "pixels=, load with dtype='bfloat16' or quantize='4bit', or take a smaller model"
         )
 

@@ -1,4 +1,4 @@
-"""Strengths of the images of a group from comparisons of pairs: Bradley-Terry, or win rates; and their schedule."""
+"""Strengths of a group of images from comparisons of pairs, by Bradley-Terry or win rates."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from imagereward.errors import InputError
 
 METHODS = ("bradley-terry", "win-rate")
-# A win and a loss of this share against an image of strength 0: strengths stay finite where one image wins always.
+# A win and a loss of this share against an image of strength 0 keep strengths finite.
 PRIOR = 0.1
 STEPS = 200
 
@@ -24,7 +24,8 @@ class Outcome(NamedTuple):
 def schedule(count: int, budget: int | None = None) -> list[tuple[int, int]]:
     """Pairs of `count` images to compare: all, or the first `budget` of them.
 
-    Pairs are in order of their distance in a ring, so that the first `count` connect all images, and every image
+    Pairs are in order of their distance in a ring, so that the first `count` connect all images, and every
+    image
     is in about equally many. Raises InputError for a budget of less than count - 1, which leaves images
     unconnected.
     """
@@ -43,10 +44,12 @@ def schedule(count: int, budget: int | None = None) -> list[tuple[int, int]]:
 
 
 def strengths(count: int, outcomes: Sequence[Outcome], method: str = "bradley-terry") -> np.ndarray:
-    """float64 [count], of mean 0 for Bradley-Terry: log odds against an average image; else win rates in [0, 1].
+    """float64 [count]: log odds against an average image, of mean 0; or win rates in [0, 1].
 
-    Bradley-Terry: P(first better) = sigmoid(strength of first - strength of second) is fitted to the shares by
-    Newton's method, with a weak prior towards 0. A win rate is the mean share of an image's comparisons; of an
+    Bradley-Terry: P(first better) = sigmoid(strength of first - strength of second) is fitted to the shares
+    by
+    Newton's method, with a weak prior towards 0. A win rate is the mean share of an image's comparisons; of
+    an
     image without one it is 1/2. Raises InputError for another method.
     """
     if method not in METHODS:

@@ -1,1 +1,1 @@
-"""What a judge is asked, and how its answer becomes a number: templates, verdicts, questions, turns of a chat"""
+"""What a judge is asked, and how its answer becomes a number"""

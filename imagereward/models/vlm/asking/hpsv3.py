@@ -30,7 +30,8 @@ def hpsv3_template(path: Path | None = None) -> Template:
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()
     if digest != SHA256:
         raise InputError(
-            f"the instruction in {path or PACKAGE} is not that of hpsv3 1.0.0: its sha256 is {digest}, expected "
+            f"the instruction in {path or PACKAGE} is not that of hpsv3 1.0.0: its sha256 is {digest}, "
+            f"expected "
             f"{SHA256}; to use it nevertheless, write it into a template file and pass template="
         )
     return Template(
@@ -46,7 +47,8 @@ def _source(path: Path | None) -> str:
         spec = find_spec(PACKAGE)
         if spec is None or spec.origin is None:
             raise InputError(
-                "HPSv3 needs its published instruction, which is not part of this package: run python -m pip download "
+                "HPSv3 needs its published instruction, which is not part of this package: run python -m "
+                "pip download "
                 "hpsv3==1.0.0 --no-deps and pass the wheel as template=, or install that package"
             )
         path = Path(spec.origin).parents[1]

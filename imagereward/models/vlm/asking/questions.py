@@ -38,7 +38,8 @@ class Asked:
 def read_questions(path: Path) -> dict[str, tuple[Asked, ...]]:
     """{prompt: its questions} of a .csv file in DPG's layout, or a .json or .jsonl file in GenEval 2's.
 
-    Raises InputError naming file and row: unreadable, a missing column, a question without text, a parent that
+    Raises InputError naming file and row: unreadable, a missing column, a question without text, a parent
+    that
     is not there, questions that depend on each other in a circle.
     """
     try:
@@ -51,7 +52,9 @@ def read_questions(path: Path) -> dict[str, tuple[Asked, ...]]:
             raise InputError("it has no questions")
         for prompt, questions in found.items():
             if len(questions) > MOST_QUESTIONS:
-                raise InputError(f"{len(questions)} questions for {prompt[:40]!r}; expected at most {MOST_QUESTIONS}")
+                raise InputError(
+                    f"{len(questions)} questions for {prompt[:40]!r}; expected at most {MOST_QUESTIONS}"
+                )
             _check_order(prompt, questions)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"questions {path}: {error}") from error
@@ -61,7 +64,9 @@ def read_questions(path: Path) -> dict[str, tuple[Asked, ...]]:
 def questions_of(table: Mapping[str, tuple[Asked, ...]], prompt: str, file: str) -> tuple[Asked, ...]:
     """The prompt's questions; InputError if the table has none for it."""
     if prompt not in table:
-        raise InputError(f"{file} has no questions for the prompt {prompt[:60]!r}; it has {len(table)} prompts")
+        raise InputError(
+            f"{file} has no questions for the prompt {prompt[:60]!r}; it has {len(table)} prompts"
+        )
     return table[prompt]
 
 
@@ -103,7 +108,8 @@ def _from_csv(text: str) -> dict[str, tuple[Asked, ...]]:
     for item, those in by_item.items():
         places = {_number(row["proposition_id"]): place for place, row in enumerate(those)}
         found[texts.get(item, item)] = tuple(
-            Asked(_text(row[question], item), parents=_parents(row["dependency"], places, item)) for row in those
+            Asked(_text(row[question], item), parents=_parents(row["dependency"], places, item))
+            for row in those
         )
     return found
 
@@ -123,7 +129,11 @@ def _parents(value: str | None, places: Mapping[str, int], item: str) -> tuple[i
 
 def _from_json(text: str) -> dict[str, tuple[Asked, ...]]:
     stripped = text.strip()
-    rows = json.loads(stripped) if stripped.startswith("[") else [json.loads(line) for line in stripped.splitlines()]
+    rows = (
+        json.loads(stripped)
+        if stripped.startswith("[")
+        else [json.loads(line) for line in stripped.splitlines()]
+    )
     found = {}
     for index, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row.get("vqa_list"):

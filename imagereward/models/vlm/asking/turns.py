@@ -66,7 +66,8 @@ class Turns:
                 )
                 single = [repr(each) for each in spellings if len(self._after(before, each)) == 1]
                 raise InputError(
-                    f"template {self.template.name!r}: the answer {answer!r} is {len(ids)} tokens of this model, and "
+                    f"template {self.template.name!r}: the answer {answer!r} is {len(ids)} tokens of this "
+                    f"model, and "
                     f"only a first token's probability can be read; spellings that are one token: "
                     f"{listing(single) or 'none'}"
                 )
@@ -76,7 +77,7 @@ class Turns:
         """The tokens that `answer` adds; more than one also if it changes the tokens before it."""
         start, whole = self._tokens(before), self._tokens(before + answer)
         if whole[: len(start)] != start:
-            return self.processor.tokenizer(answer, add_special_tokens=False).input_ids + [-1]
+            return [*self.processor.tokenizer(answer, add_special_tokens=False).input_ids, -1]
         return whole[len(start) :]
 
     def _tokens(self, text: str) -> list[int]:
@@ -104,7 +105,8 @@ class Turns:
         count = sum(part is None for part in self.template.parts(prompt))
         if text.count(self.processor.image_token) != count:
             raise InputError(
-                f"the model's chat template writes {text.count(self.processor.image_token)} places for images where "
+                f"the model's chat template writes {text.count(self.processor.image_token)} places for "
+                f"images where "
                 f"template {self.template.name!r} has {count}: it takes no images in a user turn"
             )
         return text

@@ -1,4 +1,4 @@
-"""Judges behind OpenAI-compatible servers: `transformers serve` on loopback, and a server of this file's own."""
+"""Judges behind OpenAI-compatible servers: `transformers serve` on loopback, and a scripted server."""
 
 import importlib.util
 import json
@@ -94,7 +94,7 @@ def test_probabilities_of_answers_are_read_where_they_are_offered(server):
     body = server.seen[0][2]
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
     server.answers = [(200, "Yes")]
-    with pytest.raises(InputError, match="gives no log-probabilities.*template='rubric'"):
+    with pytest.raises(InputError, match=r"gives no log-probabilities.*template='rubric'"):
         judge.score("a cat", pictures(1)[0])
     server.answers = [(400, {"error": "logprobs is not supported"})]
     with pytest.raises(InputError, match="gives no log-probabilities"):
@@ -131,7 +131,7 @@ def test_a_full_server_is_asked_again_and_a_refusal_is_not(server):
     assert judge.score("a cat", pictures(1)[0]) == pytest.approx(0.625)
     assert len(server.seen) == 3
     server.answers = [(401, {"error": "wrong key"})]
-    with pytest.raises(RemoteError, match="HTTP 401.*wrong key") as caught:
+    with pytest.raises(RemoteError, match=r"HTTP 401.*wrong key") as caught:
         judge.score("a cat", pictures(2))
     assert set(caught.value.causes) == {0, 1}
     assert len(server.seen) == 5

@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -77,10 +77,19 @@ def load(
 
         where = resolve_device(device), resolve_dtype(dtype)
         length = None if max_length is None else whole_number("max_length", max_length, 2)
+        if taken := [
+            key for key, value in {"kind": kind, "med_config": med_config}.items() if value is not None
+        ]:
+            raise InputError(f"{label!r} is a vision-language model: it takes no {', '.join(taken)}")
         with on_cpu():
-            return open_judge(
+            opened = open_judge(
                 label, *where, max_length=length, local_files_only=local_files_only, options=judge
             )
+        if isinstance(opened, Scorer):
+            opened.processor.apply_exif_rotation = bool(apply_exif_rotation)
+        if compile and isinstance(opened, Scorer):
+            opened.compile_towers()
+        return cast(Scorer, opened)
     if judge:
         raise InputError(
             f"{label!r} takes no {', '.join(judge)}: it is no vision-language model that is asked"

@@ -5,6 +5,7 @@ from pathlib import Path
 from imagereward.models.vlm.catalogue import JUDGES
 
 JUDGE_FILE = "judge.json"
+JUDGE_SUFFIX = ".toml"  # of a file with the settings of a judge
 # "vqa:MODEL" and so on: the read-out and template of a model that has none of its own.
 SCHEMES = {
     "vqa": {"readout": "answer", "template": "shows"},
@@ -14,8 +15,11 @@ SCHEMES = {
 
 
 def is_judge(name: str) -> bool:
-    """Whether `load` opens the name as a judge: known, "vqa:MODEL", or a directory with judge.json."""
+    """Whether `load` opens the name as a judge: known, "vqa:MODEL", a .toml file or a directory."""
     if name in JUDGES:
         return True
+    path = Path(name).expanduser()
+    if path.suffix == JUDGE_SUFFIX and path.is_file():
+        return True
     scheme, colon, rest = name.partition(":")
-    return bool(colon and rest and scheme in SCHEMES) or (Path(name).expanduser() / JUDGE_FILE).is_file()
+    return bool(colon and rest and scheme in SCHEMES) or (path / JUDGE_FILE).is_file()

@@ -3,7 +3,8 @@
 Shapes: R rows (texts with images), T tokens of a text, D width of the language model, V its vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ class Backbone(nn.Module):
         self.model = model
         self.processor = processor
         self.positions = positions
+        self.recompute = False  # layers' activations, in the backward pass
 
     @property
     def text_config(self) -> Any:
@@ -112,7 +114,8 @@ class Backbone(nn.Module):
         """(features, deepstack) of each image; the inputs' shapes agree beyond the first axis."""
         inputs = {name: torch.cat([item[name] for item in items]) for name in items[0]}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        out = self.model.get_image_features(**inputs, return_dict=True)
+        with self._recomputing():
+            out = self.model.get_image_features(**inputs, return_dict=True)
         features = out.pooler_output
         if isinstance(features, torch.Tensor):
             features = features.split([len(item["pixel_values"]) for item in items])
@@ -173,8 +176,37 @@ class Backbone(nn.Module):
             if "token_type_ids" in signature(self.model.model.forward).parameters:  # Gemma's
                 types = self.processor.create_mm_token_type_ids(ids.tolist())
                 inputs["token_type_ids"] = torch.tensor(types, device=device) * mask
-        out = self.model.model(**inputs)
+        with self._recomputing():
+            out = self.model.model(**inputs)
         return out.last_hidden_state[:, -1], State(cache, full) if keep else None
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """A context in which layers keep no activations, if `recompute` is on and gradients are.
+
+        transformers recomputes only layers that are in training mode; what is inside them stays as it is.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [each for each in self.model.modules() if isinstance(each, GradientCheckpointingLayer)]
+        changed = [
+            each for each in layers if self.recompute and torch.is_grad_enabled() and not each.training
+        ]
+        for each in changed:
+            each.training = True
+        try:
+            yield
+        finally:
+            for each in changed:
+                each.training = False
+
+    def set_recompute(self, enable: bool) -> None:
+        """Let layers recompute their activations in the backward pass, or keep them."""
+        self.recompute = enable
+        if enable:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
 
     def _new_cache(self) -> Any:
         from transformers import DynamicCache

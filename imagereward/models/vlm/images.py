@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from imagereward.errors import ImageReadError, InputError
+from imagereward.images.orientation import upright
 from imagereward.images.processor import Processor
 
 # What a processor returns beside the model's inputs for images.
@@ -26,6 +27,7 @@ class VLMImages(Processor):
     def __init__(self, processor: Any, pixels: tuple[int, int] | None = None, pillow: bool = False):
         self.processor = processor
         self.pixels, self.pillow = pixels, pillow
+        self.apply_exif_rotation = False
         self.options: dict[str, Any] = {}
         if pixels is not None and not pillow:
             size = getattr(processor.image_processor, "size", None) or {}
@@ -40,7 +42,7 @@ class VLMImages(Processor):
     def load(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
         """The inputs of one image by name; ImageReadError if it is beyond the model's limits."""
         try:
-            image = image.convert("RGB")
+            image = (upright(image) if self.apply_exif_rotation else image).convert("RGB")
             if self.pillow:
                 image = image.resize(
                     self._size(image.height, image.width)[::-1], PIL.Image.Resampling.BICUBIC

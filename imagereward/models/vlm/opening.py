@@ -1,6 +1,7 @@
 """open_judge: a vision-language model from the hub or a directory, as a scorer; and its directory on disk."""
 
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from imagereward.errors import (
     did_you_mean,
     missing_extra,
 )
-from imagereward.models.judge_names import JUDGE_FILE, SCHEMES
+from imagereward.models.judge_names import JUDGE_FILE, JUDGE_SUFFIX, SCHEMES
 from imagereward.models.vlm.asking.hpsv3 import hpsv3_template
 from imagereward.models.vlm.asking.settings import JudgeConfig
 from imagereward.models.vlm.asking.templates import TEMPLATES, Template, template_of
@@ -49,7 +50,8 @@ def open_judge(
 ) -> VLMScorer | PairwiseJudge:
     """The judge of that name, in eval mode and frozen.
 
-    name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers, or a
+    name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers; a
+                      .toml file with the keys of `JudgeConfig`, or a
                       directory
                       that `save_pretrained` of a judge wrote
     device, dtype     of the model; the reward head stays float32
@@ -84,6 +86,16 @@ def open_judge(
     scorer.name = _short(name)
     scorer.eval().requires_grad_(False)
     return PairwiseJudge(scorer, **pairwise) if comparing else scorer
+
+
+def _described(path: Path) -> JudgeConfig:
+    """The judge of a judge.json, or of a .toml file with the keys of `JudgeConfig`."""
+    try:
+        if path.suffix == JUDGE_SUFFIX:
+            return JudgeConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        return JudgeConfig.from_dict(read_json(path)["judge"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} does not describe a judge: {error}") from error
 
 
 def _short(name: str) -> str:
@@ -140,13 +152,15 @@ def _judge(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
     if name in JUDGES:
         judge = replace(JUDGES[name].config(), **options)
         return judge, str(Path(judge.model).expanduser())
-    directory = Path(name).expanduser()
-    if (directory / JUDGE_FILE).is_file():
-        try:
-            judge = JudgeConfig.from_dict(read_json(directory / JUDGE_FILE)["judge"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{directory / JUDGE_FILE} does not describe a judge: {error}") from error
-        return replace(judge, **options), judge.model or str(directory)
+    path = Path(name).expanduser()
+    if path.suffix == JUDGE_SUFFIX and path.is_file():
+        judge = replace(_described(path), **options)
+        if not judge.model:
+            raise InputError(f"{path} names no model: write model = a hub id or a directory")
+        return judge, str(Path(judge.model).expanduser())
+    if (path / JUDGE_FILE).is_file():
+        judge = replace(_described(path / JUDGE_FILE), **options)
+        return judge, judge.model or str(path)
     scheme, _, source = name.partition(":")
     defaults = SCHEMES[scheme]
     values = {"template": TEMPLATES[defaults["template"]], "readout": defaults["readout"], **options}

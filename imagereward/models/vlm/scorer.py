@@ -83,6 +83,14 @@ class VLMScorer(Scorer):
         """The model's dtype."""
         return self.backbone.model.dtype
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Let the backward pass of `reward` recompute the layers' activations."""
+        self.backbone.set_recompute(enable)
+
+    def compile_towers(self) -> None:
+        """Compile the whole model with torch.compile, in place."""
+        self.backbone.model.model.compile()
+
     def encode_images(self, batch: dict[str, list]) -> list[EncodedImage]:
         """The image features of the vision tower, one for each image."""
         return self.backbone.encode(batch)

@@ -61,7 +61,8 @@ class Turns:
             if len(ids) != 1:
                 spellings = dict.fromkeys(
                     space + word
-                    for word in (answer.strip(), answer.strip().lower(), answer.strip().capitalize())
+                    for base in (answer.strip(), answer.split()[0] if answer.split() else "")
+                    for word in (base, base.lower(), base.capitalize())
                     for space in ("", " ")
                 )
                 single = [repr(each) for each in spellings if len(self._after(before, each)) == 1]

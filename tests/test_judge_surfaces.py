@@ -258,7 +258,7 @@ def test_unreadable_verdicts_are_nan_counted_and_have_no_order(tiny_vlm, monkeyp
     texts = [[VERDICT], ["I like it"], [VERDICT.replace("5", "1")]]
     monkeypatch.setattr(Writer, "write", lambda self, states, rows, images: texts[: len(rows)])
     judge, images = RM.load(f"judge:{tiny_vlm()}", "cpu"), pictures(3)
-    with pytest.warns(UnreadableVerdictWarning, match="1 of 3 texts hold no verdict.*'I like it'"):
+    with pytest.warns(UnreadableVerdictWarning, match=r"1 of 3 texts hold no verdict.*'I like it'"):
         scores = judge.score(PROMPT, images)
     assert scores == pytest.approx([0.625, math.nan, 0.125], nan_ok=True)
     assert (judge.unreadable, judge.written) == (1, 3)

@@ -29,7 +29,7 @@ from imagereward.models.vlm.asking.settings import HeadConfig, JudgeConfig
 from imagereward.models.vlm.asking.templates import TEMPLATES, Template
 from imagereward.models.vlm.catalogue import JUDGES
 from imagereward.models.vlm.writing import Writer
-from imagereward.tuning.finetune import tune
+from imagereward.tuning import tune
 
 PROMPT = "a red bicycle"
 VERDICT = "Alignment: 5\nCoherence: 3\nAesthetics: 1"
@@ -83,34 +83,25 @@ def test_commands_and_server_give_the_scores_of_the_judge(readout, place, image_
 
 @pytest.mark.parametrize("readout", READOUTS)
 def test_a_generator_is_trained_by_a_judge(readout, place, tmp_path):
-    recipe = {"answer": "sd15/refl", "head": "sd15/refl", "verdict": "sd3/grpo"}[readout]
     values = {
         "resolution": 16,
         "updates": 1,
+        "learning_rate": 1e-3,
         "precision": "float32",
         "ema": 0.0,
         "evaluation": {"held_out": "", "count": 2, "batch_size": 2},
     }
-    if recipe == "sd15/refl":
-        values |= {
-            "eta": 0.0,
-            "steps": 4,
-            "gradient": {"first": 2, "last": 3},
-            "batch_size": 2,
-            "micro_batch": 2,
-        }
-        pipeline = pipelines.sd()
-    else:
-        values |= {"steps": 4, "groups": 2, "group": 2, "micro_batch": 2, "kl": None}
+    if readout == "verdict":  # passes no gradient
+        few = {"steps": 4, "groups": 2, "group": 2, "micro_batch": 2, "kl": None, "lora": None}
+        values |= {"recipe": "sd3/grpo", **few, "guidance": 1.0, "scoring": {"wait": 0.0}}
         pipeline = pipelines.FAMILIES["sd3"]()
-    tune(
-        pipeline,
-        [PROMPT, "a dog"],
-        recipe=recipe,
-        reward=str(place(readout)),
-        output=tmp_path / "run",
-        **values,
-    )
+    else:
+        span = {"steps": "one", "first": 2, "last": 3}
+        values |= {"recipe": "sd15/refl", "eta": 0.0, "steps": 4, "gradient": span}
+        values |= {"batch_size": 2, "micro_batch": 2}
+        pipeline = pipelines.FAMILIES["sd"]()
+    prompts = [PROMPT, "a dog"]
+    tune(pipeline, prompts, reward=str(place(readout)), output=tmp_path / "run", **values)
     assert list((tmp_path / "run").rglob("*.safetensors"))
 
 

@@ -2,8 +2,10 @@
 
     python -m benchmarks.scoring.judges [--pairs 20]
 
-Two models with random weights: the tests' tiny Qwen2-VL, and one with the widths of Qwen2-VL-2B and 2 layers in
-each of its towers (of 28 and 32), whose time is divided between them as in the whole model. The plain loop asks
+Two models with random weights: the tests' tiny Qwen2-VL, and one with the widths of Qwen2-VL-2B and 2 layers
+in
+each of its towers (of 28 and 32), whose time is divided between them as in the whole model. The plain loop
+asks
 transformers for every pair alone, with its processor; it is timed on some pairs and scaled to 160.
 """
 
@@ -99,7 +101,7 @@ def plain_pair(model: Any, processor: Any, prompt: str, image: PIL.Image.Image) 
 
 
 def measure(directory: Path, side: int, pairs: int, repeats: int) -> dict[str, float]:
-    """Seconds for 16 pairs, 160 pairs, and 160 pairs by a plain loop; their ratios; the largest difference."""
+    """Seconds for 16 pairs, 160 pairs, and 160 by a plain loop; their ratios; the largest difference."""
     rng = np.random.default_rng(0)
     images = [
         PIL.Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(IMAGES)

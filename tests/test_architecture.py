@@ -29,7 +29,7 @@ LAYERS = """
     tuning.rollouts
     tuning.objectives
     tuning.trainer tuning.evaluation
-    tuning.reward_model tuning.finetune
+    tuning.reward_model tuning.judges tuning.finetune
     tuning.from_scratch
     tuning tuning.explain
     cli

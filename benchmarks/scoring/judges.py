@@ -24,6 +24,7 @@ import transformers
 
 import imagereward as RM
 from benchmarks.lib import record
+from benchmarks.lib.tiny_tokenizers import qwen_vocabulary_file
 from benchmarks.lib.tiny_vlms import qwen2_vl, save_tiny_vlm
 from imagereward.models.vlm.asking.templates import TEMPLATES
 
@@ -59,8 +60,8 @@ VISION_2B = {"embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio
 
 
 def save_wide_vlm(directory: Path) -> Path:
-    """Write a model with the widths of Qwen2-VL-2B, 2 layers in each tower and a small vocabulary."""
-    tiny, processor = qwen2_vl(False)
+    """Write a model with the widths of Qwen2-VL-2B, 2 layers in each tower."""
+    tiny, processor = qwen2_vl(qwen_vocabulary_file() is not None)
     config = tiny.config.to_dict()
     config["text_config"] |= {**TEXT_2B, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
     config["text_config"]["rope_parameters"] |= {"mrope_section": [16, 24, 24]}
@@ -107,11 +108,12 @@ def measure(directory: Path, side: int, pairs: int, repeats: int) -> dict[str, f
         PIL.Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(IMAGES)
     ]
     prompts = [" ".join(rng.permutation(WORDS)) for _ in range(PROMPTS)]
-    judge = RM.load(f"vqa:{directory}", "cpu")
+    judge = RM.load(f"vqa:{directory}", "cpu", pixels=(side * side, side * side))
     one = seconds(lambda: judge.score_matrix(prompts[:1], images), repeats)
     ten = seconds(lambda: judge.score_matrix(prompts, images), repeats)
     model = transformers.AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
     processor = transformers.AutoProcessor.from_pretrained(directory)
+    processor.image_processor.size = {"shortest_edge": side * side, "longest_edge": side * side}
     places = [(index % PROMPTS, index // PROMPTS) for index in range(pairs)]
     plain_pair(model, processor, prompts[0], images[0])
     start = time.perf_counter()
@@ -139,9 +141,10 @@ def main() -> None:
     arguments = parser.parse_args()
     record.refuse_changes(arguments.allow_changes)
     found = {}
+    known = qwen_vocabulary_file() is not None  # else words are bytes, and texts are long
     with tempfile.TemporaryDirectory() as place:
         for name, directory, side in (
-            ("tiny Qwen2-VL", save_tiny_vlm("Qwen2-VL", Path(place, "tiny")), 64),
+            ("tiny Qwen2-VL", save_tiny_vlm("Qwen2-VL", Path(place, "tiny"), qwen=known), 128),
             ("widths of Qwen2-VL-2B, 2 layers", save_wide_vlm(Path(place, "wide")), SIDE),
         ):
             found[name] = measure(directory, side, arguments.pairs, arguments.repeats)

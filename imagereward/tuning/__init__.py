@@ -19,6 +19,7 @@ GENERATOR = "finetune:tune_generator"
 # A recipe's objective -> what runs it.
 RUNNERS = {
     "preference": "reward_model.train:tune_reward_model",
+    "judge": "judges.train:tune_judge",
     **dict.fromkeys(OBJECTIVES, GENERATOR),
     "autoencoder": "from_scratch.train:tune_autoencoder",
     "clip": "from_scratch.train:tune_clip",

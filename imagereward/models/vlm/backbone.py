@@ -85,6 +85,12 @@ class Backbone(nn.Module):
         return self.model.config.get_text_config()
 
     @property
+    def language_model(self) -> nn.Module:
+        """The language model, without its head."""
+        inner = self.model.model
+        return inner.language_model if hasattr(inner, "language_model") else inner.text_model
+
+    @property
     def device(self) -> torch.device:
         """The device of the embeddings, where token ids go."""
         return self.model.get_input_embeddings().weight.device

@@ -32,11 +32,13 @@ def test_bradley_terry_is_the_log_of_the_odds():
 
 def test_the_uncertain_loss_is_the_integral_that_hpsv3_samples():
     found = expected_bradley_terry(MEANS, VARIANCES)
+
+    def weighted(z, mean, sigma):
+        return np.logaddexp(0, -z) * norm.pdf(z, mean, sigma)
+
     for mean, variance, value in zip(MEANS.tolist(), VARIANCES.tolist(), found.tolist()):
         sigma = math.sqrt(variance)
-        integral, _ = quad(
-            lambda z: np.logaddexp(0, -z) * norm.pdf(z, mean, sigma), mean - 12 * sigma, mean + 12 * sigma
-        )
+        integral, _ = quad(weighted, mean - 12 * sigma, mean + 12 * sigma, args=(mean, sigma))
         assert value == pytest.approx(integral, abs=1e-6)
     noise = torch.randn(len(MEANS), 200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sampled = -torch.nn.functional.logsigmoid(MEANS[:, None] + VARIANCES.sqrt()[:, None] * noise).mean(1)
@@ -163,6 +165,6 @@ def test_what_cannot_be_learned_from_is_refused(reds, tiny_vlm):
         train(reds, tiny_vlm, precision="bfloat16")
     rows = json.loads((reds / "train.json").read_text())
     (reds / "train.json").write_text(json.dumps([{**rows[0], "generations": ["gone.png"] * 3}]))
-    with pytest.raises(InputError, match="1 of|3 of|no prompt has"):
+    with pytest.raises(InputError, match=r"3 of 3|1 of 1"):
         train(reds, tiny_vlm)
     assert config_of("judge", "x").__name__ == "JudgeTrainingConfig"

@@ -42,6 +42,10 @@ class DeviceError(ImageRewardError, RuntimeError):
     """The requested device is not on this machine."""
 
 
+class ModelMemoryError(ImageRewardError, MemoryError):
+    """Memory does not suffice for a model and its smallest batch; the message says what to lower."""
+
+
 class OutputError(ImageRewardError, OSError):
     """A result cannot be written: the file exists, belongs to another run, or the disk is full."""
 
@@ -78,6 +82,10 @@ class RewardError(ImageRewardError, RuntimeError):
 
 class NonFiniteLossError(ImageRewardError, ArithmeticError):
     """A loss or gradient in training was NaN or infinite; the update was not applied."""
+
+
+class UnreadableVerdictWarning(UserWarning):
+    """Some texts that a judge wrote hold no verdict in the form asked for; their scores are NaN."""
 
 
 class PromptTruncatedWarning(UserWarning):

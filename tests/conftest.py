@@ -75,6 +75,22 @@ def models(tmp_path_factory):
     return {kind: str(small_scorer(kind, seed=3).save_pretrained(root / kind)) for kind in CONFIGS}
 
 
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory):
+    """A function of an architecture: the directory of its tiny vision-language model, made once."""
+    from benchmarks.lib.tiny_vlms import save_tiny_vlm
+
+    made = {}
+
+    def directory(architecture="Qwen2-VL", **options):
+        key = (architecture, *sorted(options.items()))
+        if key not in made:
+            made[key] = save_tiny_vlm(architecture, tmp_path_factory.mktemp("vlm"), **options)
+        return made[key]
+
+    return directory
+
+
 @pytest.fixture
 def table(tmp_path):
     """A directory with images and `table.jsonl`; some prompts and images are repeated."""

@@ -30,7 +30,7 @@ LAYERS = """
     tuning.rollouts
     tuning.objectives
     tuning.trainer tuning.evaluation
-    tuning.reward_model tuning.finetune
+    tuning.reward_model tuning.judges tuning.finetune
     tuning.personal
     tuning.from_scratch
     tuning tuning.explain

@@ -11,12 +11,14 @@ import torch
 from imagereward.checkpoints import hub
 from imagereward.checkpoints.adapted import put_on, with_adapter
 from imagereward.checkpoints.assembling import assemble, resolve_device
+from imagereward.checkpoints.judges import load_judge
 from imagereward.checkpoints.own import load_own
 from imagereward.checkpoints.registry import REGISTRY, File
 from imagereward.checkpoints.state_dicts import read_state_dict
 from imagereward.config import ScorerConfig, read_json, whole_number
 from imagereward.errors import CheckpointError, DownloadError, InputError, did_you_mean, listing
 from imagereward.lookup import is_reference
+from imagereward.models.judge_names import is_judge
 from imagereward.models.med_config import read_med_config, with_med_config
 from imagereward.precision import on_cpu, resolve_dtype
 from imagereward.scoring.saving import CONFIG_FILE, WEIGHTS_FILE
@@ -40,14 +42,16 @@ def load(
     local_files_only: bool = False,
     apply_exif_rotation: bool | None = None,
     adapter: str | os.PathLike | None = None,
+    **judge: Any,
 ) -> Scorer:
     """Load a scorer, in evaluation mode and with frozen weights.
 
     name              a name from `available_models()` or `available_scores()`; a checkpoint file
                       (.pt, .pth, .safetensors) in a released format; a directory written by
-                      `save_pretrained`; a hub id `owner/name` of such a directory; or "module:attribute",
+                      `save_pretrained`; a hub id `owner/name` of such a directory; "module:attribute",
                       a scorer of your own: a PairScorer, a function that makes one, or a function of
-                      (pixels, prompts)
+                      (pixels, prompts); or "vqa:MODEL" or "judge:MODEL", a vision-language model that is
+                      asked, by its hub id or directory
     device            default: the first GPU if there is one, else the CPU
     download_root     where released files are looked for and put; default: the original's
                       ~/.cache/ImageReward, then the hub cache
@@ -62,6 +66,8 @@ def load(
                       scorer was saved, which for released ones is no, as in the originals
     adapter           an adapter to put on it: a directory, or a hub id `owner/name`. The name "NAME+ADAPTER"
                       means the same, also where only names of scorers are taken
+    judge             for a vision-language model: template, readout and other fields of
+                      `imagereward.models.vlm.asking.settings.JudgeConfig`; device_map, quantize, attention
 
     Raises CheckpointError (unknown name, wrong or damaged file; its subclass DownloadError when a
     file cannot be had), DeviceError, InputError.
@@ -71,10 +77,26 @@ def load(
     if adapter is not None:
         if compile:
             raise InputError(f"compile=True and adapter={os.fspath(adapter)!r}: expected one of the two")
-        more: dict[str, Any] = {"kind": kind, "dtype": dtype, "max_length": max_length}
+        more: dict[str, Any] = {"kind": kind, "dtype": dtype, "max_length": max_length, **judge}
         more |= {"local_files_only": local_files_only, "apply_exif_rotation": apply_exif_rotation}
         return put_on(load(name, device, download_root, med_config, **more), adapter, local_files_only)
-    if is_reference(label := os.fspath(name)) and not _local(label)[1]:
+    if is_judge(label := os.fspath(name)):
+        return load_judge(
+            label,
+            device,
+            dtype,
+            refused={"kind": kind, "med_config": med_config},
+            max_length=max_length,
+            compile=compile,
+            local_files_only=local_files_only,
+            apply_exif_rotation=apply_exif_rotation,
+            options=judge,
+        )
+    if judge:
+        raise InputError(
+            f"{label!r} takes no {', '.join(judge)}: it is no vision-language model that is asked"
+        )
+    if is_reference(label) and not _local(label)[1]:
         options: dict[str, Any] = {
             "device": device,
             "download_root": download_root,

@@ -38,10 +38,17 @@ from imagereward.cli.options import (
 
 
 @app.command(examples="imagereward models\nimagereward models --format json")
-def models(format: OutputFormat = Format.table) -> None:
-    """List the scorers that can be loaded by name."""
+def models(
+    format: OutputFormat = Format.table,
+    judges: Annotated[bool, typer.Option("--judges", help="vision-language models that are asked")] = False,
+    templates: Annotated[bool, typer.Option("--templates", help="what judges can be asked")] = False,
+) -> None:
+    """List the scorers that can be loaded by name; --judges and --templates list vision-language ones."""
     from imagereward.checkpoints.registry import REGISTRY
 
+    if judges or templates:
+        print_rows(_templates() if templates else _judges(), format)
+        return
     rows = [
         {
             "name": name,
@@ -56,6 +63,42 @@ def models(format: OutputFormat = Format.table) -> None:
         for name, entry in REGISTRY.items()
     ]
     print_rows(rows, format)
+
+
+def _judges() -> list[dict[str, Any]]:
+    """The rows of `models --judges`."""
+    from imagereward.models.vlm.catalogue import JUDGES
+
+    return [
+        {
+            "name": name,
+            "scores": judge.scores,
+            "model": judge.model,
+            "GB in bfloat16": round(judge.gigabytes, 1),
+            "read-out": judge.readout,
+            "template": judge.template or "published",
+            "licence": judge.licence,
+            "paper": judge.paper,
+            "verified": judge.verified,
+            "not verified": judge.unverified,
+        }
+        for name, judge in JUDGES.items()
+    ]
+
+
+def _templates() -> list[dict[str, Any]]:
+    """The rows of `models --templates`."""
+    from imagereward.models.vlm.asking.templates import TEMPLATES
+
+    return [
+        {
+            "name": name,
+            "answers": ", ".join(template.answers),
+            "written": ", ".join(template.grammar.fields) if template.grammar else "",
+            "text": template.text,
+        }
+        for name, template in TEMPLATES.items()
+    ]
 
 
 @app.command(

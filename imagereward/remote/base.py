@@ -42,7 +42,7 @@ class RemoteBase(PairScorer):
     ):
         if httpx2 is None:
             raise missing_extra("a remote scorer", "serve")
-        address = _address(url)
+        address = parse_address(url)
         # Messages and logs, also those of httpx2, show the address, so user name and password are removed.
         self.url = str(address.copy_with(username=None, password=None)).rstrip("/")
         self.name = self.url
@@ -132,7 +132,7 @@ class RemoteBase(PairScorer):
         )
 
 
-def _address(url: str) -> "httpx2.URL":
+def parse_address(url: str) -> "httpx2.URL":
     """The parsed address; InputError if it is no http:// or https:// address with a host."""
     with contextlib.suppress(httpx2.InvalidURL, TypeError):
         parsed = httpx2.URL(url)

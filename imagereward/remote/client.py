@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from imagereward.errors import RemoteError
+from imagereward.errors import InputError, RemoteError
 from imagereward.remote.base import CLOSED, RemoteBase
 from imagereward.remote.exchange import Exchange, Result, complete, plan, run
 from imagereward.remote.forking import process_key
+from imagereward.remote.judge import ChatJudge, is_chat_address
 from imagereward.scoring.questions import Question, Rows, Scored
 
 try:
@@ -24,7 +25,7 @@ except ImportError:  # in an extra, which RemoteBase() names
     httpx2 = None  # type: ignore[assignment]
 
 
-def connect(url: str, model: str | None = None, **options) -> "RemoteScorer":
+def connect(url: str, model: str | None = None, **options) -> "RemoteScorer | ChatJudge":
     """A scorer whose model runs behind the reward server at `url`, such as "http://host:8000".
 
     model        name of a model of the server; default: the server's first
@@ -33,12 +34,20 @@ def connect(url: str, model: str | None = None, **options) -> "RemoteScorer":
     retries      number of retries of a request that found the server full, restarting or gone; default 5
     connections  requests at a time; default 8
 
+    An address that ends with "/v1" is one of an OpenAI-compatible server, whose `model` is asked in the
+    words of a
+    `template`: the result is a `ChatJudge`, whose options these are.
+
     A pickle of the scorer holds its settings. A `token` given here is pickled only for worker processes that
     multiprocessing starts; a scorer loaded from any other pickle reads IMAGEREWARD_TOKEN.
 
     Raises RemoteError with the cause if the server cannot be reached or refuses; InputError for a model that
     the server lacks, and for an invalid `url`.
     """
+    if is_chat_address(url, options):
+        if model is None:
+            raise InputError(f"{url}: say which model= is asked")
+        return ChatJudge(url, model, **options)
     scorer = RemoteScorer(url, **options)
     scorer.choose(model, scorer.ask_models())
     return scorer

@@ -41,7 +41,7 @@ def score_rows(
         image, prompt = pairs_P_2[row].tolist()
         return f"{name_of(images[image], image)} with {prompts[prompt][:40]!r}"
 
-    check_finite(scorer.name, scores, describe)
+    scorer.check_scores(scores, describe)
     return scores
 
 

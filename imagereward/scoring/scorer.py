@@ -257,6 +257,10 @@ class Scorer(PairScorer, nn.Module):
             scores = score_rows(self, *rows, self._batch_size(batch_size), head or self.head)
             return Scored(scores, tokens, truncated)
 
+    def check_scores(self, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
+        """Raises NonFiniteScoreError if a score is NaN or infinite; `describe` names a row by its index."""
+        check_finite(self.name, scores, describe)
+
     def encode_pixels(self, batches: list[Any]):
         """The image features of a batch for each processor, as from its `collate` or `from_pixels`."""
         device = self.device

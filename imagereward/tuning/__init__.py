@@ -20,6 +20,7 @@ GENERATOR = "finetune:tune_generator"
 RUNNERS = {
     "preference": "reward_model.train:tune_reward_model",
     "personal": "personal.train:tune_personal",
+    "judge": "judges.train:tune_judge",
     **dict.fromkeys(OBJECTIVES, GENERATOR),
     "autoencoder": "from_scratch.train:tune_autoencoder",
     "clip": "from_scratch.train:tune_clip",

@@ -51,6 +51,10 @@ def config_of(objective: str, source: str) -> type[Config]:
 
     Raises InputError for an unknown objective.
     """
+    if objective == "judge":
+        from imagereward.tuning.judges.config import JudgeTrainingConfig
+
+        return JudgeTrainingConfig
     if objective == "preference":
         from imagereward.tuning.reward_model.config import RewardModelConfig
 

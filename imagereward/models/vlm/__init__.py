@@ -1,0 +1,1 @@
+"""Vision-language models as scorers: three read-outs, comparisons, and what prompts share computed once"""

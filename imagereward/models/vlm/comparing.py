@@ -1,0 +1,131 @@
+"""PairwiseJudge: a vision-language model that is shown two images at a time, in both orders."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from imagereward.errors import InputError
+from imagereward.images.reading import ImageLike, load_pixels
+from imagereward.models.vlm.asking.turns import Turns
+from imagereward.models.vlm.backbone import EncodedImage
+from imagereward.models.vlm.scorer import VLMScorer
+from imagereward.models.vlm.tournament import METHODS, Outcome, schedule, strengths
+from imagereward.scoring.api import PairScorer
+from imagereward.scoring.questions import Rows, Scored
+
+
+class Comparison(NamedTuple):
+    """The verdict on images a and b.
+
+    margin  log odds that a is better, averaged over both orders: exactly the negative for (b, a)
+    bias    log odds in favour of the image that is shown first, whichever it is
+    """
+
+    margin: float
+    bias: float
+
+    @property
+    def probability(self) -> float:
+        """The probability that a is better."""
+        return 1 / (1 + math.exp(-self.margin)) if self.margin > -700 else 0.0
+
+
+class PairwiseJudge(PairScorer):
+    """Scores relative to the other images of the same prompt, from comparisons of pairs.
+
+    judge    a judge with read-out "answer" and a template that compares
+    method   "bradley-terry" or "win-rate"
+    budget   most comparisons for a group of images, each in both orders; None: every pair
+
+    `score`, `rank` and `best_of` compare the images of one call; a score says nothing beyond them. An image
+    that
+    is alone has score 0, or a win rate of 1/2. `bias` is the mean position bias of the last call, as log
+    odds.
+    """
+
+    takes_turns = True
+
+    def __init__(self, judge: VLMScorer, method: str = "bradley-terry", budget: int | None = None):
+        if not judge.judge.template.compares:
+            raise InputError(
+                f"template {judge.judge.template.name!r} shows one image; a comparison needs {{image}} and "
+                f"{{image_b}}"
+            )
+        if method not in METHODS:
+            raise InputError(f"method={method!r}: expected one of {', '.join(METHODS)}")
+        self.judge = judge
+        self.name = judge.name
+        self.method, self.budget = method, budget
+        self.bias = math.nan
+        turns: Turns = judge.turns
+        template = judge.judge.template
+        self._first = turns.answer_ids(template.answers)
+        self._second = turns.answer_ids(template.against)
+        if not self._second or set(self._first) & set(self._second):
+            raise InputError(
+                f"template {template.name!r}: answers={template.answers} and against={template.against}; "
+                f"expected "
+                "different answers for the first and the second image"
+            )
+
+    def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Comparison:
+        """Which of two images is better for the prompt; both orders are asked."""
+        (found,) = self._comparisons([prompt], self._encoded([a, b]), [(0, 0, 1)])
+        self.bias = found.bias
+        return found
+
+    def _scored(self, rows: Rows, batch_size: int | None) -> Scored:
+        if not rows.prompts or not rows.images:
+            raise InputError(f"nothing to score: {len(rows.prompts)} prompts and {len(rows.images)} images")
+        groups: dict[int, list[int]] = {}
+        for row, (_, prompt) in enumerate(rows.pairs_P_2.tolist()):
+            groups.setdefault(prompt, []).append(row)
+        encoded = self._encoded(rows.images, batch_size)
+        asked = []
+        for prompt, those in groups.items():
+            images = [int(rows.pairs_P_2[row, 0]) for row in those]
+            asked += [(prompt, images, pair) for pair in schedule(len(those), self.budget)]
+        found = self._comparisons(
+            rows.prompts, encoded, [(prompt, images[a], images[b]) for prompt, images, (a, b) in asked]
+        )
+        self.bias = sum(each.bias for each in found) / len(found) if found else math.nan
+        scores = torch.empty(len(rows.pairs_P_2))
+        for prompt, those in groups.items():
+            outcomes = [
+                Outcome(*pair, each.probability) for (at, _, pair), each in zip(asked, found) if at == prompt
+            ]
+            scores[those] = torch.from_numpy(strengths(len(those), outcomes, self.method)).float()
+        return Scored(scores, self.judge.count_tokens(rows.prompts), [False] * len(rows.prompts))
+
+    def _encoded(self, images: Sequence[ImageLike], batch_size: int | None = None) -> list[EncodedImage]:
+        """Every image, encoded once."""
+        size, encoded, waiting = self.judge._batch_size(batch_size), [], []
+        with torch.inference_mode(), self.judge.evaluating():
+            for (item,) in load_pixels(images, self.judge.processors):
+                waiting.append(item)
+                if len(waiting) == size:
+                    encoded += self.judge.encode_pixels([self.judge.processor.collate(waiting)])
+                    waiting = []
+            if waiting:
+                encoded += self.judge.encode_pixels([self.judge.processor.collate(waiting)])
+        return encoded
+
+    def _comparisons(
+        self, prompts: Sequence[str], images: Sequence[EncodedImage], asked: Sequence[tuple[int, int, int]]
+    ) -> list[Comparison]:
+        """The verdicts on (prompt, image a, image b), as indices."""
+        if not asked:
+            return []
+        turns: Any = self.judge.turns
+        orders = [(prompt, pair) for prompt, a, b in asked for pair in ((a, b), (b, a))]
+        rows = [turns.row(prompts[prompt], images, pair) for prompt, pair in orders]
+        with torch.inference_mode(), self.judge.evaluating():
+            logs = self.judge.log_probabilities(rows, images, [*self._first, *self._second]).double()
+        first, second = logs.split([len(self._first), len(self._second)], 1)
+        odds = (first.logsumexp(1) - second.logsumexp(1)).view(-1, 2)  # for the image that is shown first
+        return [
+            Comparison(float((ahead - behind) / 2), float((ahead + behind) / 2))
+            for ahead, behind in odds.tolist()
+        ]

@@ -1,0 +1,287 @@
+"""open_judge: a vision-language model from the hub or a directory, as a scorer; and its directory on disk."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from imagereward.config import read_json
+from imagereward.errors import (
+    CheckpointError,
+    DownloadError,
+    ImageRewardError,
+    InputError,
+    did_you_mean,
+    missing_extra,
+)
+from imagereward.models.judge_names import JUDGE_FILE, JUDGE_SUFFIX, SCHEMES
+from imagereward.models.vlm.asking.hpsv3 import hpsv3_template
+from imagereward.models.vlm.asking.settings import JudgeConfig
+from imagereward.models.vlm.asking.templates import TEMPLATES, Template, template_of
+from imagereward.models.vlm.catalogue import HPSV3, JUDGES
+from imagereward.models.vlm.comparing import PairwiseJudge
+from imagereward.models.vlm.heads import RewardHead
+from imagereward.models.vlm.hpsv3 import open_hpsv3
+from imagereward.models.vlm.scorer import VLMScorer
+from imagereward.writing import replacing
+
+HEAD_FILE = "reward_head.safetensors"
+QUANTIZATIONS = ("4bit", "8bit")
+# Options that decide how the model is placed, not what it scores.
+PAIRWISE = ("method", "budget")
+HPSV3_FILE = ("MizzenAI/HPSv3", "HPSv3.safetensors")
+PLACING = ("device_map", "quantize", "attention")
+FLOOR = (5, 24)
+
+
+def open_judge(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    max_length: int | None = None,
+    local_files_only: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> VLMScorer | PairwiseJudge:
+    """The judge of that name, in eval mode and frozen.
+
+    name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers; a
+                      .toml file with the keys of `JudgeConfig`, or a
+                      directory
+                      that `save_pretrained` of a judge wrote
+    device, dtype     of the model; the reward head stays float32
+    max_length        most tokens of a prompt; default 2048
+    local_files_only  never touch the network
+    options           fields of `JudgeConfig`, which take the place of the judge's own; `template` also as the
+                      name of a built-in one or a file; and device_map, quantize and attention, see
+                      `open_model`
+
+    "compare:MODEL" gives a `PairwiseJudge`, with its options `method` and `budget`.
+
+    Raises CheckpointError, DownloadError, InputError, ModelMemoryError.
+    """
+    values = dict(options or {})
+    comparing = name.startswith("compare:")
+    pairwise = {key: values.pop(key) for key in PAIRWISE if comparing and key in values}
+    placing = {key: values.pop(key) for key in PLACING if key in values}
+    if name == HPSV3:
+        scorer = _hpsv3(values, device, dtype, local_files_only, placing)
+    else:
+        judge, source = _judge(name, values)
+        model, processor = open_model(source, device, dtype, local_files_only, **placing)
+        head = None
+        if judge.readout == "head" and (weights := Path(source) / HEAD_FILE).is_file():
+            head = _read_head(weights, model.config.get_text_config().hidden_size, judge)
+        scorer = VLMScorer(model, processor, judge, head)
+        scorer.files = weights_of(Path(source))
+    if scorer.reward_head is not None:
+        scorer.reward_head.to(device)
+    if max_length is not None:
+        scorer.config = replace(scorer.config, max_length=max_length)
+    scorer.name = _short(name)
+    scorer.eval().requires_grad_(False)
+    return PairwiseJudge(scorer, **pairwise) if comparing else scorer
+
+
+def _described(path: Path) -> JudgeConfig:
+    """The judge of a judge.json, or of a .toml file with the keys of `JudgeConfig`."""
+    try:
+        if path.suffix == JUDGE_SUFFIX:
+            return JudgeConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        return JudgeConfig.from_dict(read_json(path)["judge"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} does not describe a judge: {error}") from error
+
+
+def _short(name: str) -> str:
+    """The scorer's name: without scheme and folders."""
+    scheme, _, source = name.partition(":")
+    short = Path(source if scheme in SCHEMES and source else name).name
+    return short if name in JUDGES or short else Path(name).resolve().name
+
+
+def _hpsv3(
+    values: dict[str, Any], device: torch.device, dtype: torch.dtype, local: bool, placing: dict[str, Any]
+) -> VLMScorer:
+    """HPSv3: options `weights` (its file) and `template` (where its instruction is, or another template)."""
+    if placing:
+        raise InputError(
+            f"HPSv3 takes no {', '.join(placing)}: its weights are one file, loaded by this package"
+        )
+    weights = values.pop("weights", None)
+    given = values.pop("template", None)
+    judge = replace(JUDGES[HPSV3].config(), **_checked(values))
+    own = isinstance(given, Template) or Path(str(given)).suffix in (".toml", ".json")
+    template = template_of(given) if own else hpsv3_template(None if given is None else Path(given))
+    judge = replace(judge, template=template)
+    path = Path(weights).expanduser() if weights else fetch_hpsv3(local)
+    where = {"local_files_only": local, "trust_remote_code": False}
+    try:
+        model, processor, head = open_hpsv3(_transformers(), judge.model, path, device, dtype, where)
+    except ImageRewardError:
+        raise
+    except Exception as error:
+        raise _cannot_open(judge.model, error) from error
+    scorer = VLMScorer(model, processor, judge, head)
+    scorer.files = {path.name: path.resolve()}
+    return scorer
+
+
+def fetch_hpsv3(local_files_only: bool) -> Path:
+    """The published file of weights, from the hub or its cache; DownloadError if it cannot be had."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.hf_hub_download(*HPSV3_FILE, local_files_only=local_files_only)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise DownloadError(f"hub {'/'.join(HPSV3_FILE)}: {type(error).__name__}: {reason}") from error
+    return Path(found)
+
+
+def _judge(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
+    """(judge, hub id or directory of its model) of a name, with the user's options."""
+    if "template" in options:
+        options["template"] = template_of(options["template"])
+    _checked(options)
+    if name in JUDGES:
+        judge = replace(JUDGES[name].config(), **options)
+        return judge, str(Path(judge.model).expanduser())
+    path = Path(name).expanduser()
+    if path.suffix == JUDGE_SUFFIX and path.is_file():
+        judge = replace(_described(path), **options)
+        if not judge.model:
+            raise InputError(f"{path} names no model: write model = a hub id or a directory")
+        return judge, str(Path(judge.model).expanduser())
+    if (path / JUDGE_FILE).is_file():
+        judge = replace(_described(path / JUDGE_FILE), **options)
+        return judge, judge.model or str(path)
+    scheme, _, source = name.partition(":")
+    defaults = SCHEMES[scheme]
+    values = {"template": TEMPLATES[defaults["template"]], "readout": defaults["readout"], **options}
+    return JudgeConfig(model=source, **values), str(Path(source).expanduser())
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """The options; InputError naming the nearest valid one for an unknown one."""
+    for key in options:
+        if key not in JudgeConfig.__dataclass_fields__:
+            valid = [*JudgeConfig.__dataclass_fields__, *PLACING]
+            raise InputError(
+                f"a judge has no option {key!r}; {did_you_mean(key, valid) or 'valid: ' + ', '.join(valid)}"
+            )
+    return options
+
+
+def open_model(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    local_files_only: bool = False,
+    *,
+    device_map: Any = None,
+    quantize: str | None = None,
+    attention: str = "sdpa",
+) -> tuple[Any, Any]:
+    """(model, processor) of transformers, without code from the hub.
+
+    source      hub id or directory
+    device_map  as of transformers, such as "auto", to divide the model over devices; needs accelerate
+    quantize    "4bit" or "8bit" by bitsandbytes; None: not quantized
+    attention   attention of transformers: "sdpa" is torch's
+
+    Raises InputError for a model that takes no images or has no chat template; CheckpointError for a model
+    that
+    cannot be loaded; DownloadError if it cannot be had.
+    """
+    transformers = _transformers()
+    where = {"local_files_only": local_files_only, "trust_remote_code": False}
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, **where}
+    if quantize is not None:
+        settings["quantization_config"] = _quantization(transformers, quantize, dtype)
+        device_map = device_map or {"": device}
+    if device_map is not None:
+        settings["device_map"] = device_map
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(source, **where)
+    except Exception as error:
+        raise _cannot_open(source, error) from error
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "image_token", None) is None:
+        raise InputError(
+            f"{source} takes no images: its processor is a {type(processor).__name__}; expected an "
+            f"image-text-to-text "
+            "model, such as Qwen/Qwen2.5-VL-3B-Instruct"
+        )
+    if processor.chat_template is None and processor.tokenizer.chat_template is None:
+        raise InputError(
+            f"{source} has no chat template, so it is no model to ask; take its -Instruct or -it version"
+        )
+    try:
+        model = transformers.AutoModelForImageTextToText.from_pretrained(source, **settings)
+    except ImportError as error:
+        raise missing_extra(f"loading {source} with these options", "judges", error) from error
+    except Exception as error:
+        raise _cannot_open(source, error) from error
+    return (model if device_map is not None else model.to(device)), processor
+
+
+def save_judge(scorer: VLMScorer, directory: Path) -> Path:
+    """Write model, processor, judge.json and the head to `directory`, which `load` reads; returns it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    scorer.backbone.model.save_pretrained(directory)
+    scorer.backbone.processor.save_pretrained(directory)
+    if scorer.reward_head is not None:
+        with replacing(directory / HEAD_FILE) as file:
+            state = {name: value.contiguous() for name, value in scorer.reward_head.state_dict().items()}
+            safetensors.torch.save_file(state, file, {"format": "pt"})
+    with replacing(directory / JUDGE_FILE) as file:
+        judge = replace(scorer.judge, model="")
+        text = json.dumps({"name": scorer.name, "judge": judge.to_dict()}, indent=2)
+        file.write_text(text + "\n", encoding="utf-8")
+    return directory
+
+
+def weights_of(directory: Path) -> dict[str, Path]:
+    """The files of weights in a directory, by name; none for a hub id."""
+    return {path.name: path.resolve() for path in sorted(directory.glob("*.safetensors"))}
+
+
+def _read_head(path: Path, width: int, judge: JudgeConfig) -> RewardHead:
+    assert judge.head is not None
+    head = RewardHead(width, judge.head)
+    try:
+        head.load_state_dict(safetensors.torch.load_file(path))
+    except (RuntimeError, OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} does not fit the reward head of {judge.head}: {error}") from error
+    return head
+
+
+def _transformers() -> Any:
+    import transformers
+
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < FLOOR:
+        raise missing_extra(
+            f"a vision-language model (transformers {transformers.__version__} is installed, "
+            f"{'.'.join(map(str, FLOOR))} or later is needed)",
+            "judges",
+        )
+    return transformers
+
+
+def _quantization(transformers: Any, quantize: str, dtype: torch.dtype) -> Any:
+    if quantize not in QUANTIZATIONS:
+        raise InputError(f"quantize={quantize!r}: expected one of {', '.join(QUANTIZATIONS)}")
+    bits = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4"}
+    return transformers.BitsAndBytesConfig(**(bits if quantize == "4bit" else {"load_in_8bit": True}))
+
+
+def _cannot_open(source: str, error: Exception) -> CheckpointError:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    text = f"{source} cannot be opened as an image-text-to-text model: {type(error).__name__}: {reason}"
+    return CheckpointError(text) if Path(source).expanduser().exists() else DownloadError(text)

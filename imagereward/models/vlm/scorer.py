@@ -1,0 +1,259 @@
+"""VLMScorer: a vision-language model as a scorer, by one of three read-outs.
+
+The read-outs are the probability of an answer, a reward head on a hidden state, and a verdict in the text
+that
+the model writes. Shapes: R rows, D width of the language model, V its vocabulary, P pairs.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagereward.config import ScorerConfig
+from imagereward.errors import InputError, NonFiniteScoreError, UnreadableVerdictWarning
+from imagereward.images.reading import ImageLike, load_pixels
+from imagereward.models.vlm.asking.questions import aggregate, questions_of, read_questions
+from imagereward.models.vlm.asking.settings import JudgeConfig
+from imagereward.models.vlm.asking.turns import Turns
+from imagereward.models.vlm.backbone import Backbone, EncodedImage, Row
+from imagereward.models.vlm.heads import RewardHead
+from imagereward.models.vlm.images import VLMImages
+from imagereward.models.vlm.sharing import Read, States
+from imagereward.models.vlm.writing import Writer
+from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, one_each
+from imagereward.scoring.scorer import Scorer
+
+MOST_TOKENS = 2048  # of a prompt, by default
+
+
+class VLMScorer(Scorer):
+    """A judge: a vision-language model that is asked about a prompt and an image.
+
+    model      an image-text-to-text model of transformers
+    processor  its processor
+    judge      what is asked, and how the score is read
+    head       the reward head, for read-out "head"; default: one with random weights
+
+    Scores: for "answer" a probability in [0, 1]; for "verdict" a number in [0, 1], NaN where the text holds
+    no
+    verdict, which is counted in `unreadable` and warned of; for "head" as the head was trained.
+    """
+
+    # The model divides the pairs itself, by their tokens and the free memory.
+    pairs_per_forward = 512
+    float32_prefixes = ("reward_head.",)
+
+    def __init__(self, model: Any, processor: Any, judge: JudgeConfig, head: RewardHead | None = None):
+        super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=MOST_TOKENS))
+        self.judge = judge
+        self.backbone = Backbone(model, processor, judge.positions)
+        self.processor = VLMImages(processor, judge.pixels, judge.resize == "pillow")
+        self.states = States(self.backbone)
+        self.turns = Turns(processor, judge.template)
+        self.reward_head = head
+        if judge.readout == "head" and head is None:
+            assert judge.head is not None
+            self.reward_head = RewardHead(self.backbone.text_config.hidden_size, judge.head)
+        self.answer_ids = self.turns.answer_ids(judge.template.answers) if judge.readout == "answer" else []
+        self.writer = Writer(self.backbone, judge) if judge.readout == "verdict" else None
+        self.questions = read_questions(Path(judge.questions).expanduser()) if judge.questions else None
+        # Texts without a verdict, and all texts that were written, since the scorer was made.
+        self.unreadable = 0
+        self.written = 0
+        self.turns.chat("")  # a chat template that fails does so now
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether gradients reach pixels: a written verdict passes none, nor do questions from a file."""
+        return self.judge.readout != "verdict" and self.questions is None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's embeddings."""
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's dtype."""
+        return self.backbone.model.dtype
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Let the backward pass of `reward` recompute the layers' activations."""
+        self.backbone.set_recompute(enable)
+
+    def compile_towers(self) -> None:
+        """Compile the whole model with torch.compile, in place."""
+        self.backbone.model.model.compile()
+
+    def encode_images(self, batch: dict[str, list]) -> list[EncodedImage]:
+        """The image features of the vision tower, one for each image."""
+        return self.backbone.encode(batch)
+
+    def encode_prompts(self, prompts: list[str]) -> list[str]:
+        """The prompts, cut to `config.max_length` tokens."""
+        words = self.backbone.processor.tokenizer
+        ids = [words(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+        most = self.config.max_length
+        return [
+            prompt if len(each) <= most else words.decode(each[:most]) for prompt, each in zip(prompts, ids)
+        ]
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """Tokens of each prompt in the model's vocabulary, without the template's."""
+        words = self.backbone.processor.tokenizer
+        return [len(words(prompt, add_special_tokens=False).input_ids) for prompt in prompts]
+
+    def head(
+        self, images: Sequence[EncodedImage], prompts: Sequence[str], pairs_P_2: torch.Tensor
+    ) -> torch.Tensor:
+        """float32 scores [P]; for "verdict", NaN where no text held a verdict."""
+        if self.questions is not None:
+            return self._decomposed(images, prompts, pairs_P_2.tolist())
+        rows = [self.turns.row(prompts[prompt], images, [image]) for image, prompt in pairs_P_2.tolist()]
+        self._check_length(rows)
+        if self.writer is not None:
+            return self._verdicts(rows, images)
+        return self.outputs(rows, images)[:, 0]
+
+    def _decomposed(
+        self, images: Sequence[EncodedImage], prompts: Sequence[str], pairs: list[list[int]]
+    ) -> torch.Tensor:
+        """Scores [P]: the aggregate of the answers to each prompt's questions."""
+        assert self.questions is not None
+        asked = [questions_of(self.questions, prompts[prompt], self.judge.questions) for _, prompt in pairs]
+        rows = [
+            self.turns.row(question.text, images, [image])
+            for (image, _), questions in zip(pairs, asked)
+            for question in questions
+        ]
+        self._check_length(rows)
+        named = [question.answer for questions in asked for question in questions]
+        own = {answer: self.turns.answer_ids([answer]) for answer in set(named) if answer}
+        ids = [own.get(answer, self.answer_ids) for answer in named]
+        tokens = sorted({token for each in ids for token in each})
+        logs = self.log_probabilities(rows, images, tokens)
+        chosen = [
+            logs[row, [tokens.index(token) for token in each]].exp().sum() for row, each in enumerate(ids)
+        ]
+        scores, start = [], 0
+        for questions in asked:
+            part = [float(each) for each in chosen[start : start + len(questions)]]
+            scores.append(aggregate(part, questions, self.judge.aggregate))
+            start += len(questions)
+        return torch.tensor(scores)
+
+    def outputs(self, rows: Sequence[Row], images: Sequence[EncodedImage]) -> torch.Tensor:
+        """float32 [P, C]: the answer's probability, or the reward head's outputs."""
+        return self._in_order(rows, images, self._read_out)
+
+    def _in_order(
+        self,
+        rows: Sequence[Row],
+        images: Sequence[EncodedImage],
+        read_out: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """`read_out` of the last hidden state of every row, in the rows' order."""
+        places: list[int] = []
+        found: list[torch.Tensor] = []
+
+        def use(read: Read) -> None:
+            places.extend(read.places)
+            found.append(read_out(read.hidden))
+
+        self.states.read(rows, images, use)
+        outputs = torch.cat(found)
+        return outputs[torch.tensor(places, device=outputs.device).argsort()]
+
+    def _read_out(self, hidden_R_D: torch.Tensor) -> torch.Tensor:
+        if self.reward_head is not None:
+            return self.reward_head(hidden_R_D.to(self.reward_head.device))
+        logits = self.backbone.logits(hidden_R_D)
+        return logits.softmax(-1)[:, self.answer_ids].sum(1, keepdim=True)
+
+    def log_probabilities(
+        self, rows: Sequence[Row], images: Sequence[EncodedImage], ids: Sequence[int]
+    ) -> torch.Tensor:
+        """float32 log-probabilities [P, len(ids)] of tokens where the model's answer begins."""
+        return self._in_order(
+            rows, images, lambda hidden: self.backbone.logits(hidden).log_softmax(-1)[:, list(ids)]
+        )
+
+    def written_texts(
+        self, prompts: Sequence[str], images: Sequence[ImageLike], batch_size: int = 8
+    ) -> list[list[str]]:
+        """The `judge.samples` texts that the model writes about prompt i and image i, for each i.
+
+        batch_size  images in one pass of the vision tower
+
+        Raises InputError for unequal numbers, and for a read-out that writes nothing.
+        """
+        if self.writer is None:
+            raise InputError(f"{self.name} writes nothing: its readout is {self.judge.readout!r}")
+        rows, texts = one_each(prompts, list(images)), []
+        loaded = load_pixels(rows.images, self.processors)
+        with contextlib.closing(loaded), torch.inference_mode(), self.evaluating():
+            while block := list(islice(loaded, batch_size)):
+                encoded = self.encode_pixels([self.processor.collate([item for (item,) in block])])
+                asked = rows.prompts[len(texts) : len(texts) + len(block)]
+                turns = [self.turns.row(prompt, encoded, [at]) for at, prompt in enumerate(asked)]
+                texts += self.writer.write(self.states, turns, encoded)
+        return texts
+
+    def save_pretrained(self, directory: str | os.PathLike) -> Path:
+        """Write the model as transformers does, its processor, `judge.json` and the reward head."""
+        from imagereward.models.vlm.opening import save_judge
+
+        return save_judge(self, Path(directory).expanduser())
+
+    def check_scores(self, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
+        """Infinite scores are an error, and NaN too, unless it stands for a text without a verdict."""
+        if self.writer is None:
+            super().check_scores(scores, describe)
+
+    def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
+        if self.writer is None or not isinstance(question, (Best, Places, Ranked)):
+            return super()._ask(question, batch_size)
+        scored = self._scored(question.rows, batch_size)
+        if count := int(scored.scores.isnan().sum()):
+            raise NonFiniteScoreError(
+                f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
+                f"order; "
+                "score gives NaN for these"
+            )
+        return question.answer(scored)
+
+    def _check_length(self, rows: Sequence[Row]) -> None:
+        """InputError if a text with its image is longer than the model reads."""
+        most = getattr(self.backbone.text_config, "max_position_embeddings", None)
+        longest = max(len(row.ids) for row in rows)
+        if most is not None and longest > most:
+            raise InputError(
+                f"{self.name}: a text with its image has {longest} tokens and the model reads {most}; lower "
+                f"the "
+                "second of pixels=, or max_length="
+            )
+
+    def _verdicts(self, rows: Sequence[Row], images: Sequence[EncodedImage]) -> torch.Tensor:
+        assert self.writer is not None
+        assert self.judge.template.grammar is not None
+        texts = self.writer.write(self.states, rows, images)
+        grammar = self.judge.template.grammar
+        scores = torch.tensor([grammar.mean_score(each) for each in texts])
+        bad = [text for each in texts for text in each if grammar.numbers(text) is None]
+        self.unreadable += len(bad)
+        self.written += sum(len(each) for each in texts)
+        if bad:
+            warnings.warn(
+                f"{self.name}: {len(bad)} of {sum(map(len, texts))} texts hold no verdict in the form of "
+                f"template "
+                f"{self.judge.template.name!r}, such as {bad[0][:80]!r}; they count as NaN",
+                UnreadableVerdictWarning,
+                stacklevel=2,
+            )
+        return scores

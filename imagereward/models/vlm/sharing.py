@@ -1,0 +1,212 @@
+"""States: hidden states of rows, where what rows have in common is computed once.
+
+Two things are shared: the tokens before the first image, by all rows (a system turn, an instruction), and the
+tokens up to and after an image, by the rows of that image as far as they agree. So an image whose place is
+before the prompt meets the language model once, whatever the number of prompts.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from imagereward.errors import ModelMemoryError
+from imagereward.models.vlm.backbone import Backbone, Block, EncodedImage, Row, State
+
+# Fewest tokens before the first image that are worth a computation of their own.
+LEAST_SHARED = 8
+CPU_BYTES = 2**30  # for the activations, keys and values of the rows in one pass
+
+
+class Read(NamedTuple):
+    """Some rows that passed the model.
+
+    places     their places among all rows
+    hidden     the last hidden state of each [R, D]
+    positions  the rotary positions [A, 1] of the token that would follow each
+    state      for tokens that follow; None if it was not kept
+    """
+
+    places: list[int]
+    hidden: torch.Tensor
+    positions: list[torch.Tensor]
+    state: State | None
+
+
+Use = Callable[[Read], None]
+
+
+@dataclass
+class States:
+    """Hidden states of rows with a backbone.
+
+    backbone   the model
+    share      whether common beginnings are computed once; it changes nothing but time
+    """
+
+    backbone: Backbone
+    share: bool = True
+    _beginning: tuple[tuple[int, ...], State] | None = None
+
+    def read(
+        self, rows: Sequence[Row], images: Sequence[EncodedImage], use: Use, *, keep: bool = False
+    ) -> None:
+        """Calls `use` with every part of the rows that passed the model together.
+
+        keep  whether `use` needs the state, to go on from
+
+        Raises ModelMemoryError if memory does not suffice for one row.
+        """
+        blocks = [self.backbone.block(row, images) for row in rows]
+
+        def finish(source: State | None, owners: list[int], places: list[int], tails: list[Block]) -> None:
+            """`use` after `tails`, which follow rows `owners` of `source`; in halves if memory is short."""
+            try:
+                hidden, state = self.backbone.extend(select(source, owners), tails, images, keep=keep)
+                following = [block.positions[:, -1:] + 1 for block in tails]
+                return use(Read(places, hidden, following, state))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(places) == 1:
+                    raise self._memory_error(len(blocks[places[0]].ids)) from error
+            half = len(places) // 2
+            for part in (slice(half), slice(half, None)):
+                finish(source, owners[part], places[part], tails[part])
+
+        if not self._shares(blocks):
+            for part in self._parts({place: len(block.ids) for place, block in enumerate(blocks)}):
+                finish(None, [], part, [blocks[place] for place in part])
+            return
+        start = self._common_beginning(rows)
+        root = self._state_of(blocks[0], start) if start else None
+        alone, groups = self._groups(rows, start)
+        for part in self._parts({place: len(blocks[place].ids) for place in alone}):
+            finish(root, [0] * len(part), part, [blocks[place].cut(start) for place in part])
+        for many in self._parts({first: group.end for first, group in groups.items()}):
+            heads = [blocks[first].cut(start, groups[first].end) for first in many]
+            _, state = self.backbone.extend(select(root, [0] * len(many)), heads, images, keep=True)
+            owner = {place: at for at, first in enumerate(many) for place in groups[first].places}
+            ends = [groups[first].end for first in many]
+            for part in self._parts({place: len(blocks[place].ids) for place in owner}):
+                tails = [blocks[place].cut(ends[owner[place]])._replace(images=()) for place in part]
+                finish(state, [owner[place] for place in part], part, tails)
+
+    def forget(self) -> None:
+        """Drop the kept beginning, as after a change of the weights."""
+        self._beginning = None
+
+    def tokens_at_once(self) -> int:
+        """The number of tokens, with padding, that pass the model together, by the memory that is free."""
+        weight = self.backbone.model.get_input_embeddings().weight
+        budget = CPU_BYTES
+        if weight.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(weight.device)
+            unused = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+            budget = (free + unused) // 2
+        return max(1, budget // _token_bytes(self.backbone.text_config, weight.element_size()))
+
+    def _shares(self, blocks: Sequence[Block]) -> bool:
+        """Not with gradients, which need every row's own graph, nor beyond a sliding window, where padding
+        would change distances.
+        """
+        if not self.share or torch.is_grad_enabled() or len(blocks) < 2:
+            return False
+        config = self.backbone.text_config
+        if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+            return True
+        return 2 * max(len(block.ids) for block in blocks) <= config.sliding_window
+
+    def _common_beginning(self, rows: Sequence[Row]) -> int:
+        """The number of tokens before any image that all rows begin with; 0 if they are few."""
+        first, images = rows[0].ids, self.backbone.image_tokens
+        until = next((at for at, token in enumerate(first) if token in images), len(first) - 1)
+        count = min([until, *(min(common(first, row.ids), len(row.ids) - 1) for row in rows)])
+        return count if count >= LEAST_SHARED else 0
+
+    def _state_of(self, block: Block, end: int) -> State:
+        """The state of the common beginning, kept until another is asked for."""
+        key = tuple(block.ids[:end])
+        if self._beginning is None or self._beginning[0] != key:
+            _, state = self.backbone.extend(None, [block.cut(0, end)._replace(images=())], (), keep=True)
+            assert state is not None
+            self._beginning = (key, state)
+        return self._beginning[1]
+
+    def _groups(self, rows: Sequence[Row], start: int) -> tuple[list[int], dict[int, "_Group"]]:
+        """(places of rows that share no image's tokens, {a group's first place: group})."""
+        by_images: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            by_images.setdefault(row.images, []).append(place)
+        alone: list[int] = []
+        groups = {}
+        for places in by_images.values():
+            first = rows[places[0]].ids
+            # Every row keeps a token of its own, whose hidden state is read.
+            end = min(min(common(first, rows[place].ids), len(rows[place].ids) - 1) for place in places)
+            if len(places) > 1 and end > start and not self.backbone.image_tokens & set(first[end:]):
+                groups[places[0]] = _Group(places, end)
+            else:
+                alone += places
+        return alone, groups
+
+    def _parts(self, lengths: dict[int, int]) -> Iterable[list[int]]:
+        """The places, rows of similar length together, in parts whose tokens fit into memory."""
+        most, part = self.tokens_at_once(), []
+        for place in sorted(lengths, key=lengths.__getitem__):  # so the last of a part is its width
+            if part and (len(part) + 1) * lengths[place] > most:
+                yield part
+                part = []
+            part.append(place)
+        if part:
+            yield part
+
+    def _memory_error(self, tokens: int) -> ModelMemoryError:
+        name = self.backbone.model.config.name_or_path or type(self.backbone.model).__name__
+        return ModelMemoryError(
+            f"{name} has no memory for one text of {tokens} tokens on {self.backbone.device}: lower the "
+            f"second of "
+            "pixels=, load with dtype='bfloat16' or quantize='4bit', or take a smaller model"
+        )
+
+
+class _Group(NamedTuple):
+    """Rows of the same images, and the number of tokens that they have in common."""
+
+    places: list[int]
+    end: int
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of tokens that both begin with."""
+    count = 0
+    for one, other in zip(first, second):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def select(state: State | None, rows: Sequence[int]) -> State | None:
+    """The state of these rows, a copy: going on from it leaves `state` as it is."""
+    if state is None:
+        return None
+    indices = torch.tensor(list(rows), device=state.mask.device)
+    cache: Any = copy.deepcopy(state.cache)
+    cache.batch_select_indices(indices)
+    return State(cache, state.mask[indices])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _token_bytes(config: Any, size: int) -> int:
+    """Bytes that a token takes: its key and value in every layer, and about ten activations in one layer."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
+    return size * (keys + 10 * (config.hidden_size + config.intermediate_size))

@@ -1,0 +1,327 @@
+"""ChatJudge: a vision-language model behind an OpenAI-compatible address, asked about prompts and images.
+
+vLLM, SGLang, `transformers serve` and hosted models speak this protocol. The key comes from an environment
+variable alone, and is in no message, log, copy or pickle.
+"""
+
+import math
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagereward.config import whole_number
+from imagereward.errors import (
+    InputError,
+    NonFiniteScoreError,
+    RemoteError,
+    UnreadableVerdictWarning,
+    missing_extra,
+)
+from imagereward.models.vlm.asking.templates import Template, template_of
+from imagereward.remote import protocol
+from imagereward.remote.base import parse_address
+from imagereward.remote.chat import (
+    MOST_LISTED,
+    Reply,
+    data_url,
+    probability,
+    replies_of,
+    request_of,
+    usage_of,
+)
+from imagereward.remote.forking import process_key
+from imagereward.scoring.api import PairScorer
+from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, Rows, Scored, one_each
+
+try:
+    import httpx2
+except ImportError:  # in an extra, which ChatJudge() names
+    httpx2 = None  # type: ignore[assignment]
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+RETRIED = (408, 409, 429, 500, 502, 503, 504)
+LETTERS_PER_TOKEN = 4  # of English, for the plan before a run
+PATH = "/chat/completions"
+
+
+class ChatJudge(PairScorer):
+    """A judge at an address, with the verbs of `PairScorer`.
+
+    url           the address up to the version, such as "http://127.0.0.1:8000/v1"
+    model         the model's name there
+    template      a name, a file or a `Template`. One with a grammar reads written verdicts; one with answers
+                  reads the first token's log-probabilities, which the server has to offer
+    key_variable  environment variable with the key; none is sent if it is not set
+    timeout       seconds to wait for an answer
+    retries       of a request that found the server full, restarting or gone
+    connections   requests at a time
+    requests      most requests in this object's life; None: no limit
+    tokens        most tokens, read and written, as the server counts them; None: no limit
+    prices        (read, written): price of a million tokens, for the plan that is printed; None: none
+    new_tokens    most tokens that are written about a pair
+    samples       texts for a pair; their scores are averaged
+    temperature   of sampling
+
+    A pair that failed has the score NaN in `pixel_rewards`; the verbs raise RemoteError with the causes. A
+    text
+    without a verdict is NaN, warned of and counted in `unreadable`. `used` counts requests and tokens.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        template: str | Path | Template = "rubric",
+        key_variable: str = KEY_VARIABLE,
+        timeout: float = 120.0,
+        retries: int = 5,
+        connections: int = 8,
+        requests: int | None = None,
+        tokens: int | None = None,
+        prices: tuple[float, float] | None = None,
+        new_tokens: int = 64,
+        samples: int = 1,
+        temperature: float = 0.0,
+    ):
+        if httpx2 is None:
+            raise missing_extra("a remote judge", "serve")
+        address = parse_address(url)
+        if address.username:
+            raise InputError(
+                f"an address with a user name: a judge takes its key from the variable {KEY_VARIABLE}"
+            )
+        self.url, self.name, self.template = str(address).rstrip("/"), model, template_of(template)
+        if self.template.compares or not (self.template.grammar or self.template.answers):
+            raise InputError(
+                f"template {self.template.name!r} gives no score of one image: expected a grammar, or answers"
+            )
+        self.key_variable = key_variable
+        self.retries = whole_number("retries", retries, 0)
+        self.connections = whole_number("connections", connections, 1)
+        self.limits = {"requests": requests, "tokens": tokens}
+        self.used = {"requests": 0, "tokens read": 0, "tokens written": 0}
+        self.unreadable = 0
+        self.prices = prices
+        self.samples = whole_number("samples", samples, 1)
+        if samples > 1 and temperature == 0:
+            raise InputError(f"samples={samples} at temperature=0 are all the same; give a temperature")
+        self.options: dict[str, Any] = {"max_tokens": new_tokens, "temperature": temperature}
+        if self.template.grammar is None:
+            self.options |= {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_LISTED}
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[int, int], Any] = {}
+
+    def __repr__(self) -> str:
+        return f"ChatJudge({self.url!r}, model={self.name!r}, template={self.template.name!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_clients")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock, self._clients = threading.Lock(), {}
+
+    def plan(self, rows: int, letters: int = 0) -> str:
+        """What a run of so many pairs, with prompts of so many letters in all, asks for and costs at most."""
+        count = rows * self.samples
+        text = count * len(self.template.text + self.template.system) + letters * self.samples
+        read, written = text // LETTERS_PER_TOKEN, count * self.options["max_tokens"]
+        told = (
+            f"{self.name}: {count} requests, about {read} tokens of text and {count} images to read, at most "
+        )
+        told += f"{written} tokens to write"
+        if self.prices is None:
+            return told + "; give prices= to see the cost"
+        cost = (read * self.prices[0] + written * self.prices[1]) / 1e6
+        return f"{told}: at most {cost:.4f} beside the images, which the server counts in tokens of its own"
+
+    def written_texts(self, prompts: Sequence[str], images: Sequence[Any]) -> list[list[str]]:
+        """The `samples` texts that the model writes about prompt i and image i, for each i.
+
+        Raises InputError for unequal numbers, RemoteError if a request fails.
+        """
+        rows = one_each(prompts, list(images))
+        self._check_budget(len(images) * self.samples)
+        return [
+            [
+                self._reply(request_of(self.template, self.name, prompt, [url], self.options)).text
+                for _ in range(self.samples)
+            ]
+            for prompt, url in zip(rows.prompts, [data_url(each, at) for at, each in enumerate(rows.images)])
+        ]
+
+    def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
+        scored = self._scored(question.rows, batch_size)
+        if isinstance(question, (Best, Places, Ranked)) and bool(scored.scores.isnan().any()):
+            count = int(scored.scores.isnan().sum())
+            raise NonFiniteScoreError(
+                f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
+                f"order; "
+                "score gives NaN for these"
+            )
+        return question.answer(scored)
+
+    def _scored(self, rows: Rows, batch_size: int | None) -> Scored:
+        scores, causes = self._answers(rows)
+        if causes:
+            row, cause = next(iter(causes.items()))
+            raise RemoteError(
+                f"{self.url} gave no score for {len(causes)} of {len(scores)} pairs; row {row}: {cause}",
+                causes,
+                torch.tensor(scores),
+            )
+        unread = [0] * len(rows.prompts)
+        return Scored(torch.tensor(scores, dtype=torch.float32), unread, [False] * len(unread))
+
+    def pixel_rewards(
+        self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
+    ) -> torch.Tensor:
+        """Scores [B], NaN for images without one; RemoteError if no request was answered."""
+        try:
+            return super().pixel_rewards(pixels_B_3_H_W, prompts, rows)
+        except RemoteError as error:
+            if error.scores is None or not bool(torch.as_tensor(error.scores).isfinite().any()):
+                raise
+            return torch.as_tensor(error.scores, dtype=torch.float32)
+
+    def _answers(self, rows: Rows) -> tuple[list[float], dict[int, str]]:
+        """(score of each pair, causes by row of those without an answer)."""
+        pairs = rows.pairs_P_2.tolist()
+        if not pairs:
+            raise InputError(f"nothing to score: {len(rows.prompts)} prompts and {len(rows.images)} images")
+        self._check_budget(len(pairs) * self.samples)
+        urls = [data_url(image, index) for index, image in enumerate(rows.images)]
+        if len(pairs) > 1:
+            letters = sum(len(rows.prompts[prompt]) for _, prompt in pairs)
+            print(f"imagereward: {self.plan(len(pairs), letters)}", file=sys.stderr)
+        causes: dict[int, str] = {}
+        unread: list[str] = []
+
+        def score(row: int) -> float:
+            image, prompt = pairs[row]
+            body = request_of(self.template, self.name, rows.prompts[prompt], [urls[image]], self.options)
+            try:
+                replies = [self._reply(body) for _ in range(self.samples)]
+            except RemoteError as error:
+                causes[row] = str(error)
+                return math.nan
+            return self._score(replies, unread)
+
+        with ThreadPoolExecutor(min(self.connections, len(pairs)), "imagereward-judge") as threads:
+            try:
+                scores = list(threads.map(score, range(len(pairs))))
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+        self._tell_unread(unread, len(pairs) * self.samples)
+        return scores, causes
+
+    def _score(self, replies: Sequence[Reply], unread: list[str]) -> float:
+        grammar = self.template.grammar
+        if grammar is not None:
+            unread += [reply.text for reply in replies if grammar.numbers(reply.text) is None]
+            return grammar.mean_score(reply.text for reply in replies)
+        found = []
+        for reply in replies:
+            if reply.first is None:
+                raise InputError(self._no_probabilities())
+            found.append(probability(reply.first, self.template.answers))
+        return sum(found) / len(found)
+
+    def _tell_unread(self, unread: Sequence[str], count: int) -> None:
+        self.unreadable += len(unread)
+        if unread:
+            warnings.warn(
+                f"{self.name}: {len(unread)} of {count} texts hold no verdict in the form of template "
+                f"{self.template.name!r}, such as {unread[0][:80]!r}; they count as NaN",
+                UnreadableVerdictWarning,
+                stacklevel=2,
+            )
+
+    def _no_probabilities(self) -> str:
+        return (
+            f"{self.url} gives no log-probabilities, which template {self.template.name!r} is read by: take "
+            f"a "
+            "template with a written verdict, such as template='rubric'"
+        )
+
+    def _check_budget(self, count: int) -> None:
+        """InputError before anything is sent, if `count` requests are more than are left."""
+        left = None if self.limits["requests"] is None else self.limits["requests"] - self.used["requests"]
+        if left is not None and count > left:
+            raise InputError(f"{count} requests, and {left} are left of requests={self.limits['requests']}")
+
+    def _reply(self, body: dict[str, Any]) -> Reply:
+        """The reply to a request, tried again where the server may recover; RemoteError with the cause."""
+        cause = ""
+        for attempt in range(self.retries + 1):
+            used = self.used["tokens read"] + self.used["tokens written"]
+            if self.limits["tokens"] is not None and used >= self.limits["tokens"]:
+                raise RemoteError(f"the budget of tokens={self.limits['tokens']} is used up")
+            try:
+                response = self._post(body)
+            except httpx2.RequestError as error:
+                cause, after = f"{type(error).__name__}: {error}", None
+            else:
+                if response.status_code == 200:
+                    return self._counted(response)
+                cause, after = self._refusal(response), response.headers.get("Retry-After")
+                if response.status_code not in RETRIED:
+                    break
+            if attempt < self.retries:
+                time.sleep(protocol.wait(attempt, after))
+        raise RemoteError(cause)
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        with self._lock:
+            self.used["requests"] += 1
+        key = os.environ.get(self.key_variable)
+        headers = {}
+        if key:
+            headers["Authorization"] = (
+                f"Bearer {protocol.checked_token(key, f'the key in {self.key_variable}')}"
+            )
+        return self._client().post(self.url + PATH, json=body, headers=headers)
+
+    def _client(self) -> Any:
+        key = process_key()
+        with self._lock:
+            if key not in self._clients:
+                self._clients = {key: httpx2.Client(timeout=self.timeout)}
+            return self._clients[key]
+
+    def _refusal(self, response: Any) -> str:
+        """The server's reason, without the key; InputError if it refuses log-probabilities."""
+        reason = response.text[:300]
+        if key := os.environ.get(self.key_variable):
+            reason = reason.replace(key.strip(), "***")
+        if "logprobs" in self.options and "logprobs" in reason:
+            raise InputError(f"{self._no_probabilities()} (HTTP {response.status_code}: {reason})")
+        return f"HTTP {response.status_code}: {reason}"
+
+    def _counted(self, response: Any) -> Reply:
+        try:
+            body = response.json()
+            (reply,) = replies_of(body)
+        except ValueError as error:
+            raise RemoteError(f"{self.url} answered in another form: {error}") from error
+        read, written = usage_of(body)
+        with self._lock:
+            self.used["tokens read"] += read
+            self.used["tokens written"] += written
+        return reply
+
+
+def is_chat_address(url: str, options: Any) -> bool:
+    """Whether `connect` is to ask a chat: its address ends with a version, or a template is given."""
+    return "template" in options or str(url).rstrip("/").rpartition("/")[2] in ("v1", "v2", "v3")

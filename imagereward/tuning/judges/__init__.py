@@ -1,0 +1,1 @@
+"""Training a reward head on a vision-language model from human rankings"""

@@ -165,7 +165,9 @@ class Evaluation:
                     pool.submit(images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop])
                 found = concatenated(pool.results())
             require_scores(found, f"the evaluation after update {update}")
-            each = {part: weight * found.rewards[part] for part, weight in judge.weights.items()}
+            size = (images.shape[-2], images.shape[-1])
+            weights = judge.weights_for(asked, size)
+            each = {part: weight * found.rewards[part] for part, weight in weights.items()}
             values[name] = float(torch.stack(list(each.values())).sum(0).nanmean()) + judge.offset
             if len(judge.parts) > 1:
                 values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}

@@ -174,9 +174,10 @@ class GRPO(Objective):
         rewards, groups = rollout.rewards, rollout.groups_N
         deviation = self.config.deviation
         normalize_by = deviation if self.config.normalize_rewards else None
-        total = weighted_sum(rewards, self.rewards.weights, groups, normalize_by)
+        weights = self._weights(policy, plan)
+        total = weighted_sum(rewards, weights, groups, normalize_by)
         advantages = group_advantages(total, groups, deviation, self.config.advantage_clip)
-        self._update_metrics = self._count(rewards, advantages.valid)
+        self._update_metrics = self._count(rewards, weights, advantages.valid)
         if not advantages.valid.any():
             log.warning("update %d: no group has two different rewards; nothing is learned", plan.update + 1)
         yield from make_minibatches(
@@ -236,8 +237,13 @@ class GRPO(Objective):
             samples, self.config.group, self.config.batch_size, len(self.rows), self.config.seed
         )
 
-    def _count(self, found: dict[str, torch.Tensor], valid_N) -> dict[str, float]:
-        total = weighted_sum(found, self.rewards.weights, torch.zeros(len(valid_N), dtype=torch.long))
+    def _weights(self, policy: Policy, plan: UpdatePlan) -> dict[str, float | torch.Tensor]:
+        """The weights of the rewards, for all samples of the update where they depend on the row."""
+        places = self._places(range(plan.first, plan.first + plan.batch_size))
+        return self.rewards.weights_for([self.rows[place] for place in places], policy.denoiser.resolution)
+
+    def _count(self, found: dict[str, torch.Tensor], weights, valid_N) -> dict[str, float]:
+        total = weighted_sum(found, weights, torch.zeros(len(valid_N), dtype=torch.long))
         return {
             "reward": float(total.nanmean()) + self.rewards.offset,
             **{f"reward/{name}": float(values.nanmean()) for name, values in found.items()},

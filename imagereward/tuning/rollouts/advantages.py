@@ -53,11 +53,13 @@ def group_advantages(
 
 def weighted_sum(
     parts: Mapping[str, torch.Tensor],
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | torch.Tensor],
     groups_N: torch.Tensor,
     normalize_by: AdvantageStd | StdScope | None = None,
 ) -> torch.Tensor:
     """sum_k weights[k] * parts[k], [N] float64, of rewards [N] by name; NaN where any of them is NaN.
+
+    A weight is a number, or [N] where it depends on the sample.
 
     With `normalize_by` each reward is first replaced by its unclipped group-relative advantage. Rewards on
     different scales then have the same influence, and a reward that is equal within a group adds 0.

@@ -18,7 +18,7 @@ LAYERS = """
     scoring
     models
     checkpoints shapes
-    ensembles remote agreement rewards
+    ensembles remote agreement rewards inpainting
     bulk
     report serve throughput
     demo integrations
@@ -30,6 +30,7 @@ LAYERS = """
     tuning.objectives
     tuning.trainer tuning.evaluation
     tuning.reward_model tuning.finetune
+    tuning.preprocessing
     tuning.from_scratch
     tuning tuning.explain
     cli

@@ -3,11 +3,11 @@
 import sys
 import warnings
 
-from imagereward.cli import scoring, serving, tables, training
+from imagereward.cli import inpainting, scoring, serving, tables, training
 from imagereward.cli.app import app
 from imagereward.cli.output import guarded_stdout
 
-__all__ = ["app", "main", "scoring", "serving", "tables", "training"]
+__all__ = ["app", "inpainting", "main", "scoring", "serving", "tables", "training"]
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 

@@ -93,7 +93,7 @@ class RemoteScorer(RemoteBase):
         return run(self._exchange.models())
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
-        """The server's answer to POST `path` with a JSON `body`, with retries; RemoteError if there is none."""
+        """The server's answer to POST `path` with a JSON `body`, retried; RemoteError if there is none."""
         return run(self._exchange.post(path, body))
 
     def pixel_rewards(

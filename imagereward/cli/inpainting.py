@@ -57,8 +57,8 @@ def masks(
     sheet = write_data(
         out, source, kind=kind, share=share, seed=seed, count=count, split=split, overwrite=overwrite
     )
-    rows = sum(1 for _ in open(Path(out).expanduser() / ROWS_FILE, encoding="utf-8"))
-    print(f"{out}: {rows} rows; look at {sheet}")
+    lines = (sheet.parent / ROWS_FILE).read_text(encoding="utf-8").splitlines()
+    print(f"{out}: {len(lines)} rows; look at {sheet}")
 
 
 @app.command(

@@ -94,9 +94,8 @@ def test_data_sets_are_written_and_read(data, tmp_path):
     write_data(tmp_path / "again", data / "rows.jsonl", kind="strokes", share=0.3, progress=False)
     write_data(tmp_path / "too", data, kind="strokes", share=0.3, progress=False)
     for name in ("000000", "000003"):
-        image, mask = (
-            np.asarray(Image.open(tmp_path / "again" / at / f"{name}.png")) for at in ("originals", "masks")
-        )
+        paths = [tmp_path / "again" / folder / f"{name}.png" for folder in ("originals", "masks")]
+        image, mask = (np.asarray(Image.open(path)) for path in paths)
         assert np.array_equal(image, np.asarray(Image.open(data / "originals" / f"{name}.png")))
         assert np.array_equal(mask, np.asarray(Image.open(tmp_path / "too" / "masks" / f"{name}.png")))
         assert (mask == 255).mean() == pytest.approx(0.3, abs=0.02)

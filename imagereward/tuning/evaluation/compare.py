@@ -42,6 +42,7 @@ class Comparison:
     after      the same of the tuned generator
     diversity  (base, tuned): mean distance between a prompt's images, see `diversity`; None for one seed
     images     (base, tuned): [M, K, 3, H, W] in [0, 1], on the CPU
+    pictures_of  the M rows, whose image and mask the page shows beside what was drawn; empty: none
     """
 
     prompts: list[str]
@@ -49,6 +50,7 @@ class Comparison:
     after: dict[str, np.ndarray]
     diversity: tuple[float, float] | None
     images: tuple[torch.Tensor, torch.Tensor] = field(repr=False)
+    pictures_of: Sequence[Row] = field(default=(), repr=False)
 
     def rows(self) -> list[dict[str, Any]]:
         """A dict for each reward, with 95 % intervals over prompts.
@@ -174,7 +176,7 @@ def compare(
     spread = None
     if seeds > 1:
         spread = diversity(before, features, batch_size), diversity(after, features, batch_size)
-    return Comparison(texts, scored[0], scored[1], spread, (before, after))
+    return Comparison(texts, scored[0], scored[1], spread, (before, after), rows)
 
 
 def _own(pipeline: Any, name: str) -> Any:
@@ -281,7 +283,20 @@ def _section(comparison: Comparison, at: int, names: tuple[str, str]) -> str:
             )
         )
         pairs.append(f'<div class="pair">{figures}</div>')
+    if comparison.pictures_of:
+        pairs.insert(0, _shown(comparison.pictures_of[at]))
     return f"<h2>{html.escape(comparison.prompts[at])}</h2>{''.join(pairs)}"
+
+
+def _shown(row: Row) -> str:
+    """The pictures that the row brings."""
+    given = {name: getattr(row, name, None) for name in ("image", "mask")}
+    figures = "".join(
+        f'<figure><img src="{thumbnail(picture)}" alt="{name}"><figcaption>{name}</figcaption></figure>'
+        for name, picture in given.items()
+        if picture is not None
+    )
+    return f'<div class="pair">{figures}</div>' if figures else ""
 
 
 def _rewards(scores: dict[str, np.ndarray], at: int, seed: int) -> str:

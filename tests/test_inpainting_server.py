@@ -111,9 +111,8 @@ def test_a_server_without_the_models_says_so():
 
 
 def test_the_client_gives_the_server_s_terms_as_rewards(url):
-    names = {
-        f"{url}/calculate_reward#{field}": 1.0 for field in ("boundary_score", "hps_score", "clip_score")
-    }
+    fields = ("boundary_score", "hps_score", "clip_score")
+    names = {f"{url}/calculate_reward#{field}": 1.0 for field in fields}
     rewards = open_rewards(names)
     rows = [Request("a cat", *pictures(seed)) for seed in (0, 3)]
     pixels = torch.stack(

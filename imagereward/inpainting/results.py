@@ -59,7 +59,8 @@ class Results:
                 there = values[np.isfinite(values)]
                 line: dict[str, Any] = {"model": model, "measure": measure, "count": len(there)}
                 line |= dict(zip(("mean", "low", "high"), _interval(there), strict=True))
-                paired = (values - first)[np.isfinite(values) & np.isfinite(first)]
+                both = np.isfinite(values) & np.isfinite(first)
+                paired = values[both] - first[both]
                 names = ("difference", "difference low", "difference high")
                 none = (math.nan,) * 3
                 line |= dict(zip(names, none if model == self.models[0] else _interval(paired), strict=True))
@@ -127,11 +128,10 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def page(results: Results, most: int = 40) -> str:
     """An HTML page without external files: the summary, then original, mask and every model's image."""
-    lines = "".join(
-        f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row.values())}</tr>"
-        for row in results.summary()
-    )
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in results.summary()[0])
+    summary = results.summary()
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in summary[0])
+    cells = ["".join(f"<td>{_cell(value)}</td>" for value in row.values()) for row in summary]
+    lines = "".join(f"<tr>{each}</tr>" for each in cells)
     body = "".join(_section(results, row) for row in results.rows[:most])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -149,11 +149,8 @@ def _section(results: Results, row: LayoutRow) -> str:
     for record in results.records:
         if record["name"] == row.name:
             path = results_of(results.folder)[record["model"]].get(row.name)
-            scores = "<br>".join(
-                f"{html.escape(name)} {record[name]:.3f}"
-                for name in results.measures
-                if not _is_nan(record[name])
-            )
+            there = [name for name in results.measures if not _is_nan(record[name])]
+            scores = "<br>".join(f"{html.escape(name)} {record[name]:.3f}" for name in there)
             figures.append(_figure(path, record["model"], scores or html.escape(record["error"])))
     return f"<h2>{html.escape(row.prompt)}</h2><div>{''.join(figures)}</div>"
 

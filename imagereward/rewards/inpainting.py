@@ -31,7 +31,7 @@ class RowScorer(PairScorer):
         """Raises InputError: the verbs know no masks."""
         raise InputError(
             f"{self.name} reads the mask of a row: expected rows with an image and a mask, as tune, compare "
-            "and score-table --masks have them"
+            "and score-table take them"
         )
 
 

@@ -23,6 +23,7 @@ from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.prompts import read_prompts, read_rows
 from imagereward.tuning.data.requests import Row
 from imagereward.tuning.evaluation.evaluate import diversity, sample_images
+from imagereward.tuning.evaluation.row_figures import row_figures
 from imagereward.tuning.export import LORA_FILE
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.guidance import default_guidance
@@ -284,19 +285,8 @@ def _section(comparison: Comparison, at: int, names: tuple[str, str]) -> str:
         )
         pairs.append(f'<div class="pair">{figures}</div>')
     if comparison.pictures_of:
-        pairs.insert(0, _shown(comparison.pictures_of[at]))
+        pairs.insert(0, row_figures(comparison.pictures_of[at]))
     return f"<h2>{html.escape(comparison.prompts[at])}</h2>{''.join(pairs)}"
-
-
-def _shown(row: Row) -> str:
-    """The pictures that the row brings."""
-    given = {name: getattr(row, name, None) for name in ("image", "mask")}
-    figures = "".join(
-        f'<figure><img src="{thumbnail(picture)}" alt="{name}"><figcaption>{name}</figcaption></figure>'
-        for name, picture in given.items()
-        if picture is not None
-    )
-    return f'<div class="pair">{figures}</div>' if figures else ""
 
 
 def _rewards(scores: dict[str, np.ndarray], at: int, seed: int) -> str:

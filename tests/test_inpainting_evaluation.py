@@ -116,9 +116,10 @@ def test_folders_without_results(tmp_path):
 
 
 def test_unknown_measures_are_refused(folder):
+    row = read_layout(folder)[0]
+    painted = open_painted("a", row.image, row.image, row.mask, "row")
     with pytest.raises(InputError, match="lpips"):
-        row = read_layout(folder)[0]
-        outside(open_painted("a", row.image, row.image, row.mask, "row"), ["ssim"])
+        outside(painted, ["ssim"])
 
 
 # score-table.
@@ -158,9 +159,10 @@ def table(folder) -> Path:
 
 def test_the_command_scores_rows_with_masks(folder, table, tmp_path):
     out = tmp_path / "scores.jsonl"
+    names = ("boundary", "preservation", "inside(ImageReward-tiny, 32)")
+    models = [part for name in names for part in ("-m", name)]
     run = subprocess.run(
-        [sys.executable, "-m", "imagereward", "score-table", str(table), "--out", str(out)]
-        + ["-m", "boundary", "-m", "preservation", "-m", "inside(ImageReward-tiny, 32)"],
+        [sys.executable, "-m", "imagereward", "score-table", str(table), "--out", str(out), *models],
         capture_output=True,
         text=True,
         timeout=300,

@@ -40,7 +40,7 @@ from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.policy.policy import Policy
 
-RECIPE = "tiny/inpaint"
+RECIPE = Path(__file__).with_suffix(".toml")
 ENCODED_AT_ONCE = 32
 
 
@@ -152,7 +152,7 @@ def make(work: Path) -> Path:
     if not (tuned / "model_index.json").is_file():
         changes = [f"model={beginning}", f"output={tuned}"]
         changes += ["resume=true"] if (tuned / "run.json").is_file() else []
-        config = build(PaintedConfig, read_recipe(RECIPE, changes), RECIPE)
+        config = build(PaintedConfig, read_recipe(RECIPE, changes), str(RECIPE))
         train_generator(config, prompts=held_out(config.evaluation.count))
     return tuned
 

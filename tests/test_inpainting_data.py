@@ -204,10 +204,10 @@ def settings(model: Path, data: Path, output: Path, **more) -> list[str]:
 @pytest.mark.parametrize("kind", ["sd_inpaint", "flux_fill", "flux_kontext"])
 def test_cached_conditions_equal_direct_ones(kind, data, tmp_path):
     rows = read_rows(data, INPUTS)
-    denoiser = open_denoiser(getattr(pipelines, kind)())
+    denoiser = open_denoiser(getattr(pipelines, kind)(), 16)
     direct = denoiser.encode(rows).tensors
     for _ in range(2):  # encoded, then read
-        other = open_denoiser(getattr(pipelines, kind)())
+        other = open_denoiser(getattr(pipelines, kind)(), 16)
         cache_pictures(other, rows, tmp_path)
         found = other.encode(rows).tensors
         assert found.keys() == direct.keys()
@@ -300,8 +300,8 @@ def test_killed_preprocessing_goes_on_and_ends_with_the_same_bytes(model, tmp_pa
 
 def test_caches_of_another_model_or_size_are_refused(data, tmp_path):
     rows = read_rows(data, INPUTS)
-    cache_pictures(open_denoiser(pipelines.sd_inpaint()), rows, tmp_path)
-    other = open_denoiser(pipelines.sd_inpaint(seed=1))
+    cache_pictures(open_denoiser(pipelines.sd_inpaint(), 16), rows, tmp_path)
+    other = open_denoiser(pipelines.sd_inpaint(seed=1), 16)
     with pytest.raises(InputError, match="latents of another model: autoencoder differ"):
         cache_pictures(other, rows, tmp_path)
     larger = open_denoiser(pipelines.sd_inpaint(), 32)
@@ -310,7 +310,7 @@ def test_caches_of_another_model_or_size_are_refused(data, tmp_path):
 
 
 def test_latents_that_cannot_be_read_are_named(data, tmp_path):
-    denoiser, rows = open_denoiser(pipelines.sd_inpaint()), read_rows(data, INPUTS)
+    denoiser, rows = open_denoiser(pipelines.sd_inpaint(), 16), read_rows(data, INPUTS)
     cache_pictures(denoiser, rows, tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:50])
@@ -347,13 +347,13 @@ def encoded_elsewhere(denoiser, rows, folder: Path) -> None:
 
 @pytest.fixture
 def elsewhere(data, tmp_path) -> Path:
-    encoded_elsewhere(open_denoiser(pipelines.flux_fill()), read_rows(data, INPUTS), tmp_path / "pre")
+    encoded_elsewhere(open_denoiser(pipelines.flux_fill(), 16), read_rows(data, INPUTS), tmp_path / "pre")
     return tmp_path / "pre"
 
 
 def test_preprocessed_rows_are_used_as_they_are(data, elsewhere):
     rows, direct = read_rows(elsewhere, INPUTS), read_rows(data, INPUTS)
-    denoiser = open_denoiser(pipelines.flux_fill())
+    denoiser = open_denoiser(pipelines.flux_fill(), 16)
     expected = denoiser.encode(direct).tensors
     denoiser.pipeline.text_encoder = denoiser.pipeline.text_encoder_2 = None  # nothing is encoded again
     cache_pictures(denoiser, rows, None)

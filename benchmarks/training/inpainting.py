@@ -3,9 +3,10 @@
     python -m benchmarks.training.inpainting WORKDIR                      runs what is missing, then the table
     python -m benchmarks.training.inpainting WORKDIR --only ReFL --seed 0 one run alone, or the rest of it
 
-Rows of the train split are trained on; rows of the test split are drawn before and after, from the same noise,
-and judged by the trained reward, by `measure_inpainting` inside the mask, which no method is trained on, and by
-how far the image moved outside it. "floor" is how far the autoencoder's reconstruction of the original moves.
+Rows of the train split are trained on. Rows of the test split are drawn before and after, from the same
+noise, and judged by the trained reward, by `measure_inpainting` inside the mask, which no method is trained
+on, and by how far the image moved outside it. "floor" is how far the autoencoder's reconstruction of an
+original moves.
 """
 
 import argparse

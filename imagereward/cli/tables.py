@@ -119,7 +119,7 @@ def score_table(
         say_note(name)
     if any(map(reads_masks, names)):
         found = score_masked_table(
-            input, out, names, device=device and device[0], encoding=encoding, overwrite=overwrite
+            input, out, names, device=device[0] if device else None, encoding=encoding, overwrite=overwrite
         )
         print(found)
         raise typer.Exit(SOME_ROWS_FAILED if found.failed else 0)

@@ -77,9 +77,9 @@ def score_masked_table(
         row: dict[str, Any] = {"row": number, "prompt": None, "image": None, "mask": None}
         row |= {f"score:{name}": None for name in opened} | {"error": None}
         try:
-            prompt, pictures = _pictures(record, where, folder)
-            row |= {"prompt": prompt, "image": str(pictures["image"]), "mask": str(pictures["mask"])}
-            painted = open_painted(prompt, pictures["image"], pictures["original"], pictures["mask"], where)
+            prompt, image, mask, original = _pictures(record, where, folder)
+            row |= {"prompt": prompt, "image": str(image), "mask": str(mask)}
+            painted = open_painted(prompt, image, original, mask, where)
             scores = scores_of(painted, opened)
             row |= {
                 f"score:{name}": value if math.isfinite(value) else None for name, value in scores.items()
@@ -93,22 +93,23 @@ def score_masked_table(
     return MaskedSummary(len(found), sum(row["error"] is not None for row in found), out)
 
 
-def _pictures(record: Record, where: str, folder: Path) -> tuple[str, dict[str, Path | None]]:
-    """(prompt, paths by role) of a record; InputError naming what is missing."""
+def _pictures(record: Record, where: str, folder: Path) -> tuple[str, Path, Path, Path | None]:
+    """(prompt, image, mask, original or None) of a record; InputError naming what is missing."""
     if isinstance(record, str):
         raise InputError(f"{where}: {record}")
     prompt = record.get(find_column(record, "prompt", where) or "")
     if error := prompt_error(prompt):
         raise InputError(f"{where} has no prompt: {error}")
-    paths: dict[str, Path | None] = {}
+    paths: dict[str, Path] = {}
     for role, keys in KEYS.items():
         value = record.get(find_column(record, role, where, keys) or "")
         if value and not isinstance(value, str):
             raise InputError(f"{where}: {role} is a {type(value).__name__}; expected a path")
         if not value and role != "original":
             raise InputError(f"{where} has no {role}: expected a path in {' or '.join(keys)}")
-        paths[role] = folder / value if value else None
-    return str(prompt), paths
+        if value:
+            paths[role] = folder / value
+    return str(prompt), paths["image"], paths["mask"], paths.get("original")
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from imagereward.errors import InputError, RewardError
+from imagereward.errors import ImageRewardError, InputError
 from imagereward.precision import DTYPES
 from imagereward.tuning.config import build, read_recipe
 from imagereward.tuning.data.prompts import read_rows
@@ -53,7 +53,7 @@ def preprocess(
     Every row and prompt is encoded by itself, and its file is there whole or not at all: a run that was
     killed goes on where it stopped, and ends with the same bytes. Files that killed processes of this machine
     left unfinished are removed. Raises InputError for a recipe without data or without a cache, and for data
-    that `read_rows` refuses; RewardError if a process ended before its rows were done.
+    that `read_rows` refuses; ImageRewardError if a process ended before its rows were done.
     """
     values = read_recipe(recipe, list(overrides))
     values.setdefault("output", "preprocessed")
@@ -81,7 +81,7 @@ def preprocess(
         for worker in workers:
             worker.join()
         if failed := [worker.exitcode for worker in workers if worker.exitcode]:
-            raise RewardError(
+            raise ImageRewardError(
                 f"{len(failed)} of {processes} processes failed (exit codes {failed}); see above, and run "
                 "the same command again to go on"
             )

@@ -215,6 +215,55 @@ FAULTS = [
         "int(self.hybrid.share * steps)",
         "tests/test_hybrid.py -k first_share",
     ),
+    Fault(
+        "rings are of 3 x 3 squares",
+        "imagereward/rewards/region.py",
+        "RING = 5",
+        "RING = 3",
+        "tests/test_inpainting_rewards.py -k scipy",
+    ),
+    Fault(
+        "the border of an image is an edge",
+        "imagereward/rewards/region.py",
+        'mode="replicate"',
+        'mode="constant"',
+        "tests/test_inpainting_rewards.py -k scipy",
+    ),
+    Fault(
+        "a grown box leaves the image",
+        "imagereward/rewards/region.py",
+        "start = min(max(start - (length - (end - start)) // 2, 0), side - length)",
+        "start = max(start - (length - (end - start)) // 2, 0)",
+        "tests/test_inpainting_rewards.py -k 'grown or hand'",
+    ),
+    Fault(
+        "what is kept is measured with the mask",
+        "imagereward/rewards/region.py",
+        "kept = (1 - masks_B_1_H_W)",
+        "kept = (0 * masks_B_1_H_W + 1)",
+        "tests/test_inpainting_rewards.py -k numpy",
+    ),
+    Fault(
+        "boundary is weighted by the mask's share",
+        "imagereward/rewards/inpainting.py",
+        "return 1 - share if self.rest else share",
+        "return share",
+        "tests/test_inpainting_rewards.py -k formula",
+    ),
+    Fault(
+        "a missing score of a server is 0",
+        "imagereward/rewards/region_server.py",
+        "torch.full((len(prompts),), torch.nan)",
+        "torch.zeros(len(prompts))",
+        "tests/test_inpainting_server.py -k never",
+    ),
+    Fault(
+        "cached latents have no mask",
+        TUNING + "families/latent_cache.py",
+        "columns[1].to(torch.uint8)",
+        "(0 * columns[1]).to(torch.uint8)",
+        "tests/test_inpainting_data.py -k equal_direct",
+    ),
 ]
 
 

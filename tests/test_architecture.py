@@ -19,7 +19,7 @@ LAYERS = """
     scoring
     models
     checkpoints shapes
-    ensembles remote agreement rewards
+    ensembles remote agreement rewards inpainting
     bulk
     report serve throughput
     demo integrations
@@ -31,7 +31,7 @@ LAYERS = """
     tuning.objectives
     tuning.trainer tuning.evaluation
     tuning.reward_model tuning.judges tuning.finetune
-    tuning.personal
+    tuning.personal tuning.preprocessing
     tuning.from_scratch
     tuning tuning.explain
     choosing

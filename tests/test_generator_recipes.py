@@ -20,6 +20,7 @@ SMALL = {
     "clip": ["pairs=6"],
 }
 PIPELINES = {name: name for name in pipelines.FAMILIES} | {"sd15": "sd", "tiny": "sd"}
+INPAINTING = {"tiny/inpaint_refl", "tiny/inpaint_grpo"}
 FLOW = {f"tiny/{name}": "sd3" for name in ("flow", "grpo", "grpo_fast", "grpo_jpeg", "refl_flow")}
 # SD3's last block asks nothing on behalf of the words, so that no gradient reaches these.
 UNREACHED = {
@@ -51,6 +52,8 @@ def saved(tmp_path_factory):
 
 
 def family_of(name):
+    if name in INPAINTING:
+        return "sd_inpaint"
     return FLOW.get(name) or PIPELINES[name.split("/")[0]]
 
 
@@ -79,7 +82,7 @@ def cut(name, saved, output):
 
 
 def test_the_recipes_are_those_that_are_tested_here():
-    assert len(GENERATORS) == 40
+    assert len(GENERATORS) == 48
     assert len(PARTS) == 2
     assert len(recipe_names()) == len(GENERATORS) + len(PARTS) + 3  # and three of reward models
 

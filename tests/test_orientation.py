@@ -155,7 +155,9 @@ def test_conditioning_pictures_stand_as_diffusers_loads_them(tmp_path, number):
     path, mask = tmp_path / "a.jpg", tmp_path / "mask.png"
     path.write_bytes(photo(number, "JPEG"))
     loaded = utils.load_image(str(path))
-    PIL.Image.new("L", loaded.size, 255).save(mask)  # a mask of the upright size fits
+    white = PIL.Image.new("L", loaded.size, 255)  # a mask of the upright size fits
+    white.putpixel((0, 0), 0)
+    white.save(mask)
     image, _ = open_pictures(Request("a", image=path, mask=mask), ("image", "mask"), "row 0")
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), np.asarray(loaded))
 

@@ -83,8 +83,8 @@ def test_rows_are_known_again_by_all_that_they_hold():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mask": None}, "has no mask: this model takes prompt, image, mask"),
-        ({"image": None}, "has no image: this model takes prompt, image, mask"),
+        ({"mask": None}, "has no mask: expected prompt, image, mask"),
+        ({"image": None}, "has no image: expected prompt, image, mask"),
         ({"mask": "nowhere.png"}, r"its mask .*nowhere\.png cannot be read"),
         ({"image": "rows.jsonl"}, r"its image .*rows\.jsonl cannot be read"),
         ({"mask": 3}, "its mask cannot be read"),
@@ -122,7 +122,7 @@ def test_a_picture_that_is_missing_is_never_grey(family, rows, message):
 
 @pytest.mark.parametrize("family", pipelines.INPUTS)
 def test_training_without_pictures_is_refused_before_anything_is_written(family, tmp_path):
-    with pytest.raises(InputError, match=r"prompts\[0\] has no image: this model takes prompt, image"):
+    with pytest.raises(InputError, match=r"prompts\[0\] has no image: expected prompt, image"):
         tune(
             pipelines.FAMILIES[family](),
             ["a cat"],

@@ -292,7 +292,7 @@ def rollout_of(policy, plan):
         rows = [f"prompt {int(index) // plan.group}" for index in indices]
         latents = indices.reshape(-1, 1, 1, 1).expand(-1, 4, 8, 8)
         chunks.append(RolloutChunk(chunk, rows, policy.denoiser.encode(rows), latents, None))
-    return Rollout(chunks, {}, torch.arange(plan.batch_size) // plan.group)
+    return Rollout(chunks, {}, torch.arange(plan.batch_size) // plan.group, {})
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

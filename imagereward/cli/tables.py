@@ -107,14 +107,24 @@ def score_table(
 
     After an interruption, the same command continues behind the finished parts.
 
+    With rewards of a region as models, such as boundary or "inside(CLIP)", the rows need a mask (and for some
+    an original) beside the painted image; the table is then written at the end.
+
     Exit code 0: every row has scores. 3: finished, but some rows have an error instead. 1: not finished.
     """
     from imagereward import bulk
+    from imagereward.inpainting.table import reads_masks, score_masked_table
 
     allow_pixels(max_pixels)
     names = adapted(model or ["ImageReward-v1.0"], adapter)
     for name in names:
         say_note(name)
+    if any(map(reads_masks, names)):
+        found = score_masked_table(
+            input, out, names, device=device[0] if device else None, encoding=encoding, overwrite=overwrite
+        )
+        print(found)
+        raise typer.Exit(SOME_ROWS_FAILED if found.failed else 0)
     try:
         summary = bulk.score_table(
             input,

@@ -101,6 +101,10 @@ class RemoteScorer(RemoteBase):
         """The server's answer to GET /v1/models, as JSON; RemoteError if there is none."""
         return run(self._exchange.models())
 
+    def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """The server's answer to POST `path` with a JSON `body`, retried; RemoteError if there is none."""
+        return run(self._exchange.post(path, body))
+
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
     ) -> torch.Tensor:

@@ -64,6 +64,13 @@ class Exchange:
         except Failed as failed:
             raise RemoteError(f"{self.client.url}: {failed.cause}") from failed
 
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The server's answer to POST `path` with `body` as JSON; RemoteError if there is none."""
+        try:
+            return await self._ask("POST", path, {"json": body})
+        except Failed as failed:
+            raise RemoteError(f"{self.client.url}: {failed.cause}") from failed
+
     async def send(self, rows: Rows, part: Part, gathered: Gathered) -> None:
         """Send a part, and put the scores of its rows, or the causes of failure, into `gathered`.
 

@@ -1,1 +1,1 @@
-"""Reward functions of (pixels, prompts) that need no model."""
+"""Rewards beside scorers: the size as JPEG, and what inpainting did inside, around and outside a mask."""

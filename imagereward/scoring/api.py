@@ -92,6 +92,14 @@ class PairScorer:
         """
         return torch.tensor(self.score_pairs(list(prompts), [to_pil(image) for image in pixels_B_3_H_W]))
 
+    def row_weights(self, rows: Sequence[Any], size: tuple[int, int]) -> torch.Tensor | None:
+        """A factor [N] of the reward's weight in a sum for each row; None: 1 for all, as here.
+
+        rows  the requests of N images
+        size  (height, width) of the images in pixels
+        """
+        return None
+
     def summands(self) -> "tuple[dict[str, tuple[float, PairScorer]], float]":
         """({name: (weight, scorer)}, offset), with score = offset + sum of weight * the scorer's score.
 

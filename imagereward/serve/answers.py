@@ -38,6 +38,15 @@ class SimpleAnswer(BaseModel):
     score: float
 
 
+class RegionAnswer(BaseModel):
+    """The terms of the reward of an inpainted image."""
+
+    boundary_score: float = Field(description="-|edges inside the mask's boundary - edges outside|.")
+    hps_score: float = Field(description="Of the mask's bounding box, grown to the model's size.")
+    clip_score: float = Field(description="Of the same box.")
+    mask_ratio: float = Field(description="Share of the image that the mask covers, in (0, 1).")
+
+
 class ModelCard(BaseModel):
     """One served scorer: its name, kind, prompt length, precision and device."""
 

@@ -32,12 +32,15 @@ from imagereward.serve.parsing.bodies import NPY_TYPE, read
 from imagereward.serve.parsing.images import decode
 from imagereward.serve.parsing.questions import (
     AnyQuestion,
+    JsonQuestion,
     MatrixQuestion,
     RankQuestion,
+    RegionQuestion,
     ScoreQuestion,
     SimpleQuestion,
 )
 from imagereward.serve.reference import reference
+from imagereward.serve.region import region_rewards
 from imagereward.version import __version__
 
 # Content-Security-Policy of the HTML pages: scripts may talk to this server only, so that a hostile prompt
@@ -47,7 +50,7 @@ PAGE_POLICY = (
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 # The paths that score: only their POST bodies are read.
-ASKING = ("/v1/score", "/v1/rank", "/v1/matrix", "/score")
+ASKING = ("/v1/score", "/v1/rank", "/v1/matrix", "/score", "/calculate_reward")
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Fault, "description": reason}
     for status, reason in {
@@ -255,12 +258,17 @@ def _add_routes(app: FastAPI, state: ServerState) -> None:
         _, scores, _ = await state.answer(SimpleQuestion, request)
         return _json(answers.SimpleAnswer(score=scores.item()))
 
+    @app.post("/calculate_reward", **_asks(RegionQuestion, answers.RegionAnswer))
+    async def calculate_reward(request: Request) -> Response:
+        """One inpainted image with its mask: the terms of a reward of the region."""
+        return _json(answers.RegionAnswer(**await region_rewards(state, request)))
+
 
 def _asks(question: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI description of a path whose body this package reads itself, instead of FastAPI."""
     schema = question.model_json_schema()
     content: dict[str, Any] = {"application/json": {"schema": schema}}
-    if question is not SimpleQuestion:
+    if not issubclass(question, JsonQuestion):
         fields = {**schema["properties"], "images": _FILES}
         content["multipart/form-data"] = {"schema": {**schema, "properties": fields}}
         content[NPY_TYPE] = {"schema": {"type": "string", "format": "binary"}}

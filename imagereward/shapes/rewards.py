@@ -1,10 +1,15 @@
 """The measure of Shapes as reward functions of (pixels, prompts), without gradients."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 
+from imagereward.errors import InputError
+from imagereward.images.reading import to_pil
+from imagereward.images.row_pictures import open_pictures
+from imagereward.shapes.inpainting import measure_inpainting
 from imagereward.shapes.measure import Measurement, measure
 
 
@@ -24,3 +29,19 @@ def faithfulness(pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str]) -> torch.
 def cleanliness(pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """`Measurement.cleanliness` [B], in [0, 1], of pixels in [0, 1]."""
     return torch.tensor([found.cleanliness for found in measured(pixels_B_3_H_W, prompts)])
+
+
+def painted(
+    pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
+) -> torch.Tensor:
+    """`InpaintingMeasurement.faithfulness` [B], in [0, 1]: whether the mask shows what the prompt asks for.
+
+    rows   the requests, with image and mask; square, as the pixels are
+    """
+    if rows is None:
+        raise InputError("painted reads the mask of each row: expected rows with an image and a mask")
+    found = []
+    for index, (image, prompt, row) in enumerate(zip(pixels_B_3_H_W, prompts, rows, strict=True)):
+        original, mask = open_pictures(row, ("image", "mask"), f"row {index} ({prompt!r})")
+        found.append(measure_inpainting(to_pil(image), prompt, original, mask).faithfulness)
+    return torch.tensor(found)

@@ -1,6 +1,7 @@
 """train_generator: trains an image generator of any family, by any objective, from a config to a pipeline."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.evaluation.evaluate import Evaluation
 from imagereward.tuning.export import loading_lines, save_lora, save_result
 from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.families.latent_cache import cache_pictures, encoder_aside
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.objectives import config_class
@@ -73,6 +75,7 @@ def train_generator(
         watching = open_denoiser(denoiser.pipeline, config.evaluation.resolution, family=config.family)
     if config.checkpointing:
         recompute(denoiser, rewards)
+    cache_pictures(denoiser, [*rows, *watched], Path(config.latent_cache) if config.latent_cache else None)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
     watched = watched or list(objective.rows[: config.evaluation.count])
     if config.text_cache:
@@ -89,7 +92,8 @@ def train_generator(
     start_trackers(accelerator, config)
     if config.evaluation.tuned_share < 1:
         policy.snapshots.setdefault(BASE, Snapshot(denoiser.network))
-    ended = loop.run(_watch(config, policy, watching, watched, rewards, held_out, output))
+    with encoder_aside(denoiser.autoencoder.vae) if config.latent_cache else nullcontext():
+        ended = loop.run(_watch(config, policy, watching, watched, rewards, held_out, output))
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
@@ -127,15 +131,24 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[De
     if config.quantize:
         quantize_to_4bit(denoiser.network, device)
     denoiser.network.to(device)
-    exact = cast(vae, DTYPES[config.vae_precision])
+    exact = cast_frozen(config, denoiser)
     for frozen in denoiser.frozen:
         if frozen is not vae:
-            exact += cast(frozen, DTYPES[config.precision])
             # With a text cache, text encoders are moved to the device only while they encode.
             frozen.to("cpu" if config.text_cache else device)
     vae.to(device)
     set_trainable(denoiser, config.lora, config.seed)
     return denoiser, exact
+
+
+def cast_frozen(config: GeneratorConfig, denoiser: Denoiser) -> Exact:
+    """Put the autoencoder and the text encoders into the config's precisions; returns unrounded values."""
+    vae = denoiser.autoencoder.vae
+    exact = cast(vae, DTYPES[config.vae_precision])
+    for frozen in denoiser.frozen:
+        if frozen is not vae:
+            exact += cast(frozen, DTYPES[config.precision])
+    return exact
 
 
 def _watch(config, policy: Policy, denoiser: Denoiser, rows, rewards, held_out, output: Path) -> Evaluation:

@@ -17,7 +17,7 @@ from imagereward.serve.limits import Limits, Refused
 from imagereward.serve.parsing.forms import fields_of, text_of
 from imagereward.serve.parsing.images import NPY_MAGIC, array_of
 from imagereward.serve.parsing.json_bounds import JsonBounds, check_json
-from imagereward.serve.parsing.questions import AnyQuestion, SimpleQuestion
+from imagereward.serve.parsing.questions import AnyQuestion, JsonQuestion
 
 NPY_TYPE = "application/x-npy"
 # Fields of a multipart form or a query that may be repeated, once for each item.
@@ -46,7 +46,7 @@ def read(
     fields: dict[str, Any] = {}
     if name == b"application/json":
         check_json(body, "the body", _json_bounds(limits))
-    elif question_class is SimpleQuestion:
+    elif issubclass(question_class, JsonQuestion):
         raise Refused(415, "expected Content-Type: application/json")
     elif name == b"multipart/form-data":
         fields = _form(body, options.get(b"boundary", b""), limits)

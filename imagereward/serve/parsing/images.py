@@ -48,6 +48,19 @@ def decode(
     return decoded
 
 
+def check_sizes(images: Sequence[bytes | np.ndarray], limits: Limits) -> None:
+    """Raises Refused, 413 for too many pixels and 422 naming an image whose header cannot be read."""
+    pixels = 0
+    for index, image in enumerate(images):
+        try:
+            height, width = image.shape[:2] if isinstance(image, np.ndarray) else size_of(image, index)[::-1]
+        except (ImageRewardError, ValueError) as error:
+            reason = str(error).removeprefix(f"images[{index}] ")
+            raise Refused(422, f"images[{index}] {reason}", images={index: reason}) from error
+        pixels += width * height
+        _check_pixels(index, width, height, pixels, limits)
+
+
 def array_of(data: bytes) -> np.ndarray:
     """The array uint8 [N, H, W, C] or [H, W, C] of an .npy file, as a view of `data`; else ValueError."""
     file = io.BytesIO(data)

@@ -93,17 +93,16 @@ class MatrixQuestion(Question):
         return self.prompts
 
 
-class SimpleQuestion(BaseModel):
-    """One image and one prompt, as existing training code sends them; other keys are ignored."""
+class JsonQuestion(BaseModel):
+    """A question that comes as JSON only, as existing training code sends it; other keys are ignored."""
 
-    image_base64: EncodedImage
     prompt: str
     model: str | None = None
 
     @property
     def images(self) -> list:
-        """The image, as a list."""
-        return [self.image_base64]
+        """The pictures; subclasses define which."""
+        raise NotImplementedError
 
     def texts(self) -> list[str]:
         """The prompt, as a list."""
@@ -114,4 +113,29 @@ class SimpleQuestion(BaseModel):
         return [(0, 0)]
 
 
-AnyQuestion = Question | SimpleQuestion
+class SimpleQuestion(JsonQuestion):
+    """One image and one prompt, as existing training code sends them; other keys are ignored."""
+
+    image_base64: EncodedImage
+
+    @property
+    def images(self) -> list:
+        """The image, as a list."""
+        return [self.image_base64]
+
+
+class RegionQuestion(JsonQuestion):
+    """A painted image, its mask and its prompt, as existing training code sends them."""
+
+    image_b_base64: EncodedImage
+    mask_base64: EncodedImage
+    hps_model: str | None = Field(None, description="Default: the first served model named HPS...")
+    clip_model: str | None = Field(None, description="Default: the first served model named CLIP...")
+
+    @property
+    def images(self) -> list:
+        """The image and the mask."""
+        return [self.image_b_base64, self.mask_base64]
+
+
+AnyQuestion = Question | JsonQuestion

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imagereward.errors import InputError, listing
+from imagereward.inpainting.layout import is_layout, read_layout
 from imagereward.records import (
     SUFFIXES,
     Record,
@@ -17,6 +18,7 @@ from imagereward.records import (
     read_prompt_lines,
     usual_columns,
 )
+from imagereward.tuning.data.preprocessed import PreprocessedRow, is_preprocessed, read_preprocessed
 from imagereward.tuning.data.requests import Request, Row, open_pictures
 
 # Keys of a record that name pictures; all other keys but the prompt's are metadata.
@@ -30,7 +32,8 @@ def read_prompts(
     """Prompts from a list of strings, records or requests, or from a file.
 
     source    a list, or the path of a table (.json, .jsonl, .ndjson, .csv, .tsv, .parquet; see
-              `imagereward.records`) or of a .txt file with a prompt in every line; empty lines are skipped
+              `imagereward.records`), of a .txt file with a prompt in every line, whose empty lines are
+              skipped, or of a folder with originals/, masks/ and prompts/
     column    the key of a record's prompt; default: the first of `prompt`, `text`, `caption` and `txt` that
               the record has. If any record of a file has several of these keys, one key is chosen for the
               whole file
@@ -50,8 +53,10 @@ def read_rows(
 ) -> list[Row]:
     """Rows from a list or a file as `read_prompts` takes them, with pictures and metadata.
 
-    A record's `image` and `mask` become the row's pictures, and its other keys the metadata. A record with
-    neither becomes a string.
+    A record's `image` (or `image_path`) and `mask` (or `mask_path`) become the row's pictures, and its other
+    keys the metadata. A record with neither becomes a string. A folder is read as the layout originals/,
+    masks/, prompts/ (see `imagereward.inpainting.layout`), or as another program's preprocessed rows (see
+    `imagereward.tuning.data.preprocessed`).
 
     inputs  the pictures that the model takes, of "image" and "mask". They are decoded once, to find damaged
             ones; other pictures are only passed to rewards
@@ -66,7 +71,10 @@ def read_rows(
         return rows
 
     def check(row: Row, where: str) -> None:
-        open_pictures(row, inputs, where)
+        if not isinstance(row, PreprocessedRow):
+            open_pictures(row, inputs, where)
+        elif inputs:
+            row.check(inputs, where)
 
     with ThreadPoolExecutor(thread_name_prefix="imagereward-check") as pool:
         list(pool.map(check, rows, [where for _, where in items]))
@@ -75,12 +83,14 @@ def read_rows(
 
 def _row(item: Any, where: str, column: str | None, folder: Path) -> Row:
     prompt, key = _prompt(item, where, column)
+    if isinstance(item, PreprocessedRow):
+        return item
     if isinstance(item, Request):
         names: dict[str, str | None] = dict(zip(PICTURES, PICTURES))
         record: Mapping[str, Any] = {"image": item.image, "mask": item.mask}
         metadata = item.metadata
     elif isinstance(item, Mapping):
-        names = {name: find_column(item, name, where, (name,)) for name in PICTURES}
+        names = {name: find_column(item, name, where, (name, f"{name}_path")) for name in PICTURES}
         record = item
         metadata = {name: value for name, value in item.items() if name not in (key, *names.values())}
     else:
@@ -101,9 +111,14 @@ def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[
             raise InputError("the list holds no prompt")
         return [(item, f"prompts[{i}]") for i, item in enumerate(source)], column
     path = Path(source).expanduser()
-    if path.suffix.lower() in LINES:
+    if is_preprocessed(path):
+        items: list[tuple[Any, str]] = list(read_preprocessed(path))
+    elif is_layout(path):
+        rows = read_layout(path)
+        items = [(Request(row.prompt, row.image, row.mask), row.where) for row in rows]
+    elif path.suffix.lower() in LINES:
         lines = read_prompt_lines(path, encoding)
-        items: list[tuple[Any, str]] = [(line, f"{path}: record {i}") for i, line in enumerate(lines)]
+        items = [(line, f"{path}: record {i}") for i, line in enumerate(lines)]
         if column is not None:
             raise InputError(f"{path} has a prompt a line and no columns; leave out the column {column!r}")
     elif path.suffix.lower() in SUFFIXES:
@@ -114,7 +129,8 @@ def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[
             column = table.find_column("prompt")
     else:
         raise InputError(
-            f"{path} cannot be read as prompts: expected a name that ends in {', '.join((*LINES, *SUFFIXES))}"
+            f"{path} cannot be read as prompts: expected a name that ends in "
+            f"{', '.join((*LINES, *SUFFIXES))}, or a folder with originals/, masks/ and prompts/"
         )
     if not items:
         raise InputError(f"{path} holds no prompt")

@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import PIL.Image
-
-from imagereward.errors import ImageReadError, ImageTypeError, InputError
-from imagereward.images.orientation import upright
 from imagereward.images.reading import ImageLike, read_image
+from imagereward.images.row_pictures import open_pictures
+
+__all__ = [
+    "Request",
+    "Row",
+    "as_request",
+    "digest_of",
+    "name_row",
+    "open_pictures",
+    "prompt_of",
+    "prompts_of",
+]
 
 
 @dataclass(frozen=True)
@@ -46,31 +54,6 @@ def prompt_of(row: Row) -> str:
 def prompts_of(rows: Sequence[Row]) -> list[str]:
     """The prompt of every row."""
     return [prompt_of(row) for row in rows]
-
-
-def open_pictures(row: Row, inputs: Sequence[str], where: str) -> list[PIL.Image.Image]:
-    """The row's pictures that `inputs` names, decoded and turned upright by their EXIF orientation.
-
-    inputs  names of pictures, of "image" and "mask"
-    where   the row's name in error messages
-
-    diffusers.utils.load_image turns pictures upright as well. Sizes are compared after turning. Raises
-    InputError for a picture that is missing or unreadable, and for a mask of another size than its image.
-    """
-    found = []
-    for name in inputs:
-        picture = getattr(row, name, None)
-        if picture is None:
-            raise InputError(f"{where} has no {name}: this model takes {', '.join(('prompt', *inputs))}")
-        try:
-            found.append(upright(read_image(picture)))
-        except (ImageReadError, ImageTypeError) as error:
-            of = f" {os.fspath(picture)}" if isinstance(picture, str | os.PathLike) else ""
-            raise InputError(f"{where}: its {name}{of} cannot be read: {error}") from error
-    sizes = [f"{name} {'x'.join(map(str, each.size))}" for name, each in zip(inputs, found, strict=True)]
-    if len({each.size for each in found}) > 1:
-        raise InputError(f"{where}: expected pictures of one size, got {', '.join(sizes)} pixels")
-    return found
 
 
 def digest_of(rows: Sequence[Row]) -> str:

@@ -126,7 +126,7 @@ def compare(
     spread = None
     if seeds > 1:
         spread = diversity(before, features, batch_size), diversity(after, features, batch_size)
-    return Comparison(texts, scored[0], scored[1], spread, (before, after))
+    return Comparison(texts, scored[0], scored[1], spread, (before, after), rows)
 
 
 class _First(NamedTuple):

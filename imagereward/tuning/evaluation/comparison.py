@@ -1,5 +1,6 @@
 """Comparison: the images and rewards of two generators, and the differences with intervals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 from imagereward.agreement.intervals import mean_interval
+from imagereward.tuning.data.requests import Row
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Comparison:
     after      the same of the tuned generator
     diversity  (base, tuned): mean distance between a prompt's images, see `diversity`; None for one seed
     images     (base, tuned): [M, K, 3, H, W] in [0, 1], on the CPU
+    pictures_of  the M rows, whose image and mask the page shows beside the images; empty: none
     """
 
     prompts: list[str]
@@ -25,6 +28,7 @@ class Comparison:
     after: dict[str, np.ndarray]
     diversity: tuple[float, float] | None
     images: tuple[torch.Tensor, torch.Tensor] = field(repr=False)
+    pictures_of: Sequence[Row] = field(default=(), repr=False)
 
     def rows(self) -> list[dict[str, Any]]:
         """A dict for each reward, with 95 % intervals over prompts.

@@ -170,7 +170,9 @@ class Evaluation:
                     pool.submit(images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop])
                 found = concatenated(pool.results())
             require_scores(found, f"the evaluation after update {update}")
-            each = {part: weight * found.rewards[part] for part, weight in reward.weights.items()}
+            size = (images.shape[-2], images.shape[-1])
+            weights = reward.weights_for(asked, size)
+            each = {part: weight * found.rewards[part] for part, weight in weights.items()}
             values[name] = float(torch.stack(list(each.values())).sum(0).nanmean()) + reward.offset
             if len(reward.parts) > 1:
                 values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}

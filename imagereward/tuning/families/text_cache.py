@@ -59,7 +59,7 @@ class CachedText:
         sequences: Mapping[str, str] = FIXED_LENGTH,
     ):
         self.encode, self.directory, self.sequences = encode, directory.expanduser(), sequences
-        self._claim(facts)
+        claim(self.directory / FACTS_FILE, facts, "embeddings")
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         self.fill(prompts)
@@ -78,10 +78,8 @@ class CachedText:
             batch = missing[start : start + ENCODED_AT_ONCE]
             found = self.encode(batch)
             for row, prompt in enumerate(batch):
-                values = {name: value[row : row + 1].cpu().contiguous() for name, value in found.items()}
-                unfinished = self._path(prompt).with_suffix(f".{os.getpid()}")
-                save_file(values, unfinished, {"prompt": prompt})
-                os.replace(unfinished, self._path(prompt))
+                values = {name: value[row : row + 1] for name, value in found.items()}
+                store(self._path(prompt), values, prompt)
 
     def _path(self, prompt: str) -> Path:
         return self.directory / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.safetensors"
@@ -95,23 +93,39 @@ class CachedText:
                 f"{path}, the embedding of {prompt!r}, cannot be read: {error}; delete it"
             ) from error
 
-    def _claim(self, facts: dict[str, str]) -> None:
-        path = self.directory / FACTS_FILE
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            os.replace(unfinished, path)
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} cannot be read: {error}; delete {self.directory}") from error
-        if theirs != facts:
-            other = sorted(name for name in {*theirs, *facts} if theirs.get(name) != facts.get(name))
-            raise InputError(
-                f"{self.directory} holds embeddings of another model: {', '.join(other)} differ; delete it, "
-                "or name another directory"
-            )
+
+def claim(path: Path, facts: dict[str, str], what: str) -> None:
+    """Write the facts that a cache's files depend on, or compare them with those that are there.
+
+    path   the file of the facts; its folder is made if missing
+    what   what the files hold, for the message: "embeddings"
+
+    Raises InputError naming the facts that differ.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}; delete {path.parent}") from error
+    if theirs != facts:
+        other = sorted(name for name in {*theirs, *facts} if theirs.get(name) != facts.get(name))
+        raise InputError(
+            f"{path.parent} holds {what} of another model: {', '.join(other)} differ; delete it, "
+            "or name another directory"
+        )
+
+
+def store(path: Path, tensors: dict[str, torch.Tensor], prompt: str) -> None:
+    """Write tensors to a safetensors file, which is there whole or not at all."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    save_file(
+        {name: value.cpu().contiguous() for name, value in tensors.items()}, unfinished, {"prompt": prompt}
+    )
+    os.replace(unfinished, path)
 
 
 def facts_of(denoiser: Denoiser) -> dict[str, str]:

@@ -87,7 +87,7 @@ class AWM(Objective):
             yield []  # the trainer raises InputError for it, in every process
             return
         config, rollout = self.config, self.source.draw(policy, grouped)
-        advantages = config.advantages(rollout.rewards, self.source.rewards.weights, rollout.groups_N)
+        advantages = config.advantages(rollout)
         self.source.count(rollout, advantages.valid, plan.update)
         items = advantages.valid.nonzero()
         values = advantages.advantages[items[:, 0]] * config.advantage_scale

@@ -82,6 +82,11 @@ class GeneratorConfig(TrainerConfig):
     text_cache: str = Field(
         "", description="directory to keep prompts' embeddings in; the text encoders then leave the device"
     )
+    latent_cache: str = Field(
+        "",
+        description="directory to keep the latents of rows' pictures in, which may be that of text_cache; "
+        "the autoencoder's encoder then leaves the device",
+    )
     vae_precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="number format of the autoencoder"
     )

@@ -113,11 +113,11 @@ class GRPO(Objective):
             shared_initial_noise=self.config.shared_initial_noise,
             keep_means=self.config.guard or self.config.divergence_bound is not None,
         )
-        advantages = self.config.advantages(rollout.rewards, self.rewards.weights, rollout.groups_N)
+        advantages = self.config.advantages(rollout)
         self._update_metrics = rollout.metrics(self.rewards, advantages.valid)
         warn_of_nothing(advantages.valid, plan.update)
         if self.penalty is not None:
-            self.penalty.begin(plan, rollout.rewards)
+            self.penalty.begin(plan, rollout)
         yield from make_minibatches(
             [chunk.trajectories for chunk in rollout.chunks if chunk.trajectories is not None],
             plan,

@@ -94,7 +94,7 @@ class NFT(Objective):
             return
         rollout = self.source.draw(policy, grouped, "old")
         config = self.config
-        advantages = config.advantages(rollout.rewards, self.source.rewards.weights, rollout.groups_N)
+        advantages = config.advantages(rollout)
         self.source.count(rollout, advantages.valid, plan.update)
         items = advantages.valid.nonzero()
         optimality = optimality_of(advantages.advantages, config.choice, config.advantage_clip)

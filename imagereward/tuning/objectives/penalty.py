@@ -13,7 +13,8 @@ from imagereward.tuning.distributed import gather_objects
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.refresh import Refresher, RefreshRule
 from imagereward.tuning.rewards.weighted import Rewards
-from imagereward.tuning.rollouts.advantages import disputed, weighted_sum
+from imagereward.tuning.rollouts.advantages import disputed
+from imagereward.tuning.rollouts.collect import Rollout
 from imagereward.tuning.rollouts.minibatches import StepMinibatch
 
 
@@ -61,16 +62,14 @@ class Penalty:
         self._first, self._ranks, self._penalised_N = 0, 1, torch.ones(0, dtype=torch.bool)
         self._sums = torch.zeros(2, dtype=torch.float64)  # of share * KL, and of share
 
-    def begin(self, plan: UpdatePlan, rewards: Mapping[str, torch.Tensor]) -> None:
-        """Choose the samples of an update that have the penalty, by all its rewards {name: [N]}."""
+    def begin(self, plan: UpdatePlan, rollout: Rollout) -> None:
+        """Choose the samples of an update that have the penalty, by all its rewards."""
         self._first, self._ranks = plan.first, plan.ranks
         self._sums = torch.zeros(2, dtype=torch.float64)
         self._penalised_N = torch.ones(plan.batch_size, dtype=torch.bool)
         if self.config.on == "disputed":
-            groups_N = torch.arange(plan.batch_size) // plan.group
-            watched = [rewards[name] for name, weight in self.weights.items() if not weight]
-            trained = weighted_sum(rewards, self.weights, groups_N)
-            self._penalised_N = disputed(trained, watched, self.config.share)
+            watched = [rollout.rewards[name] for name, weight in self.weights.items() if not weight]
+            self._penalised_N = disputed(rollout.total, watched, self.config.share)
 
     def term(self, kl_B: torch.Tensor, dt_B: torch.Tensor, batch: StepMinibatch) -> torch.Tensor:
         """What the penalty adds to the loss of each of a minibatch's samples, [B].

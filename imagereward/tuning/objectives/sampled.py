@@ -1,9 +1,7 @@
 """SampledConfig, AdvantageConfig: the keys of objectives that draw groups of images and score them."""
 
-from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from imagereward.errors import InputError
@@ -17,8 +15,8 @@ from imagereward.tuning.rollouts.advantages import (
     StdScope,
     advantages_of_each,
     group_advantages,
-    weighted_sum,
 )
+from imagereward.tuning.rollouts.collect import Rollout
 from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.sampling.base import Dynamics
 from imagereward.tuning.sampling.flow import Flow
@@ -101,11 +99,10 @@ class AdvantageConfig(Config):
         "advantage_std=group: GDPO)",
     )
 
-    def advantages(
-        self, rewards: Mapping[str, torch.Tensor], weights: Mapping[str, float], groups_N: torch.Tensor
-    ) -> Advantages:
-        """Advantages [N] of rewards [N] by name; see `group_advantages` and `advantages_of_each`."""
+    def advantages(self, rollout: Rollout) -> Advantages:
+        """Advantages [N] of a rollout's samples; see `group_advantages` and `advantages_of_each`."""
         by = AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
+        groups, bound = rollout.groups_N, self.advantage_clip
         if self.advantages_of == "each":
-            return advantages_of_each(rewards, weights, groups_N, by, self.advantage_clip)
-        return group_advantages(weighted_sum(rewards, weights, groups_N), groups_N, by, self.advantage_clip)
+            return advantages_of_each(rollout.rewards, rollout.weights, groups, by, bound)
+        return group_advantages(rollout.total, groups, by, bound)

@@ -15,7 +15,7 @@ from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rollouts.advantages import Advantages, top_mask, weighted_sum
+from imagereward.tuning.rollouts.advantages import Advantages, top_mask
 from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, mean_square
 from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
@@ -71,11 +71,11 @@ class OnlineSFT(Objective):
             yield []  # the trainer raises InputError for it, in every process
             return
         config, rollout = self.config, self.source.draw(policy, grouped)
-        advantages = config.advantages(rollout.rewards, self.source.rewards.weights, rollout.groups_N)
+        advantages = config.advantages(rollout)
         if config.samples == "weighted":
             weights = softmax_weights(advantages, rollout.groups_N, config.temperature)
         else:
-            total = weighted_sum(rollout.rewards, self.source.rewards.weights, rollout.groups_N)
+            total = rollout.total
             best = top_mask(total, rollout.groups_N, 1 if config.samples == "best" else config.top)
             weights = (best & advantages.valid).float()
         self.source.count(rollout, weights > 0, plan.update)

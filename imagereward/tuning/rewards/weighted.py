@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-import imagereward
 from imagereward.errors import InputError, NonFiniteScoreError
+from imagereward.rewards.opening import open_reward
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.scoring.scorer import Scorer
@@ -18,7 +18,7 @@ RewardSource = PairScorer | GroupReward | Callable[..., torch.Tensor]
 
 
 class Rewards:
-    """offset + sum_k weight_k * reward_k of images.
+    """offset + sum_k weight_k * reward_k of images; a part may weigh its rewards row by row (`row_weights`).
 
     A call with pixels [B, 3, H, W] in [0, 1] and B rows returns (sum [B], {name: unweighted rewards [B]}).
 
@@ -47,12 +47,14 @@ class Rewards:
             )
         each = {}
         total = pixels_B_3_H_W.new_full((len(rows),), self.offset)
-        for name, (weight, _) in self.parts.items():
+        weights = self.weights_for(rows, (pixels_B_3_H_W.shape[-2], pixels_B_3_H_W.shape[-1]))
+        for name, weight in weights.items():
             rewards = self.part(name, pixels_B_3_H_W, rows)
             bad = (~rewards.isfinite()).nonzero().flatten().tolist()
             if bad:
                 raise NonFiniteScoreError(f"reward {name} is not finite for {prompts_of(rows)[bad[0]]!r}")
             each[name] = rewards
+            weight = weight.to(total) if isinstance(weight, torch.Tensor) else weight
             total = total + weight * rewards.to(pixels_B_3_H_W.device)
         return total, each
 
@@ -76,6 +78,19 @@ class Rewards:
         """{name: weight} of all parts."""
         return {name: weight for name, (weight, _) in self.parts.items()}
 
+    def weights_for(self, rows: Sequence[Row], size: tuple[int, int]) -> dict[str, float | torch.Tensor]:
+        """{name: weight}; a tensor [N] float64 for a part whose weight depends on the row.
+
+        rows  of N images
+        size  (height, width) of the images in pixels
+        """
+        asked = list(map(as_request, rows))
+        found: dict[str, float | torch.Tensor] = {}
+        for name, (weight, part) in self.parts.items():
+            factor = None if isinstance(part, GroupReward) else part.row_weights(asked, size)
+            found[name] = weight if factor is None else weight * factor
+        return found
+
     @property
     def of_groups(self) -> list[str]:
         """The names of the parts that are given whole groups."""
@@ -88,8 +103,9 @@ class Rewards:
 
     @property
     def scorers(self) -> list[Scorer]:
-        """The parts that are models in this process."""
-        return [part for _, part in self.parts.values() if isinstance(part, Scorer)]
+        """The models in this process that the parts score by."""
+        found = [_innermost(part) for _, part in self.parts.values()]
+        return list({id(part): part for part in found if isinstance(part, Scorer)}.values())
 
     def check_differentiable(self, size: tuple[int, int], row: Row) -> None:
         """Raises InputError naming a reward whose gradient does not reach the pixels.
@@ -126,9 +142,11 @@ def open_rewards(
 ) -> Rewards:
     """`Rewards` from a name, {name: weight}, a scorer, or a function of (pixels, prompts).
 
-    reward  a name is anything that `imagereward.load` takes, "module:name" of a GroupReward, or a reward
-            server's address; "#model" after the address chooses a model, default the server's first. The
-            components of an ensemble object become parts of their own, so that each is logged
+    reward  a name is anything that `imagereward.load` takes, "module:name" of a GroupReward, a reward
+            server's address, where "#model" after the address chooses a model (default: the server's first),
+            or a reward of inpainting, such as "inside(CLIP)" or "boundary" (see
+            `imagereward.rewards.opening`). The components of an ensemble object become parts of their own,
+            so that each is logged
     device  device for the scorers; default: that of `load`, or the scorer's own
 
     Raises InputError for any other type.
@@ -151,12 +169,16 @@ def open_rewards(
     return Rewards(*scorer.summands())
 
 
+def _innermost(part: PairScorer | GroupReward) -> PairScorer | GroupReward:
+    """The scorer that a reward of a region is around; any other reward itself."""
+    while isinstance(inner := getattr(part, "scorer", None), PairScorer):
+        part = inner
+    return part
+
+
 def _part(source: RewardSource, name: str | None = None) -> PairScorer | GroupReward:
     return source if isinstance(source, PairScorer | GroupReward) else FunctionScorer(source, name)
 
 
 def _open(name: str, device: torch.device | str | None) -> PairScorer | GroupReward:
-    if name.startswith(("http://", "https://")):
-        url, _, model = name.partition("#")
-        return imagereward.connect(url, model or None)
-    return find_group_reward(name) or imagereward.load(name, device)
+    return find_group_reward(name) or open_reward(name, device)

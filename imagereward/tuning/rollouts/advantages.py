@@ -55,19 +55,20 @@ def group_advantages(
 
 def weighted_sum(
     parts: Mapping[str, torch.Tensor],
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | torch.Tensor],
     groups_N: torch.Tensor,
     normalize_by: AdvantageStd | StdScope | None = None,
 ) -> torch.Tensor:
     """sum_k weights[k] * parts[k], [N] float64, of rewards [N] by name; NaN where any of them is NaN.
 
-    A reward with weight 0 is watched only: it is left out, and its NaN do not count. With `normalize_by` each
-    reward is first replaced by its unclipped group-relative advantage. Rewards on different scales then have
-    the same influence, and a reward that is equal within a group adds 0.
+    A weight is a number, or [N] where it depends on the sample. A reward with weight 0 is watched only: it is
+    left out, and its NaN do not count. With `normalize_by` each reward is first replaced by its unclipped
+    group-relative advantage. Rewards on different scales then have the same influence, and a reward that is
+    equal within a group adds 0.
     """
     total = torch.zeros(len(groups_N), dtype=torch.float64)
     for name, rewards_N in parts.items():
-        if not weights[name]:
+        if isinstance(weights[name], float | int) and not weights[name]:
             continue
         values = rewards_N.double()
         if normalize_by is not None:
@@ -79,7 +80,7 @@ def weighted_sum(
 
 def advantages_of_each(
     parts: Mapping[str, torch.Tensor],
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | torch.Tensor],
     groups_N: torch.Tensor,
     deviation: AdvantageStd | StdScope = "group",
     bound: float = 5.0,
@@ -87,7 +88,8 @@ def advantages_of_each(
     """The rewards' own advantages, added with their weights, and divided by their deviation over the batch.
 
     parts      {name: rewards [N]}, NaN where there is no reward
-    weights    {name: weight}; the sample of a reward that is NaN is left out, unless the weight is 0
+    weights    {name: weight}, or [N] where it depends on the sample; the sample of a reward that is NaN is
+               left out, unless the weight is 0
     deviation  how the deviation of each reward is measured that divides its advantages; the sum's is always
                measured over the batch, with the same divisor and epsilon
     bound      the results are clipped to this much either way

@@ -51,11 +51,18 @@ class Rollout:
     rewards   {name: [N] float32 on the CPU}, of all N samples of the update over all processes, in the order
               of their numbers; NaN where a reward failed
     groups_N  [N] index of each sample's group, from 0 for the update's first group
+    weights   {name: the reward's weight in the sum}, or [N] float64 where it depends on the row
     """
 
     chunks: list[RolloutChunk]
     rewards: dict[str, torch.Tensor]
     groups_N: torch.Tensor
+    weights: dict[str, float | torch.Tensor]
+
+    @property
+    def total(self) -> torch.Tensor:
+        """The weighted sum of rewards [N] float64, without offset; NaN where one of them is NaN."""
+        return weighted_sum(self.rewards, self.weights, self.groups_N)
 
     def metrics(self, rewards: Rewards, learned_N: torch.Tensor) -> dict[str, float]:
         """Metrics of the rollout, equal in all processes.
@@ -65,7 +72,7 @@ class Rollout:
         `reward` is the mean weighted sum, `reward/NAME` each reward's mean, `failed` the number of images
         without a reward, and `counted` the share of images that are learned from, 0..1.
         """
-        total = weighted_sum(self.rewards, rewards.weights, self.groups_N)
+        total = self.total
         return {
             "reward": float(total.nanmean()) + rewards.offset,
             **{f"reward/{name}": float(values.nanmean()) for name, values in self.rewards.items()},
@@ -137,7 +144,10 @@ def collect(
     in_order = sorted((each for mine in every for each in mine), key=lambda each: each[0])
     found = concatenated([batch for _, batch in in_order])
     require_scores(found, f"update {plan.update + 1}")
-    return Rollout(drawn, found.rewards, torch.arange(plan.batch_size) // plan.group)
+    numbers = range(plan.first, plan.first + plan.batch_size)
+    places = rows_for_groups(numbers, plan.group, plan.batch_size, len(rows), seed)
+    weights = rewards.weights_for([rows[place] for place in places], policy.denoiser.resolution)
+    return Rollout(drawn, found.rewards, torch.arange(plan.batch_size) // plan.group, weights)
 
 
 def _encoded(policy: Policy, rows: Sequence[Row], places: Sequence[int]) -> Condition:

@@ -10,7 +10,7 @@ from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.data.seeding import rows_for_samples
 from imagereward.tuning.policy.policy import CURRENT, Policy
-from imagereward.tuning.rollouts.advantages import best_and_worst, weighted_sum
+from imagereward.tuning.rollouts.advantages import best_and_worst
 from imagereward.tuning.rollouts.clean import CleanBatch, clean_batches
 from imagereward.tuning.rollouts.latent_images import LatentPairs
 from imagereward.tuning.rollouts.sample_source import SampleSource
@@ -134,7 +134,7 @@ class DrawnPairs:
             yield []  # the trainer raises InputError for it, in every process
             return
         rollout = self.source.draw(policy, grouped, self.sampler)
-        total = weighted_sum(rollout.rewards, self.source.rewards.weights, rollout.groups_N)
+        total = rollout.total
         pairs = torch.stack(best_and_worst(total, rollout.groups_N), 1)
         learned = torch.zeros(len(total), dtype=torch.bool)
         learned[pairs.flatten()] = True

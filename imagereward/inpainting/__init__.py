@@ -1,0 +1,1 @@
+"""Data sets of inpainting: makers of masks, the folder layout, and writing and reading of data sets."""

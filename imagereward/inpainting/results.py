@@ -1,0 +1,191 @@
+"""Evaluates results/MODEL/ of the folder layout: a record an image, means with intervals, and a page."""
+
+import csv
+import html
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from imagereward.agreement.intervals import mean_interval
+from imagereward.errors import ImageRewardError, InputError
+from imagereward.inpainting.layout import RESULTS, LayoutRow, read_layout, results_of
+from imagereward.inpainting.measures import open_painted, open_scorers, outside, scores_of
+from imagereward.scoring.api import PairScorer
+from imagereward.scoring.ranking import thumbnail
+from imagereward.writing import write_text
+
+FIRST = ("model", "name", "prompt", "mask_share")
+DETAILS, SUMMARY, PAGE = "details.csv", "summary.csv", "results.html"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The scores of every model's image of every row.
+
+    folder    of the layout
+    rows      of originals, masks and prompts
+    models    in the order of their names
+    measures  names of the scores
+    records   a dict for each model and row: `FIRST`, the measures (NaN where there is none), and `error`
+    """
+
+    folder: Path
+    rows: list[LayoutRow]
+    models: list[str]
+    measures: list[str]
+    records: list[dict[str, Any]]
+
+    def values(self, model: str, measure: str) -> np.ndarray:
+        """[M] of a model, in the order of `rows`; NaN where there is none."""
+        return np.array([each[measure] for each in self.records if each["model"] == model], float)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A dict for each model and measure, with 95 % intervals over the images that have a value.
+
+        "mean", "low", "high"; "count" of images; and, for every model but the first, "difference" from the
+        first with its interval "difference low" and "difference high", over the images that both have.
+        """
+        found = []
+        for model in self.models:
+            for measure in self.measures:
+                values, first = self.values(model, measure), self.values(self.models[0], measure)
+                there = values[np.isfinite(values)]
+                line: dict[str, Any] = {"model": model, "measure": measure, "count": len(there)}
+                line |= dict(zip(("mean", "low", "high"), _interval(there), strict=True))
+                both = np.isfinite(values) & np.isfinite(first)
+                paired = values[both] - first[both]
+                names = ("difference", "difference low", "difference high")
+                none = (math.nan,) * 3
+                line |= dict(zip(names, none if model == self.models[0] else _interval(paired), strict=True))
+                found.append(line)
+        return found
+
+
+def evaluate_results(
+    folder: str | os.PathLike,
+    scorers: Sequence[str] | Mapping[str, PairScorer],
+    *,
+    measures: Sequence[str] = ("mse", "psnr"),
+    device: str | None = None,
+    progress: bool = True,
+) -> Results:
+    """Score originals/, masks/, prompts/ and results/MODEL/ of a folder.
+
+    scorers    names as `open_reward` takes them: CLIP, inside(CLIP), boundary, preservation ...; or rewards
+    measures   of `measures.OUTSIDE`
+
+    A result that is missing, unreadable, of other proportions, or that a scorer fails on has the reason in
+    `error`, and NaN. Raises InputError for a layout with faults, and for a folder without results.
+    """
+    folder = Path(folder).expanduser()
+    rows, results = read_layout(folder), results_of(folder)
+    if not results:
+        raise InputError(f"{folder / RESULTS} holds no folder: expected one with images for each model")
+    opened = dict(scorers) if isinstance(scorers, Mapping) else open_scorers(scorers, device)
+    names = [*opened, *measures]
+    records = []
+    for model, row in tqdm(
+        [(model, row) for model in results for row in rows], "scoring", unit="image", disable=not progress
+    ):
+        record: dict[str, Any] = {"model": model, "name": row.name, "prompt": row.prompt}
+        record |= dict.fromkeys(("mask_share", *names), math.nan) | {"error": ""}
+        try:
+            if row.name not in results[model]:
+                raise InputError(f"{folder / RESULTS / model} has no image {row.name}")
+            painted = open_painted(row.prompt, results[model][row.name], row.image, row.mask, row.where)
+            record["mask_share"] = float(painted.mask.mean())
+            record |= outside(painted, measures)
+            record |= scores_of(painted, opened)
+        except ImageRewardError as error:
+            record["error"] = f"{type(error).__name__}: {error}"
+        records.append(record)
+    return Results(folder, rows, list(results), names, records)
+
+
+def write_results(results: Results, out: Path, most: int = 40) -> list[Path]:
+    """Write details.csv, summary.csv and a page with the first `most` rows' pictures; returns their paths."""
+    tables = {DETAILS: results.records, SUMMARY: results.summary()}
+    paths = [write_text(out / name, as_csv(rows)) for name, rows in tables.items()]
+    return [*paths, write_text(out / PAGE, page(results, most))]
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Records as CSV; an empty cell stands for NaN."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if _is_nan(value) else value for name, value in row.items()})
+    return text.getvalue()
+
+
+def page(results: Results, most: int = 40) -> str:
+    """An HTML page without external files: the summary, then original, mask and every model's image."""
+    summary = results.summary()
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in summary[0])
+    cells = ["".join(f"<td>{_cell(value)}</td>" for value in row.values()) for row in summary]
+    lines = "".join(f"<tr>{each}</tr>" for each in cells)
+    body = "".join(_section(results, row) for row in results.rows[:most])
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>Inpainting: {html.escape(results.folder.name)}</title><style>{_STYLE}</style></head><body>
+<h1>Inpainting: {html.escape(results.folder.name)}</h1>
+<p>{len(results.rows)} images; intervals are 95 %, over images (Student's t). Differences are from
+{html.escape(results.models[0])}, over the images that both have.</p>
+<table><tr>{heads}</tr>{lines}</table>{body}</body></html>
+"""
+
+
+def _section(results: Results, row: LayoutRow) -> str:
+    figures = [_figure(row.image, "original", ""), _figure(row.mask, "mask", "")]
+    for record in results.records:
+        if record["name"] == row.name:
+            path = results_of(results.folder)[record["model"]].get(row.name)
+            there = [name for name in results.measures if not _is_nan(record[name])]
+            scores = "<br>".join(f"{html.escape(name)} {record[name]:.3f}" for name in there)
+            figures.append(_figure(path, record["model"], scores or html.escape(record["error"])))
+    return f"<h2>{html.escape(row.prompt)}</h2><div>{''.join(figures)}</div>"
+
+
+def _figure(path: Path | None, name: str, words: str) -> str:
+    try:
+        shown = f'<img src="{thumbnail(path)}" alt="{html.escape(name)}">' if path else ""
+    except ImageRewardError:
+        shown = ""
+    return f"<figure>{shown}<figcaption>{html.escape(name)}<br>{words}</figcaption></figure>"
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    return mean_interval(values) if len(values) else (math.nan, math.nan, math.nan)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _cell(value: Any) -> str:
+    if _is_nan(value):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
+
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 70rem;
+       color: #1d2430; background: #fff }
+h1 { font-size: 1.5rem } h2 { font-size: 1rem; margin: 1.6rem 0 .4rem }
+table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: right }
+tr { border-bottom: 1px solid #d9dee7 } td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left }
+figure { display: inline-block; vertical-align: top; margin: 0 .5rem .5rem 0; width: 11rem }
+img { width: 100%; display: block } figcaption { font-size: .8rem; color: #4a5568; overflow-wrap: anywhere }
+@media (prefers-color-scheme: dark) {
+  body { color: #e4e8ef; background: #14181f } figcaption { color: #a8b2c1 } tr { border-color: #333c4a } }
+"""

@@ -1,0 +1,102 @@
+"""Answers POST /calculate_reward: the terms of the reward of an inpainted image, its mask and its prompt."""
+
+import asyncio
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from fastapi import Request
+
+from imagereward.errors import ImageRewardError
+from imagereward.images.image_size import ImageSize
+from imagereward.images.row_pictures import cropped_image, cropped_mask, open_pictures
+from imagereward.rewards.inpainting import InsideMask
+from imagereward.rewards.region import boundary_score, bounding_box, grown
+from imagereward.scoring.scorer import Scorer
+from imagereward.serve.admission import RESERVATION, Reservation
+from imagereward.serve.batching import ScoringRequest
+from imagereward.serve.limits import Refused
+from imagereward.serve.parsing.bodies import read
+from imagereward.serve.parsing.images import check_sizes
+from imagereward.serve.parsing.questions import RegionQuestion
+
+# Term of the answer -> what the name of its default model begins with.
+MODELS = {"hps_score": "hps", "clip_score": "clip"}
+
+
+class Prepared(NamedTuple):
+    """The terms that need no model, and the requests for the others by term."""
+
+    terms: dict[str, float]
+    requests: dict[str, ScoringRequest]
+
+
+async def region_rewards(state: Any, request: Request) -> dict[str, float]:
+    """{boundary_score, hps_score, clip_score, mask_ratio} of the request's image.
+
+    state   the app's `ServerState`
+
+    Raises Refused: 404 if no model of a term is served, 422 for pictures that cannot be read or are of
+    different sizes, and for a mask that is empty or white everywhere.
+    """
+    reservation: Reservation = request.scope[RESERVATION]
+    content_type = request.headers.get("content-type", "")
+    prepared = await asyncio.get_running_loop().run_in_executor(
+        state.threads, _prepare_or_refuse, state, reservation, content_type
+    )
+    if isinstance(prepared, Refused):
+        raise prepared
+    waiting = [asyncio.wrap_future(state.batcher.submit(each)) for each in prepared.requests.values()]
+    scores = await asyncio.gather(*waiting)
+    return prepared.terms | {
+        term: float(score) for term, score in zip(prepared.requests, scores, strict=True)
+    }
+
+
+def _prepare_or_refuse(state: Any, reservation: Reservation, content_type: str) -> Prepared | Refused:
+    """`_prepare`; Refused is returned, since a future that raises it would keep the body in memory."""
+    try:
+        return _prepare(state, reservation, content_type)
+    except Refused as refused:
+        return refused.alone()
+
+
+def _prepare(state: Any, reservation: Reservation, content_type: str) -> Prepared:
+    question = read(RegionQuestion, reservation.body(), content_type, [], state.limits)
+    assert isinstance(question, RegionQuestion)
+    names = {
+        "hps_score": _model(state.scorers, question.hps_model, "hps_score"),
+        "clip_score": _model(state.scorers, question.clip_model, "clip_score"),
+    }
+    reservation.take("images", len(question.images) - 1)
+    check_sizes(question.images, state.limits)
+    row = SimpleNamespace(image=question.image_b_base64, mask=question.mask_base64)
+    try:
+        picture, grey = open_pictures(row, ("image", "mask"), "the request")
+        size = ImageSize(picture.height, picture.width)
+        pixels, mask = cropped_image(picture, size)[None], cropped_mask(grey, size, "the request")[None]
+    except ImageRewardError as error:
+        raise Refused(422, str(error)) from error
+    reservation.give("bytes")
+    requests = {}
+    for term, name in names.items():
+        scorer: Scorer = state.scorers[name]
+        box = grown(bounding_box(mask[0, 0]), InsideMask(scorer).least, size)
+        crop = picture.crop((box.left, box.top, box.right, box.bottom))
+        loaded = tuple(processor.load(crop) for processor in scorer.processors)
+        requests[term] = ScoringRequest(name, [question.prompt], [loaded], torch.tensor([[0, 0]]))
+    terms = {"boundary_score": float(boundary_score(pixels, mask)), "mask_ratio": float(mask.mean())}
+    return Prepared(terms, requests)
+
+
+def _model(scorers: Mapping[str, Scorer], asked: str | None, term: str) -> str:
+    """The name of the scorer of a term: the one that was asked for, or the first whose name tells."""
+    if asked is not None and asked in scorers:
+        return asked
+    begins = MODELS[term]
+    found = [name for name in scorers if name.lower().startswith(begins)]
+    if asked is not None or not found:
+        what = f"no model named {begins}..." if asked is None else f"no model {asked[:100]!r}"
+        raise Refused(404, f"{what} here, for {term}; there are: {', '.join(scorers)}")
+    return found[0]

@@ -1,0 +1,439 @@
+"""Data of inpainting: masks, the folder layout, preprocessed rows, the cache of latents, and bad inputs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pipelines
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from imagereward.errors import CheckpointError, InputError, OutputError
+from imagereward.inpainting.layout import read_layout
+from imagereward.inpainting.makers import make_mask
+from imagereward.inpainting.writing import write_data
+from imagereward.shapes.inpainting import REGIONS, inpainting_row, measure_inpainting, object_mask
+from imagereward.tuning import tune
+from imagereward.tuning.data.prompts import read_rows
+from imagereward.tuning.data.requests import Request
+from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictures
+from imagereward.tuning.families.lookup import open_denoiser
+
+INPUTS = ("image", "mask")
+
+
+@pytest.mark.parametrize("kind", ["box", "strokes"])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.4, 0.95])
+def test_masks_have_their_share(kind, share):
+    for seed in range(5):
+        mask = make_mask(kind, 60, 90, share, np.random.default_rng(seed))
+        assert np.array_equal(mask, make_mask(kind, 60, 90, share, np.random.default_rng(seed)))
+        assert 0 < mask.sum() < mask.size
+        # A box is rounded to whole rows and columns; a stroke ends with a whole touch of the brush.
+        assert mask.mean() == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "share"), [("cloud", 8, 0.5), ("box", 8, 0), ("box", 8, 1), ("strokes", 1, 0.5)]
+)
+def test_masks_that_cannot_be_made(kind, size, share):
+    with pytest.raises(InputError):
+        make_mask(kind, size, size, share, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_rows_of_shapes_know_what_their_masks_hide(region):
+    for index in range(12):
+        row = inpainting_row(index, 3, "test", regions=(region,))
+        inside = np.asarray(row.mask) > 0
+        covered = object_mask(row.scene, row.thing, 64, margin=0)
+        assert (inside & covered).sum() > 0.95 * covered.sum()
+        for other in range(len(row.scene.things)):
+            if other != row.thing:
+                assert not (inside & object_mask(row.scene, other, 64, margin=0)).any()
+        found = measure_inpainting(row.image, row.prompt, row.image, row.mask)
+        assert found.faithful
+        assert found.outside == 0
+
+
+def test_the_measure_sees_what_the_mask_shows_and_what_moved():
+    row = inpainting_row(0, 3, "test", change=True)
+    before = measure_inpainting(row.image, row.prompt, row.image, row.mask)
+    assert before.faithfulness < 0.5  # the prompt asks for another thing
+    pixels = np.array(row.image)
+    outside = np.asarray(row.mask) == 0
+    pixels[outside] = np.clip(pixels[outside].astype(int) + 10, 0, 245) // 1
+    moved = np.abs(pixels.astype(float) - np.asarray(row.image, float))[outside].mean() / 255
+    found = measure_inpainting(Image.fromarray(pixels), row.prompt, row.image, row.mask)
+    assert found.outside == pytest.approx(moved, abs=1e-6)
+    gone = np.array(row.image)
+    gone[~outside] = gone[outside].reshape(-1, 3)[0]
+    assert measure_inpainting(Image.fromarray(gone), row.prompt, row.image, row.mask).faithfulness == 0
+    with pytest.raises(InputError, match="no white"):
+        measure_inpainting(row.image, row.prompt, row.image, Image.new("L", (64, 64)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "shapes"
+    write_data(out, "shapes", count=4, seed=1, progress=False)
+    return out
+
+
+def test_data_sets_are_written_and_read(data, tmp_path):
+    rows = read_rows(data, INPUTS)
+    assert [row.prompt for row in rows] == [row.prompt for row in read_rows(data / "rows.jsonl", INPUTS)]
+    assert (data / "contact-sheet.png").is_file()
+    write_data(tmp_path / "again", data / "rows.jsonl", kind="strokes", share=0.3, progress=False)
+    write_data(tmp_path / "too", data, kind="strokes", share=0.3, progress=False)
+    for name in ("000000", "000003"):
+        paths = [tmp_path / "again" / folder / f"{name}.png" for folder in ("originals", "masks")]
+        image, mask = (np.asarray(Image.open(path)) for path in paths)
+        assert np.array_equal(image, np.asarray(Image.open(data / "originals" / f"{name}.png")))
+        assert np.array_equal(mask, np.asarray(Image.open(tmp_path / "too" / "masks" / f"{name}.png")))
+        assert (mask == 255).mean() == pytest.approx(0.3, abs=0.02)
+    with pytest.raises(OutputError, match="overwrite"):
+        write_data(tmp_path / "too", data, progress=False)
+    (tmp_path / "too" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"mine\.txt"):
+        write_data(tmp_path / "too", data, overwrite=True, progress=False)
+
+
+def test_jsonl_takes_both_names_of_its_keys(data, tmp_path):
+    record = {"prompt": "a cat", "image_path": "originals/000000.png", "mask_path": "masks/000000.png"}
+    (data / "paths.jsonl").write_text(json.dumps(record) + "\n")
+    (row,) = read_rows(data / "paths.jsonl", INPUTS)
+    assert row == Request("a cat", data / "originals/000000.png", data / "masks/000000.png")
+
+
+def damaged(folder: Path, fault: str) -> str:
+    """Put a fault into a copy of the data; returns what the error must say."""
+    mask, image = folder / "masks/000001.png", folder / "originals/000001.png"
+    if fault == "no mask":
+        mask.unlink()
+        return r"no mask for .*000001"
+    if fault == "no prompt":
+        (folder / "prompts/000001.txt").unlink()
+        return r"000001\.txt"
+    if fault == "blank prompt":
+        (folder / "prompts/000001.txt").write_text("  \n")
+        return r"000001\.txt is blank"
+    if fault == "empty":
+        Image.new("L", (64, 64), 127).save(mask)
+        return r"000001: its mask .*000001\.png is empty"
+    if fault == "full":
+        Image.new("L", (64, 64), 128).save(mask)
+        return r"000001: its mask .*000001\.png is white everywhere"
+    if fault == "size":
+        Image.open(mask).resize((32, 64)).save(mask)
+        return r"000001: expected pictures of one size, got image 64x64, mask 32x64"
+    if fault == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture = Image.open(image).resize((48, 64))
+        image.unlink()
+        picture.save(image.with_suffix(".jpg"), exif=exif)  # upright it is 64 wide and 48 high
+        Image.open(mask).resize((48, 64)).save(mask)
+        return r"000001: expected pictures of one size, got image 64x48, mask 48x64"
+    if fault == "twice":
+        Image.open(image).save(image.with_suffix(".jpg"))
+        return r"two images named '000001'"
+    image.write_bytes(b"no image")
+    return r"000001: its image .*000001\.png cannot be read"
+
+
+FAULTS = ("no mask", "no prompt", "blank prompt", "empty", "full", "size", "turned", "twice", "damaged")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_rows_are_named(fault, tmp_path):
+    write_data(tmp_path / "data", "shapes", count=3, progress=False)
+    message = damaged(tmp_path / "data", fault)
+    with pytest.raises(InputError, match=message):
+        read_rows(tmp_path / "data", INPUTS)
+
+
+def test_a_turned_photo_with_a_mask_of_its_upright_size_is_right(tmp_path):
+    write_data(tmp_path / "data", "shapes", count=2, progress=False)
+    damaged(tmp_path / "data", "turned")
+    mask = tmp_path / "data/masks/000001.png"
+    Image.open(mask).resize((64, 48)).save(mask)
+    assert len(read_rows(tmp_path / "data", INPUTS)) == 2
+
+
+def test_layouts_without_originals(tmp_path):
+    for name in ("originals", "masks"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        read_layout(tmp_path)
+
+
+# Latents that are kept.
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    pipelines.sd_inpaint().save_pretrained(path)
+    return path
+
+
+def settings(model: Path, data: Path, output: Path, **more) -> list[str]:
+    values = {
+        "model": model,
+        "prompts": data / "rows.jsonl",
+        "output": output,
+        "reward": "boundary",
+        "resolution": 16,
+        "precision": "float32",
+        "checkpointing": "false",
+        "steps": 4,
+        "evaluation.held_out": '""',
+        **more,
+    }
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+@pytest.mark.parametrize("kind", ["sd_inpaint", "flux_fill", "flux_kontext"])
+def test_cached_conditions_equal_direct_ones(kind, data, tmp_path):
+    rows = read_rows(data, INPUTS)
+    denoiser = open_denoiser(getattr(pipelines, kind)(), 16)
+    direct = denoiser.encode(rows).tensors
+    for _ in range(2):  # encoded, then read
+        other = open_denoiser(getattr(pipelines, kind)(), 16)
+        cache_pictures(other, rows, tmp_path)
+        found = other.encode(rows).tensors
+        assert found.keys() == direct.keys()
+        for name, value in direct.items():
+            assert torch.allclose(found[name], value, atol=1e-5), name
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(rows)
+    kept = load_file(next(iter(tmp_path.glob("*.safetensors"))))
+    assert {"source"} <= kept.keys()
+
+
+def test_preprocessed_and_direct_training_have_one_first_loss(model, data, tmp_path):
+    losses = []
+    for cache in ("", str(tmp_path / "cache")):
+        output = tmp_path / f"run{len(losses)}"
+        tune(
+            str(model),
+            str(data / "rows.jsonl"),
+            reward="boundary",
+            output=output,
+            recipe="sd_inpaint/refl_lora",
+            **SMALL,
+            latent_cache=cache,
+            text_cache=cache,
+        )
+        history = json.loads((output / "history.json").read_text())
+        losses.append(next(entry["loss"] for entry in history if "loss" in entry))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+SMALL = {
+    "resolution": 16,
+    "precision": "float32",
+    "checkpointing": False,
+    "steps": 4,
+    "updates": 1,
+    "batch_size": 4,
+    "micro_batch": 2,
+    "gradient": {"steps": "one", "first": 1, "last": 3},
+    "evaluation": {"count": 2, "seeds": 1, "held_out": ""},
+}
+
+
+def test_full_weights_are_saved_with_the_encoder_that_was_aside(model, data, tmp_path):
+    found = tune(
+        str(model),
+        str(data / "rows.jsonl"),
+        reward="boundary",
+        output=tmp_path / "run",
+        recipe="sd_inpaint/refl",
+        **SMALL,
+        latent_cache=str(tmp_path / "cache"),
+    )
+    before = open_denoiser(str(model)).autoencoder
+    after = open_denoiser(str(tmp_path / "run")).autoencoder
+    image = torch.rand(1, 3, 16, 16)
+    assert torch.allclose(before.encode(image), after.encode(image), atol=1e-5)
+    assert "conv_in" in dict(found.vae.encoder.named_children())
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "imagereward", "preprocess", "sd_inpaint/refl_lora", *arguments]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_killed_preprocessing_goes_on_and_ends_with_the_same_bytes(model, tmp_path):
+    write_data(tmp_path / "data", "shapes", count=40, progress=False)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def run(cache: Path, *more: str) -> list[str]:
+        given = settings(model, tmp_path / "data", tmp_path / "run", latent_cache=cache, text_cache=cache)
+        return command(*given, *more)
+
+    subprocess.run(run(whole, "--processes", "2"), check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen(run(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(list(killed.glob("latents-*.safetensors"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(killed.glob("latents-*.safetensors"))) >= 3
+    (killed / f"latents-torn.{process.pid}").write_bytes(b"torn")  # as a kill within a write leaves it
+    said = subprocess.run(run(killed), check=True, capture_output=True, text=True, timeout=300).stdout
+    assert contents(killed) == contents(whole)
+    assert f"{len(contents(whole)) - 2} files" not in said  # some were there
+    assert "40 rows" in said
+
+
+def test_caches_of_another_model_or_size_are_refused(data, tmp_path):
+    rows = read_rows(data, INPUTS)
+    cache_pictures(open_denoiser(pipelines.sd_inpaint(), 16), rows, tmp_path)
+    other = open_denoiser(pipelines.sd_inpaint(seed=1), 16)
+    with pytest.raises(InputError, match="latents of another model: autoencoder differ"):
+        cache_pictures(other, rows, tmp_path)
+    larger = open_denoiser(pipelines.sd_inpaint(), 32)
+    with pytest.raises(InputError, match="resolution"):
+        cache_pictures(larger, rows, tmp_path)
+
+
+def test_latents_that_cannot_be_read_are_named(data, tmp_path):
+    denoiser, rows = open_denoiser(pipelines.sd_inpaint(), 16), read_rows(data, INPUTS)
+    cache_pictures(denoiser, rows, tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"row 0 .*latents-.*safetensors cannot be read"):
+        denoiser.encode(rows)
+
+
+# Rows that another program has encoded.
+
+
+def encoded_elsewhere(denoiser, rows, folder: Path) -> None:
+    """Write rows in the layout of metadata.json: bfloat16 tensors in folders."""
+    words = denoiser.text([row.prompt for row in rows])
+    cached = CachedPictures(denoiser.pictures, denoiser.autoencoder, denoiser.resolution, None)
+    records = []
+    for index, row in enumerate(rows):
+        latents = cached._encoded(row)
+        tensors = {
+            "prompt_embed": (words["encoder_hidden_states"][index], f"{index}.pt"),
+            "pooled_prompt_embeds": (words["pooled_projections"][index], f"{index}.pt"),
+            "text_ids": (torch.zeros(4, 3), f"{index}.pt"),
+            "source_latents": (latents["source"], f"{index}.pt"),
+            "masked_latents": (latents["masked"], f"{index}_masked.pt"),
+            "mask_latents": (latents["mask"].float(), f"{index}_mask.pt"),
+        }
+        record = {"caption": row.prompt, "mask_path": "elsewhere.png"}
+        for name, (tensor, file) in tensors.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            torch.save(tensor.bfloat16(), folder / name / file)
+            record[name if name == "text_ids" else f"{name}_path"] = file
+        records.append(record)
+    (folder / "metadata.json").write_text(json.dumps(records))
+
+
+@pytest.fixture
+def elsewhere(data, tmp_path) -> Path:
+    encoded_elsewhere(open_denoiser(pipelines.flux_fill(), 16), read_rows(data, INPUTS), tmp_path / "pre")
+    return tmp_path / "pre"
+
+
+def test_preprocessed_rows_are_used_as_they_are(data, elsewhere):
+    rows, direct = read_rows(elsewhere, INPUTS), read_rows(data, INPUTS)
+    denoiser = open_denoiser(pipelines.flux_fill(), 16)
+    expected = denoiser.encode(direct).tensors
+    denoiser.pipeline.text_encoder = denoiser.pipeline.text_encoder_2 = None  # nothing is encoded again
+    cache_pictures(denoiser, rows, None)
+    found = denoiser.encode(rows).tensors
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=0.05, rtol=0.01), name
+    mask = rows[0].mask
+    assert mask.shape == (1, 16, 16)
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+
+
+def test_training_reads_preprocessed_rows(elsewhere, tmp_path):
+    pipeline = pipelines.flux_fill()
+    settings = {**SMALL, "gradient": {"steps": "last", "count": 1}}
+    tune(
+        pipeline,
+        str(elsewhere),
+        reward="boundary",
+        output=tmp_path / "run",
+        recipe="flux_fill/refl_lora",
+        **settings,
+    )
+    assert (tmp_path / "run/pytorch_lora_weights.safetensors").is_file()
+
+
+def spoil(folder: Path, fault: str) -> str:
+    records = json.loads((folder / "metadata.json").read_text())
+    masked = folder / "masked_latents" / "1_masked.pt"
+    if fault == "outside":
+        records[1]["masked_latents_path"] = "../../outside.pt"
+        torch.save(torch.zeros(4, 8, 8), folder.parent / "outside.pt")
+        message = "record 1: .*outside"
+    elif fault == "missing":
+        masked.unlink()
+        message = r"record 1: .*1_masked\.pt does not exist"
+    elif fault == "damaged":
+        masked.write_bytes(b"no tensor")
+        message = r"record 1: .*1_masked\.pt cannot be read"
+    elif fault == "code":
+        torch.save({"call": os.system}, masked)
+        message = r"record 1: .*1_masked\.pt cannot be read"
+    elif fault == "nan":
+        torch.save(torch.full((4, 8, 8), torch.nan), masked)
+        message = r"record 1: .*1_masked\.pt holds no finite tensor"
+    elif fault == "no caption":
+        del records[1]["caption"]
+        message = "record 1 has no caption"
+    elif fault == "no latents":
+        records[1] = {"caption": "a cat"}
+        message = "record 1 has no latents"
+    else:
+        del records[1]["mask_latents_path"]
+        message = "record 1 has no mask_latents_path"
+    (folder / "metadata.json").write_text(json.dumps(records))
+    return message
+
+
+@pytest.mark.parametrize(
+    "fault", ["outside", "missing", "damaged", "code", "nan", "no caption", "no latents", "no mask"]
+)
+def test_faulty_preprocessed_rows_are_named(fault, elsewhere):
+    message = spoil(elsewhere, fault)
+    with pytest.raises((InputError, CheckpointError), match=message):
+        read_rows(elsewhere, INPUTS)
+
+
+def test_preprocessed_rows_of_another_size_are_refused(elsewhere):
+    rows, denoiser = read_rows(elsewhere, INPUTS), open_denoiser(pipelines.flux_fill(), 32)
+    cache_pictures(denoiser, rows, None)
+    with pytest.raises(InputError, match=r"row 0 .*masked.* another autoencoder or resolution"):
+        denoiser.encode(rows)
+
+
+def test_rewards_that_need_the_original_say_so_of_preprocessed_rows(elsewhere, tmp_path):
+    with pytest.raises(InputError, match="has no image"):
+        tune(
+            pipelines.flux_fill(),
+            str(elsewhere),
+            reward="preservation",
+            output=tmp_path / "run",
+            recipe="flux_fill/refl_lora",
+            **{**SMALL, "gradient": {"steps": "last", "count": 1}},
+        )

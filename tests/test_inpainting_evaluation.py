@@ -1,0 +1,219 @@
+"""Evaluating inpainting: results/MODEL/, score-table with masks, compare, and what is refused."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pipelines
+import pytest
+from PIL import Image
+from scipy import stats
+
+from imagereward.errors import InputError, OutputError
+from imagereward.inpainting.layout import read_layout
+from imagereward.inpainting.measures import open_painted, outside
+from imagereward.inpainting.results import evaluate_results, page, write_results
+from imagereward.inpainting.table import reads_masks, score_masked_table
+from imagereward.inpainting.writing import write_data
+from imagereward.rewards.inpainting import Boundary, Preservation
+from imagereward.tuning.data.prompts import read_rows
+from imagereward.tuning.evaluation.compare import compare
+from imagereward.tuning.evaluation.compare import page as comparison_page
+
+REWARDS = {"boundary": Boundary(), "preservation": Preservation()}
+
+
+def array(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"), float) / 255
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Five rows: "same" repeats the originals, "moved" adds noise, and lacks its last image."""
+    out = tmp_path_factory.mktemp("results") / "set"
+    write_data(out, "shapes", count=5, progress=False)
+    rng = np.random.default_rng(0)
+    for model in ("same", "moved"):
+        (out / "results" / model).mkdir(parents=True)
+        for row in read_layout(out)[: 4 if model == "moved" else None]:
+            path = out / "results" / model / f"{row.name}.png"
+            if model == "same":
+                shutil.copy(row.image, path)
+            else:
+                noise = rng.integers(-40, 40, (64, 64, 3))
+                pixels = np.clip(np.asarray(Image.open(row.image), int) + noise, 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return out
+
+
+def test_measures_outside_the_mask_equal_numpy(folder):
+    for row in read_layout(folder)[:4]:
+        path = folder / "results/moved" / f"{row.name}.png"
+        painted = open_painted(row.prompt, path, row.image, row.mask, row.where)
+        found = outside(painted)
+        kept = np.asarray(Image.open(row.mask)) < 128
+        error = ((array(path) - array(row.image)) ** 2)[kept].mean()  # over three channels
+        assert found["mse"] == pytest.approx(error, rel=1e-4)
+        assert found["psnr"] == pytest.approx(10 * np.log10(1 / error), rel=1e-4)
+
+
+def test_results_have_records_intervals_files_and_a_page(folder, tmp_path):
+    found = evaluate_results(folder, REWARDS, progress=False)
+    assert found.models == ["moved", "same"]
+    lines = {(line["model"], line["measure"]): line for line in found.summary()}
+    moved = found.values("moved", "preservation")
+    assert np.isnan(moved[4])
+    assert lines["moved", "preservation"]["count"] == 4
+    mean = moved[:4].mean()
+    low, high = stats.t.interval(0.95, 3, mean, stats.sem(moved[:4]))
+    line = lines["moved", "preservation"]
+    assert (line["mean"], line["low"], line["high"]) == pytest.approx((mean, low, high))
+    same = lines["same", "preservation"]
+    assert same["mean"] == pytest.approx(0, abs=1e-6)
+    assert same["difference"] == pytest.approx(-mean, abs=1e-6)
+    (missing,) = [record for record in found.records if record["error"]]
+    assert "moved has no image 000004" in missing["error"]
+    details, summary, html = write_results(found, tmp_path)
+    with open(details) as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    assert [row["boundary"] for row in rows if row["error"]] == [""]  # never 0
+    assert float(rows[0]["mask_share"]) == pytest.approx(
+        (np.asarray(Image.open(read_layout(folder)[0].mask)) > 127).mean(), abs=1e-6
+    )
+    assert len(summary.read_text().splitlines()) == 1 + len(found.summary())
+    text = html.read_text()
+    assert text.count("<figure>") == 5 * 4
+    assert text.count("data:image/png") == 5 * 4 - 1
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_prompts_on_the_page_are_text(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    (tmp_path / "set/prompts/000000.txt").write_text("<script>alert(1)</script>")
+    assert "<script>" not in page(evaluate_results(tmp_path / "set", REWARDS, progress=False))
+
+
+def test_results_of_other_sizes(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    large, wide = (tmp_path / "set/results/same" / f"00000{at}.png" for at in (0, 1))
+    Image.open(large).resize((128, 128)).save(large)
+    Image.open(wide).resize((128, 64)).save(wide)
+    records = evaluate_results(tmp_path / "set", REWARDS, progress=False).records
+    of_same = {record["name"]: record for record in records if record["model"] == "same"}
+    assert of_same["000000"]["error"] == ""
+    assert "same proportions" in of_same["000001"]["error"]
+
+
+def test_folders_without_results(tmp_path):
+    write_data(tmp_path / "set", "shapes", count=1, progress=False)
+    with pytest.raises(InputError, match="results"):
+        evaluate_results(tmp_path / "set", REWARDS, progress=False)
+
+
+def test_unknown_measures_are_refused(folder):
+    row = read_layout(folder)[0]
+    painted = open_painted("a", row.image, row.image, row.mask, "row")
+    with pytest.raises(InputError, match="lpips"):
+        outside(painted, ["ssim"])
+
+
+# score-table.
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("boundary", True),
+        ("inside(CLIP)", True),
+        ("http://h:1/calculate_reward#hps_score", True),
+        ("CLIP", False),
+        ("http://h:1#CLIP", False),
+        ("boundary_models/a", False),
+    ],
+)
+def test_names_of_rewards_of_regions(name, reads):
+    assert reads_masks(name) == reads
+
+
+@pytest.fixture
+def table(folder) -> Path:
+    records = [
+        {
+            "prompt": row.prompt,
+            "image": f"results/moved/{row.name}.png",
+            "mask_path": f"masks/{row.name}.png",
+            "original": f"originals/{row.name}.png",
+        }
+        for row in read_layout(folder)
+    ]
+    records.append({"prompt": "a cat", "image": "results/moved/000000.png"})
+    path = folder / "painted.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_the_command_scores_rows_with_masks(folder, table, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    names = ("boundary", "preservation", "inside(ImageReward-tiny, 32)")
+    models = [part for name in names for part in ("-m", name)]
+    run = subprocess.run(
+        [sys.executable, "-m", "imagereward", "score-table", str(table), "--out", str(out), *models],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 3, run.stderr  # two rows have errors
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    expected = evaluate_results(folder, REWARDS, progress=False)
+    for at in range(4):
+        for name in REWARDS:
+            assert rows[at][f"score:{name}"] == pytest.approx(expected.values("moved", name)[at], abs=1e-6)
+        assert rows[at]["score:inside(ImageReward-tiny, 32)"] is not None
+        assert rows[at]["error"] is None
+    assert "000004" in rows[4]["error"]
+    assert "has no mask" in rows[5]["error"]
+    assert rows[5]["score:boundary"] is None
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables_of_other_formats_say_the_same(table, tmp_path, suffix):
+    out = tmp_path / f"scores.{suffix}"
+    summary = score_masked_table(table, out, ["boundary"], progress=False)
+    assert (summary.rows, summary.failed) == (6, 2)
+    plain = tmp_path / "scores.jsonl"
+    score_masked_table(table, plain, ["boundary"], progress=False)
+    expected = [json.loads(line)["score:boundary"] for line in plain.read_text().splitlines()]
+    if suffix == "csv":
+        with open(out) as file:
+            found = [row["score:boundary"] for row in csv.DictReader(file)]
+        assert [float(value) if value else None for value in found] == expected
+    else:
+        from pyarrow import parquet
+
+        assert parquet.read_table(out)["score:boundary"].to_pylist() == expected
+    with pytest.raises(OutputError, match="overwrite"):
+        score_masked_table(table, out, ["boundary"], progress=False)
+
+
+def test_comparisons_of_models_that_paint_show_the_masks(folder):
+    rows = read_rows(folder, ("image", "mask"))[:2]
+    found = compare(
+        pipelines.sd_inpaint(),
+        pipelines.sd_inpaint(seed=1),
+        rows,
+        {"boundary": 1.0, "preservation": 1.0},
+        seeds=1,
+        steps=3,
+        guidance=1.0,
+        resolution=16,
+        device="cpu",
+    )
+    assert [line["reward"] for line in found.rows()] == ["boundary", "preservation", "sum"]
+    text = comparison_page(found)
+    assert text.count("<figcaption>mask</figcaption>") == 2
+    assert text.count("<figcaption>image</figcaption>") == 2

@@ -22,7 +22,7 @@ from imagereward.inpainting.writing import write_data
 from imagereward.rewards.inpainting import Boundary, Preservation
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.evaluation.compare import compare
-from imagereward.tuning.evaluation.compare import page as comparison_page
+from imagereward.tuning.evaluation.comparison_page import page as comparison_page
 
 REWARDS = {"boundary": Boundary(), "preservation": Preservation()}
 

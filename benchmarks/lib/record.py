@@ -104,8 +104,8 @@ def _cpu_name() -> str:
 
 def write(name: str, result: dict) -> Path:
     """Write one results file, rounded to four significant digits."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_rounded(result), indent=2) + "\n")
     return path
 

@@ -74,30 +74,29 @@ def train(method: str, work: Path) -> Path:
 
 
 def timed(name: str, work: Path, model: str, **settings) -> Path:
-    """Tune on prompts of the train split, or go on with it; the time it takes in all is kept beside it."""
+    """Tune on prompts of the train split, or go on with it; its CPU time in all is kept beside it."""
     output = work / name.lower().replace(", ", "-")
     if (output / "model_index.json").is_file():
         return output
     work.mkdir(parents=True, exist_ok=True)
     held_out = work / "held-out.txt"
     held_out.write_text("\n".join(prompts_of("test", HELD_OUT)) + "\n")
-    before, began = seconds_of(output), time.monotonic()
+    before, began = seconds_of(output), time.process_time()
     evaluation = {"prompts": str(held_out), "held_out": FAITHFULNESS, "patience": 0}
     try:
         tune(
             model,
-            prompts_of("train", TRAINED),
             output=output,
             resume=(output / "run.json").is_file(),
-            **{"evaluation": evaluation, **settings},
+            **{"prompts": prompts_of("train", TRAINED), "evaluation": evaluation, **settings},
         )
     finally:  # interrupted runs cost time, too
-        output.with_suffix(".seconds").write_text(f"{before + time.monotonic() - began}\n")
+        output.with_suffix(".seconds").write_text(f"{before + time.process_time() - began}\n")
     return output
 
 
 def seconds_of(output: Path) -> float:
-    """How long the run took so far."""
+    """CPU seconds that the run took so far: its time on one core that it has for itself."""
     seconds = output.with_suffix(".seconds")
     return float(seconds.read_text()) if seconds.is_file() else 0.0
 

@@ -1,15 +1,21 @@
-"""Benchmark of policy gradient against the reward's gradient on the tiny flow model, with three seeds each.
+"""Benchmark of objectives on the tiny flow model: ten minutes of one core each, with three seeds.
 
     python -m benchmarks.training.finetune_flow WORKDIR  what is missing of all runs; then the table
-    python -m benchmarks.training.finetune_flow WORKDIR --only GRPO --run 2 one run alone, or the rest of it
-    python -m benchmarks.training.finetune_flow --draw                      only draws the picture again
+    python -m benchmarks.training.finetune_flow WORKDIR --only NFT --run 2   one run alone, or the rest of it
+    python -m benchmarks.training.finetune_flow --table                  the table of the runs that are there
+    python -m benchmarks.training.finetune_flow --draw                   only draws the picture again
 
-All methods but "GRPO, JPEG" maximise ImageReward-tiny's score. Images of test-split prompts, at fixed seeds,
-are judged by that reward, by `shapes.measure`, which no method was trained on, and by their size as JPEG.
-Intervals are over prompts, of differences averaged over the runs; each run's own gain is listed too.
+A finished run has a record of its own, results/finetune-flow/METHOD-RUN.json, so runs may be made one by
+one, on equal machines; the table is made of the records. Most methods maximise ImageReward-tiny's score;
+"JPEG" the smallness of files; "DPO on pairs" learns from drawn pairs without a reward; the reward of
+"scrambled" gets another prompt than the generator. Images of test-split prompts, at fixed seeds, are judged
+by ImageReward-tiny, by `shapes.measure`, which no reward has seen, and by their size as JPEG. Intervals are
+over prompts, of differences averaged over the runs; each run's own gain is listed too. Minutes are CPU time
+of training with its evaluations.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -25,10 +31,12 @@ from benchmarks.training.finetune import (
     HELD_OUT,
     REWARD,
     SEEDS,
+    TRAINED,
     best_of,
     gains,
     judged,
     prompts_of,
+    scrambled,
     seconds_of,
     timed,
 )
@@ -44,16 +52,60 @@ RECIPES = {
     "ReFL": "tiny/refl_flow",
     "GRPO": "tiny/grpo",
     "GRPO-Fast": "tiny/grpo_fast",
+    "NFT": "tiny/nft",
+    "AWM": "tiny/awm",
+    "online DPO": "tiny/dpo_online",
+    "RAFT": "tiny/sft_online",
+    "DPO on pairs": "tiny/dpo",
+    "NFT, scrambled": "tiny/nft",
+    "online DPO, scrambled": "tiny/dpo_online",
+    "RAFT, scrambled": "tiny/sft_online",
     "GRPO, JPEG": "tiny/grpo_jpeg",
 }
 RUNS = (1, 2, 3)
+RECORD = "finetune-flow"
 
 
 def train(method: str, run: int, work: Path, model: Path, **changes) -> Path:
     """One run, or the rest of it; its output directory."""
     recipe = RECIPES[method]
-    settings = {"reward": read_recipe(recipe)["reward"], "recipe": recipe, "seed": run, **changes}
-    return timed(f"{method}-{run}", work, str(model), **settings)
+    values = read_recipe(recipe)
+    settings = {"reward": values.get("reward", REWARD), "recipe": recipe, "seed": run, **changes}
+    if "prompts" not in values:  # learns from pairs; the reward only watches
+        settings["prompts"] = None
+    if "scrambled" in method:
+        settings["reward"] = scrambled(prompts_of("train", TRAINED))
+    return timed(slug(method, run), work, str(model), **settings)
+
+
+def slug(method: str, run: int) -> str:
+    """The name of a run in file names."""
+    return f"{method}-{run}".lower().replace(", ", "-").replace(" ", "-")
+
+
+def measure(method: str, run: int, work: Path, model: Path) -> None:
+    """Train one run, or the rest of it, judge its images, and write its record."""
+    held_out = prompts_of("test", HELD_OUT)
+    output = train(method, run, work, model)
+    found = judged(model, output, held_out, dict.fromkeys(NAMES, 1.0))
+    rewards = {
+        name: [values.tolist() for values in (found.before[name], found.after[name])] for name in NAMES
+    }
+    result = {
+        "method": method,
+        "run": run,
+        "minutes": seconds_of(output) / 60,
+        "rewards": rewards,
+        "curve": curve(output),
+        "environment": record.environment(torch.device("cpu")),
+    }
+    print(record.write(f"{RECORD}/{slug(method, run)}", result), flush=True)
+
+
+def record_of(method: str, run: int) -> dict | None:
+    """The record of a finished run; None if there is none."""
+    path = record.RESULTS / f"{RECORD}/{slug(method, run)}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def row(method: str, before: dict, after: list[dict], minutes: float | None, images: int | None) -> dict:
@@ -91,26 +143,29 @@ def curve(output: Path) -> list[dict]:
     return points
 
 
-def run_all(work: Path, model: Path) -> None:
-    """All runs, the table, the results file."""
-    held_out, judge = prompts_of("test", HELD_OUT), dict.fromkeys(NAMES, 1.0)
-    rows, curves, before = [], {}, {}
+def tabulate(model: Path) -> None:
+    """The table and the results file of all methods of which every run has a record."""
+    held_out, rows, curves = prompts_of("test", HELD_OUT), [], {}
+    before: dict[str, np.ndarray] = {}
     for method in RECIPES:
-        outputs = [train(method, run, work, model) for run in RUNS]
-        found = [judged(model, output, held_out, judge) for output in outputs]
-        before = found[0].before
+        records = [found for run in RUNS if (found := record_of(method, run))]
+        if len(records) < len(RUNS):
+            print(f"{method}: {len(records)} of {len(RUNS)} runs have a record; left out")
+            continue
+        after = [{name: np.array(found["rewards"][name][1]) for name in NAMES} for found in records]
+        before = {name: np.array(records[0]["rewards"][name][0]) for name in NAMES}
         if not rows:
             rows.append(row("base", before, [before], None, None))
-        points = [curve(output) for output in outputs]
-        after = [each.after for each in found]
-        minutes = max(each[-1]["minutes"] for each in points)
-        rows.append(row(method, before, after, minutes, points[0][-1]["images"]))
-        curves[method] = points
-        shown = {key: value for key, value in rows[-1].items() if isinstance(value, str | int | float)}
-        print(table([shown]), flush=True)
+        curves[method] = [found["curve"] for found in records]
+        minutes = max(found["minutes"] for found in records)
+        rows.append(row(method, before, after, minutes, curves[method][0][-1]["images"]))
     rows.append(row(f"best of {CANDIDATES}", before, [best_of(CANDIDATES, held_out, model)], None, None))
+    shown = [
+        {key: value for key, value in each.items() if isinstance(value, str | int | float)} for each in rows
+    ]
+    print(table([{"images": "", "minutes": "", **each} for each in shown]))
     result = {"prompts": HELD_OUT, "seeds": SEEDS, "runs": len(RUNS), "rows": rows, "curves": curves}
-    print(record.write("finetune-flow", {**result, "environment": record.environment(torch.device("cpu"))}))
+    print(record.write(RECORD, {**result, "environment": record.environment(torch.device("cpu"))}))
 
 
 def draw() -> None:
@@ -143,17 +198,24 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--only", choices=RECIPES, help="one method")
     parser.add_argument("--run", type=int, choices=RUNS, default=1, help="with --only: which of its runs")
+    parser.add_argument("--table", action="store_true", help="only make the table of the records")
     parser.add_argument("--draw", action="store_true", help="only draw the picture")
     record.add_option(parser)
     options = parser.parse_args()
-    if not options.draw and options.work is None:
+    if not (options.draw or options.table) and options.work is None:
         parser.error("which directory to work in?")
-    if options.only and not options.draw:
-        print(train(options.only, options.run, options.work, options.model))
+    if options.draw:
+        draw()
         return
-    if not options.draw:
-        record.refuse_changes(options.allow_changes)
-        run_all(options.work, options.model)
+    record.refuse_changes(options.allow_changes)
+    if options.only:
+        measure(options.only, options.run, options.work, options.model)
+        return
+    if not options.table:
+        for method, run in itertools.product(RECIPES, RUNS):
+            if record_of(method, run) is None:
+                measure(method, run, options.work, options.model)
+    tabulate(options.model)
     draw()
 
 

@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,41 +11,15 @@ import test_grpo
 import test_refl
 import torch
 from accelerate import PartialState
-from conftest import TWO_PROCESSES
+from forked import run_forked
 from pipelines import PROMPTS
 from test_refl import brightness, weights
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.errors import ImageRewardError
 from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.accelerate_setup import make_accelerator
 from imagereward.tuning.trainer.trainer import Trainer
-
-ROOT = Path(__file__).parents[1]
-SCRIPT = """
-import os, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-import torch, test_grpo, test_processes, test_refl
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-steps, scored, out = 0, 0, sys.argv[1]
-
-def keep(optimizer, *_):
-    global steps
-    steps += 1
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    if os.environ.get("RANK", "0") == "0":
-        torch.save(gradients, out + f".gradients-{{steps}}.pt")
-
-def reward(pixels, prompts):
-    global scored
-    scored += len(prompts) * pixels.requires_grad
-    return test_refl.brightness(pixels, prompts)
-
-register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
-{call}
-with open(out + ".scored-" + os.environ.get("RANK", "0"), "w") as file:
-    file.write(str(scored))
-"""
 
 
 def only_odd_ones(pixels, prompts):
@@ -54,15 +27,36 @@ def only_odd_ones(pixels, prompts):
     return brightness(pixels, prompts) * torch.tensor([prompt != PROMPTS[0] for prompt in prompts])
 
 
-def launched(call, directory):
-    """The output directories of one process and of two."""
-    script = directory / "run.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), call=call))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    for launcher, output in (([sys.executable], "one"), (TWO_PROCESSES, "two")):
-        command = [*launcher, str(script), str(directory / output)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
+def train(call, out, **options):
+    """In a new process: train by `call` with these options, and write what the checks below read.
+
+    The gradients of every step of the optimizer, and the number of images that were scored with a gradient.
+    """
+    steps, count, first = 0, 0, os.environ.get("RANK", "0") == "0"
+
+    def keep(optimizer, *_):
+        nonlocal steps
+        steps += 1
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        if first:
+            torch.save(gradients, f"{out}.gradients-{steps}.pt")
+
+    def counted(pixels, prompts):
+        nonlocal count
+        count += len(prompts) * pixels.requires_grad
+        return brightness(pixels, prompts)
+
+    register_optimizer_step_pre_hook(keep)
+    call(out, **{"reward": counted, **options})
+    Path(f"{out}.scored-{os.environ.get('RANK', '0')}").write_text(str(count))
+
+
+def launched(call, directory, **options):
+    """The output directories of one process and of two that call `call(output, **options)`."""
+    for ranks, output in ((1, "one"), (2, "two")):
+        function = partial(train, call, directory / output, **options)
+        ended = run_forked(function, log=directory / f"{output}.log", ranks=ranks)
+        assert ended.codes == [0] * ranks, ended.output
     return directory / "one", directory / "two"
 
 
@@ -86,8 +80,7 @@ def check_equal(one, two, steps):
 
 
 def test_refl_does_half_of_the_work_in_each(tmp_path):
-    call = "test_refl.run(out, reward=reward, updates=4, save_every=1, max_gradient_norm=1e6)"
-    one, two = launched(call, tmp_path)
+    one, two = launched(test_refl.run, tmp_path, updates=4, save_every=1, max_gradient_norm=1e6)
     # After one image to see whether the reward has a gradient.
     assert scored(one) == [1 + 4 * 4]
     assert scored(two) == [1 + 4 * 2, 1 + 4 * 2]
@@ -98,18 +91,19 @@ def test_refl_does_half_of_the_work_in_each(tmp_path):
 
 
 def test_alignprop_takes_unequal_steps_beside_pairs_that_one_alone_has(tmp_path):
-    call = """test_refl.run(out, updates=2, max_gradient_norm=1e6, gradient={"mode": "suffix"},
-        lora={"rank": 2},
-        pretraining={"data": "shapes", "pairs": 4, "weight": 0.5, "batch_size": 2})"""
-    one, two = launched(call, tmp_path)
+    pretraining = {"data": "shapes", "pairs": 4, "weight": 0.5, "batch_size": 2}
+    options = {"gradient": {"mode": "suffix"}, "lora": {"rank": 2}, "pretraining": pretraining}
+    one, two = launched(test_refl.run, tmp_path, updates=2, max_gradient_norm=1e6, **options)
     check_equal(one, two, [1])
 
 
-@pytest.mark.parametrize("more", ["", 'lora={"rank": 2}, kl={"form": "true", "beta": 0.1}, guard=True'])
+@pytest.mark.parametrize(
+    "more", [{}, {"lora": {"rank": 2}, "kl": {"form": "true", "beta": 0.1}, "guard": True}]
+)
 def test_grpo_with_unequally_much_to_learn(more, tmp_path):
-    call = f"""test_grpo.run(out, reward=test_processes.only_odd_ones, updates=1, batch_size=10,
-        micro_batch=2, max_gradient_norm=1e6, optimizer_steps=2, window={{"size": 2}}, {more})"""
-    one, two = launched(call, tmp_path)
+    options = {"updates": 1, "batch_size": 10, "micro_batch": 2, "optimizer_steps": 2, "window": {"size": 2}}
+    options |= {"reward": only_odd_ones, "max_gradient_norm": 1e6, **more}
+    one, two = launched(test_grpo.run, tmp_path, **options)
     check_equal(one, two, [1])
 
 

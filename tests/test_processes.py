@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,11 +26,14 @@ def only_odd_ones(pixels, prompts):
     return brightness(pixels, prompts) * torch.tensor([prompt != PROMPTS[0] for prompt in prompts])
 
 
-def train(call, out, **options):
-    """In a new process: train by `call` with these options, and write what the checks below read.
+def train(call, out):
+    """In a new process: run the Python text `call`, which trains, and write what the checks below read.
 
-    The gradients of every step of the optimizer, and the number of images that were scored with a gradient.
+    These are the gradients of every step of the optimizer, and the number of images that `reward` scored with
+    a gradient. The text finds `out`, `reward`, and the modules test_grpo, test_processes and test_refl.
     """
+    import test_processes
+
     steps, count, first = 0, 0, os.environ.get("RANK", "0") == "0"
 
     def keep(optimizer, *_):
@@ -47,15 +49,16 @@ def train(call, out, **options):
         return brightness(pixels, prompts)
 
     register_optimizer_step_pre_hook(keep)
-    call(out, **{"reward": counted, **options})
+    modules = {"test_grpo": test_grpo, "test_processes": test_processes, "test_refl": test_refl}
+    exec(call, {**modules, "out": str(out), "reward": counted})
     Path(f"{out}.scored-{os.environ.get('RANK', '0')}").write_text(str(count))
 
 
-def launched(call, directory, **options):
-    """The output directories of one process and of two that call `call(output, **options)`."""
+def launched(call, directory):
+    """The output directories of one process and of two that run the Python text `call`; see `train`."""
     for ranks, output in ((1, "one"), (2, "two")):
-        function = partial(train, call, directory / output, **options)
-        ended = run_forked(function, log=directory / f"{output}.log", ranks=ranks)
+        log = directory / f"{output}.log"
+        ended = run_forked(train, call, directory / output, log=log, ranks=ranks)
         assert ended.codes == [0] * ranks, ended.output
     return directory / "one", directory / "two"
 
@@ -80,7 +83,8 @@ def check_equal(one, two, steps):
 
 
 def test_refl_does_half_of_the_work_in_each(tmp_path):
-    one, two = launched(test_refl.run, tmp_path, updates=4, save_every=1, max_gradient_norm=1e6)
+    call = "test_refl.run(out, reward=reward, updates=4, save_every=1, max_gradient_norm=1e6)"
+    one, two = launched(call, tmp_path)
     # After one image to see whether the reward has a gradient.
     assert scored(one) == [1 + 4 * 4]
     assert scored(two) == [1 + 4 * 2, 1 + 4 * 2]
@@ -91,19 +95,18 @@ def test_refl_does_half_of_the_work_in_each(tmp_path):
 
 
 def test_alignprop_takes_unequal_steps_beside_pairs_that_one_alone_has(tmp_path):
-    pretraining = {"data": "shapes", "pairs": 4, "weight": 0.5, "batch_size": 2}
-    options = {"gradient": {"mode": "suffix"}, "lora": {"rank": 2}, "pretraining": pretraining}
-    one, two = launched(test_refl.run, tmp_path, updates=2, max_gradient_norm=1e6, **options)
+    call = """test_refl.run(out, updates=2, max_gradient_norm=1e6, gradient={"mode": "suffix"},
+        lora={"rank": 2},
+        pretraining={"data": "shapes", "pairs": 4, "weight": 0.5, "batch_size": 2})"""
+    one, two = launched(call, tmp_path)
     check_equal(one, two, [1])
 
 
-@pytest.mark.parametrize(
-    "more", [{}, {"lora": {"rank": 2}, "kl": {"form": "true", "beta": 0.1}, "guard": True}]
-)
+@pytest.mark.parametrize("more", ["", 'lora={"rank": 2}, kl={"form": "true", "beta": 0.1}, guard=True'])
 def test_grpo_with_unequally_much_to_learn(more, tmp_path):
-    options = {"updates": 1, "batch_size": 10, "micro_batch": 2, "optimizer_steps": 2, "window": {"size": 2}}
-    options |= {"reward": only_odd_ones, "max_gradient_norm": 1e6, **more}
-    one, two = launched(test_grpo.run, tmp_path, **options)
+    call = f"""test_grpo.run(out, reward=test_processes.only_odd_ones, updates=1, batch_size=10,
+        micro_batch=2, max_gradient_norm=1e6, optimizer_steps=2, window={{"size": 2}}, {more})"""
+    one, two = launched(call, tmp_path)
     check_equal(one, two, [1])
 
 

@@ -51,7 +51,7 @@ def tune(
     reward    what `imagereward.load` takes, {name: weight}, a Scorer, or a function of (pixels, prompts)
     output    a new directory; may be left out where a recipe of your own names one
     recipe    a name or a file; the default is Stable Diffusion 1.x's, all weights
-    settings  laid over the recipe's: `updates=200`, `gradient={"steps": "last"}`
+    settings  laid over the recipe's: `updates=200`, `gradient={"mode": "last"}`
 
     Raises InputError, before anything is loaded, for settings or prompts that are wrong.
     """

@@ -82,7 +82,7 @@ class Gradient(Config):
             )
         if self.draw == "normal" and steps < 2:
             raise InputError(
-                f"steps={steps}: gradient.draw='normal' never chooses the first step; expected at least 2 steps"
+                f"steps={steps}: gradient.draw='normal' never chooses the first step; expected at least 2"
             )
 
 

@@ -15,7 +15,7 @@ import torch
 from conftest import pictures
 from diffusers import DDIMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 from test_grpo import grpo_of, run, small
-from test_refl import PROMPTS, ROOT, brightness, plan_of, refl_of
+from test_refl import PROMPTS, brightness, plan_of, refl_of
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
@@ -37,6 +37,7 @@ from imagereward.tuning.policy.trainable import LoRA
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.rollouts.window import Window
 
+ROOT = Path(__file__).parents[1]
 FAMILY = "my_family:PixArt"
 PAGE = (ROOT / "docs/extending.md").read_text()
 

@@ -1,4 +1,4 @@
-"""Fine-tuning through the scripts that people launch, by the tiny recipe cut to three updates."""
+"""Fine-tuning by the tiny recipes, cut to a few updates: through the scripts, and in two processes."""
 
 import json
 import os
@@ -12,7 +12,10 @@ import pytest
 import torch
 from conftest import TWO_PROCESSES, small_scorer
 from diffusers import StableDiffusionPipeline
+from forked import run_forked
 from safetensors.torch import load_file
+
+from imagereward.tuning import run_recipe
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu")
@@ -37,6 +40,14 @@ def launch(launcher, script, recipe, values):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
+    return json.loads((values["output"] / "history.json").read_text())
+
+
+def train(recipe, values, ranks=1):
+    """The history of a run of the recipe in new processes, without a launcher."""
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    ended = run_forked(run_recipe, recipe, overrides, log=values["output"].with_suffix(".log"), ranks=ranks)
+    assert ended.codes == [0] * ranks, ended.output
     return json.loads((values["output"] / "history.json").read_text())
 
 
@@ -76,7 +87,7 @@ def test_half_precision_learns_from_the_same_ratios_and_leaves_the_rest_as_it_wa
         changes = {"precision": precision, "storage": precision, "output": tmp_path / precision}
         if precision == "bfloat16":
             changes["vae_precision"] = precision
-        before, update, _ = launch((sys.executable,), "grpo", "tiny/grpo", values | changes)
+        before, update, _ = train("tiny/grpo", values | changes)
         assert update["ratio"] == pytest.approx(1, abs=1e-6)
         assert update["clipped"] == 0
         found[precision] = before["evaluation/diversity"], update["reward"]
@@ -107,13 +118,13 @@ def test_two_processes_resume_grpo_with_lora_and_averaged_weights_where_they_wer
         "evaluation.count": 2,
         "evaluation.batch_size": 4,
     }
-    whole = launch(TWO_PROCESSES, "grpo", "tiny/grpo", values)
+    whole = train("tiny/grpo", values, ranks=2)
     result = tmp_path / "out" / "pytorch_lora_weights.safetensors"
     learned = load_file(result)
     assert any(value.any() for name, value in learned.items() if "lora_B" in name)
     shutil.rmtree(tmp_path / "out" / "checkpoint-2")
     result.unlink()
-    assert launch(TWO_PROCESSES, "grpo", "tiny/grpo", {**values, "resume": "true"}) == whole
+    assert train("tiny/grpo", {**values, "resume": "true"}, ranks=2) == whole
     again = load_file(result)
     assert learned.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in learned.items())

@@ -195,7 +195,7 @@ def test_the_distance_is_the_mean_square_over_elements_and_steps(walked):
 def test_the_loss_has_the_distance_times_its_weight(walked, reference_weight):
     policy, chunk, pairs, _ = walked
     mine, theirs = pairs[0]
-    at_3 = {"steps": "one", "first": 3, "last": 3}
+    at_3 = {"mode": "one", "first_step": 3, "last_step": 3}
     with torch.no_grad():
         without, with_it = (
             float(refl_of(gradient=at_3, reference_weight=weight, batch_size=2).loss(policy, chunk)[0])

@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,41 +12,15 @@ import test_refl
 import test_samples
 import torch
 from accelerate import PartialState
-from conftest import TWO_PROCESSES
+from forked import run_forked
 from pipelines import PROMPTS
 from test_refl import brightness, weights
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.errors import ImageRewardError
 from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.accelerate_setup import make_accelerator
 from imagereward.tuning.trainer.trainer import Trainer
-
-ROOT = Path(__file__).parents[1]
-SCRIPT = """
-import os, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-import torch, test_grpo, test_processes, test_refl, test_samples
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-steps, scored, out = 0, 0, sys.argv[1]
-
-def keep(optimizer, *_):
-    global steps
-    steps += 1
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    if os.environ.get("RANK", "0") == "0":
-        torch.save(gradients, out + f".gradients-{{steps}}.pt")
-
-def reward(pixels, prompts):
-    global scored
-    scored += len(prompts) * pixels.requires_grad
-    return test_refl.brightness(pixels, prompts)
-
-register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
-{call}
-with open(out + ".scored-" + os.environ.get("RANK", "0"), "w") as file:
-    file.write(str(scored))
-"""
 
 
 def only_odd_ones(pixels, prompts):
@@ -55,15 +28,46 @@ def only_odd_ones(pixels, prompts):
     return brightness(pixels, prompts) * torch.tensor([prompt != PROMPTS[0] for prompt in prompts])
 
 
+def train(call, out):
+    """In a new process: run the Python text `call`, which trains, and write what the checks below read.
+
+    These are the gradients of every step of the optimizer, and the number of images that `reward` scored with
+    a gradient. The text finds `out`, `reward`, and the modules of tests that it names.
+    """
+    steps, count, first = 0, 0, os.environ.get("RANK", "0") == "0"
+
+    def keep(optimizer, *_):
+        nonlocal steps
+        steps += 1
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        if first:
+            torch.save(gradients, f"{out}.gradients-{steps}.pt")
+
+    def counted(pixels, prompts):
+        nonlocal count
+        count += len(prompts) * pixels.requires_grad
+        return brightness(pixels, prompts)
+
+    register_optimizer_step_pre_hook(keep)
+    names = (
+        "test_grpo",
+        "test_group_rewards",
+        "test_penalties",
+        "test_processes",
+        "test_refl",
+        "test_samples",
+    )
+    modules = {name: import_module(name) for name in names if name in call}
+    exec(call, {**modules, "out": str(out), "reward": counted})
+    Path(f"{out}.scored-{os.environ.get('RANK', '0')}").write_text(str(count))
+
+
 def launched(call, directory):
-    """The output directories of one process and of two."""
-    script = directory / "run.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), call=call))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    for launcher, output in (([sys.executable], "one"), (TWO_PROCESSES, "two")):
-        command = [*launcher, str(script), str(directory / output)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
+    """The output directories of one process and of two that run the Python text `call`; see `train`."""
+    for ranks, output in ((1, "one"), (2, "two")):
+        log = directory / f"{output}.log"
+        ended = run_forked(train, call, directory / output, log=log, ranks=ranks)
+        assert ended.codes == [0] * ranks, ended.output
     return directory / "one", directory / "two"
 
 
@@ -74,12 +78,20 @@ def scored(output):
 
 def check_equal(one, two, steps):
     """The gradients of these steps of the optimizer, and all that was logged."""
+    check_gradients(one, two, steps)
+    check_logs(one, two)
+
+
+def check_gradients(one, two, steps):
     for step in steps:
         of_one, of_two = (torch.load(f"{each}.gradients-{step}.pt", weights_only=True) for each in (one, two))
         norm = torch.stack([gradient.norm() for gradient in of_one]).norm()
         away = torch.stack([(a - b).norm() for a, b in zip(of_one, of_two, strict=True)]).norm()
         assert norm > 0
         assert away / norm < 1e-6
+
+
+def check_logs(one, two):
     first, second = (json.loads((each / "history.json").read_text()) for each in (one, two))
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
@@ -118,13 +130,13 @@ def test_objectives_on_clean_samples_with_unequally_much_to_learn(tmp_path):
     """Each in turn; one process has no sample to learn from in a step, and takes part without a share."""
     call = f"""
 for objective in {test_samples.OBJECTIVES}:
-    out, steps = sys.argv[1] + objective, 0
-    test_samples.run(objective, out, reward=test_processes.only_odd_ones, updates=1, batch_size=8,
-        micro_batch=2, max_gradient_norm=1e6, optimizer_steps=2)
+    test_samples.run(objective, f"{{out}}-{{objective}}", reward=test_processes.only_odd_ones, updates=1,
+        batch_size=8, micro_batch=2, max_gradient_norm=1e6, optimizer_steps=2)
 """
-    launched(call, tmp_path)
+    one, two = launched(call, tmp_path)
+    check_gradients(one, two, range(1, 2 * len(test_samples.OBJECTIVES), 2))  # of each, the first of two
     for objective in test_samples.OBJECTIVES:
-        check_equal(tmp_path / f"one{objective}", tmp_path / f"two{objective}", [1])
+        check_logs(tmp_path / f"one-{objective}", tmp_path / f"two-{objective}")
 
 
 def test_an_update_in_which_nothing_is_learned_is_no_error(tmp_path):

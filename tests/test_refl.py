@@ -5,8 +5,9 @@ import math
 import os
 import re
 import resource
-import subprocess
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pipelines
@@ -15,7 +16,9 @@ import torch
 from conftest import small_scorer
 from diffusers import EDMEulerScheduler
 from diffusers.training_utils import EMAModel
+from forked import run_forked
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import imagereward as RM
 from imagereward.errors import CheckpointError, ImageRewardError, InputError, NonFiniteLossError
@@ -32,9 +35,7 @@ from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_p
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.trainer.checkpoint import latest_state
 from imagereward.tuning.trainer.run_directory import create_run_directory
-from imagereward.tuning.trainer.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red circle", "two blue squares", "a green star above a red square"]
 STEPS = 6
 NO_FILES = {"model": "", "output": ""}
@@ -499,18 +500,13 @@ def test_a_run_can_go_on_for_longer_or_back_to_a_checkpoint(tmp_path):
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    def launched(output, **options):
-        script = tmp_path / "run.py"
-        script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), root=str(ROOT), **options))
-        return launch([sys.executable, script, output])
-
     whole, broken = tmp_path / "whole", tmp_path / "out"
-    killed = launched(broken, kill=3, resume=False)
-    assert killed.returncode == -9, killed.stderr
+    killed = run_forked(partial(train_and_die, at_step=3), broken, log=tmp_path / "log")
+    assert killed.codes == [-9], killed.output
     assert latest_state(broken).name == "checkpoint-2"
     for output, resume in ((broken, True), (whole, False)):
-        done = launched(output, kill=99, resume=resume)
-        assert done.returncode == 0, done.stderr
+        done = run_forked(partial(train_and_die, at_step=99, resume=resume), output, log=tmp_path / "log")
+        assert done.codes == [0], done.output
     entries = [e["update"] for e in json.loads((broken / "history.json").read_text()) if "loss" in e]
     assert entries == [1, 2, 3, 4]
     assert (broken / "history.json").read_text() == (whole / "history.json").read_text()
@@ -519,27 +515,18 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
 
 
-SCRIPT = """
-import os, signal, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-import torch, pipelines, test_refl
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+def train_and_die(output, at_step, resume=False):
+    """In a new process: train, and kill the process before this step of the optimizer."""
+    steps = 0
 
-steps = 0
-def count(optimizer, *_):
-    global steps
-    steps += 1
-    if steps == {kill}:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def count(*_):
+        nonlocal steps
+        steps += 1
+        if steps == at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: count(optimizer))
-test_refl.run(sys.argv[1], updates=4, save_every=1, ema=0.9, resume={resume}, max_gradient_norm=1e6)
-"""
-
-
-def launch(command):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    register_optimizer_step_pre_hook(count)
+    run(output, updates=4, save_every=1, ema=0.9, resume=resume, max_gradient_norm=1e6)
 
 
 # Bad input.
@@ -662,7 +649,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
 def test_steps_that_do_not_exist_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"gradient\.last_step=6: the last of 6 sampling steps is 5"):
         run(tmp_path / "out", gradient={"first_step": 3, "last_step": 6})
-    with pytest.raises(InputError, match=r"gradient\.count=7: there are 6"):
+    with pytest.raises(InputError, match=r"gradient\.count=7: expected at most the 6"):
         run(tmp_path / "out", gradient={"mode": "last", "count": 7})
     with pytest.raises(InputError, match="first_step=5 is after last_step=4"):
         run(tmp_path / "out", gradient={"first_step": 5, "last_step": 4})
@@ -706,19 +693,13 @@ def test_a_loss_that_is_no_number_stops_with_the_prompts_and_the_last_checkpoint
 
 
 @pytest.mark.parametrize("when", [0, 2])
-def test_a_network_that_overflows_is_said_to_and_by_a_scorer_too(when, tmp_path, monkeypatch):
-    real, updates = Trainer._update, []
-
-    def spoiling(self, update):
-        updates.append(update)
-        if len(updates) == 2:
-            self.bare.conv_in.weight.data.fill_(math.nan)
-        return real(self, update)
+def test_a_network_that_overflows_is_said_to_and_by_a_scorer_too(when, tmp_path):
+    def spoil(network, _):
+        if when == 0 or (tmp_path / "out/checkpoint-1").is_dir():  # the first evaluation, or update 2
+            network.conv_in.weight.data.fill_(math.nan)
 
     pipeline = pipelines.sd()
-    if when == 0:  # the first evaluation sees it
-        pipeline.unet.conv_in.weight.data.fill_(math.nan)
-    monkeypatch.setattr(Trainer, "_update", spoiling)
+    pipeline.unet.register_forward_pre_hook(spoil)
     with pytest.raises(NonFiniteLossError) as caught:
         run(tmp_path / "out", model=pipeline, reward=small_scorer("ImageReward"), updates=3, save_every=1)
     message = str(caught.value)
@@ -827,24 +808,22 @@ def test_an_unknown_family_at_the_hub_is_refused_by_its_index_alone(tmp_path, mo
 
 
 @pytest.mark.parametrize("full_at", ["weights/learned.safetensors", "optimizer.pt"])
-def test_a_full_disk_leaves_the_checkpoint_before(full_at, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_checkpoint_before(full_at, tmp_path):
     """No file may grow beyond that one's size in the second checkpoint, as if the disk were full there."""
-    output, real = tmp_path / "out", Trainer._save
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    output, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def save(self, update, ended):
-        if update == 2:
+    def fill(*_):
+        if (output / "checkpoint-1").is_dir():
             size = (output / "checkpoint-1" / full_at).stat().st_size
             resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
-        real(self, update, ended)
 
-    monkeypatch.setattr(Trainer, "_save", save)
+    hook = register_optimizer_step_post_hook(fill)
     try:
         with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written: .*checkpoint-1"):
             run(output, updates=3, save_every=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        monkeypatch.undo()
+        hook.remove()
     assert [path.name for path in output.glob("*checkpoint*")] == ["checkpoint-1"]
     run(output, updates=3, save_every=1, resume=True)
     assert (output / "model_index.json").is_file()
@@ -912,20 +891,25 @@ def test_a_run_that_was_stopped_early_stays_so_until_it_is_given_more_updates(tm
     assert latest_state(output).name == "checkpoint-2"
 
 
-def test_averages_are_those_of_diffusers(tmp_path, monkeypatch):
+def test_averages_are_those_of_diffusers(tmp_path):
     """Its EMAModel, which grows its decay in the same way, beside ours at every second update."""
-    expected, real, models = {}, Trainer._average, []
+    updates, models = [], []
 
-    def average(self, update):
-        real(self, update)
-        values = trainable_parameters(self.bare)
-        if update % 2:
-            models.append(models[-1] if models else EMAModel(values.values(), decay=0.3))
-            models[-1].step(values.values())
-            expected.update(zip(values, models[-1].shadow_params, strict=True))
+    def average(optimizer, *_):
+        updates.append(1)
+        values = [value for group in optimizer.param_groups for value in group["params"]]
+        if len(updates) % 2 == 0:
+            models.append(models[-1] if models else EMAModel(values, decay=0.3))
+            models[-1].step(values)
 
-    monkeypatch.setattr(Trainer, "_average", average)
-    run(tmp_path / "out", updates=11, ema=0.3, ema_every=2, learning_rate=1e-3)
+    hook = register_optimizer_step_post_hook(average)
+    try:
+        run(tmp_path / "out", updates=11, ema=0.3, ema_every=2, learning_rate=1e-3)
+    finally:
+        hook.remove()
+    assert len(updates) == 11
+    names = [name for name, _ in pipelines.sd().unet.named_parameters()]
+    expected = dict(zip(names, models[-1].shadow_params, strict=True))
     averaged = load_file(tmp_path / "out/checkpoint-11/weights/ema.safetensors")
     bare = load_file(tmp_path / "out/checkpoint-11/weights/learned.safetensors")
     torch.testing.assert_close(averaged, expected)

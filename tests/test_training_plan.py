@@ -2,11 +2,12 @@
 
 import logging
 import re
-import subprocess
 import sys
 
 import pipelines
 import pytest
+from accelerate import Accelerator
+from forked import run_forked
 from test_refl import PROMPTS, brightness, evaluations, run
 from typer.testing import CliRunner
 
@@ -283,18 +284,15 @@ def test_one_pipeline_can_be_tuned_twice_in_two_precisions(tmp_path):
 
 
 def test_an_accelerator_of_the_callers_is_left_alone(tmp_path):
-    code = f"""
-from accelerate import Accelerator
-accelerator = Accelerator(mixed_precision="no")
-import sys
-sys.path.insert(0, "tests")
-import test_refl
-test_refl.run({str(tmp_path / "out")!r}, updates=1)
-assert accelerator.state.mixed_precision == "no"
-assert accelerator.device.type == "cpu"
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    ended = run_forked(train_beside_an_accelerator, tmp_path / "out", log=tmp_path / "log")
+    assert ended.codes == [0], ended.output
+
+
+def train_beside_an_accelerator(output):
+    accelerator = Accelerator(mixed_precision="no")
+    run(output, updates=1)
+    assert accelerator.state.mixed_precision == "no"
+    assert accelerator.device.type == "cpu"
 
 
 RECIPE = """

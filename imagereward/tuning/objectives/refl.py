@@ -73,7 +73,7 @@ class Gradient(Config):
                 f"gradient.last_step={self.last_step}: the last of {steps} sampling steps is {steps - 1}"
             )
         if self.mode == "last" and self.count > steps:
-            raise InputError(f"gradient.count={self.count}: there are {steps} sampling steps")
+            raise InputError(f"gradient.count={self.count}: expected at most the {steps} sampling steps")
         if self.draw == "normal" and not 1 - 3 * self.std < self.mean < steps + 3 * self.std:
             raise InputError(
                 f"gradient.mean={self.mean}, std={self.std}: expected a mean within three deviations of the "
@@ -81,7 +81,7 @@ class Gradient(Config):
             )
         if self.draw == "normal" and steps < 2:
             raise InputError(
-                "gradient.draw='normal' leaves the first step without gradient: steps of 2 or more"
+                f"steps={steps}: gradient.draw='normal' never chooses the first step; expected at least 2"
             )
 
 

@@ -251,6 +251,19 @@ def test_evaluations_leave_them_out(tmp_path):
     assert "held_out" not in found
 
 
+def test_an_evaluation_does_without_a_watched_reward_that_failed(tmp_path):
+    def second_only(pixels, prompts):
+        return torch.tensor([NAN if torch.equal(each, images(2)[0]) else 7.0 for each in pixels])
+
+    rewards = Rewards({"light": (2.0, brightness), "watched": (0.0, second_only)})
+    config = EvaluationConfig(seeds=2, batch_size=2)
+    found = Evaluation(small(), PROMPTS[:1], rewards, None, config, tmp_path, 0, AT_ONCE)._judge(
+        images(2)[None], 0
+    )
+    assert found["reward"] == pytest.approx(2 * float(images(2).mean()))
+    assert (found["reward/watched"], found["reward/failed"]) == (7, 1)
+
+
 def test_a_rollout_whose_groups_are_divided_is_refused():
     policy = small()
     with pytest.raises(InputError, match=r"brighter is given whole groups.*whole=True"):

@@ -169,11 +169,14 @@ class Evaluation:
                     pool.submit(images.flatten(0, 1)[start:stop].to(self.policy.device), asked[start:stop])
                 found = concatenated(pool.results())
             require_scores(found, f"the evaluation after update {update}")
-            each = {part: weight * found.rewards[part] for part, weight in judge.weights.items()}
-            values[name] = float(torch.stack(list(each.values())).sum(0).nanmean()) + judge.offset
+            total = torch.zeros(len(asked))
+            for part, weight in judge.weights.items():
+                if weight:  # with weight 0 it is only watched, and may fail
+                    total = total + weight * found.rewards[part]
+            values[name] = float(total.nanmean()) + judge.offset
             if len(judge.parts) > 1:
-                values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}
-            if failed := sum(int(found.rewards[part].isnan().sum()) for part in each):
+                values |= {f"{name}/{part}": float(each.nanmean()) for part, each in found.rewards.items()}
+            if failed := sum(int(each.isnan().sum()) for each in found.rewards.values()):
                 values[f"{name}/failed"] = float(failed)
             scorers += judge.scorers
         if seeds > 1:

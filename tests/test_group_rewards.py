@@ -251,6 +251,19 @@ def test_evaluations_leave_them_out(tmp_path):
     assert "held_out" not in found
 
 
+def test_an_evaluation_does_without_a_watched_reward_that_failed(tmp_path):
+    def second_only(pixels, prompts):
+        return torch.tensor([NAN if torch.equal(each, images(2)[0]) else 7.0 for each in pixels])
+
+    rewards = Rewards({"light": (2.0, brightness), "watched": (0.0, second_only)})
+    config = EvaluationConfig(seeds=2, batch_size=2)
+    found = Evaluation(small(), PROMPTS[:1], rewards, None, config, tmp_path, 0, AT_ONCE)._judge(
+        images(2)[None], 0
+    )
+    assert found["reward"] == pytest.approx(2 * float(images(2).mean()))
+    assert (found["reward/watched"], found["reward/failed"]) == (7, 1)
+
+
 def test_a_rollout_whose_groups_are_divided_is_refused():
     policy = small()
     with pytest.raises(InputError, match=r"brighter is given whole groups.*whole=True"):
@@ -312,7 +325,8 @@ def test_a_judge_that_is_down_stops_the_training_and_is_named():
 def test_processes_without_a_group_are_refused_by_all():
     objective = grpo_of(reward=brighter, group=4, batch_size=4, micro_batch=1)
     for rank in range(2):
-        assert next(objective.minibatches(None, plan_of(objective, 0, rank, 2))) == []
+        with pytest.raises(InputError, match=r"brighter is given whole groups, which only 1 of 2 processes"):
+            next(objective.minibatches(None, plan_of(objective, 0, rank, 2)))
 
 
 def test_two_processes_judge_whole_groups_and_learn_what_one_does(tmp_path):

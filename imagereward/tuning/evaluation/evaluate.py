@@ -17,6 +17,7 @@ from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.policy.policy import CURRENT, Policy
 from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores
 from imagereward.tuning.rewards.weighted import Rewards
+from imagereward.tuning.rollouts.advantages import weighted_sum
 from imagereward.tuning.settings import EvaluationConfig
 
 SAMPLES = "samples"  # folder of the grids in the run's directory
@@ -171,12 +172,12 @@ class Evaluation:
                 found = concatenated(pool.results())
             require_scores(found, f"the evaluation after update {update}")
             size = (images.shape[-2], images.shape[-1])
-            weights = reward.weights_for(asked, size)
-            each = {part: weight * found.rewards[part] for part, weight in weights.items()}
-            values[name] = float(torch.stack(list(each.values())).sum(0).nanmean()) + reward.offset
+            groups = torch.zeros(len(asked), dtype=torch.long)
+            total = weighted_sum(found.rewards, reward.weights_for(asked, size), groups)
+            values[name] = float(total.nanmean()) + reward.offset
             if len(reward.parts) > 1:
-                values |= {f"{name}/{part}": float(found.rewards[part].nanmean()) for part in each}
-            if failed := sum(int(found.rewards[part].isnan().sum()) for part in each):
+                values |= {f"{name}/{part}": float(each.nanmean()) for part, each in found.rewards.items()}
+            if failed := sum(int(each.isnan().sum()) for each in found.rewards.values()):
                 values[f"{name}/failed"] = float(failed)
             scorers += reward.scorers
         if seeds > 1:

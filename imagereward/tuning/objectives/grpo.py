@@ -95,10 +95,17 @@ class GRPO(Objective):
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
         """Draw and score the update's images; a minibatch is one step of one chunk's samples.
 
-        All processes must call this. Raises RewardError if a reward failed for every image.
+        All processes must call this. Raises RewardError if a reward failed for every image, InputError for
+        a reward of whole groups with fewer groups than processes.
         """
         plan = plan.in_groups(self.config.group, whole=bool(self.rewards.of_groups))
-        if len(set(plan.owners)) < plan.ranks:
+        if (owners := len(set(plan.owners))) < plan.ranks:
+            if self.rewards.of_groups:
+                raise InputError(
+                    f"reward {self.rewards.of_groups[0]} is given whole groups, which only {owners} of "
+                    f"{plan.ranks} processes would draw; expected a larger batch_size, or a smaller group or "
+                    "micro_batch"
+                )
             yield []  # the trainer raises InputError for it, in every process
             return
         rollout = collect(

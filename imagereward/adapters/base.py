@@ -42,6 +42,7 @@ class Adapter(nn.Module):
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
+        """Switch it on or off."""
         self._enabled = bool(value)
         self._strength_changed()
 
@@ -52,6 +53,7 @@ class Adapter(nn.Module):
 
     @scale.setter
     def scale(self, value: float) -> None:
+        """Set its strength."""
         self._scale = float(value)
         self._strength_changed()
 

@@ -76,6 +76,9 @@ class Adapters(nn.Module):
         adapter = made(model, config, self._masks, seed)
         self._masks.attach(model)
         self.entries.append(adapter)
+        if getattr(model, "adapters", None) is self:
+            del model.adapters  # registered again as the last, so that the model's first parameter is its own
+            model.adapters = self
         try:
             if weights is not None:
                 adapter.load_weights(weights)

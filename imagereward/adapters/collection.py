@@ -92,7 +92,12 @@ class Adapters(nn.Module):
         adapter = self[name]
         adapter.detach(model)
         self.entries = nn.ModuleList(each for each in self.all if each is not adapter)
-        if not len(self) and self._masks is not None:
+        assert self._masks is not None
+        for each in self.all:
+            if isinstance(each, ReFT):  # its hooks may be on a layer that a LoRA took along
+                each.detach(model)
+                each.attach(model, self._masks)
+        if not len(self):
             self._masks.detach()
             self._masks = None
 

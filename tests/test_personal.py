@@ -127,6 +127,15 @@ def test_agreement_and_its_gain_are_counted_over_pairs_and_groups():
     assert found["subsets"]["x"][1][0] == pytest.approx(0.5)
 
 
+def test_the_verdict_on_random_scores_is_hardly_ever_better():
+    rng, better = np.random.default_rng(0), 0
+    for _ in range(400):
+        items = [choice(str(index), tuple(rng.permutation(3) + 1)) for index in range(24)]
+        base, adapted = rng.normal(size=(2, 24, 3))
+        better += measured("rankings", items, range(24), base, adapted)["better"]
+    assert better <= 20  # 5 %
+
+
 def test_ratings_are_measured_by_rank_correlation_and_labels_by_pairs():
     items = [choice(str(i), (), value) for i, value in enumerate((1.0, 2.0, 3.0, 4.0))]
     found = measured("ratings", items, [0, 1, 2, 3], [[4], [3], [2], [1]], [[1], [2], [4], [3]])

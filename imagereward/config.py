@@ -86,6 +86,8 @@ class AdapterConfig:
         for name, values in (("subspaces", self.subspaces), ("weights", self.weights)):
             if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
                 raise InputError(f"{name}={values!r}: expected a table")
+        if any(not isinstance(rows, (list, tuple)) for rows in self.subspaces.values()):
+            raise InputError(f"subspaces={self.subspaces!r}: expected a list of directions for each name")
         rows = {
             key: tuple(whole_number(f"subspaces.{key}", row, 0, self.rank - 1) for row in values)
             for key, values in self.subspaces.items()

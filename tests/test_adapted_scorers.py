@@ -153,6 +153,27 @@ def test_several_adapters_are_scaled_switched_and_composed():
     assert scorer.score(prompt, image) == both
 
 
+def test_two_loras_on_the_same_layers_are_both_counted():
+    scorer, _ = adapted("ImageReward", AdapterConfig("lora", "one"))
+    image, prompt = pictures(1)[0], PROMPTS[0]
+    one = scorer.score(prompt, image)
+    shaken(scorer.add_adapter(AdapterConfig("lora", "two")), 2)
+    shaken(scorer.add_adapter(AdapterConfig("loreft", "three", ("blip.text_encoder.*.query",))), 3)
+    assert scorer.adapters["one"].config.modules == scorer.adapters["two"].config.modules
+    assert not [path for path in scorer.adapters["three"].config.modules if "base_layer" in path]
+    assert scorer.score(prompt, image) != one
+    with scorer.using_adapters("one"):
+        assert scorer.score(prompt, image) == pytest.approx(one, abs=1e-6)
+    with scorer.using_adapters("three"):
+        three = scorer.score(prompt, image)
+    scorer.remove_adapter("one")
+    scorer.remove_adapter("two")
+    assert scorer.score(prompt, image) == pytest.approx(three, abs=1e-6)
+    scorer.remove_adapter("three")
+    assert scorer.score(prompt, image) == small_scorer("ImageReward").score(prompt, image)
+    assert scorer.state_dict().keys() == small_scorer("ImageReward").state_dict().keys()
+
+
 def test_half_precision_keeps_adapters_in_float32_and_stays_near():
     config = AdapterConfig("loreft", modules=BOTH)
     exact, adapter = adapted("ImageReward", config)
@@ -209,12 +230,13 @@ def test_a_scorer_is_saved_with_its_adapters(form, tmp_path):
     adapter.scale = 0.7
     expected = scorer.score_matrix(PROMPTS, pictures(3))
     again = RM.load(scorer.save_pretrained(tmp_path / "whole"), "cpu")
-    np.testing.assert_array_equal(again.score_matrix(PROMPTS, pictures(3)), expected)
+    # Weights that are mapped from a file lie differently in memory, which decides the last bit.
+    np.testing.assert_allclose(again.score_matrix(PROMPTS, pictures(3)), expected, **CLOSE)
     assert again.config.adapters == scorer.adapters.configs
     assert ScorerConfig.from_dict(json.loads(json.dumps(again.config.to_dict()))) == again.config
     again.remove_adapter("mine")
     base = small_scorer("ImageReward").score_matrix(PROMPTS, pictures(3))
-    np.testing.assert_array_equal(again.score_matrix(PROMPTS, pictures(3)), base)
+    np.testing.assert_allclose(again.score_matrix(PROMPTS, pictures(3)), base, **CLOSE)
 
 
 def test_another_base_is_refused_and_an_adapter_is_no_scorer(models, tmp_path):

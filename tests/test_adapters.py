@@ -99,7 +99,7 @@ def test_an_intervention_is_its_formula_at_its_positions_and_nothing_elsewhere(k
     with token_mask(mask):
         after = model.first(x)
     first, last = positions_by_counting(2, 1, mask)
-    parts = adapter.modules_[0]
+    parts = adapter.layers[0]
     expected = changed_by_loops(kind, parts["first"], before, first, activation)
     expected = changed_by_loops(kind, parts["last"], torch.tensor(expected), last, activation)
     np.testing.assert_allclose(after.numpy(), expected, atol=1e-6, rtol=0)
@@ -159,7 +159,7 @@ def test_rows_stay_orthonormal_through_500_steps_and_saving_gives_equal_bits(kin
         optimizer.step()
     assert loss.item() < start - 0.01
     for group in ("first", "last"):
-        rows = adapter.modules_[0][group].up.weight.detach().double()
+        rows = adapter.layers[0][group].up.weight.detach().double()
         assert (rows @ rows.T - torch.eye(6, dtype=torch.float64)).abs().max() < 1e-6
         assert rows.norm() > 2
     before = model(x).detach()
@@ -168,7 +168,7 @@ def test_rows_stay_orthonormal_through_500_steps_and_saving_gives_equal_bits(kin
     config, weights = read_adapter(tmp_path / "saved")
     again = put_on(fresh, config, weights)
     assert torch.equal(fresh(x), before)
-    assert torch.equal(again.modules_[0]["first"].up.weight, adapter.modules_[0]["first"].up.weight)
+    assert torch.equal(again.layers[0]["first"].up.weight, adapter.layers[0]["first"].up.weight)
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
         "adapter.safetensors",
         "config.json",
@@ -194,7 +194,7 @@ def test_scale_several_adapters_and_shared_interventions():
     one.scale = 0.25
     torch.testing.assert_close(model.first(x) - before, 0.25 * alone)
     two = shaken(put_on(model, AdapterConfig("lobireft", "two", ("first",), positions="f1+l1", shared=True)))
-    assert list(two.modules_[0]) == ["first"]
+    assert list(two.layers[0]) == ["first"]
     one.enabled = False
     delta = model.first(x) - before
     assert torch.allclose(delta[:, 0], delta[:, -1])
@@ -220,7 +220,7 @@ def test_subspaces_are_some_directions_alone_and_compose(kind):
         both = model.first(x) - before
     torch.testing.assert_close(a + b, whole)
     torch.testing.assert_close(both, 2 * a - b)
-    rows = adapter.modules_[0]["first"].up.weight.detach()
+    rows = adapter.layers[0]["first"].up.weight.detach()
     assert (a.reshape(-1, 6) @ torch.linalg.pinv(rows[:2]) @ rows[:2] - a.reshape(-1, 6)).abs().max() < 1e-9
     with pytest.raises(InputError, match="no subspace 'c'; it has: a, b"), adapter.using(c=1):
         pass

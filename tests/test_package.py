@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import imagereward as RM
+from imagereward.adapters.base import Adapter
+from imagereward.adapters.interventions import Intervention
 from imagereward.bulk.inputs.source import Source
 from imagereward.images.processor import Processor
 from imagereward.records.layouts import Layout
@@ -27,6 +29,7 @@ PACKAGE = ROOT / "imagereward"
 SEAMS = (
     *(RM.Scorer, Processor, Question, Source, Reader, Layout),
     *(Autoencoder, Denoiser, Dynamics, GeneratorConfig),
+    *(Adapter, Intervention),
 )
 
 

@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "refl-step-cuda": training_tables.refl_step,
     "fits": training_tables.fits,
     "personal": training_tables.personal,
+    "personal-shuffled": training_tables.personal_shuffled,
     "adapter-step-cpu": training_tables.adapter_step,
     "adapter-step-cuda": training_tables.adapter_step,
     "tiny-drawings": training_tables.tiny_drawings,

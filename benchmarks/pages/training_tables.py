@@ -178,6 +178,15 @@ def adapter_step(result: dict) -> str:
     return steps(result, what, "what learns")
 
 
+def personal_shuffled(result: dict) -> str:
+    """A sentence on results/personal-shuffled.json."""
+    better = sum(each["better"] for each in result["runs"])
+    return (
+        f"Of {len(result['runs'])} trainings on {result['rankings']} rankings in random order, {better} were "
+        f"called better than the base. {record.machine(result)}."
+    )
+
+
 def personal(result: dict) -> str:
     """A table of results/personal.json: agreement, size and time of every method, taste and number."""
     from benchmarks.training.personal import summaries

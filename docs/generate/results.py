@@ -44,6 +44,10 @@ COMMANDS = {
         "personal adapters: agreement with three tastes, by what learns and from how many rankings",
         "python -m benchmarks.training.personal",
     ),
+    "personal-shuffled": (
+        "how often an adapter is called better though its rankings were shuffled",
+        "python -m benchmarks.training.personal_shuffled",
+    ),
     "adapter-step": (
         "time and memory of a training step of each adapter at full size",
         "python -m benchmarks.training.adapter_step",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from imagereward.adapters.files import save_adapter, weights_hashes
+from imagereward.adapters.files import PREFIX, save_adapter, weights_hashes
 from imagereward.adapters.streams import TokenMasks, TokenStream
 from imagereward.config import AdapterConfig
 from imagereward.errors import CheckpointError, InputError, listing
@@ -42,6 +42,7 @@ class Adapter(nn.Module):
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
+        """Switch it on or off."""
         self._enabled = bool(value)
         self._strength_changed()
 
@@ -52,6 +53,7 @@ class Adapter(nn.Module):
 
     @scale.setter
     def scale(self, value: float) -> None:
+        """Set its strength."""
         self._scale = float(value)
         self._strength_changed()
 
@@ -135,18 +137,18 @@ def find_modules(
 
     Raises InputError, with the nearest valid paths, for one that is not there.
     """
-    there = dict(model.named_modules())
+    there = {path: module for path, module in model.named_modules() if not _of_an_adapter(path)}
     found: list[str] = []
     for each in wanted:
         if each in streams:
             found += _linear_of(there, streams[each]) if linear else streams[each].layers
         elif "*" in each:
             matching = [path for path in there if path and fnmatch.fnmatchcase(path, each)]
-            found += [path for path in matching if not linear or isinstance(there[path], nn.Linear)]
+            found += [path for path in matching if not linear or is_linear(there[path])]
             if not matching:
                 raise InputError(_no_module(each, there, streams))
         elif each in there and each:
-            if linear and not isinstance(there[each], nn.Linear):
+            if linear and not is_linear(there[each]):
                 raise InputError(
                     f"modules: {each} is a {type(there[each]).__name__}; LoRA changes linear layers"
                 )
@@ -158,11 +160,20 @@ def find_modules(
     return tuple(dict.fromkeys(found))
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, or one that a LoRA has been put around."""
+    return isinstance(getattr(module, "base_layer", module), nn.Linear)
+
+
+def _of_an_adapter(path: str) -> bool:
+    return path.startswith(PREFIX) or ".base_layer" in path or ".lora_" in path
+
+
 def _linear_of(there: Mapping[str, nn.Module], stream: TokenStream) -> list[str]:
     return [
         path
         for path, module in there.items()
-        if isinstance(module, nn.Linear)
+        if is_linear(module)
         and path.endswith(stream.linear)
         and any(path.startswith(f"{layer}.") for layer in stream.layers)
     ]

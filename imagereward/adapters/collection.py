@@ -76,6 +76,9 @@ class Adapters(nn.Module):
         adapter = made(model, config, self._masks, seed)
         self._masks.attach(model)
         self.entries.append(adapter)
+        if getattr(model, "adapters", None) is self:
+            del model.adapters  # registered again as the last, so that the model's first parameter is its own
+            model.adapters = self
         try:
             if weights is not None:
                 adapter.load_weights(weights)
@@ -89,7 +92,12 @@ class Adapters(nn.Module):
         adapter = self[name]
         adapter.detach(model)
         self.entries = nn.ModuleList(each for each in self.all if each is not adapter)
-        if not len(self) and self._masks is not None:
+        assert self._masks is not None
+        for each in self.all:
+            if isinstance(each, ReFT):  # its hooks may be on a layer that a LoRA took along
+                each.detach(model)
+                each.attach(model, self._masks)
+        if not len(self):
             self._masks.detach()
             self._masks = None
 

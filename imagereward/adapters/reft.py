@@ -30,7 +30,7 @@ class ReFT(Adapter):
         groups = self.positions.groups[:1] if config.shared else self.positions.groups
         for width, path in zip(widths, config.modules, strict=True):
             check_rank(config.rank, width, path)
-        self.modules_ = nn.ModuleList(
+        self.layers = nn.ModuleList(
             nn.ModuleDict(
                 {
                     group: kind(width, config.rank, config.activation, config.bias, config.dropout)
@@ -99,7 +99,7 @@ class ReFT(Adapter):
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def _with_deltas(self, index: int, path: str, h: torch.Tensor) -> torch.Tensor:
-        interventions = cast(Mapping[str, Intervention], self.modules_[index])
+        interventions = cast(Mapping[str, Intervention], self.layers[index])
         weights = self._row_weights(h)
         deltas = {group: self.scale * each(h, weights) for group, each in cast(Any, interventions).items()}
         if h.ndim == 2:  # one state a row: no positions, so the first group's alone

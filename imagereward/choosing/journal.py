@@ -50,7 +50,7 @@ class Journal:
         if not valid:
             raise InputError(
                 f"{self.path}, line {number + 1} is no choice of this page: expected {{prompt, images, "
-                "ranking}} of two images; choose another --out"
+                "ranking}} of two images; choose another --choices"
             )
         return record
 

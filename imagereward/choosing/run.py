@@ -23,7 +23,7 @@ def run(
     load: Callable[[], Scorer],
     folder: Path,
     prompts: Path | None,
-    out: Path,
+    choices: Path,
     adapter: Path,
     *,
     kind: str,
@@ -34,10 +34,10 @@ def run(
     """Serve the page until Ctrl-C; the address is printed to stderr.
 
     load     gives the scorer, after folder and choices were found to be in order
-    prompts, out, adapter   see `imagereward choose`
+    prompts, choices, adapter   see `imagereward choose`
     """
     AdapterConfig(kind, name_of(adapter))  # a wrong kind or name is refused before anything is loaded
-    candidates, journal = read_candidates(folder, prompts), Journal(out)
+    candidates, journal = read_candidates(folder, prompts), Journal(choices)
     if adapter.exists() and not (adapter / "adapter.safetensors").is_file() and any(adapter.iterdir()):
         raise InputError(
             f"--adapter {adapter} holds something else than an adapter; choose another directory"

@@ -25,7 +25,7 @@ def choose(
             "[default: the prompts beside or inside the images]"
         ),
     ] = None,
-    out: Annotated[
+    choices: Annotated[
         Path | None,
         typer.Option(help="The file that gets a line for each choice.  [default: FOLDER/choices.jsonl]"),
     ] = None,
@@ -66,7 +66,7 @@ def choose(
         load,
         folder,
         prompts,
-        out or folder / "choices.jsonl",
+        choices or folder / "choices.jsonl",
         adapter or folder / "my-taste",
         kind=kind,
         host=host,

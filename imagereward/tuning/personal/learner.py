@@ -20,11 +20,20 @@ SCORED_AT_ONCE = 64
 class Learned(Protocol):
     """What learns: an `Adapter`, or other weights of a scorer."""
 
-    def weights(self) -> dict[str, torch.Tensor]: ...
-    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None: ...
-    def learned(self) -> list[nn.Parameter]: ...
-    def let_learn(self, learn: bool = True) -> None: ...
-    def train(self, mode: bool = True) -> Any: ...
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Its tensors by name."""
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take these values."""
+
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters that an optimizer changes."""
+
+    def let_learn(self, learn: bool = True) -> None:
+        """Let gradients reach the parameters, or freeze them."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set its own training mode, for dropout."""
 
 
 class Standard(NamedTuple):

@@ -210,13 +210,11 @@ def open_model(
     try:
         processor = transformers.AutoProcessor.from_pretrained(source, **where)
     except Exception as error:
+        if (Path(source).expanduser() / "tokenizer.json").is_file() and "image processor" in str(error):
+            raise _takes_no_images(source, "it has no image processor") from error
         raise _cannot_open(source, error) from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "image_token", None) is None:
-        raise InputError(
-            f"{source} takes no images: its processor is a {type(processor).__name__}; expected an "
-            f"image-text-to-text "
-            "model, such as Qwen/Qwen2.5-VL-3B-Instruct"
-        )
+        raise _takes_no_images(source, f"its processor is a {type(processor).__name__}")
     if processor.chat_template is None and processor.tokenizer.chat_template is None:
         raise InputError(
             f"{source} has no chat template, so it is no model to ask; take its -Instruct or -it version"
@@ -279,6 +277,13 @@ def _quantization(transformers: Any, quantize: str, dtype: torch.dtype) -> Any:
         raise InputError(f"quantize={quantize!r}: expected one of {', '.join(QUANTIZATIONS)}")
     bits = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4"}
     return transformers.BitsAndBytesConfig(**(bits if quantize == "4bit" else {"load_in_8bit": True}))
+
+
+def _takes_no_images(source: str, reason: str) -> InputError:
+    return InputError(
+        f"{source} takes no images: {reason}; expected an image-text-to-text model, such as "
+        "Qwen/Qwen2.5-VL-3B-Instruct"
+    )
 
 
 def _cannot_open(source: str, error: Exception) -> CheckpointError:

@@ -149,7 +149,7 @@ def test_without_an_output_it_is_asked_for_before_anything_starts(tmp_path, monk
 
 def test_every_key_of_every_config_is_described():
     kinds = {read_recipe(name)["objective"] for name in recipe_names()}
-    assert kinds == {"refl", "grpo", "sft", "preference", "autoencoder", "clip"}
+    assert kinds == {"refl", "grpo", "sft", "preference", "judge", "autoencoder", "clip"}
     for name in recipe_names():
         for key in explain(name):
             assert len(key.meaning) > 10, (name, key.name)

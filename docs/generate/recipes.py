@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from imagereward.tuning import RUNNERS
 from imagereward.tuning.config import RECIPES, read_recipe, recipe_names
 from imagereward.tuning.from_scratch.train import AutoencoderConfig, CLIPTextConfig
+from imagereward.tuning.judges.config import JudgeTrainingConfig
 from imagereward.tuning.objectives.lookup import OBJECTIVES, config_class
 from imagereward.tuning.reward_model.config import RewardModelConfig
 
@@ -19,6 +20,7 @@ REQUIRED = "required"
 # Objectives that are no generator's, and so have no place in OBJECTIVES.
 OTHERS: dict[str, type[BaseModel]] = {
     "preference": RewardModelConfig,
+    "judge": JudgeTrainingConfig,
     "autoencoder": AutoencoderConfig,
     "clip": CLIPTextConfig,
 }

@@ -1,4 +1,4 @@
-"""CPU time of judging ten prompts for each of 16 images against one prompt for each, and against a plain loop.
+"""CPU time of ten prompts for each of 16 images, against one for each, and against a plain loop.
 
     python -m benchmarks.scoring.judges [--pairs 20]
 

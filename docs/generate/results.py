@@ -20,6 +20,10 @@ COMMANDS = {
         "CPU time of vision-language scorers: ten prompts an image against one, and a plain loop",
         "python -m benchmarks.scoring.judges",
     ),
+    "judge-costs": (
+        "tokens and operations of judging a thousand images, counted",
+        "python -m benchmarks.scoring.judge_costs",
+    ),
     "refused-requests": (
         "memory and answers of a server under requests that it refuses",
         "python -m benchmarks.scoring.refused_requests",

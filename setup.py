@@ -46,6 +46,8 @@ EXTRAS = {
     ],
     "scale": ["filelock>=3.32", "pyarrow>=17", "ray[data,serve]>=2.57"],
     "report": ["pyarrow>=17"],
+    # Vision-language scorers: the first version that they are tested at. SmolVLM's processor needs num2words.
+    "judges": ["transformers>=5.24", "num2words>=0.5.14"],
     "integrations": ["torchmetrics>=1.4"],
     # The documentation site, and the notebooks of docs/notebooks.
     "docs": [
@@ -67,6 +69,9 @@ TEST = [
     *EXTRAS["scale"],
     *EXTRAS["integrations"],
     *EXTRAS["docs"],
+    *EXTRAS["judges"],
+    "dashscope>=1.20",  # has Qwen's vocabulary
+    "openai>=1.60",  # for `transformers serve`
     "bitsandbytes>=0.46",
     "psutil>=5.9",
     "pytest>=8",

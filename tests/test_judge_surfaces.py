@@ -17,6 +17,7 @@ from test_cli import error_of, run
 import imagereward as RM
 from benchmarks.lib.serving import base64_of, client, png, serving
 from benchmarks.lib.tiny_tokenizers import qwen_vocabulary_file
+from benchmarks.lib.tiny_vlms import qwen2_vl
 from imagereward.errors import (
     CheckpointError,
     ImageReadError,
@@ -28,6 +29,7 @@ from imagereward.errors import (
 from imagereward.models.vlm.asking.settings import HeadConfig, JudgeConfig
 from imagereward.models.vlm.asking.templates import TEMPLATES, Template
 from imagereward.models.vlm.catalogue import JUDGES
+from imagereward.models.vlm.scorer import VLMScorer
 from imagereward.models.vlm.writing import Writer
 from imagereward.tuning import tune
 
@@ -128,17 +130,21 @@ def test_recomputing_activations_gives_the_same_gradient_from_less_memory(tiny_v
     assert not [module for module in judge.modules() if module.training]
 
 
-def test_pixels_and_files_differ_by_rounding_alone(tiny_vlm):
-    judge = RM.load(f"vqa:{tiny_vlm()}", "cpu")
+def test_pixels_and_files_differ_by_rounding_and_by_clipping_alone(tiny_vlm):
+    processor = RM.load(f"vqa:{tiny_vlm()}", "cpu").processor
+    images = processor.processor.image_processor
+
+    channel = 2 * 4 * 4  # values of a colour in a patch: two frames of 4 x 4 pixels
+
+    def levels(values):  # patches, back in 0..1; bicubic resizing exceeds that, and 8 bits clip it
+        std, mean = (torch.tensor(each) for each in (images.image_std, images.image_mean))
+        return values * std.repeat_interleave(channel) + mean.repeat_interleave(channel)
+
     for image in pictures(4):
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-        processor = judge.processor
-        (one,), (other,) = (
-            processor.from_pixels(pixels)["pixel_values"],
-            [processor.load(image)["pixel_values"]],
-        )
-        deviation = processor.processor.image_processor.image_std
-        assert (one - other).abs().max() * max(deviation) <= 1.5 / 255  # in 8-bit steps, after resizing
+        (exact,) = processor.from_pixels(pixels)["pixel_values"]
+        found, exact = levels(processor.load(image)["pixel_values"]), levels(exact)
+        assert (found - exact.clamp(0, 1)).abs().max() <= 2 / 255
 
 
 def test_ensembles_take_a_judge(tiny_vlm, scorers):
@@ -364,17 +370,17 @@ def test_memory_that_does_not_suffice_is_tried_in_halves_and_then_named(tiny_vlm
 
 
 @pytest.mark.skipif(qwen_vocabulary_file() is None, reason="Qwen's vocabulary is in the package dashscope")
-def test_qwens_own_vocabulary(tiny_vlm):
-    directory = tiny_vlm("Qwen2-VL", qwen=True)
-    judge, plain, image = RM.load(f"vqa:{directory}", "cpu"), PlainVLM(directory), pictures(1)[0]
-    assert judge.backbone.processor.tokenizer("Hello world").input_ids == [9707, 1879]
+def test_qwens_own_vocabulary():
+    plain = PlainVLM.__new__(PlainVLM)
+    plain.model, plain.processor = qwen2_vl(True)
+    plain.model.eval()
+    judge, image = VLMScorer(plain.model, plain.processor, JudgeConfig()).eval(), pictures(1)[0]
+    assert plain.processor.tokenizer("Hello world").input_ids == [9707, 1879]
     question = f'{{image}}Does this picture show "{PROMPT}"? Answer Yes or No.'
     expected = plain.logits(question, image).log_softmax(-1)
     assert math.log(judge.score(PROMPT, image)) == pytest.approx(expected[9454].item(), abs=1e-4)
-    with pytest.raises(InputError, match="spellings that are one token: 'Absolutely', ' Absolutely'"):
-        RM.load(
-            f"vqa:{directory}", "cpu", template=Template("t", "{image}{prompt}", answers=("Absolutely so",))
-        )
+    with pytest.raises(InputError, match=r"spellings that are one token: .*'Absolutely'"):
+        judge.turns.answer_ids(["Absolutely so"])
 
 
 def test_the_config_of_a_judge_is_part_of_the_scorers(tiny_vlm):

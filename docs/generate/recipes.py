@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from imagereward.tuning import RUNNERS
 from imagereward.tuning.config import RECIPES, read_recipe, recipe_names
 from imagereward.tuning.from_scratch.train import AutoencoderConfig, CLIPTextConfig
+from imagereward.tuning.judges.config import JudgeTrainingConfig
 from imagereward.tuning.objectives import OBJECTIVES, config_class
 from imagereward.tuning.personal.config import PersonalConfig
 from imagereward.tuning.reward_model.config import RewardModelConfig
@@ -21,6 +22,7 @@ REQUIRED = "required"
 OTHERS: dict[str, type[BaseModel]] = {
     "preference": RewardModelConfig,
     "personal": PersonalConfig,
+    "judge": JudgeTrainingConfig,
     "autoencoder": AutoencoderConfig,
     "clip": CLIPTextConfig,
 }

@@ -16,6 +16,14 @@ COMMANDS = {
     ),
     "bulk": ("scoring of tables: speed, overhead, memory, kills, cache", "python -m benchmarks.scoring.bulk"),
     "serve": ("the server: throughput, CPU time, latency, answers", "python -m benchmarks.scoring.serve"),
+    "judges": (
+        "CPU time of vision-language scorers: ten prompts an image against one, and a plain loop",
+        "python -m benchmarks.scoring.judges",
+    ),
+    "judge-costs": (
+        "tokens and operations of judging a thousand images, counted",
+        "python -m benchmarks.scoring.judge_costs",
+    ),
     "refused-requests": (
         "memory and answers of a server under requests that it refuses",
         "python -m benchmarks.scoring.refused_requests",

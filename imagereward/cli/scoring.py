@@ -47,7 +47,9 @@ def models(
     from imagereward.checkpoints.registry import REGISTRY
 
     if judges or templates:
-        print_rows(_templates() if templates else _judges(), format)
+        from imagereward.cli.judges import judge_rows, template_rows
+
+        print_rows(template_rows() if templates else judge_rows(), format)
         return
     rows = [
         {
@@ -63,42 +65,6 @@ def models(
         for name, entry in REGISTRY.items()
     ]
     print_rows(rows, format)
-
-
-def _judges() -> list[dict[str, Any]]:
-    """The rows of `models --judges`."""
-    from imagereward.models.vlm.catalogue import JUDGES
-
-    return [
-        {
-            "name": name,
-            "scores": judge.scores,
-            "model": judge.model,
-            "GB in bfloat16": round(judge.gigabytes, 1),
-            "read-out": judge.readout,
-            "template": judge.template or "published",
-            "licence": judge.licence,
-            "paper": judge.paper,
-            "verified": judge.verified,
-            "not verified": judge.unverified,
-        }
-        for name, judge in JUDGES.items()
-    ]
-
-
-def _templates() -> list[dict[str, Any]]:
-    """The rows of `models --templates`."""
-    from imagereward.models.vlm.asking.templates import TEMPLATES
-
-    return [
-        {
-            "name": name,
-            "answers": ", ".join(template.answers),
-            "written": ", ".join(template.grammar.fields) if template.grammar else "",
-            "text": template.text,
-        }
-        for name, template in TEMPLATES.items()
-    ]
 
 
 @app.command(

@@ -5,10 +5,7 @@ variable alone, and is in no message, log, copy or pickle.
 """
 
 import math
-import os
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,33 +20,21 @@ from imagereward.errors import (
     NonFiniteScoreError,
     RemoteError,
     UnreadableVerdictWarning,
-    missing_extra,
 )
 from imagereward.models.vlm.asking.templates import Template, template_of
-from imagereward.remote import protocol
-from imagereward.remote.base import parse_address
 from imagereward.remote.chat import (
     MOST_LISTED,
     Reply,
     data_url,
     probability,
-    replies_of,
     request_of,
-    usage_of,
 )
-from imagereward.remote.forking import process_key
+from imagereward.remote.chat_client import ChatClient
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, Rows, Scored, one_each
 
-try:
-    import httpx2
-except ImportError:  # in an extra, which ChatJudge() names
-    httpx2 = None  # type: ignore[assignment]
-
 KEY_VARIABLE = "OPENAI_API_KEY"
-RETRIED = (408, 409, 429, 500, 502, 503, 504)
 LETTERS_PER_TOKEN = 4  # of English, for the plan before a run
-PATH = "/chat/completions"
 
 
 class ChatJudge(PairScorer):
@@ -92,23 +77,15 @@ class ChatJudge(PairScorer):
         samples: int = 1,
         temperature: float = 0.0,
     ):
-        if httpx2 is None:
-            raise missing_extra("a remote judge", "serve")
-        address = parse_address(url)
-        if address.username:
-            raise InputError(
-                f"an address with a user name: a judge takes its key from the variable {KEY_VARIABLE}"
-            )
-        self.url, self.name, self.template = str(address).rstrip("/"), model, template_of(template)
+        self.client = ChatClient(url, key_variable, timeout, whole_number("retries", retries, 0), tokens)
+        self.url = self.client.url
+        self.name, self.template = model, template_of(template)
         if self.template.compares or not (self.template.grammar or self.template.answers):
             raise InputError(
                 f"template {self.template.name!r} gives no score of one image: expected a grammar, or answers"
             )
-        self.key_variable = key_variable
-        self.retries = whole_number("retries", retries, 0)
         self.connections = whole_number("connections", connections, 1)
-        self.limits = {"requests": requests, "tokens": tokens}
-        self.used = {"requests": 0, "tokens read": 0, "tokens written": 0}
+        self.requests = requests
         self.unreadable = 0
         self.prices = prices
         self.samples = whole_number("samples", samples, 1)
@@ -117,19 +94,14 @@ class ChatJudge(PairScorer):
         self.options: dict[str, Any] = {"max_tokens": new_tokens, "temperature": temperature}
         if self.template.grammar is None:
             self.options |= {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_LISTED}
-        self.timeout = timeout
-        self._lock = threading.Lock()
-        self._clients: dict[tuple[int, int], Any] = {}
+
+    @property
+    def used(self) -> dict[str, int]:
+        """Requests, tokens read and tokens written, so far."""
+        return self.client.used
 
     def __repr__(self) -> str:
         return f"ChatJudge({self.url!r}, model={self.name!r}, template={self.template.name!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_clients")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock, self._clients = threading.Lock(), {}
 
     def plan(self, rows: int, letters: int = 0) -> str:
         """What a run of so many pairs, with prompts of so many letters in all, asks for and costs at most."""
@@ -154,7 +126,7 @@ class ChatJudge(PairScorer):
         self._check_budget(len(images) * self.samples)
         return [
             [
-                self._reply(request_of(self.template, self.name, prompt, [url], self.options)).text
+                self.client.reply(request_of(self.template, self.name, prompt, [url], self.options)).text
                 for _ in range(self.samples)
             ]
             for prompt, url in zip(rows.prompts, [data_url(each, at) for at, each in enumerate(rows.images)])
@@ -211,8 +183,10 @@ class ChatJudge(PairScorer):
             image, prompt = pairs[row]
             body = request_of(self.template, self.name, rows.prompts[prompt], [urls[image]], self.options)
             try:
-                replies = [self._reply(body) for _ in range(self.samples)]
+                replies = [self.client.reply(body) for _ in range(self.samples)]
             except RemoteError as error:
+                if "logprobs" in self.options and "logprobs" in str(error):
+                    raise InputError(f"{self._no_probabilities()} ({error})") from error
                 causes[row] = str(error)
                 return math.nan
             return self._score(replies, unread)
@@ -257,69 +231,9 @@ class ChatJudge(PairScorer):
 
     def _check_budget(self, count: int) -> None:
         """InputError before anything is sent, if `count` requests are more than are left."""
-        left = None if self.limits["requests"] is None else self.limits["requests"] - self.used["requests"]
+        left = None if self.requests is None else self.requests - self.client.used["requests"]
         if left is not None and count > left:
-            raise InputError(f"{count} requests, and {left} are left of requests={self.limits['requests']}")
-
-    def _reply(self, body: dict[str, Any]) -> Reply:
-        """The reply to a request, tried again where the server may recover; RemoteError with the cause."""
-        cause = ""
-        for attempt in range(self.retries + 1):
-            used = self.used["tokens read"] + self.used["tokens written"]
-            if self.limits["tokens"] is not None and used >= self.limits["tokens"]:
-                raise RemoteError(f"the budget of tokens={self.limits['tokens']} is used up")
-            try:
-                response = self._post(body)
-            except httpx2.RequestError as error:
-                cause, after = f"{type(error).__name__}: {error}", None
-            else:
-                if response.status_code == 200:
-                    return self._counted(response)
-                cause, after = self._refusal(response), response.headers.get("Retry-After")
-                if response.status_code not in RETRIED:
-                    break
-            if attempt < self.retries:
-                time.sleep(protocol.wait(attempt, after))
-        raise RemoteError(cause)
-
-    def _post(self, body: dict[str, Any]) -> Any:
-        with self._lock:
-            self.used["requests"] += 1
-        key = os.environ.get(self.key_variable)
-        headers = {}
-        if key:
-            headers["Authorization"] = (
-                f"Bearer {protocol.checked_token(key, f'the key in {self.key_variable}')}"
-            )
-        return self._client().post(self.url + PATH, json=body, headers=headers)
-
-    def _client(self) -> Any:
-        key = process_key()
-        with self._lock:
-            if key not in self._clients:
-                self._clients = {key: httpx2.Client(timeout=self.timeout)}
-            return self._clients[key]
-
-    def _refusal(self, response: Any) -> str:
-        """The server's reason, without the key; InputError if it refuses log-probabilities."""
-        reason = response.text[:300]
-        if key := os.environ.get(self.key_variable):
-            reason = reason.replace(key.strip(), "***")
-        if "logprobs" in self.options and "logprobs" in reason:
-            raise InputError(f"{self._no_probabilities()} (HTTP {response.status_code}: {reason})")
-        return f"HTTP {response.status_code}: {reason}"
-
-    def _counted(self, response: Any) -> Reply:
-        try:
-            body = response.json()
-            (reply,) = replies_of(body)
-        except ValueError as error:
-            raise RemoteError(f"{self.url} answered in another form: {error}") from error
-        read, written = usage_of(body)
-        with self._lock:
-            self.used["tokens read"] += read
-            self.used["tokens written"] += written
-        return reply
+            raise InputError(f"{count} requests, and {left} are left of requests={self.requests}")
 
 
 def is_chat_address(url: str, options: Any) -> bool:

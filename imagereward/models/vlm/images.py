@@ -60,7 +60,7 @@ class VLMImages(Processor):
     def from_pixels(self, pixels_B_3_H_W: torch.Tensor) -> dict[str, list]:
         """Inputs of pixels in [0, 1], by the processor's operations on tensors, so that gradients pass.
 
-        They differ from those of the same image as a file by the rounding to 8 bits before and after
+        They differ from those of the same image as a file by rounding to 8 bits before and after
         resizing.
         """
         if self.pillow:

@@ -1,6 +1,5 @@
 """open_judge: a vision-language model from the hub or a directory, as a scorer; and its directory on disk."""
 
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,10 +26,9 @@ from imagereward.models.vlm.catalogue import HPSV3, JUDGES
 from imagereward.models.vlm.comparing import PairwiseJudge
 from imagereward.models.vlm.heads import RewardHead
 from imagereward.models.vlm.hpsv3 import open_hpsv3
+from imagereward.models.vlm.saving import HEAD_FILE
 from imagereward.models.vlm.scorer import VLMScorer
-from imagereward.writing import replacing
 
-HEAD_FILE = "reward_head.safetensors"
 QUANTIZATIONS = ("4bit", "8bit")
 # Options that decide how the model is placed, not what it scores.
 PAIRWISE = ("method", "budget")
@@ -210,13 +208,11 @@ def open_model(
     try:
         processor = transformers.AutoProcessor.from_pretrained(source, **where)
     except Exception as error:
+        if (Path(source).expanduser() / "tokenizer.json").is_file() and "image processor" in str(error):
+            raise _takes_no_images(source, "it has no image processor") from error
         raise _cannot_open(source, error) from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "image_token", None) is None:
-        raise InputError(
-            f"{source} takes no images: its processor is a {type(processor).__name__}; expected an "
-            f"image-text-to-text "
-            "model, such as Qwen/Qwen2.5-VL-3B-Instruct"
-        )
+        raise _takes_no_images(source, f"its processor is a {type(processor).__name__}")
     if processor.chat_template is None and processor.tokenizer.chat_template is None:
         raise InputError(
             f"{source} has no chat template, so it is no model to ask; take its -Instruct or -it version"
@@ -228,22 +224,6 @@ def open_model(
     except Exception as error:
         raise _cannot_open(source, error) from error
     return (model if device_map is not None else model.to(device)), processor
-
-
-def save_judge(scorer: VLMScorer, directory: Path) -> Path:
-    """Write model, processor, judge.json and the head to `directory`, which `load` reads; returns it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    scorer.backbone.model.save_pretrained(directory)
-    scorer.backbone.processor.save_pretrained(directory)
-    if scorer.reward_head is not None:
-        with replacing(directory / HEAD_FILE) as file:
-            state = {name: value.contiguous() for name, value in scorer.reward_head.state_dict().items()}
-            safetensors.torch.save_file(state, file, {"format": "pt"})
-    with replacing(directory / JUDGE_FILE) as file:
-        judge = replace(scorer.judge, model="")
-        text = json.dumps({"name": scorer.name, "judge": judge.to_dict()}, indent=2)
-        file.write_text(text + "\n", encoding="utf-8")
-    return directory
 
 
 def weights_of(directory: Path) -> dict[str, Path]:
@@ -279,6 +259,13 @@ def _quantization(transformers: Any, quantize: str, dtype: torch.dtype) -> Any:
         raise InputError(f"quantize={quantize!r}: expected one of {', '.join(QUANTIZATIONS)}")
     bits = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4"}
     return transformers.BitsAndBytesConfig(**(bits if quantize == "4bit" else {"load_in_8bit": True}))
+
+
+def _takes_no_images(source: str, reason: str) -> InputError:
+    return InputError(
+        f"{source} takes no images: {reason}; expected an image-text-to-text model, such as "
+        "Qwen/Qwen2.5-VL-3B-Instruct"
+    )
 
 
 def _cannot_open(source: str, error: Exception) -> CheckpointError:

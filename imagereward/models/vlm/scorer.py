@@ -24,6 +24,7 @@ from imagereward.models.vlm.asking.turns import Turns
 from imagereward.models.vlm.backbone import Backbone, EncodedImage, Row
 from imagereward.models.vlm.heads import RewardHead
 from imagereward.models.vlm.images import VLMImages
+from imagereward.models.vlm.saving import save_judge
 from imagereward.models.vlm.sharing import Read, States
 from imagereward.models.vlm.writing import Writer
 from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, one_each
@@ -207,8 +208,6 @@ class VLMScorer(Scorer):
 
     def save_pretrained(self, directory: str | os.PathLike) -> Path:
         """Write the model as transformers does, its processor, `judge.json` and the reward head."""
-        from imagereward.models.vlm.opening import save_judge
-
         return save_judge(self, Path(directory).expanduser())
 
     def check_scores(self, scores: torch.Tensor, describe: Callable[[int], str]) -> None:

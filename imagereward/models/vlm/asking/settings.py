@@ -5,7 +5,7 @@ from typing import Any
 
 from imagereward.config import strict, whole_number
 from imagereward.errors import InputError
-from imagereward.models.vlm.asking.templates import TEMPLATES, Template
+from imagereward.models.vlm.asking.templates import TEMPLATES, Template, template_of
 
 READOUTS = ("answer", "head", "verdict")
 RESIZES = ("processor", "pillow")
@@ -118,8 +118,6 @@ class JudgeConfig:
         if isinstance(template := values.get("template"), dict):
             values["template"] = Template.from_dict(template)
         elif isinstance(template, str):
-            from imagereward.models.vlm.asking.templates import template_of
-
             values["template"] = template_of(template)
         if isinstance(head := values.get("head"), dict):
             values["head"] = strict(HeadConfig, {**head, "hidden": tuple(head.get("hidden", (1024, 16)))})

@@ -397,9 +397,12 @@ def spoil(folder: Path, fault: str) -> str:
     elif fault == "code":
         torch.save({"call": os.system}, masked)
         message = r"record 1: .*1_masked\.pt cannot be read"
+    elif fault == "a dict":
+        torch.save({"latents": torch.zeros(4, 8, 8)}, masked)
+        message = r"record 1: .*1_masked\.pt holds a dict"
     elif fault == "nan":
         torch.save(torch.full((4, 8, 8), torch.nan), masked)
-        message = r"record 1: .*1_masked\.pt holds no finite tensor"
+        message = r"record 1: .*1_masked\.pt has values that are NaN"
     elif fault == "no caption":
         del records[1]["caption"]
         message = "record 1 has no caption"
@@ -414,7 +417,7 @@ def spoil(folder: Path, fault: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "fault", ["outside", "missing", "damaged", "code", "nan", "no caption", "no latents", "no mask"]
+    "fault", ["outside", "missing", "damaged", "code", "a dict", "nan", "no caption", "no latents", "no mask"]
 )
 def test_faulty_preprocessed_rows_are_named(fault, elsewhere):
     message = spoil(elsewhere, fault)

@@ -82,8 +82,10 @@ class PreprocessedRow(Request):
             raise CheckpointError(
                 f"{where}: {path} cannot be read as a tensor: {_first_line(error)}"
             ) from error
-        if not isinstance(found, torch.Tensor) or not found.isfinite().all():
-            raise CheckpointError(f"{where}: {path} holds no finite tensor, but {type(found).__name__}")
+        if not isinstance(found, torch.Tensor):
+            raise CheckpointError(f"{where}: {path} holds a {type(found).__name__}; expected a tensor")
+        if not found.isfinite().all():
+            raise CheckpointError(f"{where}: {path} has values that are NaN or infinite")
         return found
 
 

@@ -15,7 +15,8 @@ from scipy.stats import ttest_rel
 from imagereward.errors import InputError
 from imagereward.tuning import tune
 from imagereward.tuning.evaluation import compare as comparing
-from imagereward.tuning.evaluation.compare import compare, paired_interval, win_rate
+from imagereward.tuning.evaluation.compare import compare
+from imagereward.tuning.evaluation.comparison import paired_interval, win_rate
 from imagereward.tuning.evaluation.evaluate import diversity, overoptimized, sample_images
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.policy.policy import Policy

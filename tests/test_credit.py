@@ -6,6 +6,7 @@ import torch
 
 from imagereward.tuning.rollouts.advantages import (
     AdvantageStd,
+    advantages_of_each,
     best_and_worst,
     group_advantages,
     top_mask,
@@ -112,6 +113,51 @@ def test_normalised_rewards_do_not_care_about_scales():
     torch.testing.assert_close(small, large, atol=1e-3, rtol=1e-3)
     alone = group_advantages(a, GROUPS, "group", bound=100).advantages
     torch.testing.assert_close(small[3:].float(), alone[3:])  # b is the same for all of its second group
+
+
+def test_advantages_of_each_reward_by_hand():
+    """GDPO: advantages 1, -1 in either group by a; 2 b adds 2, -2 in the second group, where it differs."""
+    groups = torch.tensor([0, 0, 1, 1])
+    parts = {"a": rewards(3.0, 1, 50, 10), "b": rewards(7.0, 7, 0.2, 0.1)}
+    found = advantages_of_each(parts, {"a": 1.0, "b": 2.0}, groups, AdvantageStd("group", epsilon=1e-12))
+    # The sums are 1, -1, 3, -3; their deviation over the batch is sqrt((1 + 1 + 9 + 9) / 4).
+    assert found.advantages.tolist() == pytest.approx([x / 5**0.5 for x in (1, -1, 3, -3)], rel=1e-6)
+    assert found.valid.all()
+    other = advantages_of_each(
+        parts, {"a": 1.0, "b": 2.0}, groups, AdvantageStd("group", "sample", epsilon=1e-12)
+    )
+    # By N - 1 the first advantages are 1 / sqrt(2) of these, and the deviation of the sums sqrt(10 / 3).
+    assert other.advantages.tolist() == pytest.approx(
+        [x / 2**0.5 / (10 / 3) ** 0.5 for x in (1, -1, 3, -3)], rel=1e-6
+    )
+
+
+def test_samples_with_the_same_sum_are_told_apart_by_each_reward():
+    """0 + 2 and 1 + 1: equal in the sum of rewards, and not in that of their advantages."""
+    groups = torch.zeros(4, dtype=torch.long)
+    parts = {"a": rewards(0.0, 1, 0, 0), "b": rewards(2.0, 1, 0, 2)}
+    weights = {"a": 1.0, "b": 1.0}
+    of_sum = group_advantages(weighted_sum(parts, weights, groups), groups).advantages
+    of_each = advantages_of_each(parts, weights, groups).advantages
+    assert of_sum[0] == of_sum[1]
+    assert of_each[1] > of_each[0] + 0.1
+
+
+def test_advantages_of_each_are_bounded_and_do_without_what_is_missing():
+    parts = {"a": rewards(1.0, 2, NAN, 0, 1, 2), "b": rewards(1.0, 2, 3, 0, 1, 2)}
+    found = advantages_of_each(parts, {"a": 1.0, "b": 1.0}, GROUPS, bound=0.5)
+    assert found.valid.tolist() == [True, True, False, True, True, True]
+    assert found.advantages[2] == 0
+    assert found.advantages.abs().max() == 0.5
+    watched = advantages_of_each(parts, {"a": 0.0, "b": 1.0}, GROUPS)
+    # Both groups have -1, 0, 1 times sqrt(3 / 2), whose deviation over the batch is 1.
+    assert watched.advantages.tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5] * 2, rel=1e-3)
+    assert watched.valid.all()
+
+
+def test_a_reward_with_weight_0_is_not_trained_on():
+    parts = {"a": rewards(1.0, 2, 3, 0, 1, 2), "b": rewards(NAN, 200, 3, 0, NAN, 2)}
+    assert torch.equal(weighted_sum(parts, {"a": 2.0, "b": 0.0}, GROUPS), 2 * parts["a"].double())
 
 
 def test_best_and_worst_of_every_group_that_has_them():

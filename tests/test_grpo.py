@@ -1,7 +1,5 @@
 """GRPO: the loss and its gradient against closed forms, ratios of exactly 1, runs through the public door."""
 
-import copy
-import itertools
 import json
 import math
 
@@ -262,77 +260,6 @@ def run(output, family="sd3", reward=brightness, **changes):
         output=output,
         **(values | changes),
     )
-
-
-MODES = {
-    "refl": {
-        "recipe": "sd15/refl",
-        "eta": 0.0,
-        "ema": 0.0,
-        "gradient": {"first": 2, "last": 3},
-        **FEW,
-        "learning_rate": 1e-3,
-        "precision": "float32",
-        "evaluation": {"held_out": "", "count": 1, "batch_size": 2, "seeds": 1},
-    },
-    "grpo": {},
-    "grpo windowed": {"window": {"size": 1, "first": 0, "last": 2}, "guard": True},
-}
-COMBINATIONS = list(itertools.product(MODES, (True, False)))  # of each family
-
-
-def test_every_family_learns_by_every_objective_in_full_and_by_lora(tmp_path):
-    """Two updates of each of the 42; a family's network is built once, and put back in between."""
-    finished = [each for family in pipelines.FAMILIES for each in learned_of(family, tmp_path / family)]
-    assert len(set(finished)) == 42
-
-
-def learned_of(family, directory):
-    """The family's combinations, each once it has learned what it should and nothing else."""
-    made = pipelines.FAMILIES[family]()
-    start = copy.deepcopy({name: part.state_dict() for name, part in modules_of(made).items()})
-    for mode, lora in COMBINATIONS:
-        output, which = directory / f"{mode}-{lora}", (family, mode, lora)
-        tuned = learn(made, family, output, MODES[mode], {"rank": 2} if lora else None)
-        network = pipelines.network_of(tuned)
-        for part, module in modules_of(tuned).items():
-            moved = pipelines.moved(module, start[part])
-            learners = pipelines.learners(module, lora) if module is network else set()
-            assert all(value.isfinite().all() for value in module.state_dict().values()), (which, part)
-            assert bool(moved) == (module is network), (which, part)
-            assert moved <= learners, (which, part)
-            assert len(moved) >= 0.9 * len(learners), (which, part)
-        history = json.loads((output / "history.json").read_text())
-        assert [entry["update"] for entry in history if "loss" in entry] == [1, 2], which
-        if lora:
-            network.unload_lora()
-        network.load_state_dict(start["unet" if "unet" in start else "transformer"])
-        yield which
-
-
-def modules_of(pipeline):
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-
-
-def learn(pipeline, family, output, changes, lora):
-    noise = noise_table(noise_for(family))
-    if "gradient" not in changes:
-        changes = {
-            "recipe": "sd15/grpo",
-            **FEW,
-            "group": 2,
-            "noise": noise,
-            "optimizer_steps": 1,
-            "learning_rate": 1e-3,
-            "guidance": 1.0,
-            "precision": "float32",
-            "kl": None,
-            "ema": 0.0,
-            "evaluation": {"held_out": "", "count": 1, "batch_size": 2, "seeds": 1, "steps": 0},
-            **changes,
-        }
-    changes = {**changes, "weight_decay": 0.0, "lora": lora}  # what moves has been learned
-    return tune(pipeline, pipelines.rows(family), reward=brightness, output=output, **changes)
 
 
 def test_the_reward_goes_up(tmp_path):

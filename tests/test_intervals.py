@@ -10,7 +10,7 @@ from test_metrics import drawn
 from imagereward.agreement import metrics
 from imagereward.agreement.intervals import mean_interval, ratio_interval, t_interval
 from imagereward.report.figures import mean_intervals
-from imagereward.tuning.evaluation.compare import paired_interval
+from imagereward.tuning.evaluation.comparison import paired_interval
 
 RUNS = 2000
 

@@ -11,7 +11,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from imagereward.tuning.rollouts.latent_images import LatentPairs
 from PIL import Image
 
 from imagereward import shapes
@@ -20,6 +19,7 @@ from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.preferences import open_preferences
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.rollouts.latent_images import LatentPairs
 
 SIZE = ImageSize(16, 16)
 BOTH = ("image", "mask")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import test_grpo
 import test_refl
+import test_samples
 import torch
 from accelerate import PartialState
 from conftest import TWO_PROCESSES
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
-import torch, test_grpo, test_processes, test_refl
+import torch, test_grpo, test_processes, test_refl, test_samples
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 steps, scored, out = 0, 0, sys.argv[1]
@@ -111,6 +112,19 @@ def test_grpo_with_unequally_much_to_learn(more, tmp_path):
         micro_batch=2, max_gradient_norm=1e6, optimizer_steps=2, window={{"size": 2}}, {more})"""
     one, two = launched(call, tmp_path)
     check_equal(one, two, [1])
+
+
+def test_objectives_on_clean_samples_with_unequally_much_to_learn(tmp_path):
+    """Each in turn; one process has no sample to learn from in a step, and takes part without a share."""
+    call = f"""
+for objective in {test_samples.OBJECTIVES}:
+    out, steps = sys.argv[1] + objective, 0
+    test_samples.run(objective, out, reward=test_processes.only_odd_ones, updates=1, batch_size=8,
+        micro_batch=2, max_gradient_norm=1e6, optimizer_steps=2)
+"""
+    launched(call, tmp_path)
+    for objective in test_samples.OBJECTIVES:
+        check_equal(tmp_path / f"one{objective}", tmp_path / f"two{objective}", [1])
 
 
 def test_an_update_in_which_nothing_is_learned_is_no_error(tmp_path):

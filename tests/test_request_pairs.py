@@ -9,7 +9,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from imagereward.tuning.rollouts.latent_images import LatentImages
 from PIL import Image
 from test_refl import policy_of
 
@@ -21,6 +20,7 @@ from imagereward.tuning.data.requests import Request, without_prompt
 from imagereward.tuning.data.seeding import rows_for_samples
 from imagereward.tuning.finetune import train_generator
 from imagereward.tuning.objectives.sft import SFT, PairsConfig, SFTConfig
+from imagereward.tuning.rollouts.latent_images import LatentImages
 
 SIZE = ImageSize(16, 16)
 BOTH, IMAGE = ("image", "mask"), ("image",)

@@ -386,6 +386,20 @@ def test_nft_begins_at_the_old_policy_which_then_follows_by_its_decay(tmp_path):
     assert second["reference_distance"] > 0
 
 
+def test_the_reference_of_dpo_is_replaced_every_so_many_updates_also_after_resuming(tmp_path):
+    options = {"updates": 3, "refresh": {"every": 2}, "reward": interruptible}
+    run("dpo_online", tmp_path / "whole", **options)
+    whole = history_of(tmp_path / "whole")
+    assert [entry["refreshed"] for entry in whole] == [0, 1, 0]
+    assert whole[1]["loss"] != pytest.approx(math.log(2), rel=1e-6)
+    assert whole[2]["loss"] == pytest.approx(math.log(2), rel=1e-6)  # at the new reference
+    CALLS_LEFT[0] = 7
+    with pytest.raises(KeyboardInterrupt):
+        run("dpo_online", tmp_path / "broken", **options)
+    run("dpo_online", tmp_path / "broken", **options, resume=True)
+    assert history_of(tmp_path / "broken") == whole
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(objective, tmp_path):
     options = {"updates": 3, "lora": {"rank": 2}}
@@ -422,6 +436,7 @@ def test_equal_rewards_teach_nothing_and_are_no_error(objective, tmp_path, caplo
         ("nft", {"group": 1}, "group.*greater than or equal to 2"),
         ("dpo_online", {"group": 3}, "group=3 does not divide batch_size=4"),
         ("dpo_online", {"beta": 0.0}, "beta.*greater than 0"),
+        ("dpo_online", {"refresh": {"kl_above": 1.0}}, "DPO measures no KL"),
         ("dpo_online", {"reward": ""}, 'reward="": DPO on drawn images needs one'),
         ("sft_online", {"samples": "top", "top": 2}, "top=2 of group=2: expected fewer"),
         ("sft_online", {"temperature": 0.0}, "temperature.*greater than 0"),

@@ -15,8 +15,8 @@ from imagereward.errors import InputError
 from imagereward.tuning import run_recipe
 from imagereward.tuning.config import build, read_recipe, recipe_header, recipe_names, recipe_summary
 from imagereward.tuning.explain import MISSING, ORIGINS, config_of, explain
+from imagereward.tuning.objectives import OBJECTIVES
 from imagereward.tuning.objectives.config import GeneratorConfig
-from imagereward.tuning.objectives.lookup import OBJECTIVES
 from imagereward.tuning.trainer import progress as telling_module
 from imagereward.tuning.trainer.progress import Pace, duration, headline
 

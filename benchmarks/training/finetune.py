@@ -25,7 +25,8 @@ from benchmarks.pages.plots import panels, save
 from imagereward import shapes
 from imagereward.table import table
 from imagereward.tuning import tune
-from imagereward.tuning.evaluation.compare import compare, page, paired_interval
+from imagereward.tuning.evaluation.compare import compare
+from imagereward.tuning.evaluation.comparison import page, paired_interval
 from imagereward.tuning.evaluation.evaluate import sample_images as draw_images
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.policy.policy import Policy

@@ -34,7 +34,7 @@ from benchmarks.training.finetune import (
 )
 from imagereward.table import table
 from imagereward.tuning.config import read_recipe
-from imagereward.tuning.evaluation.compare import paired_interval
+from imagereward.tuning.evaluation.comparison import paired_interval
 
 MODEL = TINY_FLOW
 PICTURE = DOCS / "finetune-flow.png"

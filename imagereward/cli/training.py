@@ -188,6 +188,14 @@ def compare(
             "[default: the pipeline's own]",
         ),
     ] = None,
+    tuned_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the steps that the tuned model takes, from the first; the base the rest.",
+        ),
+    ] = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all initial noise.")] = 0,
     device: Device = None,
@@ -215,7 +223,7 @@ def compare(
     out = check_free(out, overwrite)
     try:
         from imagereward.tuning.evaluation.compare import compare as run
-        from imagereward.tuning.evaluation.compare import page
+        from imagereward.tuning.evaluation.comparison import page
     except ImportError as error:
         raise missing_extra("compare", "train", error) from error
     names = model or ["ImageReward-v1.0"]
@@ -231,6 +239,7 @@ def compare(
         steps=steps,
         guidance=guidance,
         resolution=resolution,
+        tuned_share=tuned_share,
         batch_size=batch_size,
         seed=seed,
         device=device,

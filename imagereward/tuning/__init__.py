@@ -13,7 +13,7 @@ from imagereward.main_guard import check_main_guard
 from imagereward.tuning.config import laid_over, read_recipe, recipe_names
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import digest_of
-from imagereward.tuning.objectives.lookup import OBJECTIVES
+from imagereward.tuning.objectives import OBJECTIVES
 
 GENERATOR = "finetune:tune_generator"
 # A recipe's objective -> what runs it.
@@ -37,18 +37,20 @@ def run_recipe(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
 
 def tune(
     model: str | os.PathLike | Any,
-    prompts: str | os.PathLike | Sequence[str],
+    prompts: str | os.PathLike | Sequence[str] | None = None,
     *,
-    reward: Any,
+    reward: Any = None,
     output: str | os.PathLike | None = None,
     recipe: str | os.PathLike = "sd15/refl",
     **settings: Any,
 ) -> Any:
-    """Fine-tune an image generator by a reward; returns the tuned diffusers pipeline, saved in `output`.
+    """Fine-tune an image generator; returns the tuned diffusers pipeline, saved in `output`.
 
     model     a diffusers pipeline, or a directory or hub id of one
-    prompts   a list, or a file of them (.json, .jsonl, .csv, .tsv, .parquet, .txt; see `read_prompts`)
-    reward    what `imagereward.load` takes, {name: weight}, a Scorer, or a function of (pixels, prompts)
+    prompts   a list, or a file of them (.json, .jsonl, .csv, .tsv, .parquet, .txt; see `read_prompts`).
+              Objectives that learn from pairs of a data set have none
+    reward    what `imagereward.load` takes, {name: weight}, a Scorer, or a function of (pixels, prompts);
+              default: the recipe's, if it has one
     output    a new directory; may be left out where a recipe of your own names one
     recipe    a name or a file; the default is Stable Diffusion 1.x's, all weights
     settings  laid over the recipe's: `updates=200`, `gradient={"steps": "last"}`
@@ -60,6 +62,8 @@ def tune(
         values["output"] = str(output)
     objects: dict[str, Any] = {}
     for name, given in (("model", model), ("prompts", prompts), ("reward", reward)):
+        if given is None:
+            continue
         if isinstance(given, str | os.PathLike) or (name == "reward" and isinstance(given, Mapping)):
             values[name] = str(given) if isinstance(given, os.PathLike) else given
         else:

@@ -70,7 +70,7 @@ def config_of(objective: str, source: str) -> type[Config]:
         return AutoencoderConfig if objective == "autoencoder" else CLIPTextConfig
     if not objective:
         raise InputError(f"{source}: objective is missing")
-    from imagereward.tuning.objectives.lookup import config_class
+    from imagereward.tuning.objectives import config_class
 
     return config_class(objective)
 

@@ -16,10 +16,11 @@ from imagereward.tuning.export import loading_lines, save_lora, save_result
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
+from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
-from imagereward.tuning.objectives.lookup import config_class
-from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.policy import BASE, Hybrid, Policy
 from imagereward.tuning.policy.quantization import quantize_to_4bit
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import set_trainable
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
@@ -67,6 +68,9 @@ def train_generator(
     watched = rows
     if config.evaluation.prompts:
         watched = read_rows(config.evaluation.prompts, denoiser.inputs, *form)
+    watching = denoiser  # the same modules, for images of another size
+    if config.evaluation.resolution is not None:
+        watching = open_denoiser(denoiser.pipeline, config.evaluation.resolution, family=config.family)
     if config.checkpointing:
         recompute(denoiser, rewards)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
@@ -84,7 +88,9 @@ def train_generator(
         tell(generator_plan(config, denoiser, objective.prompts, len(watched), accelerator))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
-    ended = loop.run(_watch(config, policy, watched, rewards, held_out, output))
+    if config.evaluation.tuned_share < 1:
+        policy.snapshots.setdefault(BASE, Snapshot(denoiser.network))
+    ended = loop.run(_watch(config, policy, watching, watched, rewards, held_out, output))
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
@@ -133,11 +139,17 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[De
     return denoiser, exact
 
 
-def _watch(config, policy: Policy, rows, rewards, held_out, output: Path) -> Evaluation:
-    """The evaluation of the policy's network with its guidance, on the pipeline's own sampling grid."""
-    chosen, denoiser = config.evaluation, policy.denoiser
+def _watch(config, policy: Policy, denoiser: Denoiser, rows, rewards, held_out, output: Path) -> Evaluation:
+    """The evaluation of the policy's network with its guidance, on the pipeline's own sampling grid.
+
+    denoiser  the policy's, or another of the same modules for another size of images
+    """
+    chosen = config.evaluation
+    denoiser.module, denoiser.text = policy.module, policy.denoiser.text
     dynamics = denoiser.dynamics(chosen.steps or config.steps)
     watched = Policy(denoiser, dynamics, policy.guidance)
+    if chosen.tuned_share < 1:
+        watched.hybrid = Hybrid(chosen.tuned_share, lambda: policy.using(BASE))
     rows = rows[: chosen.count]
     return Evaluation(watched, rows, rewards, held_out, chosen, output, config.seed, config.scoring)
 

@@ -1,11 +1,12 @@
 """Config keys of the trainer, the optimizer and the evaluation, which all trainings of generators share."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
+from imagereward.tuning.data.image_size import Resolution, parse_resolution
 
 
 class OptimizerConfig(Config):
@@ -80,6 +81,16 @@ class EvaluationConfig(Config):
         2, ge=1, description="images for each prompt; with 2 or more their diversity is measured"
     )
     steps: int = Field(0, ge=0, description="denoising steps; 0: as in training")
+    resolution: Annotated[Resolution, BeforeValidator(parse_resolution)] | None = Field(
+        None, description="size of the images in pixels, as `resolution`; default: that of training"
+    )
+    tuned_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the steps that the tuned network takes, from the first; the network before "
+        "training takes the others",
+    )
     batch_size: int = Field(8, ge=1, description="images that a process draws at once")
     held_out: str | dict[str, float] = Field(
         "", description="a reward that is only watched, not trained on, in the forms of `reward`; empty: none"

@@ -1,101 +1,33 @@
-"""compare: draws the same prompts from the same noise with two generators; rewards, diversity and a page."""
+"""compare: draws the same prompts from the same noise with two generators, and scores their images."""
 
 import contextlib
-import html
 import inspect
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from imagereward.agreement.intervals import FEW, mean_interval
+from imagereward.agreement.intervals import FEW
 from imagereward.errors import InputError
-from imagereward.images.reading import to_pil
 from imagereward.precision import cast
-from imagereward.scoring.ranking import thumbnail
 from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.prompts import read_prompts, read_rows
 from imagereward.tuning.data.requests import Row
+from imagereward.tuning.evaluation.comparison import Comparison
 from imagereward.tuning.evaluation.evaluate import diversity, sample_images
 from imagereward.tuning.export import LORA_FILE
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.guidance import default_guidance
 from imagereward.tuning.families.lookup import open_denoiser
-from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.policy import Hybrid, Policy
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The images and rewards of two generators, for M prompts and K seeds.
-
-    prompts    the M prompts
-    before     {reward: [M, K]} of the base; "sum" is the weighted sum of several rewards
-    after      the same of the tuned generator
-    diversity  (base, tuned): mean distance between a prompt's images, see `diversity`; None for one seed
-    images     (base, tuned): [M, K, 3, H, W] in [0, 1], on the CPU
-    """
-
-    prompts: list[str]
-    before: dict[str, np.ndarray]
-    after: dict[str, np.ndarray]
-    diversity: tuple[float, float] | None
-    images: tuple[torch.Tensor, torch.Tensor] = field(repr=False)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A dict for each reward, with 95 % intervals over prompts.
-
-        "base" and "tuned" are means, and "base ±" and "tuned ±" half the width of the means' intervals.
-        "difference" is tuned - base, and "low" and "high" bound it. "in base deviations" is the difference
-        in standard deviations of the base's rewards. "win rate" is in 0..1; see `win_rate`.
-        """
-        rows = []
-        for name, before in self.before.items():
-            after = self.after[name]
-            low, high = paired_interval(before.mean(1), after.mean(1))
-            rows.append(
-                {
-                    "reward": name,
-                    "base": float(before.mean()),
-                    "base ±": _half_interval(before),
-                    "tuned": float(after.mean()),
-                    "tuned ±": _half_interval(after),
-                    "difference": float((after - before).mean()),
-                    "low": low,
-                    "high": high,
-                    "in base deviations": float((after - before).mean() / max(before.std(), 1e-12)),
-                    "win rate": win_rate(before, after),
-                }
-            )
-        return rows
-
-
-def paired_interval(before_M: np.ndarray, after_M: np.ndarray) -> tuple[float, float]:
-    """(low, high): 95 % interval of the mean of after - before over M prompts, by Student's t.
-
-    (nan, nan) for one prompt. Exact for any number of normally distributed differences; see
-    `agreement/intervals.py`.
-    """
-    _, low, high = mean_interval(np.asarray(after_M, float) - np.asarray(before_M, float))
-    return low, high
-
-
-def _half_interval(rewards_M_K: np.ndarray) -> float:
-    _, low, high = mean_interval(rewards_M_K.mean(1))
-    return (high - low) / 2
-
-
-def win_rate(before: np.ndarray, after: np.ndarray) -> float:
-    """Share 0..1 of (prompt, seed) where the tuned image has the higher reward; equal rewards count half."""
-    return float((after > before).mean() + (after == before).mean() / 2)
 
 
 def compare(
@@ -116,6 +48,7 @@ def compare(
     family: str | None = None,
     prompt_column: str | None = None,
     encoding: str | None = None,
+    tuned_share: float = 1.0,
 ) -> Comparison:
     """Draw every prompt with both pipelines from the same noise, and score all images.
 
@@ -133,9 +66,13 @@ def compare(
     device        default: the GPU if there is one
     dtype         number format of weights that are read from files; the autoencoder's are float32
     family        "module:name" of a Denoiser of your own; default: decided by the pipeline
+    tuned_share   share of the steps, 0..1, that `tuned` takes when it draws, from the first; the base's
+                  network takes the others, with the tuned's encoded prompts. Below 1, with a `tuned` that is
+                  no LoRA, both generators are in memory
 
     Raises InputError for generators with noise of different shapes, for one pipeline as both, for a guidance
-    out of range, and for LoRA weights on a base that has adapters already.
+    or a share out of range, for rewards of whole groups, and for LoRA weights on a base that has adapters
+    already.
     """
     if base is tuned and _is_pipeline(base):
         raise InputError(
@@ -144,6 +81,8 @@ def compare(
         )
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
         raise InputError(f"guidance={guidance}: expected a finite number of at least 0")
+    if not 0 <= tuned_share <= 1:
+        raise InputError(f"tuned_share={tuned_share}: expected a number from 0 to 1")
     size = None if resolution is None else ImageSize.of(resolution)
     texts = read_prompts(prompts, prompt_column, encoding)[:most]
     if len(texts) < FEW:
@@ -154,20 +93,33 @@ def compare(
         )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     judge = open_rewards(rewards, where)
-    drawn, shapes = [], []
-    for source, adapter in ((base, None), (base, tuned) if _is_lora(tuned) else (tuned, None)):
-        with _opened(source, adapter, size, where, dtype, family) as denoiser:
-            shapes.append(denoiser.autoencoder.shape)
-            if shapes[0] != shapes[-1]:
-                raise InputError(
-                    f"base and tuned draw from noise of different shapes: {shapes[0]}, {shapes[1]}"
-                )
-            steps = steps or _own(denoiser.pipeline, "num_inference_steps")
-            own = default_guidance(denoiser.pipeline, denoiser.network)
-            policy = Policy(denoiser, denoiser.dynamics(steps), own if guidance is None else guidance)
-            rows = read_rows(prompts, denoiser.inputs, prompt_column, encoding)[:most]
-            drawn.append(sample_images(policy, rows, seeds, seed, batch_size, None))
-        del policy, denoiser
+    if judge.of_groups:
+        raise InputError(
+            f"reward {judge.of_groups[0]} compares images of one generator; expected another reward"
+        )
+    sources = ((base, None), (base, tuned) if _is_lora(tuned) else (tuned, None))
+    drawn, first = [], None
+    with contextlib.ExitStack() as kept:
+        for source, adapter in sources:
+            with contextlib.ExitStack() as opened:
+                denoiser = opened.enter_context(_opened(source, adapter, size, where, dtype, family))
+                if first is not None and first.shape != denoiser.autoencoder.shape:
+                    raise InputError(
+                        f"base and tuned draw from noise of different shapes: {first.shape}, "
+                        f"{denoiser.autoencoder.shape}"
+                    )
+                steps = steps or _own(denoiser.pipeline, "num_inference_steps")
+                own = default_guidance(denoiser.pipeline, denoiser.network)
+                policy = Policy(denoiser, denoiser.dynamics(steps), own if guidance is None else guidance)
+                if first is not None and tuned_share < 1:
+                    policy.hybrid = Hybrid(tuned_share, _as_base(policy, first.network, adapter))
+                rows = read_rows(prompts, denoiser.inputs, prompt_column, encoding)[:most]
+                drawn.append(sample_images(policy, rows, seeds, seed, batch_size, None))
+                needed = first is None and tuned_share < 1 and sources[1][1] is None
+                first = first or _First(denoiser.autoencoder.shape, denoiser.network if needed else None)
+                if needed:
+                    kept.push(opened.pop_all())
+            del policy, denoiser
     scored = [_scores(judge, images, rows, batch_size, where) for images in drawn]
     features = judge.scorers[0] if judge.scorers else None
     before, after = drawn
@@ -175,6 +127,33 @@ def compare(
     if seeds > 1:
         spread = diversity(before, features, batch_size), diversity(after, features, batch_size)
     return Comparison(texts, scored[0], scored[1], spread, (before, after))
+
+
+class _First(NamedTuple):
+    """Of the base: the shape of its latents; its network, if the tuned generator's last steps need it."""
+
+    shape: tuple[int, int, int]
+    network: Any
+
+
+def _as_base(policy: Policy, network: Any, adapter: Any) -> Callable[[], contextlib.AbstractContextManager]:
+    """Makes a context in which the policy predicts as the base: without its adapter, or by the network."""
+
+    @contextlib.contextmanager
+    def as_base() -> Iterator[None]:
+        own = policy.module
+        try:
+            if adapter is not None:
+                policy.denoiser.network.disable_adapters()
+            else:
+                policy.module = network
+            yield
+        finally:
+            policy.module = own
+            if adapter is not None:
+                policy.denoiser.network.enable_adapters()
+
+    return as_base
 
 
 def _own(pipeline: Any, name: str) -> Any:
@@ -228,65 +207,3 @@ def _scores(judge: Rewards, images, rows, batch_size: int, device) -> dict[str, 
             for name, values in (each | ({"sum": total} if len(each) > 1 else {})).items():
                 found.setdefault(name, []).append(values.float().cpu())
     return {name: torch.cat(values).view(-1, seeds).numpy() for name, values in found.items()}
-
-
-_STYLE = """
-body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 60rem;
-       color: #1d2430; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1rem; margin: 1.6rem 0 .4rem }
-table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: right }
-tr { border-bottom: 1px solid #d9dee7 }
-th:first-child, td:first-child { text-align: left }
-.pair { display: inline-flex; gap: .3rem; margin: 0 .8rem .6rem 0; break-inside: avoid }
-figure { margin: 0; width: 10rem } img { width: 100%; display: block }
-figcaption { font-size: .8rem; color: #4a5568 }
-@media (prefers-color-scheme: dark) {
-  body { color: #e4e8ef; background: #14181f } figcaption { color: #a8b2c1 } tr { border-color: #333c4a } }
-"""
-
-
-def page(comparison: Comparison, names: tuple[str, str] = ("base", "tuned")) -> str:
-    """An HTML page without external files: the numbers, and each pair of images with their rewards.
-
-    names  how the page calls the base and the tuned generator
-    """
-    rows = comparison.rows()
-    heads = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
-    lines = "".join(
-        f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row.values())}</tr>" for row in rows
-    )
-    spread = comparison.diversity
-    words = "<p>Diversity, the mean distance between a prompt's images: "
-    words += f"{spread[0]:.3f} before, {spread[1]:.3f} after.</p>" if spread else ""
-    sections = "".join(_section(comparison, at, names) for at in range(len(comparison.prompts)))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(names[0])} and {html.escape(names[1])}</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(names[0])} and {html.escape(names[1])}</h1>
-<p>{len(comparison.prompts)} prompts, the same noise for both. Low and high bound the difference's mean with
-95 % confidence, over prompts (Student's t); ± is half of such an interval of a mean.</p>
-<table><tr>{heads}</tr>{lines}</table>
-{words if spread else ""}{sections}</body></html>
-"""
-
-
-def _section(comparison: Comparison, at: int, names: tuple[str, str]) -> str:
-    pairs = []
-    for seed in range(comparison.images[0].shape[1]):
-        figures = "".join(
-            f'<figure><img src="{thumbnail(to_pil(images[at, seed]))}" alt="{html.escape(name)}">'
-            f"<figcaption>{html.escape(name)}<br>{_rewards(scores, at, seed)}</figcaption></figure>"
-            for images, name, scores in zip(
-                comparison.images, names, (comparison.before, comparison.after), strict=True
-            )
-        )
-        pairs.append(f'<div class="pair">{figures}</div>')
-    return f"<h2>{html.escape(comparison.prompts[at])}</h2>{''.join(pairs)}"
-
-
-def _rewards(scores: dict[str, np.ndarray], at: int, seed: int) -> str:
-    return "<br>".join(f"{html.escape(name)} {values[at, seed]:+.3f}" for name, values in scores.items())
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else html.escape(str(value))

@@ -102,7 +102,8 @@ class Evaluation:
 
     policy    the generator, with the sampling grid of evaluation
     rows      the prompts with their pictures
-    rewards   the reward that is trained; None: none
+    rewards   the reward that is trained; None: none. Rewards of whole groups are left out: the mean win rate
+              within groups is always 1/2
     held_out  a reward that is not trained, to notice overoptimization; None: none
     config    number of seeds, batch size, patience, size of the grid
     output    the run's directory; grids are written to its folder samples/
@@ -123,7 +124,10 @@ class Evaluation:
     ):
         self.policy, self.rows, self.config = policy, list(rows), config
         self.prompts = prompts_of(rows)
-        self.rewards, self.held_out, self.output, self.seed = rewards, held_out, output, seed
+        self.rewards, self.held_out = (
+            each.without_groups() if each is not None else None for each in (rewards, held_out)
+        )
+        self.output, self.seed = output, seed
         self.scoring = scoring or ScoringConfig()
         self.before: torch.Tensor | None = None
 

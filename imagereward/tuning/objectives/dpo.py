@@ -3,12 +3,13 @@
 Diffusion-DPO: Wallace et al. 2023, arXiv:2311.12908, equation 14.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
+from imagereward.errors import InputError
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.preferences import open_preferences
@@ -16,6 +17,7 @@ from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.objectives.sampled import SampledConfig
 from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.refresh import Refresher, RefreshRule
 from imagereward.tuning.rollouts.clean import add_noise, mean_square
 from imagereward.tuning.rollouts.latent_images import LatentPairs
 from imagereward.tuning.rollouts.pairs import DrawnPairs, PairSource, StoredPairs
@@ -76,13 +78,19 @@ class OnlineDPOConfig(SampledConfig):
     sampler: Literal["current", "reference"] = Field(
         "current", description="the weights that draw: the learner's, or the reference's"
     )
+    refresh: RefreshRule | None = Field(
+        None,
+        description="when the weights that learn replace the reference; published: every 40; null: never",
+    )
     times: Times = Field(Times(), description="the training times of each pair in an update")
 
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
+        if self.refresh is not None and self.refresh.kl_above is not None:
+            raise InputError("refresh.kl_above: DPO measures no KL; expected refresh.every alone")
         source = self.source(job, "DPO on drawn images")
         pairs = DrawnPairs(source, self.sampler, self.optimizer_steps)
-        return self.beside(job, DPO(pairs, self.beta, self.times, self.seed))
+        return self.beside(job, DPO(pairs, self.beta, self.times, self.seed, self.refresh))
 
 
 class DPO(Objective):
@@ -97,11 +105,20 @@ class DPO(Objective):
     beta   see the loss
     times  training times of each pair in an update
     seed   seeds times and noise, with the number of the pair's first sample
+    refresh  when the weights that learn replace the reference; default: never
     """
 
-    def __init__(self, pairs: PairSource, beta: float, times: Times, seed: int = 0):
+    def __init__(
+        self,
+        pairs: PairSource,
+        beta: float,
+        times: Times,
+        seed: int = 0,
+        refresh: RefreshRule | None = None,
+    ):
         self.pairs, self.beta, self.times, self.seed = pairs, beta, times, seed
         self.rows = pairs.rows
+        self.refresher = None if refresh is None else Refresher(refresh)
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -136,8 +153,20 @@ class DPO(Objective):
         }
 
     def end_update(self, policy: Policy, update: int) -> dict[str, float]:
-        """The metrics of the source."""
-        return self.pairs.end_update()
+        """The metrics of the source; with a rule, `refreshed`: 1 if the reference was replaced, else 0."""
+        metrics = self.pairs.end_update()
+        if self.refresher is not None:
+            metrics = {**metrics, "refreshed": float(self.refresher.after_update(policy))}
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The refresher's state; empty without one."""
+        return {} if self.refresher is None else self.refresher.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`."""
+        if self.refresher is not None:
+            self.refresher.load_state_dict(state)
 
     def prompts_in(self, minibatch: Any) -> Sequence[str]:
         """The minibatch's prompts."""

@@ -6,19 +6,19 @@ window of one step is S1; a window of a few steps is Flow-GRPO-Fast and MixGRPO 
 arXiv:2507.21802).
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagereward.precision import DTYPES
-from imagereward.tuning.config import Config
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import ObjectiveContext, Precision
-from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
+from imagereward.tuning.objectives.penalty import KL, Penalty
+from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss, masked_loss
 from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import Rewards
@@ -33,20 +33,6 @@ from imagereward.tuning.rollouts.window import Window
 from imagereward.tuning.sampling.base import Dynamics, Noise, kl_divergence
 
 
-class KL(Config):
-    """A penalty beta * KL for the distance of each sampling step from the reference's step.
-
-    true       KL = mean over elements of (mean - reference mean)^2 / (2 std^2)
-    published  Flow-GRPO's, dt * the true KL: its std leaves out the step's length dt. With ten steps it is
-               about a tenth of the true KL, so a published beta belongs to this form
-    """
-
-    form: Literal["true", "published"] = Field(
-        description="which deviation divides the distance of the means"
-    )
-    beta: float = Field(gt=0, description="weight of the penalty in the loss")
-
-
 class GRPOConfig(AdvantageConfig, SampledConfig):
     """Fine-tuning by any reward; an update draws `batch_size` images, `group` for a prompt."""
 
@@ -56,9 +42,23 @@ class GRPOConfig(AdvantageConfig, SampledConfig):
     clip_ratio: float = Field(
         1e-4, gt=0, description="largest distance of the probability ratio from 1 that still has a gradient"
     )
+    divergence_bound: float | None = Field(
+        None,
+        gt=0,
+        description="instead of clipping ratios, drop a sample's step once its KL from the step that was "
+        "drawn is this much, and its ratio has moved as its advantage asks (Flow-DPPO: 1e-5); null: clip",
+    )
     guard: bool = Field(False, description="ratios centred and of one scale at all steps (GRPO-Guard)")
     kl: KL | None = Field(None, description="penalty for moving away from the base model; null: none")
     storage: Precision = Field("float32", description="number format of the stored latents")
+
+    @model_validator(mode="after")
+    def _one_rule(self):
+        if self.guard and self.divergence_bound is not None:
+            raise ValueError(
+                "guard centres ratios for clipping, which divergence_bound replaces; one of them"
+            )
+        return self
 
     @property
     def storage_dtype(self) -> torch.dtype | None:
@@ -77,26 +77,28 @@ class GRPO(Objective):
 
     The loss of a sample at a step is
         L = -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) + beta * KL(step || reference's step)
+    (with `divergence_bound` the first term is that of `masked_loss`; KL and beta are those of `Penalty`)
     with the probability ratio r = p_new(step) / p_old(step), where p_old is from when the step was drawn and
     both are geometric means over elements, and the image's advantage A (see `group_advantages`).
     """
 
     def __init__(self, config: GRPOConfig, rows: Sequence[Row], rewards: Rewards):
         self.config, self.rows, self.rewards = config, rows, rewards
+        self.penalty = None if config.kl is None else Penalty(config.kl, rewards)
         self._update_metrics: dict[str, float] = {}
 
     @property
     def snapshots(self) -> tuple[str, ...]:
         """("reference",) if the config has a KL penalty, else none."""
-        return ("reference",) if self.config.kl is not None else ()
+        return ("reference",) if self.penalty is not None else ()
 
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
         """Draw and score the update's images; a minibatch is one step of one chunk's samples.
 
         All processes must call this. Raises RewardError if a reward failed for every image.
         """
-        plan = plan.in_groups(self.config.group)
-        if len(plan.chunks) < plan.ranks:
+        plan = plan.in_groups(self.config.group, whole=bool(self.rewards.of_groups))
+        if len(set(plan.owners)) < plan.ranks:
             yield []  # the trainer raises InputError for it, in every process
             return
         rollout = collect(
@@ -109,11 +111,13 @@ class GRPO(Objective):
             seed=self.config.seed,
             scoring=self.config.scoring,
             shared_initial_noise=self.config.shared_initial_noise,
-            keep_means=self.config.guard,
+            keep_means=self.config.guard or self.config.divergence_bound is not None,
         )
         advantages = self.config.advantages(rollout.rewards, self.rewards.weights, rollout.groups_N)
         self._update_metrics = rollout.metrics(self.rewards, advantages.valid)
         warn_of_nothing(advantages.valid, plan.update)
+        if self.penalty is not None:
+            self.penalty.begin(plan, rollout.rewards)
         yield from make_minibatches(
             [chunk.trajectories for chunk in rollout.chunks if chunk.trajectories is not None],
             plan,
@@ -133,19 +137,23 @@ class GRPO(Objective):
         step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
         assert step.logp is not None  # `check_noise` looked at every step of the window
         log_ratio = step.logp - kept.logps[:, batch.place]
-        if kept.means is not None:
-            log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.place])
+        if config.guard:
+            log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.place])  # type: ignore[index]
         ratio = log_ratio.exp()
-        each = clipped_loss(ratio, batch.advantages, config.clip_ratio)
+        if config.divergence_bound is not None:
+            moved = kl_divergence(step.mean, kept.means[:, batch.place], step.std)  # type: ignore[index]
+            each, clipped = masked_loss(ratio, batch.advantages, moved, config.divergence_bound)
+        else:
+            each = clipped_loss(ratio, batch.advantages, config.clip_ratio)
+            clipped = (ratio - 1).abs() > config.clip_ratio
         if config.guard:
             each = each / step.dt.flatten()
-        seen = {"ratio": ratio, "clipped": ((ratio - 1).abs() > config.clip_ratio).float()}
-        if config.kl is not None:
+        seen = {"ratio": ratio, "clipped": clipped.float()}
+        if self.penalty is not None:
             with policy.using("reference"):
                 base = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
             seen["kl"] = kl_divergence(step.mean, base.mean, step.std)
-            away = seen["kl"] * step.dt.flatten() if config.kl.form == "published" else seen["kl"]
-            each = each + config.kl.beta * away
+            each = each + self.penalty.term(seen["kl"], step.dt.flatten(), batch)
 
         def mean(values_B):
             return torch.where(batch.valid, values_B, 0.0).sum() / batch.valid.sum().clamp(min=1)
@@ -153,8 +161,18 @@ class GRPO(Objective):
         return mean(each), {name: mean(values.detach()) for name, values in seen.items()}
 
     def end_update(self, policy: Policy, update: int) -> dict[str, float]:
-        """Metrics of the update, see `Rollout.metrics`."""
-        return self._update_metrics
+        """Metrics of the rollout (`Rollout.metrics`), and of the penalty (`Penalty.end_update`)."""
+        more = {} if self.penalty is None else self.penalty.end_update(policy)
+        return self._update_metrics | more
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the penalty, for checkpoints; empty without one that has a state."""
+        return {} if self.penalty is None else self.penalty.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`."""
+        if self.penalty is not None:
+            self.penalty.load_state_dict(state)
 
     def prompts_in(self, batch: StepMinibatch) -> list[str]:
         """The minibatch's prompts."""

@@ -1,4 +1,4 @@
-"""GRPO's clipped loss, and GRPO-Guard's probability ratios, centred and on one scale at all steps."""
+"""GRPO's clipped loss; Flow-DPPO's masked one; GRPO-Guard's ratios, centred and on one scale at all steps."""
 
 import torch
 
@@ -15,6 +15,22 @@ def clipped_loss(ratio_B, advantages_B, clip: float) -> torch.Tensor:
     The negative of Schulman et al. 2017, arXiv:1707.06347, equation 7.
     """
     return torch.maximum(-advantages_B * ratio_B, -advantages_B * ratio_B.clamp(1 - clip, 1 + clip))
+
+
+def masked_loss(ratio_B, advantages_B, kl_B, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(L [B], dropped [B] bool): L_b = -A_b r_b, and 0 for the samples that are dropped.
+
+    ratio_B       r: probability of the step under the current weights / under the weights that drew it
+    advantages_B  A
+    kl_B          KL of the current step from the one that was drawn, at least 0
+    bound         above 0
+
+    A sample is dropped once its KL is at least the bound and its ratio has moved the way that its advantage
+    asks: r > 1 with A > 0, or r < 1 with A < 0. One that has moved the other way keeps its gradient, which
+    brings it back. The ratios are not clipped. Flow-DPPO's bound is 1e-5.
+    """
+    dropped = (kl_B >= bound) & ((ratio_B - 1) * advantages_B > 0)
+    return torch.where(dropped, 0.0, -advantages_B * ratio_B), dropped
 
 
 def centred_log_ratio(log_ratio_B, step: Step, means) -> torch.Tensor:

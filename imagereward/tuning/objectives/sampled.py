@@ -15,6 +15,7 @@ from imagereward.tuning.rollouts.advantages import (
     Advantages,
     AdvantageStd,
     StdScope,
+    advantages_of_each,
     group_advantages,
     weighted_sum,
 )
@@ -93,13 +94,18 @@ class AdvantageConfig(Config):
     )
     advantage_epsilon: float = Field(1e-4, gt=0, description="added to the deviation")
     advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to this much either way")
-    normalize_rewards: bool = Field(False, description="standardise each reward before they are added up")
+    advantages_of: Literal["sum", "each"] = Field(
+        "sum",
+        description="advantages are those of the rewards' weighted sum; or each reward has its own, which "
+        "are added with the weights and divided by their deviation over the batch (with "
+        "advantage_std=group: GDPO)",
+    )
 
     def advantages(
         self, rewards: Mapping[str, torch.Tensor], weights: Mapping[str, float], groups_N: torch.Tensor
     ) -> Advantages:
-        """Advantages [N] of the weighted sum of rewards [N] by name; see `group_advantages`."""
-        deviation = AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
-        normalize_by = deviation if self.normalize_rewards else None
-        total = weighted_sum(rewards, weights, groups_N, normalize_by)
-        return group_advantages(total, groups_N, deviation, self.advantage_clip)
+        """Advantages [N] of rewards [N] by name; see `group_advantages` and `advantages_of_each`."""
+        by = AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
+        if self.advantages_of == "each":
+            return advantages_of_each(rewards, weights, groups_N, by, self.advantage_clip)
+        return group_advantages(weighted_sum(rewards, weights, groups_N), groups_N, by, self.advantage_clip)

@@ -1,8 +1,8 @@
 """Policy: the image generator that an objective trains, with snapshots of its weights."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -15,6 +15,8 @@ from imagereward.tuning.sampling.base import Dynamics
 
 # The name by which `using` takes the network's own weights instead of a snapshot's.
 CURRENT = "current"
+# The snapshot of the network before training, for sampling by both.
+BASE = "base"
 
 
 class Learner(Protocol):
@@ -28,6 +30,20 @@ class Learner(Protocol):
     snapshots: dict[str, Snapshot]
 
 
+class Hybrid(NamedTuple):
+    """Sampling whose first steps are the tuned network's, and whose others are the base's.
+
+    The first steps decide what is in an image, the last ones its texture, where a reward's weaknesses are
+    exploited most. Li et al. 2025, arXiv:2507.21802 (MixGRPO's hybrid inference).
+
+    share  of the steps, 0..1, that the tuned network takes, rounded to whole steps
+    base   makes a context in which the policy predicts as the base does
+    """
+
+    share: float
+    base: Callable[[], contextlib.AbstractContextManager]
+
+
 class Policy:
     """A denoiser with the sampling grid and the guidance that training uses.
 
@@ -36,6 +52,7 @@ class Policy:
     guidance   scale of classifier-free guidance; 1 and below is none
     snapshots  copies of the trainable weights by name. "reference" is the network at the start of training,
                "ema" a moving average of it; objectives may add others and move them in `end_update`
+    hybrid     how `sample` divides the steps between this network and the base; None: it takes all
     """
 
     def __init__(
@@ -47,6 +64,7 @@ class Policy:
     ):
         self.denoiser, self.dynamics, self.guidance = denoiser, dynamics, guidance
         self.snapshots = {} if snapshots is None else snapshots
+        self.hybrid: Hybrid | None = None
 
     @property
     def module(self) -> torch.nn.Module:
@@ -100,8 +118,18 @@ class Policy:
     @torch.no_grad()
     def sample(self, condition: Condition, noise: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] in [0, 1] from noise [B, C, h, w]: all steps of the grid, deterministic."""
-        dynamics = self.dynamics.without_noise()
-        x, rows = noise, torch.zeros(len(noise), dtype=torch.long, device=noise.device)
-        for i in range(dynamics.steps):
-            x = dynamics.step(x, self.predict(x, rows + i, condition), rows + i).next
+        steps = self.dynamics.steps
+        own = steps if self.hybrid is None else int(self.hybrid.share * steps + 0.5)
+        x = self._denoise(noise, condition, range(own))
+        if self.hybrid is not None:
+            with self.hybrid.base():
+                x = self._denoise(x, condition, range(own, steps))
         return self.denoiser.autoencoder.decode(x)
+
+    def _denoise(self, x: torch.Tensor, condition: Condition, steps: range) -> torch.Tensor:
+        """The latents [B, C, h, w] after these steps of the grid, deterministic."""
+        dynamics = self.dynamics.without_noise()
+        rows = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        for i in steps:
+            x = dynamics.step(x, self.predict(x, rows + i, condition), rows + i).next
+        return x

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from imagereward.errors import InputError, RewardError
 from imagereward.tuning.config import Config
-from imagereward.tuning.data.requests import Row
+from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.rewards.weighted import Rewards, check_images
 
 log = logging.getLogger(__name__)
@@ -43,20 +43,34 @@ class ScoredBatch(NamedTuple):
 class RewardPool:
     """A context whose threads score batches of images while the caller draws the next batch.
 
+    group  images in a group, for rewards that are given whole groups (`GroupReward`): in the order of
+           submission, every `group` images are a group of one row, whatever the batches. None: such rewards
+           are refused
+
     A reward that failed for all images of max(2, workers) consecutive batches is not computed any more, and
-    is NaN for further batches: each batch would only wait for all retries again.
+    is NaN for further batches: each batch would only wait for all retries again. A group counts as a batch.
+    Raises InputError for rewards that need groups where there are none, or of one image.
     """
 
-    def __init__(self, rewards: Rewards, config: ScoringConfig):
-        self.rewards, self.config = rewards, config
+    def __init__(self, rewards: Rewards, config: ScoringConfig, group: int | None = None):
+        if rewards.of_groups and (group is None or group < 2):
+            raise InputError(
+                f"reward {rewards.of_groups[0]} is given whole groups of images; expected groups of at least "
+                f"2, got {group or 'none'}"
+            )
+        self.rewards, self.config, self.group = rewards, config, group
+        self._single = [name for name in rewards.parts if name not in rewards.of_groups]
         self._models = threading.Lock()
-        self._pending: list[Future[ScoredBatch]] = []
+        self._pending: list[Future[ScoredBatch]] = []  # the parts that are no GroupReward, a future a batch
+        self._groups: list[Future[ScoredBatch]] = []  # those that are, a future a group
+        self._waiting: list[tuple[torch.Tensor, Row]] = []  # images of a group that is not complete
+        self._sizes: list[int] = []  # images of each batch
         self._failed = dict.fromkeys(rewards.parts, 0)  # consecutive batches without any reward
         self._causes = dict.fromkeys(rewards.parts, "")  # cause of the last failure
 
     def __enter__(self) -> "RewardPool":
         self._pool = ThreadPoolExecutor(self.config.workers, "imagereward-reward")
-        self._pending = []
+        self._pending, self._groups, self._waiting, self._sizes = [], [], [], []
         return self
 
     def __exit__(self, *_) -> None:
@@ -69,24 +83,53 @@ class RewardPool:
         rows            the images' rows, B of them
 
         Blocks while 2 * workers earlier batches are unfinished. Raises NonFiniteScoreError for an image that
-        is not finite.
+        is not finite, InputError for a group with different prompts if a reward is given whole groups.
         """
         check_images(pixels_B_3_H_W, rows)
-        before = len(self._pending) - 2 * self.config.workers
-        if before >= 0:
-            self._pending[before].result()
-        self._pending.append(self._pool.submit(self._score, pixels_B_3_H_W, list(rows)))
+        self._sizes.append(len(rows))
+        self._begin(self._pending, pixels_B_3_H_W, list(rows), self._single)
+        if self.group is None or not self.rewards.of_groups:
+            return
+        self._waiting += zip(pixels_B_3_H_W, rows, strict=True)
+        while len(self._waiting) >= self.group:
+            complete, self._waiting = self._waiting[: self.group], self._waiting[self.group :]
+            images, own = zip(*complete, strict=True)
+            if len(set(prompts_of(own))) > 1:
+                raise InputError(f"a group of {self.group} images has different prompts: {prompts_of(own)}")
+            self._begin(self._groups, torch.stack(images), list(own), self.rewards.of_groups)
 
     def results(self) -> list[ScoredBatch]:
-        """The rewards of all submitted batches, in the order of submission; waits for unfinished batches."""
-        return [future.result() for future in self._pending]
+        """The rewards of all submitted batches, in the order of submission; waits for unfinished batches.
 
-    def _score(self, pixels_B_3_H_W: torch.Tensor, rows: list[Row]) -> ScoredBatch:
+        Raises InputError if the last group is not complete and a reward is given whole groups.
+        """
+        if self._waiting:
+            raise InputError(f"{len(self._waiting)} images are left of a group of {self.group}")
+        batches = [future.result() for future in self._pending]
+        if not self._groups:
+            return batches
+        judged, parts = concatenated([future.result() for future in self._groups]), self.rewards.parts
+        # The same images in the same order, cut into the batches in which they were submitted.
+        cut = {name: values.split(self._sizes) for name, values in judged.rewards.items()}
+        merged = []
+        for place, batch in enumerate(batches):
+            each = batch.rewards | {name: values[place] for name, values in cut.items()}
+            merged.append(ScoredBatch({name: each[name] for name in parts}, batch.causes | judged.causes))
+        return merged
+
+    def _begin(self, pending: list[Future[ScoredBatch]], pixels, rows: list[Row], names: list[str]) -> None:
+        """Score images in a thread by the parts `names`; the future is appended to `pending`."""
+        before = len(pending) - 2 * self.config.workers
+        if before >= 0:
+            pending[before].result()
+        pending.append(self._pool.submit(self._score, pixels, rows, names))
+
+    def _score(self, pixels_B_3_H_W: torch.Tensor, rows: list[Row], names: list[str]) -> ScoredBatch:
         rewards, causes = {}, {}
         device = pixels_B_3_H_W.device
         # A thread has its own gradient mode, and its own current device.
         with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            for name in self.rewards.parts:
+            for name in names:
                 rewards[name], cause = self._ask(name, pixels_B_3_H_W, rows)
                 if cause:
                     causes[name] = cause
@@ -96,15 +139,18 @@ class RewardPool:
         """(one reward [B] of a batch, cause of the last failure or "").
 
         Images without a finite reward are scored again, without the others, up to `retries` times; an image
-        that still has none gets NaN.
+        that still has none gets NaN. A `GroupReward` is given its group again as a whole.
         """
+        whole = name in self.rewards.of_groups
         found, cause = torch.full((len(rows),), torch.nan), ""
         if self._failed[name] >= max(2, self.config.workers):
             return found, self._causes[name]
         for attempt in range(self.config.retries + 1):
             if attempt:
                 time.sleep(self.config.wait * 2 ** (attempt - 1))
-            missing = (~found.isfinite()).nonzero().flatten().tolist()
+            missing = list(range(len(rows)))
+            if not whole:
+                missing = (~found.isfinite()).nonzero().flatten().tolist()
             try:
                 given = self._once(name, pixels_B_3_H_W[missing], [rows[row] for row in missing])
             except InputError:

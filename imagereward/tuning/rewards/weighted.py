@@ -10,10 +10,11 @@ from imagereward.scoring.api import PairScorer
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.data.requests import Row, as_request, prompts_of
+from imagereward.tuning.rewards.groups import GroupReward, find_group_reward
 
 # A scorer, or a function (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]. The function may have a
 # parameter `rows`, which gets the requests with their pictures and metadata.
-RewardSource = PairScorer | Callable[..., torch.Tensor]
+RewardSource = PairScorer | GroupReward | Callable[..., torch.Tensor]
 
 
 class Rewards:
@@ -21,23 +22,29 @@ class Rewards:
 
     A call with pixels [B, 3, H, W] in [0, 1] and B rows returns (sum [B], {name: unweighted rewards [B]}).
 
-    parts    {name: (weight, scorer or function)}. Functions become a `FunctionScorer`. Scorers are frozen in
-             place, so that their weights get no gradients
+    parts    {name: (weight, scorer, function or GroupReward)}. Functions become a `FunctionScorer`. Scorers
+             are frozen in place, so that their weights get no gradients
     offset   added to the sum; default 0
 
-    A call raises NonFiniteScoreError for an image or a reward that is not finite.
+    A call raises NonFiniteScoreError for an image or a reward that is not finite, InputError if there is a
+    `GroupReward`.
     """
 
     def __init__(self, parts: Mapping[str, tuple[float, RewardSource]], offset: float = 0.0):
         if not parts:
             raise InputError("no reward: expected at least one scorer or function")
-        self.parts = {name: (weight, _scorer(source, name)) for name, (weight, source) in parts.items()}
+        self.parts = {name: (weight, _part(source, name)) for name, (weight, source) in parts.items()}
         self.offset = offset
         for scorer in self.scorers:
             scorer.requires_grad_(False).eval()
 
     def __call__(self, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]):
         check_images(pixels_B_3_H_W, rows)
+        if self.of_groups:
+            raise InputError(
+                f"reward {self.of_groups[0]} is given whole groups of images, and here are none; expected an "
+                "objective that draws groups, such as GRPO, or another reward"
+            )
         each = {}
         total = pixels_B_3_H_W.new_full((len(rows),), self.offset)
         for name, (weight, _) in self.parts.items():
@@ -50,9 +57,15 @@ class Rewards:
         return total, each
 
     def part(self, name: str, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """The unweighted rewards [B] of the part `name`; NaN where a server or a function gave none."""
-        prompts = prompts_of(rows)
-        rewards = self.parts[name][1].pixel_rewards(pixels_B_3_H_W, prompts, list(map(as_request, rows)))
+        """The unweighted rewards [B] of the part `name`; NaN where a server or a function gave none.
+
+        For a `GroupReward` the images are one group, and have one row.
+        """
+        prompts, part, requests = prompts_of(rows), self.parts[name][1], list(map(as_request, rows))
+        if isinstance(part, GroupReward):
+            rewards = part.group_rewards(pixels_B_3_H_W, requests[0])
+        else:
+            rewards = part.pixel_rewards(pixels_B_3_H_W, prompts, requests)
         if not isinstance(rewards, torch.Tensor) or rewards.shape != (len(prompts),):
             got = getattr(rewards, "shape", type(rewards).__name__)
             raise InputError(f"reward {name} gave {got}; expected a tensor [{len(prompts)}]")
@@ -62,6 +75,16 @@ class Rewards:
     def weights(self) -> dict[str, float]:
         """{name: weight} of all parts."""
         return {name: weight for name, (weight, _) in self.parts.items()}
+
+    @property
+    def of_groups(self) -> list[str]:
+        """The names of the parts that are given whole groups."""
+        return [name for name, (_, part) in self.parts.items() if isinstance(part, GroupReward)]
+
+    def without_groups(self) -> "Rewards | None":
+        """The same rewards without those that are given whole groups; None if no others are left."""
+        rest = {name: each for name, each in self.parts.items() if name not in self.of_groups}
+        return Rewards(rest, self.offset) if rest else None
 
     @property
     def scorers(self) -> list[Scorer]:
@@ -103,9 +126,9 @@ def open_rewards(
 ) -> Rewards:
     """`Rewards` from a name, {name: weight}, a scorer, or a function of (pixels, prompts).
 
-    reward  a name is anything that `imagereward.load` takes, or a reward server's address; "#model" after
-            the address chooses a model, default the server's first. The components of an ensemble object
-            become parts of their own, so that each is logged
+    reward  a name is anything that `imagereward.load` takes, "module:name" of a GroupReward, or a reward
+            server's address; "#model" after the address chooses a model, default the server's first. The
+            components of an ensemble object become parts of their own, so that each is logged
     device  device for the scorers; default: that of `load`, or the scorer's own
 
     Raises InputError for any other type.
@@ -116,22 +139,24 @@ def open_rewards(
         reward = {reward: 1.0}
     if isinstance(reward, Mapping):
         return Rewards({name: (weight, _open(name, device)) for name, weight in reward.items()})
+    if isinstance(reward, GroupReward):
+        return Rewards({reward.name: (1.0, reward)})
     if not callable(reward) and not isinstance(reward, PairScorer):
         raise InputError(
             f"reward is a {type(reward).__name__}; expected a name, names, a scorer or a function"
         )
-    scorer = _scorer(reward)
+    scorer = reward if isinstance(reward, PairScorer) else FunctionScorer(reward)
     if isinstance(scorer, Scorer) and device is not None:
         scorer.to(device)
     return Rewards(*scorer.summands())
 
 
-def _scorer(source: RewardSource, name: str | None = None) -> PairScorer:
-    return source if isinstance(source, PairScorer) else FunctionScorer(source, name)
+def _part(source: RewardSource, name: str | None = None) -> PairScorer | GroupReward:
+    return source if isinstance(source, PairScorer | GroupReward) else FunctionScorer(source, name)
 
 
-def _open(name: str, device: torch.device | str | None) -> PairScorer:
+def _open(name: str, device: torch.device | str | None) -> PairScorer | GroupReward:
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         return imagereward.connect(url, model or None)
-    return imagereward.load(name, device)
+    return find_group_reward(name) or imagereward.load(name, device)

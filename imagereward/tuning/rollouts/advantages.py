@@ -1,14 +1,16 @@
-"""Group-relative advantages, weighted sums and the best samples: functions of rewards [N] and groups [N].
+"""Group-relative advantages, weighted sums, disputed and best samples, of rewards [N] and groups [N].
 
 A reward that failed is NaN; its sample is left out of every mean, deviation and comparison.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 
 StdScope = Literal["batch", "group"]
+ROUNDING = 1e-9  # places, and means of places, that differ by less are equal
 
 
 class AdvantageStd(NamedTuple):
@@ -59,17 +61,75 @@ def weighted_sum(
 ) -> torch.Tensor:
     """sum_k weights[k] * parts[k], [N] float64, of rewards [N] by name; NaN where any of them is NaN.
 
-    With `normalize_by` each reward is first replaced by its unclipped group-relative advantage. Rewards on
-    different scales then have the same influence, and a reward that is equal within a group adds 0.
+    A reward with weight 0 is watched only: it is left out, and its NaN do not count. With `normalize_by` each
+    reward is first replaced by its unclipped group-relative advantage. Rewards on different scales then have
+    the same influence, and a reward that is equal within a group adds 0.
     """
     total = torch.zeros(len(groups_N), dtype=torch.float64)
     for name, rewards_N in parts.items():
+        if not weights[name]:
+            continue
         values = rewards_N.double()
         if normalize_by is not None:
             worth, valid = _standardised(values, groups_N, normalize_by)
             values = torch.where(values.isfinite(), torch.where(valid, worth, 0.0), torch.nan)
         total = total + weights[name] * values
     return total
+
+
+def advantages_of_each(
+    parts: Mapping[str, torch.Tensor],
+    weights: Mapping[str, float],
+    groups_N: torch.Tensor,
+    deviation: AdvantageStd | StdScope = "group",
+    bound: float = 5.0,
+) -> Advantages:
+    """The rewards' own advantages, added with their weights, and divided by their deviation over the batch.
+
+    parts      {name: rewards [N]}, NaN where there is no reward
+    weights    {name: weight}; the sample of a reward that is NaN is left out, unless the weight is 0
+    deviation  how the deviation of each reward is measured that divides its advantages; the sum's is always
+               measured over the batch, with the same divisor and epsilon
+    bound      the results are clipped to this much either way
+
+    With deviations of groups this is GDPO (Liu et al. 2026, arXiv:2601.05242). Rewards on different scales
+    have the influence of their weights, and two samples of a group whose rewards differ, but have the same
+    sum, are told apart.
+    """
+    by = AdvantageStd(deviation) if isinstance(deviation, str) else deviation
+    total = weighted_sum(parts, weights, groups_N, by)
+    return group_advantages(total, groups_N, by._replace(scope="batch"), bound)
+
+
+def disputed(trained_N: torch.Tensor, watched: Sequence[torch.Tensor], share: float) -> torch.Tensor:
+    """[N] bool: whether a sample is among the most disputed of the batch, of GARDO's gated penalty.
+
+    trained_N  the trained reward, NaN where there is none
+    watched    rewards [N] that are not trained
+    share      0..1
+
+    A sample's dispute is U = w(trained) - mean over watched rewards of w(watched). Its place w by a reward
+    is the share of the batch's other samples that have a lower one, an equal one counting half; NaN are left
+    out. Of the M samples with U > 0 those with the ceil(share * M) highest U are chosen, and any with a U
+    equal to the lowest of these.
+
+    He et al. 2025, arXiv:2512.24138 (GARDO): a penalty is needed only where the trained reward is in doubt.
+    Their code subtracts ranks that count from the highest reward, which turns the sign of U around; here a
+    sample is chosen that the trained reward places higher than the others do.
+    """
+    places = torch.stack([_places(each) for each in watched])
+    dispute = (_places(trained_N) - places.nanmean(0)).nan_to_num(-1.0)
+    above = dispute > ROUNDING
+    count = math.ceil(share * int(above.sum()))
+    return above & (dispute > dispute.topk(count).values[-1] - ROUNDING) if count else above
+
+
+def _places(rewards_N: torch.Tensor) -> torch.Tensor:
+    """Share [N] float64 of the other samples that have a lower reward, an equal one counting half."""
+    rewards, there = rewards_N.double(), rewards_N.isfinite()
+    others = rewards[there]
+    twice = 2 * (others < rewards[:, None]).sum(1) + (others == rewards[:, None]).sum(1) - 1
+    return torch.where(there, twice.double() / 2 / max(1, len(others) - 1), torch.nan)
 
 
 def best_and_worst(rewards_N, groups_N) -> tuple[torch.Tensor, torch.Tensor]:

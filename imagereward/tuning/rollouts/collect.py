@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from imagereward.errors import InputError
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row
@@ -103,12 +104,17 @@ def collect(
 
     While threads score the images of a chunk, the next chunk is drawn. Raises RewardError for a reward that
     failed for all images, NonFiniteScoreError for an image that is not finite, InputError for an unknown
-    snapshot.
+    snapshot, and for a reward of whole groups on a plan that divides groups between processes.
     """
+    if rewards.of_groups and not plan.whole_groups:
+        raise InputError(
+            f"reward {rewards.of_groups[0]} is given whole groups, and the plan divides them between "
+            "processes; expected plan.in_groups(group, whole=True)"
+        )
     drawn = []
     with (
         policy.using(sampler),
-        RewardPool(rewards, scoring or ScoringConfig()) as pool,
+        RewardPool(rewards, scoring or ScoringConfig(), plan.group) as pool,
     ):
         for chunk in plan.mine:
             starts = group_numbers(chunk.samples, plan.group) if shared_initial_noise else chunk.samples

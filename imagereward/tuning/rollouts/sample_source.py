@@ -48,8 +48,11 @@ class SampleSource:
         return prompts_of(self.rows)
 
     def plan(self, plan: UpdatePlan, whole_groups: bool = False) -> UpdatePlan | None:
-        """The plan in groups; None, in every process alike, if a process would have no samples."""
-        plan = plan.in_groups(self.group, whole_groups)
+        """The plan in groups; None, in every process alike, if a process would have no samples.
+
+        whole_groups  all samples of a group go to one process, as some rewards need too
+        """
+        plan = plan.in_groups(self.group, whole_groups or bool(self.rewards.of_groups))
         return plan if len(set(plan.owners)) == plan.ranks else None
 
     def draw(self, policy: Policy, plan: UpdatePlan, sampler: str = CURRENT) -> Rollout:

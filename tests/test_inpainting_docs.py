@@ -20,7 +20,7 @@ MODEL = "benchmarks/toy_models/tiny-inpaint"
 # What trainings are cut down to, so that the page runs in a minute.
 SMALL = ["updates=1", "batch_size=4", "micro_batch=4", "evaluation.count=2", "evaluation.seeds=1", "steps=3"]
 CUT = {
-    "tiny/inpaint_refl": ["gradient.first=1", "gradient.last=2"],
+    "tiny/inpaint_refl": ["gradient.first_step=1", "gradient.last_step=2"],
     "tiny/inpaint_grpo": ["group=2"],
 }
 

@@ -1,6 +1,6 @@
-"""Train an image generator on (prompt, image) pairs: `accelerate launch train/sft.py RECIPE key=value …`.
+"""Train an image generator on (prompt, image) pairs, or on its own best images.
 
-From the wheel, without this file: `imagereward tune …`.
+`accelerate launch train/sft.py RECIPE key=value …`. From the wheel, without this file: `imagereward tune …`.
 """
 
 import sys

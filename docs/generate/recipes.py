@@ -1,5 +1,6 @@
 """The recipes reference: every key of every objective, and every recipe with the values that it sets."""
 
+import tomllib
 import types
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -9,8 +10,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imagereward.tuning import RUNNERS
-from imagereward.tuning.config import RECIPES, read_recipe, recipe_names
+from imagereward.tuning.config import RECIPES, read_recipe, recipe_file, recipe_names
 from imagereward.tuning.from_scratch.train import AutoencoderConfig, CLIPTextConfig
+from imagereward.tuning.inheritance import INHERITS
 from imagereward.tuning.judges.config import JudgeTrainingConfig
 from imagereward.tuning.objectives import OBJECTIVES, config_class
 from imagereward.tuning.personal.config import PersonalConfig
@@ -100,11 +102,19 @@ def _recipe(name: str) -> str:
     parts = [
         f"## {name} {{ #{_anchor(name)} }}",
         cell(about),
-        f"Objective: [`{objective}`](../recipes.md#{objective}).",
+        f"Objective: [`{objective}`](../recipes.md#{objective}).{_parent(name)}",
         f"```bash\n{command}\n```",
         table(("key", "value", "allowed", "default", "meaning"), rows),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _parent(name: str) -> str:
+    """A sentence with a link to the recipe that a recipe inherits; "" if it inherits none."""
+    parent = tomllib.loads(recipe_file(name).read_text(encoding="utf-8")).get(INHERITS)
+    if parent is None:
+        return ""
+    return f" Inherits [`{parent}`]({_family(parent)}.md#{_anchor(parent)}); the table has the merged values."
 
 
 def _header(name: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from imagereward.errors import InputError, did_you_mean
+from imagereward.tuning.inheritance import Inherited, inherited_values
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -39,29 +40,38 @@ C = TypeVar("C", bound=Config)
 
 def recipe_names() -> list[str]:
     """Sorted names of the recipes in the package, such as "tiny/preference"."""
-    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.toml"))
+    return sorted(map(recipe_name, RECIPES.rglob("*.toml")))
 
 
 def read_recipe(name: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe, as nested dicts, with changes applied.
+    """The values of a recipe and of those that it inherits, as nested dicts, with changes applied.
 
     name       a recipe's name in the package, or the path of a TOML file
     overrides  changes as "key=value" or "table.key=value", with values in TOML. A value that is no TOML is a
                string; "null", which TOML lacks, is no value, as in "kl=null"
 
-    Raises InputError for an unknown recipe, a file that is no TOML, and a change in another form.
+    Raises InputError as `recipe_values` does, and for a change in another form.
     """
-    path = recipe_file(name)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as TOML: {error}") from error
+    values = recipe_values(name).values
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise InputError(f"{override!r}: expected key=value")
         _set(values, key.strip().split("."), _value(text), override)
     return values
+
+
+def recipe_values(name: str | os.PathLike) -> Inherited:
+    """The values of a recipe and of those that it inherits, with the file that each value comes from.
+
+    Raises InputError for an unknown recipe, and as `inherited_values` does.
+    """
+    return inherited_values(recipe_file(name), RECIPES)
+
+
+def recipe_name(file: Path) -> str:
+    """The name of a recipe by its file: that of a recipe in the package, or else the path."""
+    return str(file.relative_to(RECIPES).with_suffix("") if file.is_relative_to(RECIPES) else file)
 
 
 def recipe_file(name: str | os.PathLike) -> Path:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imagereward.errors import InputError
-from imagereward.tuning.config import Config, read_recipe, table_of
+from imagereward.tuning.config import Config, read_recipe, recipe_file, recipe_name, recipe_values, table_of
 
 MISSING = "(must be given)"
 ORIGINS = ("default", "recipe", "command line")
@@ -22,7 +22,8 @@ class Explained(NamedTuple):
 
     name     the key, with its table before a dot, as in "gradient.mode"
     value    the value in TOML, or MISSING for a required key without a value
-    origin   one of ORIGINS; "" for a missing value
+    origin   one of ORIGINS, or "recipe NAME" for a value of a recipe that this one inherits; "" for a missing
+             value
     meaning  the key's description with its range
     """
 
@@ -41,7 +42,15 @@ def explain(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Ex
     Raises InputError for an unknown recipe or objective.
     """
     values, changed = read_recipe(recipe), read_recipe(recipe, list(overrides))
-    return list(_keys(config_of(changed.get("objective", ""), str(recipe)), changed, values, ""))
+    own, files = recipe_file(recipe).resolve(), recipe_values(recipe).origins
+    inherited = {key: file for key, file in files.items() if file.resolve() != own}
+    keys = _keys(config_of(changed.get("objective", ""), str(recipe)), changed, values, "")
+    return [
+        key._replace(origin=f"recipe {recipe_name(inherited[key.name])}")
+        if key.origin == "recipe" and key.name in inherited
+        else key
+        for key in keys
+    ]
 
 
 def config_of(objective: str, source: str) -> type[Config]:

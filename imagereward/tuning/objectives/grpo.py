@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from imagereward.errors import InputError
 from imagereward.precision import DTYPES
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of

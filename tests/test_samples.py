@@ -12,12 +12,12 @@ from test_refl import brightness, policy_of
 from imagereward.errors import DistilledModelWarning, InputError
 from imagereward.tuning import tune
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.families.distilled import distilled_because
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.objectives.awm import matching_logp
 from imagereward.tuning.objectives.dpo import dpo_loss
 from imagereward.tuning.objectives.nft import OldPolicy, implicit_policies, nft_loss, optimality_of
 from imagereward.tuning.objectives.sft_online import softmax_weights
+from imagereward.tuning.policy.distilled import distilled_because
 from imagereward.tuning.rollouts.advantages import group_advantages
 from imagereward.tuning.rollouts.clean import add_noise, clean_batches, mean_square
 from imagereward.tuning.rollouts.collect import Rollout, RolloutChunk

@@ -219,8 +219,6 @@ class Scorer(PairScorer, nn.Module):
             return self.reward(pixels_B_3_H_W, prompts)
         return super().pixel_rewards(pixels_B_3_H_W, prompts, rows)
 
-    # Adapters.
-
     def add_adapter(self, adapter: Source, *, name: str | None = None, scale: float | None = None) -> Adapter:
         """Put a saved adapter (its directory) or a new one (its config) on this scorer; see `add_adapter`."""
         return add_adapter(self, adapter, name, scale)
@@ -232,8 +230,6 @@ class Scorer(PairScorer, nn.Module):
     def using_adapters(self, *names: str, **scales: float) -> contextlib.AbstractContextManager[None]:
         """A context in which only these adapters have an effect, or none; see `Adapters.using`."""
         return self.adapters.using(*names, **scales)
-
-    # Saving.
 
     def save_pretrained(self, directory: str | os.PathLike) -> Path:
         """Write `model.safetensors` and `config.json`, which `imagereward.load(directory)` reads.

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.families.distilled import warn_of_distilled
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
+from imagereward.tuning.policy.distilled import warn_of_distilled
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, mean_square
 from imagereward.tuning.rollouts.sample_source import SampleSource

@@ -246,7 +246,7 @@ def test_evaluations_leave_them_out(tmp_path):
     policy = small()
     config = EvaluationConfig(seeds=2, batch_size=2)
     watch = Evaluation(policy, PROMPTS[:1], both, open_rewards(brighter), config, tmp_path, 0, AT_ONCE)
-    found = watch._judge(images(2)[None], 0)
+    found = watch.measure(images(2)[None], 0)
     assert found["reward"] == pytest.approx(float(images(2).mean()))
     assert "held_out" not in found
 
@@ -257,7 +257,7 @@ def test_an_evaluation_does_without_a_watched_reward_that_failed(tmp_path):
 
     rewards = Rewards({"light": (2.0, brightness), "watched": (0.0, second_only)})
     config = EvaluationConfig(seeds=2, batch_size=2)
-    found = Evaluation(small(), PROMPTS[:1], rewards, None, config, tmp_path, 0, AT_ONCE)._judge(
+    found = Evaluation(small(), PROMPTS[:1], rewards, None, config, tmp_path, 0, AT_ONCE).measure(
         images(2)[None], 0
     )
     assert found["reward"] == pytest.approx(2 * float(images(2).mean()))

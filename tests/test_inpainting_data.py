@@ -246,7 +246,7 @@ SMALL = {
     "updates": 1,
     "batch_size": 4,
     "micro_batch": 2,
-    "gradient": {"steps": "one", "first": 1, "last": 3},
+    "gradient": {"mode": "one", "first_step": 1, "last_step": 3},
     "evaluation": {"count": 2, "seeds": 1, "held_out": ""},
 }
 
@@ -369,7 +369,7 @@ def test_preprocessed_rows_are_used_as_they_are(data, elsewhere):
 
 def test_training_reads_preprocessed_rows(elsewhere, tmp_path):
     pipeline = pipelines.flux_fill()
-    settings = {**SMALL, "gradient": {"steps": "last", "count": 1}}
+    settings = {**SMALL, "gradient": {"mode": "last", "count": 1}}
     tune(
         pipeline,
         str(elsewhere),
@@ -440,5 +440,5 @@ def test_rewards_that_need_the_original_say_so_of_preprocessed_rows(elsewhere, t
             reward="preservation",
             output=tmp_path / "run",
             recipe="flux_fill/refl_lora",
-            **{**SMALL, "gradient": {"steps": "last", "count": 1}},
+            **{**SMALL, "gradient": {"mode": "last", "count": 1}},
         )

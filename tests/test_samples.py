@@ -454,7 +454,7 @@ def test_settings_that_make_no_sense_are_refused(objective, changes, message, tm
 
 def test_fill_without_a_mask_is_refused_naming_the_row(tmp_path):
     rows = [pipelines.rows("flux_fill")[0].prompt]
-    with pytest.raises(InputError, match="has no image: this model takes prompt, image, mask"):
+    with pytest.raises(InputError, match="has no image: expected prompt, image, mask"):
         tune(
             pipelines.FAMILIES["flux_fill"](),
             rows,

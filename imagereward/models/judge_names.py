@@ -18,8 +18,11 @@ def is_judge(name: str) -> bool:
     """Whether `load` opens the name as a judge: known, "vqa:MODEL", a .toml file or a directory."""
     if name in JUDGES:
         return True
-    path = Path(name).expanduser()
-    if path.suffix == JUDGE_SUFFIX and path.is_file():
-        return True
     scheme, colon, rest = name.partition(":")
-    return bool(colon and rest and scheme in SCHEMES) or (path / JUDGE_FILE).is_file()
+    if colon and rest and scheme in SCHEMES:
+        return True
+    try:
+        path = Path(name).expanduser()
+        return (path.suffix == JUDGE_SUFFIX and path.is_file()) or (path / JUDGE_FILE).is_file()
+    except (OSError, RuntimeError, ValueError):  # no path: too long, unknown home, or a null byte
+        return False

@@ -116,7 +116,7 @@ class InsideMask(RowScorer):
 class ShareWeighted(RowScorer):
     """Another reward whose weight in a sum is, row by row, the mask's share m of the image, or 1 - m.
 
-    scorer   any reward; its own values are what is logged, and, with normalize_rewards, standardised
+    scorer   any reward; its own values are what is logged, and, with advantages_of="each", standardised
     rest     False: the weight is m; True: 1 - m
 
     With the names "mask_share(...)" and "rest_share(...)" and rewards standardised in their groups, the sum

@@ -143,7 +143,7 @@ class Evaluation:
         with learner.using("ema" if "ema" in learner.snapshots else CURRENT):
             images = sample_images(self.policy, self.rows, seeds, self.seed, size, accelerator, title)
         # The first process alone scores, and sends the values to all, so that all stop together.
-        measured = self._measure(images, update) if accelerator.is_main_process else {}
+        measured = self.measure(images, update) if accelerator.is_main_process else {}
         values = gather_objects(measured, accelerator.num_processes)[0]
         loop.log(update, {f"evaluation/{name}": value for name, value in values.items()})
         if accelerator.is_main_process:
@@ -158,7 +158,7 @@ class Evaluation:
             )
         return None
 
-    def _measure(self, images: torch.Tensor, update: int) -> dict[str, float]:
+    def measure(self, images: torch.Tensor, update: int) -> dict[str, float]:
         """Mean rewards, failures and diversity of images [M, seeds, 3, H, W], by the names in the log."""
         seeds, values = images.shape[1], {}
         asked = [row for row in self.rows for _ in range(seeds)]

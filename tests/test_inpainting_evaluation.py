@@ -216,4 +216,4 @@ def test_comparisons_of_models_that_paint_show_the_masks(folder):
     assert [line["reward"] for line in found.rows()] == ["boundary", "preservation", "sum"]
     text = comparison_page(found)
     assert text.count('alt="mask"') == 2
-    assert text.count("<figcaption>image</figcaption>") == 2
+    assert text.count('alt="image"') == 2

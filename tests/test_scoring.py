@@ -160,7 +160,7 @@ def test_an_evaluation_leaves_out_what_failed_and_names_a_reward_that_is_down(tm
 
     def judged(reward):
         watch = Evaluation(policy, rows, open_rewards(reward), None, config, tmp_path, 0, AT_ONCE)
-        return watch._judge(images, 7)
+        return watch.measure(images, 7)
 
     expected = float(brightness(images[1:, 0], rows).mean())
     found = judged(without_the_first)

@@ -19,8 +19,8 @@ from imagereward.tuning.families.latent_cache import CachedPictures
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.families.text_cache import CachedText, facts_of
 from imagereward.tuning.finetune import cast_frozen
+from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig
-from imagereward.tuning.objectives.lookup import config_class
 
 
 class Preprocessed(NamedTuple):

@@ -240,7 +240,8 @@ def test_dropout_of_the_delta_acts_in_training_alone():
     torch.testing.assert_close(delta[~dropped], 2 * whole[~dropped])
 
 
-def test_lora_is_its_formula_beside_reft():
+@pytest.mark.filterwarnings("error")
+def test_lora_is_its_formula_beside_another():
     model, x = toy(), torch.randn(2, 4, 6, dtype=torch.float64)
     plain = model.first(x)
     weight, bias = model.first.weight.clone(), model.first.bias.clone()
@@ -255,6 +256,7 @@ def test_lora_is_its_formula_beside_reft():
     torch.testing.assert_close(model.first(x), x @ (weight + d @ c).T + bias)
     second.detach(model)
     assert type(model.first) is nn.Linear
+    assert not hasattr(model, "peft_config")
     assert torch.equal(model.first(x), plain)
 
 

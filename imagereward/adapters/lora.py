@@ -1,5 +1,6 @@
 """LoRA: low-rank updates of linear layers, by peft (Hu et al. 2021, arXiv:2106.09685)."""
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -39,7 +40,9 @@ class LoRA(Adapter):
             lora_dropout=config.dropout,
             target_modules=list(config.modules),
         )
-        inject_adapter_in_model(lora, model, config.name)  # freezes everything else
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what is meant
+            inject_adapter_in_model(lora, model, config.name)  # freezes everything else
         for value in model.parameters():
             value.requires_grad_(learning.get(id(value), False))
         self._layers = tuple((path, model.get_submodule(path)) for path in config.modules)
@@ -55,6 +58,10 @@ class LoRA(Adapter):
             else:
                 _use_all(layer)
         self._layers = ()
+        kept: dict = getattr(model, "peft_config", {})
+        kept.pop(self.config.name, None)
+        if not kept and hasattr(model, "peft_config"):
+            del model.peft_config
 
     def train(self, mode: bool = True) -> "LoRA":
         super().train(mode)

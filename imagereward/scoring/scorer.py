@@ -107,6 +107,13 @@ class Scorer(PairScorer, nn.Module):
         """Compile the towers with torch.compile, in place."""
         raise NotImplementedError
 
+    def image_vectors(self, features: Any) -> torch.Tensor:
+        """float32 [B, W], a vector for each image of `encode_images`: the mean over tokens, if it has any.
+
+        For comparing images with each other, as the diversity of a generator's images is measured.
+        """
+        return features.float().flatten(1, -2).mean(1) if features.ndim > 2 else features.float()
+
     def image_key(self) -> tuple:
         """A key that is equal for two scorers whose `encode_images` gives the same features."""
         return (id(self),)

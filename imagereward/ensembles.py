@@ -121,6 +121,10 @@ class Ensemble(Scorer):
             scorer.encode_images(*(of[each] for each in scorer.processors)) for scorer in self.encoders
         )
 
+    def image_vectors(self, features) -> torch.Tensor:
+        """float32 [B, W]: those of the first image encoder."""
+        return self.encoders[0].image_vectors(features[0])
+
     def encode_prompts(self, prompts: list[str]) -> tuple:
         return tuple(scorer.encode_prompts(prompts) for scorer in self.scorers)
 

@@ -68,7 +68,7 @@ def test_commands_and_server_give_the_scores_of_the_judge(readout, place, image_
     rows = json.loads(run("score", "-m", directory, PROMPT, *image_paths, "--format", "json"))
     assert [row["score"] for row in rows] == pytest.approx(expected, rel=1e-5)
     ranked = json.loads(run("rank", "-m", directory, PROMPT, *image_paths, "--format", "json"))
-    assert [row["image"] for row in ranked] == [
+    assert [row["image"] for row in ranked["ranking"]] == [
         image_paths[place] for place in judge.rank(PROMPT, image_paths).order
     ]
     table = tmp_path / "table.csv"
@@ -94,7 +94,7 @@ def test_a_generator_is_trained_by_a_judge(readout, place, tmp_path):
         "evaluation": {"held_out": "", "count": 2, "batch_size": 2},
     }
     if readout == "verdict":  # passes no gradient
-        few = {"steps": 4, "groups": 2, "group": 2, "micro_batch": 2, "kl": None, "lora": None}
+        few = {"steps": 4, "batch_size": 4, "group": 2, "micro_batch": 2, "kl": None, "lora": None}
         values |= {"recipe": "sd3/grpo", **few, "guidance": 1.0, "scoring": {"wait": 0.0}}
         pipeline = pipelines.FAMILIES["sd3"]()
     else:
@@ -327,7 +327,7 @@ def test_models_that_cannot_be_asked_are_refused(tiny_vlm, tmp_path):
     plain.processor.tokenizer.save_pretrained(tmp_path / "words")
     with pytest.raises(InputError, match="takes no images"):
         RM.load(f"vqa:{tmp_path / 'words'}", "cpu")
-    plain.processor.chat_template = None
+    plain.processor.chat_template = plain.processor.tokenizer.chat_template = None
     plain.processor.save_pretrained(tmp_path / "base")
     with pytest.raises(InputError, match="has no chat template"):
         RM.load(f"vqa:{tmp_path / 'base'}", "cpu")

@@ -144,7 +144,7 @@ def test_a_judge_learns_what_is_better_and_is_loaded(reds, tiny_vlm):
 
 @pytest.mark.parametrize("loss", ["bradley-terry", "ties"])
 def test_low_rank_updates_are_merged_into_what_is_saved(reds, tiny_vlm, loss):
-    changes = {"train": "head", "lora": '{"rank": 2}', "loss": loss, "updates": 4, "evaluate_every": 4}
+    changes = {"train": "head", "lora": "{ rank = 2 }", "loss": loss, "updates": 4, "evaluate_every": 4}
     trained = train(reds, tiny_vlm, checkpointing="true", **changes)
     fresh = RM.load(
         f"vqa:{tiny_vlm()}", "cpu", readout="head", template="preference", head=HeadConfig((16,), 1)

@@ -15,6 +15,9 @@ from tqdm import tqdm
 from imagereward.errors import InputError, NonFiniteScoreError, listing
 from imagereward.images.reading import identity, load_pixels, name_of
 
+# How far pixels may lie outside [0, 1], as after bicubic resizing, before they are refused.
+PIXEL_SLACK = 0.01
+
 
 def score_rows(
     scorer, prompts: list[str], images: list, pairs_P_2: torch.Tensor, batch_size: int, head: Callable
@@ -95,6 +98,20 @@ def score_blocks(
             first += count
     scores = torch.cat(results)
     return torch.empty_like(scores).index_copy_(0, torch.cat(order), scores)
+
+
+def check_pixels(pixels: Any) -> None:
+    """Raises InputError unless they are a float tensor [B, 3, H, W] in [0, 1], not empty."""
+    if not isinstance(pixels, torch.Tensor):
+        raise InputError(f"pixels are a {type(pixels).__name__}; expected a tensor [B, 3, H, W]")
+    shape = tuple(pixels.shape)
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        raise InputError(f"pixels are {pixels.dtype} {shape}; expected float [B, 3, H, W] in [0, 1]")
+    if not pixels.numel():
+        raise InputError(f"pixels are empty: {shape}")
+    low, high = pixels.detach().aminmax()
+    if not (low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK):  # NaN fails both
+        raise InputError(f"pixels are in [{low:.3g}, {high:.3g}]; expected [0, 1]")
 
 
 def check_finite(name: str, scores: torch.Tensor, describe: Callable[[int], str]) -> None:

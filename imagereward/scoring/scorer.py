@@ -24,7 +24,7 @@ from imagereward.images.processor import Processor
 from imagereward.precision import full_precision, on_cpu
 from imagereward.scoring.adapted import Source, add_adapter, remove_adapter
 from imagereward.scoring.api import PairScorer, warn_truncated
-from imagereward.scoring.pair_scoring import check_finite, score_rows
+from imagereward.scoring.pair_scoring import check_finite, check_pixels, score_rows
 from imagereward.scoring.questions import Rows, Scored, diagonal, prompt_list
 from imagereward.scoring.saving import save
 from imagereward.uploading import push
@@ -33,8 +33,6 @@ from imagereward.uploading import push
 DEFAULT_BATCH = {"cpu": 8}
 DEFAULT_BATCH_ACCELERATOR = 64
 MOST_AT_ONCE = 2**20  # largest batch_size
-# How far pixels may lie outside [0, 1], as after bicubic resizing, before they are refused.
-PIXEL_SLACK = 0.01
 
 
 class Scorer(PairScorer, nn.Module):
@@ -117,6 +115,13 @@ class Scorer(PairScorer, nn.Module):
         """The tokens on their way through each tower, "text" and "image", for adapters. Default: none."""
         return {}
 
+    def image_vectors(self, features: Any) -> torch.Tensor:
+        """float32 [B, W], a vector for each image of `encode_images`: the mean over tokens, if it has any.
+
+        For comparing images with each other, as the diversity of a generator's images is measured.
+        """
+        return features.float().flatten(1, -2).mean(1) if features.ndim > 2 else features.float()
+
     def image_key(self) -> tuple:
         """A key that is equal for two scorers whose `encode_images` gives the same features."""
         return (id(self),)
@@ -183,21 +188,11 @@ class Scorer(PairScorer, nn.Module):
         dtypes or ranges; NonFiniteScoreError for scores that are NaN or infinite.
         """
         pixels = pixels_B_3_H_W
-        if not isinstance(pixels, torch.Tensor):
-            raise InputError(f"pixels are a {type(pixels).__name__}; expected a tensor [B, 3, H, W]")
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise InputError(
-                f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected float [B, 3, H, W] in [0, 1]"
-            )
+        check_pixels(pixels)
         count = len(pixels)
         prompts = [prompts] * count if isinstance(prompts, str) else prompt_list(prompts)
-        if not pixels.numel():
-            raise InputError(f"pixels are empty: {tuple(pixels.shape)}")
         if len(prompts) != count:
             raise InputError(f"{len(prompts)} prompts for {count} images; expected one each")
-        low, high = pixels.detach().aminmax()
-        if not (low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK):  # NaN fails both
-            raise InputError(f"pixels are in [{low:.3g}, {high:.3g}]; expected [0, 1]")
         self._warn_truncated(*self.reading(list(dict.fromkeys(prompts))))
         size = self._batch_size(batch_size)
         parts = []

@@ -96,6 +96,10 @@ class VLMScorer(Scorer):
         """The image features of the vision tower, one for each image."""
         return self.backbone.encode(batch)
 
+    def image_vectors(self, features: Sequence[EncodedImage]) -> torch.Tensor:
+        """float32 [B, D]: the mean of each image's features over its tokens."""
+        return torch.stack([each.features.float().flatten(0, -2).mean(0) for each in features])
+
     def encode_prompts(self, prompts: list[str]) -> list[str]:
         """The prompts, cut to `config.max_length` tokens."""
         words = self.backbone.processor.tokenizer

@@ -82,8 +82,7 @@ def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None, batch_size:
 def _features(images_B_3_H_W: torch.Tensor, scorer: Scorer) -> torch.Tensor:
     images = images_B_3_H_W.to(scorer.device)
     found = scorer.encode_pixels([each.from_pixels(images) for each in scorer.processors])
-    found = found[0] if isinstance(found, list | tuple) else found
-    return found.float().flatten(1, -2).mean(1) if found.ndim > 2 else found.float()
+    return scorer.image_vectors(found)
 
 
 def overoptimized(reward: Sequence[float], held_out: Sequence[float], patience: int) -> bool:

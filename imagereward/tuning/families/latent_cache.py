@@ -149,7 +149,9 @@ class PreprocessedText:
         row = self.rows[prompt]
         names = {"encoder_hidden_states": "prompt", "pooled_projections": "pooled"}
         return {
-            name: row.tensor(kept, repr(prompt))[None] for name, kept in names.items() if kept in row.files
+            name: row.tensor(kept, repr(prompt)).float()[None]
+            for name, kept in names.items()
+            if kept in row.files
         }
 
 

@@ -22,6 +22,7 @@ LAYERS = """
     bulk
     report serve throughput
     demo integrations
+    tuning.inheritance
     tuning.config tuning.distributed
     tuning.settings tuning.data tuning.sampling
     tuning.rewards tuning.families

@@ -1,5 +1,6 @@
 """The worked examples of docs/extending.md, and what docs/objectives.md says, as they stand there."""
 
+import itertools
 import json
 import os
 import re
@@ -26,15 +27,20 @@ from transformers import (
 import imagereward as RM
 from imagereward.errors import InputError
 from imagereward.tuning import run_recipe, tune
-from imagereward.tuning.config import read_recipe, recipe_names
+from imagereward.tuning.config import build, read_recipe, recipe_names
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.evaluation.compare import compare
+from imagereward.tuning.explain import explain
 from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.objectives import config_class
+from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.grpo import KL
 from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
+from imagereward.tuning.rollouts.times import Times
 from imagereward.tuning.rollouts.window import Window
 
 ROOT = Path(__file__).parents[1]
@@ -181,10 +187,10 @@ def test_the_worked_family_draws_as_diffusers_does_and_learns(examples):
 
 def test_the_command_runs_both_from_the_directory_they_lie_in(examples):
     (recipe,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-    assert tomllib.loads(recipe)["objective"] == "my_objective:RAFTConfig"
+    assert tomllib.loads(recipe)["objective"] == "my_objective:IPOConfig"
     pixart().save_pretrained(examples / "model")
     (examples / "prompts.txt").write_text("\n".join(PROMPTS))
-    (examples / "raft.toml").write_text(recipe)
+    (examples / "ipo.toml").write_text(recipe)
     (examples / "my_reward.py").write_text(
         "def bright(pixels, prompts):\n    return pixels.mean((1, 2, 3))\n"
     )
@@ -193,13 +199,16 @@ def test_the_command_runs_both_from_the_directory_they_lie_in(examples):
         *("steps=4", "updates=2", "batch_size=4", "micro_batch=2", "learning_rate=1e-3"),
         *("evaluation.count=1", "evaluation.batch_size=2", "checkpointing=false"),
     ]
-    command = [Path(sys.executable).with_name("imagereward"), "tune", "raft.toml", *overrides]
+    command = [Path(sys.executable).with_name("imagereward"), "tune", "ipo.toml", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=examples, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     history = json.loads((examples / "out/history.json").read_text())
     assert [entry["update"] for entry in history if "loss" in entry] == [1, 2]
     assert all(entry["gradient_norm"] > 0 for entry in history if "loss" in entry)
+    first = next(entry for entry in history if "loss" in entry)
+    assert (first["loss"], first["difference"]) == (pytest.approx(1), 0)  # at the slow copy
+    assert any("slow" in path.name for path in (examples / "out").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("family", ["sd3", ":PixArt", "my_famly:PixArt", "json:", "json:Nothing"])
@@ -212,7 +221,7 @@ def test_a_family_that_is_not_there_is_named(family):
 
 @pytest.mark.parametrize(
     "objective",
-    ["my_objectve:RAFTConfig", "imagereward.tuning:Nothing", "json:", ":RAFTConfig", "json:dumps"],
+    ["my_objectve:IPOConfig", "imagereward.tuning:Nothing", "json:", ":IPOConfig", "json:dumps"],
 )
 def test_an_objective_that_is_not_there_is_named(objective, tmp_path):
     (tmp_path / "mine.toml").write_text(f'objective = "{objective}"\n')
@@ -238,14 +247,15 @@ def test_every_recipe_that_the_page_names_is_there_and_the_other_way_round():
 
 
 class Counted(torch.nn.Module):
-    """A network that counts its forward passes."""
+    """A network that counts its forward passes, and the rows in them."""
 
     def __init__(self, network):
         super().__init__()
-        self.network, self.count = network, 0
+        self.network, self.count, self.rows = network, 0, 0
 
     def forward(self, *arguments, **options):
         self.count += 1
+        self.rows += len(arguments[0] if arguments else options["hidden_states"])
         return self.network(*arguments, **options)
 
 
@@ -272,3 +282,108 @@ def test_an_image_costs_as_many_passes_as_the_page_says():
     late = refl_of(gradient={"mode": "one", "first_step": 2, "last_step": 2}, batch_size=2)
     assert len(UpdatePlan(0, 2, 2).chunks) == 1
     assert passes(late, small("sd")) == 2 + 1
+
+
+def rows_of(objective, policy, batch_size=2, parts=1):
+    """Rows that go through the network in an update, an image or a pair of its."""
+    counted = policy.module = Counted(policy.module)
+    policy.snapshots.update({name: Snapshot(policy.denoiser.network) for name in objective.snapshots})
+    steps = list(objective.minibatches(policy, UpdatePlan(0, batch_size, 2)))
+    assert len(steps) == parts
+    for batch in itertools.chain(*steps):
+        objective.loss(policy, batch)
+    return counted.rows / batch_size
+
+
+T, n, G = 4, 2, 2
+LEARNT = {  # forward passes of an image, of which the page says how many belong to which part
+    "sft_online": ({}, T + n / G),
+    "sft_online weighted": ({"samples": "weighted"}, T + n),
+    "sft_online weighted, penalty": ({"samples": "weighted", "reference_weight": 0.1}, T + n + n),
+    "dpo_online": ({"beta": 100.0}, T + 4 * n / G),
+    "nft": ({"reference_weight": 0.0}, T + 2 * n),
+    "nft penalty": ({"reference_weight": 0.1}, T + 2 * n + n),
+    "awm": ({"reference_weight": 0.0, "average_weight": 0.0}, T + n),
+    "awm penalties": ({"reference_weight": 0.1, "average_weight": 0.1}, T + n + 2 * n),
+    "awm steps": (
+        {"reference_weight": 0.0, "average_weight": 0.0, "optimizer_steps": 2, "batch_size": 4},
+        T + n + n,
+    ),
+}
+
+
+@pytest.mark.parametrize("which", LEARNT)
+def test_an_image_that_is_learned_from_costs_as_many_passes_as_the_page_says(which, tmp_path):
+    changes, expected = LEARNT[which]
+    values = {"group": G, "batch_size": 2, "micro_batch": 2, "times": {"count": n, "draw": "uniform"}}
+    files = {"model": "", "output": str(tmp_path), "prompts": ""}
+    config = build(config_class(which.split()[0]), {**files, **values, "steps": T, **changes})
+    policy = small()
+    tilted = Rewards({"tilted": (1.0, lambda pixels, prompts: torch.arange(len(pixels)).float())})
+    objective = config.make(ObjectiveContext(policy.denoiser, tilted, pipelines.rows("sd3"), tmp_path))
+    assert rows_of(objective, policy, config.batch_size, config.optimizer_steps) == expected
+
+
+def test_a_stored_pair_costs_as_many_passes_as_the_page_says(tmp_path):
+    values = {"model": "", "output": "", "beta": 100.0, "times": {"count": n}}
+    config = build(config_class("dpo"), {**values, "preferences": {"data": "shapes", "pairs": 2}})
+    policy = small()
+    objective = config.make(ObjectiveContext(policy.denoiser, None, [], tmp_path))
+    assert rows_of(objective, policy) == 4 * n
+
+
+def test_the_recipes_whose_passes_the_page_counts_have_such_numbers():
+    nft, awm, grpo = (read_recipe(f"sd3/{name}") for name in ("nft", "awm", "grpo"))
+    assert "`sd3/nft` takes 10 F + 9 (3 F + B)" in OBJECTIVES
+    assert (nft["steps"], Times(**nft["times"]).passes(nft["steps"]), nft["guidance"]) == (10, 9, 1.0)
+    assert nft["reference_weight"] > 0
+    assert "`sd3/awm` 14 F + 6 (3 F + B)" in OBJECTIVES
+    assert (awm["steps"], Times(**awm["times"]).passes(awm["steps"]), awm["guidance"]) == (14, 6, 1.0)
+    assert min(awm["reference_weight"], awm["average_weight"]) > 0
+    assert "`sd3/grpo`, with guidance and a KL penalty, 20 F + 9 (4 F + 2 B)" in OBJECTIVES
+    assert (grpo["steps"], grpo["guidance"] > 1, "kl" in grpo, "window" in grpo) == (10, True, True, False)
+
+
+# The page for those who come from another trainer.
+
+OLD = {"train_batch_size", "train_cfg"}  # of the other trainer, in the column of what is here
+TOGETHER = {  # what a value needs beside it
+    "gradient.draw": ["gradient.steps=suffix"],
+    "kl.form": ["kl.beta=0.1"],
+    "times.draw": ["times={count=1}"],
+    "times.first": ["times.last=11"],
+    "times.lowest": ["times={draw='uniform'}"],
+}
+
+
+def sections_of_migrating():
+    """(title, recipes, right columns of the tables) of every section with recipes."""
+    page = (ROOT / "docs/migrating.md").read_text()
+    for section in page.split("\n## ")[1:]:
+        title, _, body = section.partition("\n")
+        cells = re.findall(r"^\|.*\| (.*) \|$", body, re.MULTILINE)
+        yield pytest.param(re.findall(r"`(\w+/\w+)`", title), cells, id=title.split(":")[0])
+
+
+@pytest.mark.parametrize(("recipes", "cells"), list(sections_of_migrating()))
+def test_keys_that_options_are_translated_to_are_there_and_take_the_values(recipes, cells):
+    assert recipes
+    keys = {name: keys_of(name) for name in recipes}
+    known = set.union(*keys.values())
+    known |= {key.split(".")[0] for key in known}  # tables
+    named = [each for cell in cells for each in re.findall(r"`([a-z_0-9.]+)(?:=([^`]+))?`", cell)]
+    named = [(key, value) for key, value in named if key not in OLD]
+    assert len(named) > 5
+    for key, value in named:
+        assert key in known, key
+        if value:
+            name = next(name for name in recipes if key in keys[name])
+            merged = read_recipe(name, ["output=o", *TOGETHER.get(key, []), f"{key}={value}"])
+            assert build(config_class(merged["objective"]), merged)
+
+
+def keys_of(name):
+    """The keys of a recipe's objective, with those of the tables that the recipe leaves out."""
+    tables = {"grpo": ["kl.beta=0.1", "kl.form=true"], "dpo_online": ["refresh.every=40"]}
+    more = ["lora.rank=1", *tables.get(read_recipe(name)["objective"], [])]
+    return {key.name for key in explain(name, more)}

@@ -250,7 +250,7 @@ def test_the_python_in_the_page_about_finetuning_runs_as_written(monkeypatch, tm
     real = tuning.tune
     monkeypatch.setattr(tuning, "tune", small)
     page = (ROOT / "docs/finetuning.md").read_text()
-    block, loading, _hybrid = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    block, _hybrid, loading = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict = {"__name__": "__main__"}
     exec(block, names)
     assert type(names["pipeline"]).__name__ == "StableDiffusionPipeline"

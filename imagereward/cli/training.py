@@ -77,7 +77,10 @@ def tune(
     ] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes in the package.")] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Print every key of the recipe: value, origin and meaning.")
+        bool,
+        typer.Option(
+            "--explain", help="Print every key of the recipe: value, the recipe it comes from, and meaning."
+        ),
     ] = False,
     resume: Annotated[
         str | None,

@@ -45,7 +45,7 @@ class GeneratorConfig(TrainerConfig):
     The config of an objective inherits it, adds its own keys, and defines `make`.
     """
 
-    objective: str = Field(description='"refl", "grpo", "sft", or "module:Config" for one of your own')
+    objective: str = Field(description='"refl", "grpo", "nft", …, or "module:Config" for one of your own')
     model: str = Field(
         description="the diffusers pipeline to start from: a directory, or a repository on the hub"
     )

@@ -30,6 +30,7 @@ def load_judge(
     if taken := [name for name, value in refused.items() if value is not None]:
         raise InputError(f"{label!r} is a vision-language model: it takes no {', '.join(taken)}")
     from imagereward.models.vlm.opening import open_judge
+    from imagereward.models.vlm.scorer import VLMScorer
 
     length = None if max_length is None else whole_number("max_length", max_length, 2)
     with on_cpu():
@@ -41,8 +42,8 @@ def load_judge(
             local_files_only=local_files_only,
             options=options,
         )
-    if isinstance(opened, Scorer):
-        opened.processor.apply_exif_rotation = bool(apply_exif_rotation)
+    if isinstance(opened, VLMScorer):
+        opened.images.apply_exif_rotation = bool(apply_exif_rotation)
         if compile:
             opened.compile_towers()
     return cast(Scorer, opened)

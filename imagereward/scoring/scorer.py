@@ -50,7 +50,7 @@ class Scorer(PairScorer, nn.Module):
     # Most pairs in one call of `head`; bounds memory when few images are scored with many prompts.
     pairs_per_forward = 512
     # Parameters under these prefixes stay float32 whatever the dtype of the rest.
-    float32_prefixes = ("mlp.", "clip_model.logit_scale")
+    float32_prefixes: tuple[str, ...] = ("mlp.", "clip_model.logit_scale")
     # Prefixes of the weights that `encode_images` uses; its cached features are valid for these weights.
     image_prefixes: tuple[str, ...] = ("",)
 

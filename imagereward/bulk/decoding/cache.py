@@ -49,7 +49,7 @@ def tower_of(encoder: Scorer) -> bytes:
     for name, value in sorted(plain_state(encoder).items()):
         if name.startswith(encoder.image_prefixes):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     described = (asdict(encoder.preprocess), str(encoder.dtype), encoder.device.type, versions())
     digest.update(repr(described).encode())
     return digest.digest()

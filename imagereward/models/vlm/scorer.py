@@ -42,8 +42,7 @@ class VLMScorer(Scorer):
     head       the reward head, for read-out "head"; default: one with random weights
 
     Scores: for "answer" a probability in [0, 1]; for "verdict" a number in [0, 1], NaN where the text holds
-    no
-    verdict, which is counted in `unreadable` and warned of; for "head" as the head was trained.
+    no verdict, which is counted in `unreadable` and warned of; for "head" as the head was trained.
     """
 
     # The model divides the pairs itself, by their tokens and the free memory.
@@ -54,7 +53,8 @@ class VLMScorer(Scorer):
         super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=MOST_TOKENS))
         self.judge = judge
         self.backbone = Backbone(model, processor, judge.positions)
-        self.processor = VLMImages(processor, judge.pixels, judge.resize == "pillow")
+        self.images = VLMImages(processor, judge.pixels, judge.resize == "pillow")
+        self.processor = self.images
         self.states = States(self.backbone)
         self.turns = Turns(processor, judge.template)
         self.reward_head = head
@@ -200,7 +200,8 @@ class VLMScorer(Scorer):
         """
         if self.writer is None:
             raise InputError(f"{self.name} writes nothing: its readout is {self.judge.readout!r}")
-        rows, texts = one_each(prompts, list(images)), []
+        rows = one_each(prompts, list(images))
+        texts: list[list[str]] = []
         loaded = load_pixels(rows.images, self.processors)
         with contextlib.closing(loaded), torch.inference_mode(), self.evaluating():
             while block := list(islice(loaded, batch_size)):
@@ -226,10 +227,9 @@ class VLMScorer(Scorer):
         if count := int(scored.scores.isnan().sum()):
             raise NonFiniteScoreError(
                 f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
-                f"order; "
-                "score gives NaN for these"
+                "order; score gives NaN for these"
             )
-        return question.answer(scored)
+        return question.answer(scored)  # type: ignore[return-value]
 
     def _check_length(self, rows: Sequence[Row]) -> None:
         """InputError if a text with its image is longer than the model reads."""

@@ -7,7 +7,7 @@ import math
 import pipelines
 import pytest
 import torch
-from test_refl import brightness, policy_of
+from test_refl import PROMPTS, brightness, policy_of
 
 from imagereward.errors import DistilledModelWarning, InputError
 from imagereward.tuning import tune
@@ -18,10 +18,12 @@ from imagereward.tuning.objectives.dpo import dpo_loss
 from imagereward.tuning.objectives.nft import OldPolicy, implicit_policies, nft_loss, optimality_of
 from imagereward.tuning.objectives.sft_online import softmax_weights
 from imagereward.tuning.policy.distilled import distilled_because
+from imagereward.tuning.rewards.weighted import open_rewards
 from imagereward.tuning.rollouts.advantages import group_advantages
 from imagereward.tuning.rollouts.clean import add_noise, clean_batches, mean_square
 from imagereward.tuning.rollouts.collect import Rollout, RolloutChunk
 from imagereward.tuning.rollouts.minibatches import Unit, share_out
+from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
 
 OBJECTIVES = ("dpo_online", "sft_online", "nft", "awm")
@@ -450,6 +452,15 @@ def test_settings_that_make_no_sense_are_refused(objective, changes, message, tm
     with pytest.raises(InputError, match=message):
         run(objective, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_more_processes_than_draw_are_refused_by_all_of_them(whole):
+    source = SampleSource(PROMPTS, open_rewards(brightness), group=2)
+    for rank in range(3):
+        with pytest.raises(InputError, match=r"group=2.*: only 2 of 3 processes would draw samples"):
+            source.plan(UpdatePlan(0, 4, 2, rank, 3), whole)
+        assert source.plan(UpdatePlan(0, 6, 2, rank, 3), whole).ranks == 3
 
 
 def test_fill_without_a_mask_is_refused_naming_the_row(tmp_path):

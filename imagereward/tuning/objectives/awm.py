@@ -16,7 +16,14 @@ from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.ratios import clipped_loss
 from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rollouts.clean import CleanBatch, Noised, add_noise, clean_batches, mean_square
+from imagereward.tuning.rollouts.clean import (
+    CleanBatch,
+    Noised,
+    add_noise,
+    clean_batches,
+    distance_from,
+    mean_square,
+)
 from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
 
@@ -83,9 +90,6 @@ class AWM(Objective):
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[CleanBatch]]:
         """Draw and score the update's images; a minibatch is samples at one training time each."""
         grouped = self.source.plan(plan)
-        if grouped is None:
-            yield []  # the trainer raises InputError for it, in every process
-            return
         config, rollout = self.config, self.source.draw(policy, grouped)
         advantages = config.advantages(rollout)
         self.source.count(rollout, advantages.valid, plan.update)
@@ -110,9 +114,7 @@ class AWM(Objective):
         metrics = {"ratio": ratio, "clipped": ((ratio - 1).abs() > config.clip_ratio).float()}
         for name, weight in (("reference", config.reference_weight), ("average", config.average_weight)):
             if weight:
-                with policy.using(name):
-                    other = policy.predict_at(noised.x, noised.time, noised.condition)
-                away = mean_square(prediction - other)
+                away = distance_from(policy, name, noised, prediction)
                 each = each + weight * away
                 metrics[f"{name}_distance"] = away
         return each.mean(), {name: values.detach().mean() for name, values in metrics.items()}

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from imagereward.errors import InputError
 from imagereward.precision import DTYPES
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
@@ -25,7 +24,7 @@ from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.collect import collect
 from imagereward.tuning.rollouts.minibatches import StepMinibatch, make_minibatches
-from imagereward.tuning.rollouts.sample_source import warn_of_nothing
+from imagereward.tuning.rollouts.sample_source import plan_in_groups, warn_of_nothing
 from imagereward.tuning.rollouts.trajectories import (
     check_noise,
     rows_for_groups,
@@ -96,19 +95,10 @@ class GRPO(Objective):
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[StepMinibatch]]:
         """Draw and score the update's images; a minibatch is one step of one chunk's samples.
 
-        All processes must call this. Raises RewardError if a reward failed for every image, InputError for
-        a reward of whole groups with fewer groups than processes.
+        All processes must call this. Raises RewardError if a reward failed for every image, InputError if a
+        process would draw none.
         """
-        plan = plan.in_groups(self.config.group, whole=bool(self.rewards.of_groups))
-        if (owners := len(set(plan.owners))) < plan.ranks:
-            if self.rewards.of_groups:
-                raise InputError(
-                    f"reward {self.rewards.of_groups[0]} is given whole groups, which only {owners} of "
-                    f"{plan.ranks} processes would draw; expected a larger batch_size, or a smaller group or "
-                    "micro_batch"
-                )
-            yield []  # the trainer raises InputError for it, in every process
-            return
+        plan = plan_in_groups(plan, self.config.group, self.rewards)
         rollout = collect(
             policy,
             plan,

@@ -17,7 +17,7 @@ from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.distilled import warn_of_distilled
 from imagereward.tuning.policy.policy import Policy
-from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, mean_square
+from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, distance_from, mean_square
 from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
 
@@ -89,9 +89,6 @@ class NFT(Objective):
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[CleanBatch]]:
         """Draw and score the update's images; a minibatch is samples at one training time each."""
         grouped = self.source.plan(plan)
-        if grouped is None:
-            yield []  # the trainer raises InputError for it, in every process
-            return
         rollout = self.source.draw(policy, grouped, "old")
         config = self.config
         advantages = config.advantages(rollout)
@@ -115,9 +112,7 @@ class NFT(Objective):
         each = nft_loss(better, worse, noised.clean, batch.values, config.beta, config.advantage_clip)
         metrics = {"old_distance": mean_square(prediction - old).detach().mean()}
         if config.reference_weight:
-            with policy.using("reference"):
-                base = policy.predict_at(noised.x, noised.time, noised.condition)
-            away = mean_square(prediction - base)
+            away = distance_from(policy, "reference", noised, prediction)
             each = each + config.reference_weight * away
             metrics["reference_distance"] = away.detach().mean()
         return each.mean(), metrics

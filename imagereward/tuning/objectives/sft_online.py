@@ -16,7 +16,7 @@ from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rollouts.advantages import Advantages, top_mask
-from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, mean_square
+from imagereward.tuning.rollouts.clean import CleanBatch, add_noise, clean_batches, distance_from, mean_square
 from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
 
@@ -67,9 +67,6 @@ class OnlineSFT(Objective):
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[CleanBatch]]:
         """Draw and score the update's images; a minibatch is chosen samples at one training time each."""
         grouped = self.source.plan(plan)
-        if grouped is None:
-            yield []  # the trainer raises InputError for it, in every process
-            return
         config, rollout = self.config, self.source.draw(policy, grouped)
         advantages = config.advantages(rollout)
         if config.samples == "weighted":
@@ -94,9 +91,7 @@ class OnlineSFT(Objective):
         error = mean_square(prediction - target)
         each, metrics = batch.values * error, {"error": error.detach().mean()}
         if config.reference_weight:
-            with policy.using("reference"):
-                base = policy.predict_at(noised.x, noised.time, noised.condition)
-            away = mean_square(prediction - base)
+            away = distance_from(policy, "reference", noised, prediction)
             each = each + config.reference_weight * away
             metrics["reference_distance"] = away.detach().mean()
         return each.mean(), metrics

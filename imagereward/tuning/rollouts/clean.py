@@ -67,6 +67,13 @@ def mean_square(difference: torch.Tensor) -> torch.Tensor:
     return difference.square().flatten(1).mean(1)
 
 
+def distance_from(policy: Policy, snapshot: str, noised: Noised, prediction: torch.Tensor) -> torch.Tensor:
+    """Mean square [B] of the prediction - that of a snapshot's weights, at the same noised samples."""
+    with policy.using(snapshot):
+        other = policy.predict_at(noised.x, noised.time, noised.condition)
+    return mean_square(prediction - other)
+
+
 def clean_batches(
     rollout: Rollout,
     plan: UpdatePlan,

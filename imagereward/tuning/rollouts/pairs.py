@@ -130,9 +130,6 @@ class DrawnPairs:
     def minibatches(self, policy: Policy, plan: UpdatePlan, times: Times) -> Iterator[list[CleanBatch]]:
         """Draw and score the update's images; a batch has pairs of this process's groups."""
         grouped = self.source.plan(plan, whole_groups=True)
-        if grouped is None:
-            yield []  # the trainer raises InputError for it, in every process
-            return
         rollout = self.source.draw(policy, grouped, self.sampler)
         total = rollout.total
         pairs = torch.stack(best_and_worst(total, rollout.groups_N), 1)

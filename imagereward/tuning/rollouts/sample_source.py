@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from imagereward.errors import InputError
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.policy.policy import CURRENT, Policy
@@ -47,13 +48,12 @@ class SampleSource:
         """The prompts of all rows."""
         return prompts_of(self.rows)
 
-    def plan(self, plan: UpdatePlan, whole_groups: bool = False) -> UpdatePlan | None:
-        """The plan in groups; None, in every process alike, if a process would have no samples.
+    def plan(self, plan: UpdatePlan, whole_groups: bool = False) -> UpdatePlan:
+        """The plan in groups. Raises InputError, in every process alike, if one would have no samples.
 
         whole_groups  all samples of a group go to one process, as some rewards need too
         """
-        plan = plan.in_groups(self.group, whole_groups or bool(self.rewards.of_groups))
-        return plan if len(set(plan.owners)) == plan.ranks else None
+        return plan_in_groups(plan, self.group, self.rewards, whole_groups)
 
     def draw(self, policy: Policy, plan: UpdatePlan, sampler: str = CURRENT) -> Rollout:
         """The samples of the update with their rewards, drawn with the weights that `sampler` names.
@@ -77,6 +77,22 @@ class SampleSource:
         """Set `metrics`, and warn if no sample is learned from."""
         self.metrics = rollout.metrics(self.rewards, learned_N)
         warn_of_nothing(learned_N, update)
+
+
+def plan_in_groups(plan: UpdatePlan, group: int, rewards: Rewards, whole_groups: bool = False) -> UpdatePlan:
+    """The plan with `group` samples in a group, whole groups on a process where `rewards` need them.
+
+    Raises InputError, in every process alike, if a process would have no samples.
+    """
+    plan = plan.in_groups(group, whole_groups or bool(rewards.of_groups))
+    if (owners := len(set(plan.owners))) < plan.ranks:
+        whole = " (whole groups to each)" if plan.whole_groups else ""
+        raise InputError(
+            f"batch_size={plan.batch_size}, micro_batch={plan.micro_batch}, group={group}: only {owners} of "
+            f"{plan.ranks} processes would draw samples{whole}; expected a larger batch_size, or a smaller "
+            "group or micro_batch"
+        )
+    return plan
 
 
 def warn_of_nothing(learned_N: torch.Tensor, update: int) -> None:

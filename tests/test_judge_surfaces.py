@@ -147,6 +147,13 @@ def test_pixels_and_files_differ_by_rounding_and_by_clipping_alone(tiny_vlm):
         assert (found - exact.clamp(0, 1)).abs().max() <= 2 / 255
 
 
+@pytest.mark.parametrize(("options", "error"), [({"device_map": "auto"}, 1e-6), ({"quantize": "8bit"}, 0.2)])
+def test_a_model_is_divided_or_quantized_on_request(tiny_vlm, options, error):
+    plain, image = RM.load(f"vqa:{tiny_vlm('Qwen3-VL')}", "cpu"), pictures(1)[0]
+    score = RM.load(f"vqa:{tiny_vlm('Qwen3-VL')}", "cpu", **options).score(PROMPT, image)
+    assert score == pytest.approx(plain.score(PROMPT, image), rel=error)
+
+
 def test_ensembles_take_a_judge(tiny_vlm, scorers):
     judge, images = RM.load(f"vqa:{tiny_vlm()}", "cpu"), pictures(2)
     both = RM.ensemble({judge: 2.0, scorers["CLIP"]: 1.0})

@@ -32,7 +32,51 @@ class Fault(NamedTuple):
     tests: str
 
 
+VLM = "imagereward/models/vlm/"
+
 FAULTS = [
+    Fault(
+        "a judge reads the first hidden state of a text, not its last",
+        VLM + "backbone.py",
+        "out.last_hidden_state[:, -1]",
+        "out.last_hidden_state[:, 0]",
+        "tests/test_judges.py -k probabilities",
+    ),
+    Fault(
+        "tokens after a shared beginning attend to its padding",
+        VLM + "backbone.py",
+        "full = mask if state is None else torch.cat([state.mask, mask], 1)",
+        "full = mask if state is None else torch.cat([torch.ones_like(state.mask), mask], 1)",
+        "tests/test_judges.py -k probabilities",
+    ),
+    Fault(
+        "HPSv3 has Qwen2-VL's own positions",
+        VLM + "catalogue.py",
+        'positions="sequential",',
+        'positions="model",',
+        "tests/test_judge_heads.py -k computes",
+    ),
+    Fault(
+        "a comparison asks one order alone",
+        VLM + "comparing.py",
+        "float((ahead - behind) / 2)",
+        "float(ahead)",
+        "tests/test_judge_surfaces.py -k antisymmetric",
+    ),
+    Fault(
+        "an unreadable verdict counts as 0",
+        VLM + "asking/verdicts.py",
+        "            return math.nan\n        total",
+        "            return 0.0\n        total",
+        "tests/test_judge_rules.py -k verdict",
+    ),
+    Fault(
+        "variances of uncertain scores are not added",
+        TUNING + "judges/train.py",
+        "variances = (2 * first[:, 1]).exp() + (2 * second[:, 1]).exp()",
+        "variances = (2 * first[:, 1]).exp()",
+        "tests/test_judge_training.py -k outputs",
+    ),
     Fault(
         "gradients are not clipped",
         TUNING + "trainer/trainer.py",

@@ -1,8 +1,10 @@
 """Every read-out in every command and place that takes a scorer, and what is refused."""
 
+import copy
 import csv
 import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,13 @@ def test_pixels_and_files_differ_by_rounding_and_by_clipping_alone(tiny_vlm):
         (exact,) = processor.from_pixels(pixels)["pixel_values"]
         found, exact = levels(processor.load(image)["pixel_values"]), levels(exact)
         assert (found - exact.clamp(0, 1)).abs().max() <= 2 / 255
+
+
+@pytest.mark.parametrize(("options", "error"), [({"device_map": "auto"}, 1e-6), ({"quantize": "8bit"}, 0.2)])
+def test_a_model_is_divided_or_quantized_on_request(tiny_vlm, options, error):
+    plain, image = RM.load(f"vqa:{tiny_vlm('Qwen3-VL')}", "cpu"), pictures(1)[0]
+    score = RM.load(f"vqa:{tiny_vlm('Qwen3-VL')}", "cpu", **options).score(PROMPT, image)
+    assert score == pytest.approx(plain.score(PROMPT, image), rel=error)
 
 
 def test_ensembles_take_a_judge(tiny_vlm, scorers):
@@ -381,6 +390,16 @@ def test_qwens_own_vocabulary():
     assert math.log(judge.score(PROMPT, image)) == pytest.approx(expected[9454].item(), abs=1e-4)
     with pytest.raises(InputError, match=r"spellings that are one token: .*'Absolutely'"):
         judge.turns.answer_ids(["Absolutely so"])
+
+
+def test_a_judge_can_be_copied_and_pickled(tiny_vlm):
+    judge, image = RM.load(f"vqa:{tiny_vlm()}", "cpu"), pictures(1)[0]
+    score = judge.score(PROMPT, image)
+    assert copy.deepcopy(judge).score(PROMPT, image) == score
+    assert pickle.loads(pickle.dumps(judge)).score(PROMPT, image) == score
+    assert (
+        pickle.loads(pickle.dumps(judge.processor)).load(image).keys() == judge.processor.load(image).keys()
+    )
 
 
 def test_the_config_of_a_judge_is_part_of_the_scorers(tiny_vlm):

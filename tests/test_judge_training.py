@@ -131,6 +131,8 @@ def test_a_judge_learns_what_is_better_and_is_loaded(reds, tiny_vlm):
     history = json.loads((reds / "out/history.json").read_text())
     assert history[-1]["valid_loss"] < 0.6 * history[0]["valid_loss"]
     assert history[-1]["accuracy"] > 0.75 > history[0]["accuracy"]
+    best = min(history, key=lambda entry: entry["valid_loss"])
+    assert f"{best['accuracy']:.1%} of pairs" in (reds / "out/README.md").read_text()
     images = [PIL.Image.new("RGB", (16, 16), (level, 100, 100)) for level in (10, 120, 250)]
     loaded = RM.load(reds / "out", "cpu")
     assert loaded.rank("red", images).order == [2, 1, 0]

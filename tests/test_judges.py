@@ -32,14 +32,14 @@ def test_probabilities_equal_those_of_plain_transformers(judged, share, batch_si
     judge, _, images, expected = judged
     monkeypatch.setattr(judge.states, "share", share)
     scores = judge.score_matrix(PROMPTS, images, batch_size=batch_size)
-    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(scores, expected, rtol=2e-5, atol=1e-8)
     assert len(np.unique(scores.round(9))) == scores.size  # every pair counts
 
 
 def test_every_verb_gives_these_probabilities(judged):
     judge, _, images, expected = judged
     prompt, scores = PROMPTS[2], expected[2]
-    close = {"rel": 1e-4, "abs": 1e-8}
+    close = {"rel": 2e-5, "abs": 1e-8}
     assert judge.score(prompt, images[1]) == pytest.approx(scores[1], **close)
     assert judge.rank(prompt, images).rewards == pytest.approx(scores.tolist(), **close)
     assert judge.best_of(prompt, images, 2) == np.argsort(-scores)[:2].tolist()
@@ -52,7 +52,7 @@ def test_every_verb_gives_these_probabilities(judged):
 def test_parts_chosen_by_memory_change_nothing(judged, monkeypatch):
     judge, _, images, expected = judged
     monkeypatch.setattr(States, "tokens_at_once", lambda self: 1)  # every row alone
-    np.testing.assert_allclose(judge.score_matrix(PROMPTS, images), expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(judge.score_matrix(PROMPTS, images), expected, rtol=2e-5, atol=1e-8)
 
 
 def test_texts_are_those_that_transformers_generates(judged, tiny_vlm):

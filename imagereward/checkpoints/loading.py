@@ -18,7 +18,7 @@ from imagereward.checkpoints.state_dicts import read_state_dict
 from imagereward.config import ScorerConfig, read_json, whole_number
 from imagereward.errors import CheckpointError, DownloadError, InputError, did_you_mean, listing
 from imagereward.lookup import is_reference
-from imagereward.models.judge_names import is_judge
+from imagereward.models.judge_names import JUDGES, is_judge
 from imagereward.models.med_config import read_med_config, with_med_config
 from imagereward.precision import on_cpu, resolve_dtype
 from imagereward.scoring.saving import CONFIG_FILE, WEIGHTS_FILE
@@ -171,7 +171,7 @@ def _located(label: str, kind: str | None, download_root, local_files_only: bool
         )
         raise CheckpointError(f"the path {label} does not exist; {expected}")
     else:
-        hint = " ".join(filter(None, [did_you_mean(label, REGISTRY, 0.5), "known:"]))
+        hint = " ".join(filter(None, [did_you_mean(label, [*REGISTRY, *JUDGES], 0.5), "known:"]))
         raise CheckpointError(
             f"{label!r} is no known scorer, file, directory or hub id; {hint} {', '.join(REGISTRY)}"
         )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from imagereward.models.vlm.catalogue import JUDGES
+from imagereward.models.vlm.catalogue import JUDGES as JUDGES
 
 JUDGE_FILE = "judge.json"
 JUDGE_SUFFIX = ".toml"  # of a file with the settings of a judge

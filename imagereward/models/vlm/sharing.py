@@ -48,7 +48,7 @@ class States:
 
     backbone: Backbone
     share: bool = True
-    _beginning: tuple[tuple[int, ...], State] | None = None
+    _beginning: tuple[tuple, State] | None = None
 
     def read(
         self, rows: Sequence[Row], images: Sequence[EncodedImage], use: Use, *, keep: bool = False
@@ -128,7 +128,7 @@ class States:
 
     def _state_of(self, block: Block, end: int) -> State:
         """The state of the common beginning, kept until another is asked for."""
-        key = tuple(block.ids[:end])
+        key = (*block.ids[:end], str(self.backbone.device), str(self.backbone.model.dtype))
         if self._beginning is None or self._beginning[0] != key:
             _, state = self.backbone.extend(None, [block.cut(0, end)._replace(images=())], (), keep=True)
             assert state is not None

@@ -19,6 +19,7 @@ from imagereward.models.vlm.scorer import VLMScorer
 from imagereward.precision import DTYPES
 from imagereward.tuning.config import build
 from imagereward.tuning.data.image_pairs import skipped
+from imagereward.tuning.judges.card import CARD_FILE, card
 from imagereward.tuning.judges.config import UNCERTAIN, JudgeTrainingConfig
 from imagereward.tuning.judges.losses import bradley_terry, expected_bradley_terry, rao_kupper, thurstone
 from imagereward.tuning.settings import OptimizerConfig
@@ -46,7 +47,8 @@ class Pairs(NamedTuple):
 def train_judge(config: JudgeTrainingConfig) -> VLMScorer:
     """Train a judge; the best validation's is saved in `config.output`, for `imagereward.load`, and returned.
 
-    `output` also gets `run.json` (the config) and `history.json` (losses and accuracies by update). Raises
+    `output` also gets a card, `run.json` (the config) and `history.json` (losses and accuracies by update).
+    Raises
     InputError for bad data or config, NonFiniteLossError for a loss that is NaN or infinite.
     """
     values = config.model_dump()
@@ -68,6 +70,9 @@ def train_judge(config: JudgeTrainingConfig) -> VLMScorer:
     scorer.name = output.name
     scorer.eval().requires_grad_(False)
     scorer.save_pretrained(output)
+    told = json.loads((output / HISTORY_FILE).read_text(encoding="utf-8"))
+    text = card(config, output.name, told, (len(train), len(valid)))
+    write_atomically(output / CARD_FILE, text)
     return scorer
 
 

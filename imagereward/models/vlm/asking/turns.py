@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from imagereward.errors import InputError, listing
 from imagereward.models.vlm.asking.templates import Template
 from imagereward.models.vlm.backbone import EncodedImage, Row
+
+MOST_KEPT = 4096  # conversations
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Turns:
     def __post_init__(self) -> None:
         added = self.processor.tokenizer.added_tokens_decoder.values()
         self._controls = [token.content for token in added if token.special and len(token.content) > 1]
-        self._chat = lru_cache(4096)(self._written)
+        self._chats: dict[str, str] = {}  # a prompt without control tokens -> its conversation
 
     def as_data(self, prompt: str) -> str:
         """The prompt without control tokens: a space after the first character makes each of them plain text.
@@ -37,7 +38,12 @@ class Turns:
 
     def chat(self, prompt: str) -> str:
         """The conversation as text, up to where the model's answer begins, with placeholders for images."""
-        return self._chat(self.as_data(prompt))
+        prompt = self.as_data(prompt)
+        if prompt not in self._chats:
+            if len(self._chats) >= MOST_KEPT:
+                self._chats.clear()
+            self._chats[prompt] = self._written(prompt)
+        return self._chats[prompt]
 
     def row(self, prompt: str, images: Sequence[EncodedImage], places: Sequence[int]) -> Row:
         """The tokens of the template with the prompt and images[place] for each of `places`."""

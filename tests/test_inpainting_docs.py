@@ -53,10 +53,12 @@ def run(words: list[str], monkeypatch) -> None:
     """Run a command in this process, which has imported torch already. Raises AssertionError if it fails."""
     name = words[2] if words[0] == "python" else words[0]
     monkeypatch.setattr(sys, "argv", [name, *words[3 if words[0] == "python" else 1 :]])
+    code = None
     try:
         {"imagereward": cli.main, "benchmarks.scoring.inpainting": inpainting.main}[name]()
     except SystemExit as ended:
-        assert not ended.code, words
+        code = ended.code
+    assert not code, words
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictures
 from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.preprocessing import preprocess
 
 INPUTS = ("image", "mask")
 
@@ -280,24 +280,24 @@ def test_killed_preprocessing_goes_on_and_ends_with_the_same_bytes(model, tmp_pa
     write_data(tmp_path / "data", "shapes", count=40, progress=False)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    def run(cache: Path, *more: str) -> list[str]:
-        given = settings(model, tmp_path / "data", tmp_path / "run", latent_cache=cache, text_cache=cache)
-        return command(*given, *more)
+    def given(cache: Path) -> list[str]:
+        return settings(model, tmp_path / "data", tmp_path / "run", latent_cache=cache, text_cache=cache)
 
-    subprocess.run(run(whole, "--processes", "2"), check=True, capture_output=True, timeout=300)
-    process = subprocess.Popen(run(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    in_two = preprocess("sd_inpaint/refl_lora", given(whole), processes=2)
+    files = len(list(whole.glob("*.safetensors")))
+    assert in_two.encoded == files
+    process = subprocess.Popen(command(*given(killed)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while len(list(killed.glob("latents-*.safetensors"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(list(killed.glob("latents-*.safetensors"))) >= 3
+    there = len(list(killed.glob("*.safetensors")))
+    assert 3 <= there < files
     (killed / f"latents-torn.{process.pid}").write_bytes(b"torn")  # as a kill within a write leaves it
-    said = subprocess.run(run(killed), check=True, capture_output=True, text=True, timeout=300).stdout
+    rest = preprocess("sd_inpaint/refl_lora", given(killed))
     assert contents(killed) == contents(whole)
-    assert "40 rows" in said
-    encoded = int(re.search(r"(\d+) encoded now", said)[1])
-    assert encoded <= len(list(whole.glob("*.safetensors"))) - 3  # what was there is left out
+    assert (rest.rows, rest.encoded) == (40, files - there)
 
 
 def test_caches_of_another_model_or_size_are_refused(data, tmp_path):

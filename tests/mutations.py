@@ -215,6 +215,34 @@ FAULTS = [
         "int(self.hybrid.share * steps)",
         "tests/test_hybrid.py -k first_share",
     ),
+    Fault(
+        "an inherited table of a recipe is replaced as a whole",
+        TUNING + "inheritance.py",
+        "if isinstance(before, dict) and isinstance(value, dict):",
+        "if False:",
+        "tests/test_inheritance.py -k merged",
+    ),
+    Fault(
+        "a recipe's false in the place of an inherited table stays",
+        TUNING + "inheritance.py",
+        "value == REMOVED or (isinstance(before, dict) and value is False)",
+        "value == REMOVED",
+        "tests/test_inheritance.py -k removes",
+    ),
+    Fault(
+        "inherited values come over a recipe's own",
+        TUNING + "inheritance.py",
+        "in reversed(chain)",
+        "in chain",
+        "tests/test_inheritance.py -k own_values",
+    ),
+    Fault(
+        "explain names no inherited recipe",
+        TUNING + "explain.py",
+        'key.origin == "recipe" and key.name in inherited',
+        "False",
+        "tests/test_inheritance.py -k explain",
+    ),
 ]
 
 

@@ -325,9 +325,7 @@ def test_a_judge_that_is_down_stops_the_training_and_is_named():
 def test_processes_without_a_group_are_refused_by_all():
     objective = grpo_of(reward=brighter, group=4, batch_size=4, micro_batch=1)
     for rank in range(2):
-        with pytest.raises(
-            InputError, match=r"only 1 of 2 processes would draw samples \(whole groups"
-        ):
+        with pytest.raises(InputError, match=r"only 1 of 2 processes would draw samples \(whole groups"):
             next(objective.minibatches(None, plan_of(objective, 0, rank, 2)))
 
 

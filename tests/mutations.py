@@ -199,7 +199,7 @@ FAULTS = [
     Fault(
         "a watched reward that failed spoils the sum",
         TUNING + "rollouts/advantages.py",
-        "if not weights[name]:",
+        "if isinstance(weights[name], float | int) and not weights[name]:",
         "if weights[name] is None:",
         "tests/test_credit.py -k weight_0",
     ),

@@ -3,28 +3,26 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from imagereward.adapters.base import Adapter
 from imagereward.adapters.files import PREFIX, WEIGHTS_FILE, check_base, read_adapter
 from imagereward.config import AdapterConfig
 from imagereward.precision import on_cpu
 
-if TYPE_CHECKING:
-    from imagereward.scoring.scorer import Scorer
-
 # The directory of a saved adapter, or the config of a new one.
 Source = str | os.PathLike | AdapterConfig
 
 
 def add_adapter(
-    scorer: "Scorer",
+    scorer: Any,
     adapter: Source,
     name: str | None = None,
     scale: float | None = None,
 ) -> Adapter:
     """Put an adapter on the scorer, after those that are on it; returns it.
 
+    scorer   a `Scorer`
     adapter  the directory of a saved one, or the config of a new one, whose delta is 0 for most kinds
     name     its name on this scorer; default: the config's
     scale    its strength; default: the config's, 1 if it was not changed
@@ -51,7 +49,7 @@ def add_adapter(
     return added
 
 
-def remove_adapter(scorer: "Scorer", name: str) -> None:
+def remove_adapter(scorer: Any, name: str) -> None:
     """Take an adapter off the scorer. InputError if it is not on it."""
     scorer.adapters.remove(scorer, name)
     scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)

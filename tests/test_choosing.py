@@ -1,6 +1,7 @@
 """The page that collects choices: what comes next, the file that keeps them, the server, a real browser."""
 
 import json
+import re
 import threading
 from contextlib import contextmanager
 
@@ -271,7 +272,9 @@ def open_page(browser):
 
 
 def chosen(page, count: int) -> None:
-    page.wait_for_function(f"document.getElementById('count').textContent.startsWith('{count} chosen')")
+    from playwright.sync_api import expect
+
+    expect(page.locator("#count")).to_have_text(re.compile(rf"^{count} chosen"), timeout=30_000)
 
 
 def test_a_person_chooses_by_mouse_and_keyboard_undoes_and_teaches(open_page, learning, tmp_path):

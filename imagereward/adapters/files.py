@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,21 @@ def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def weights_hashes(model: nn.Module) -> dict[str, str]:
-    """{number format: SHA-256 of the model's own weights in it}, for its format and narrower ones.
+def formats_of(model: nn.Module) -> list[str]:
+    """The number formats in which the model's weights are known: its own, and narrower ones than float32."""
+    half = {value.dtype for value in plain_state(model).values() if value.dtype.itemsize < 4}
+    names = [name for name, each in DTYPES.items() if each in (half or DTYPES.values())]
+    return [name for name in names if name != "float64"]
+
+
+def weights_hashes(model: nn.Module, formats: Sequence[str] | None = None) -> dict[str, str]:
+    """{number format: SHA-256 of the model's own weights in it}, by default for all of `formats_of`.
 
     So an adapter that was made in float32 is known to belong to the same weights loaded in half precision.
     """
     state = plain_state(model)
-    half = {value.dtype for value in state.values() if value.dtype.itemsize < 4}
-    names = [name for name, each in DTYPES.items() if each in (half or DTYPES.values())]
     kept = tuple(getattr(model, "float32_prefixes", ()))
-    return {name: _hash(state, DTYPES[name], kept) for name in names if name != "float64"}
+    return {name: _hash(state, DTYPES[name], kept) for name in formats or formats_of(model)}
 
 
 def _hash(state: Mapping[str, torch.Tensor], dtype: torch.dtype, kept: tuple[str, ...]) -> str:
@@ -60,15 +65,15 @@ def check_base(config: AdapterConfig, model: nn.Module, source: str) -> None:
     """Raises CheckpointError if the adapter was made for a model with other weights."""
     if not config.weights:
         return
-    own = weights_hashes(model)
-    common = own.keys() & config.weights.keys()
+    formats = formats_of(model)
+    common = [each for each in formats if each in config.weights][:1]  # one hash decides, and takes seconds
     name = getattr(model, "name", type(model).__name__)
     if not common:
         raise CheckpointError(
             f"{source} was made for {config.base} in {', '.join(config.weights)}, and {name} is loaded in "
-            f"{', '.join(own)}: load it in that format"
+            f"{', '.join(formats)}: load it in that format"
         )
-    if any(own[each] != config.weights[each] for each in common):
+    if weights_hashes(model, common)[common[0]] != config.weights[common[0]]:
         raise CheckpointError(
             f"{source} is an adapter for {config.base}, and the weights of {name} are others: put it on the "
             "scorer that it was made for"

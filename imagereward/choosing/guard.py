@@ -108,7 +108,10 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
 
 def parsed(body: bytes) -> dict[str, Any]:
     """A JSON object; ValueError for anything else."""
-    value = json.loads(body)
+    try:
+        value = json.loads(body)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deep") from error
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object")
     return value

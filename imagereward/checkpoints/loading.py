@@ -83,10 +83,13 @@ def load(
             raise InputError(f"{label!r} is a vision-language model: it takes no {', '.join(taken)}")
         with on_cpu():
             opened = open_judge(
-                label, *where, max_length=length, local_files_only=local_files_only, options=judge
+                label,
+                *where,
+                max_length=length,
+                local_files_only=local_files_only,
+                apply_exif_rotation=bool(apply_exif_rotation),
+                options=judge,
             )
-        if isinstance(opened, Scorer):
-            opened.processor.apply_exif_rotation = bool(apply_exif_rotation)
         if compile and isinstance(opened, Scorer):
             opened.compile_towers()
         return cast(Scorer, opened)

@@ -48,7 +48,7 @@ class VLMScorer(Scorer):
 
     # The model divides the pairs itself, by their tokens and the free memory.
     pairs_per_forward = 512
-    float32_prefixes = ("reward_head.",)
+    float32_prefixes: tuple[str, ...] = ("reward_head.",)  # type: ignore[assignment]
 
     def __init__(self, model: Any, processor: Any, judge: JudgeConfig, head: RewardHead | None = None):
         super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=MOST_TOKENS))
@@ -200,7 +200,8 @@ class VLMScorer(Scorer):
         """
         if self.writer is None:
             raise InputError(f"{self.name} writes nothing: its readout is {self.judge.readout!r}")
-        rows, texts = one_each(prompts, list(images)), []
+        rows = one_each(prompts, list(images))
+        texts: list[list[str]] = []
         loaded = load_pixels(rows.images, self.processors)
         with contextlib.closing(loaded), torch.inference_mode(), self.evaluating():
             while block := list(islice(loaded, batch_size)):
@@ -220,14 +221,12 @@ class VLMScorer(Scorer):
             super().check_scores(scores, describe)
 
     def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
-        if self.writer is None or not isinstance(question, (Best, Places, Ranked)):
-            return super()._ask(question, batch_size)
         scored = self._scored(question.rows, batch_size)
-        if count := int(scored.scores.isnan().sum()):
+        count = int(scored.scores.isnan().sum())
+        if count and isinstance(question, (Best, Places, Ranked)):
             raise NonFiniteScoreError(
                 f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
-                f"order; "
-                "score gives NaN for these"
+                "order; score gives NaN for these"
             )
         return question.answer(scored)
 

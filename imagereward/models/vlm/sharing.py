@@ -154,7 +154,8 @@ class States:
 
     def _parts(self, lengths: dict[int, int]) -> Iterable[list[int]]:
         """The places, rows of similar length together, in parts whose tokens fit into memory."""
-        most, part = self.tokens_at_once(), []
+        most = self.tokens_at_once()
+        part: list[int] = []
         for place in sorted(lengths, key=lengths.__getitem__):  # so the last of a part is its width
             if part and (len(part) + 1) * lengths[place] > most:
                 yield part

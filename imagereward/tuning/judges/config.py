@@ -14,7 +14,7 @@ class LoRAConfig(Config):
     """Low-rank updates of the language model's linear layers, which are merged into the saved weights."""
 
     rank: int = Field(16, ge=1, description="rank of the updates")
-    alpha: float = Field(32.0, gt=0, description="the updates are scaled by alpha / rank")
+    alpha: int = Field(32, ge=1, description="the updates are scaled by alpha / rank")
     vision: bool = Field(False, description="whether the vision tower gets updates too")
 
 

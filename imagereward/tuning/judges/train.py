@@ -193,7 +193,8 @@ def _validated(scorer, config, valid: Sequence[RankedPrompt], update: int) -> di
 
 def _batches(prompts: Sequence[RankedPrompt], size: int, seed: int) -> Iterator[list[RankedPrompt]]:
     """Batches without end: every pass over the prompts is in a new order."""
-    source, waiting = random.Random(seed), []
+    source = random.Random(seed)
+    waiting: list[RankedPrompt] = []
     while True:
         while len(waiting) < size:
             waiting += source.sample(list(prompts), len(prompts))

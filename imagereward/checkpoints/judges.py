@@ -30,7 +30,6 @@ def load_judge(
     if taken := [name for name, value in refused.items() if value is not None]:
         raise InputError(f"{label!r} is a vision-language model: it takes no {', '.join(taken)}")
     from imagereward.models.vlm.opening import open_judge
-    from imagereward.models.vlm.scorer import VLMScorer
 
     length = None if max_length is None else whole_number("max_length", max_length, 2)
     with on_cpu():
@@ -40,10 +39,9 @@ def load_judge(
             resolve_dtype(dtype),
             max_length=length,
             local_files_only=local_files_only,
+            apply_exif_rotation=bool(apply_exif_rotation),
             options=options,
         )
-    if isinstance(opened, VLMScorer):
-        opened.images.apply_exif_rotation = bool(apply_exif_rotation)
-        if compile:
-            opened.compile_towers()
+    if compile and isinstance(opened, Scorer):
+        opened.compile_towers()
     return cast(Scorer, opened)

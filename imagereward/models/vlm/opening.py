@@ -26,6 +26,7 @@ from imagereward.models.vlm.catalogue import HPSV3, JUDGES
 from imagereward.models.vlm.comparing import PairwiseJudge
 from imagereward.models.vlm.heads import RewardHead
 from imagereward.models.vlm.hpsv3 import open_hpsv3
+from imagereward.models.vlm.images import VLMImages
 from imagereward.models.vlm.saving import HEAD_FILE
 from imagereward.models.vlm.scorer import VLMScorer
 
@@ -44,6 +45,7 @@ def open_judge(
     *,
     max_length: int | None = None,
     local_files_only: bool = False,
+    apply_exif_rotation: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> VLMScorer | PairwiseJudge:
     """The judge of that name, in eval mode and frozen.
@@ -55,6 +57,7 @@ def open_judge(
     device, dtype     of the model; the reward head stays float32
     max_length        most tokens of a prompt; default 2048
     local_files_only  never touch the network
+    apply_exif_rotation   turn images as their EXIF orientation says
     options           fields of `JudgeConfig`, which take the place of the judge's own; `template` also as the
                       name of a built-in one or a file; and device_map, quantize and attention, see
                       `open_model`
@@ -82,6 +85,8 @@ def open_judge(
     if max_length is not None:
         scorer.config = replace(scorer.config, max_length=max_length)
     scorer.name = _short(name)
+    assert isinstance(scorer.processor, VLMImages)
+    scorer.processor.apply_exif_rotation = apply_exif_rotation
     scorer.eval().requires_grad_(False)
     return PairwiseJudge(scorer, **pairwise) if comparing else scorer
 

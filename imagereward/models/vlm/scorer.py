@@ -47,14 +47,13 @@ class VLMScorer(Scorer):
 
     # The model divides the pairs itself, by their tokens and the free memory.
     pairs_per_forward = 512
-    float32_prefixes = ("reward_head.",)
+    float32_prefixes: tuple[str, ...] = ("reward_head.",)  # type: ignore[assignment]
 
     def __init__(self, model: Any, processor: Any, judge: JudgeConfig, head: RewardHead | None = None):
         super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=MOST_TOKENS))
         self.judge = judge
         self.backbone = Backbone(model, processor, judge.positions)
-        self.images = VLMImages(processor, judge.pixels, judge.resize == "pillow")
-        self.processor = self.images
+        self.processor = VLMImages(processor, judge.pixels, judge.resize == "pillow")
         self.states = States(self.backbone)
         self.turns = Turns(processor, judge.template)
         self.reward_head = head
@@ -221,15 +220,14 @@ class VLMScorer(Scorer):
             super().check_scores(scores, describe)
 
     def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
-        if self.writer is None or not isinstance(question, (Best, Places, Ranked)):
-            return super()._ask(question, batch_size)
         scored = self._scored(question.rows, batch_size)
-        if count := int(scored.scores.isnan().sum()):
+        count = int(scored.scores.isnan().sum())
+        if count and isinstance(question, (Best, Places, Ranked)):
             raise NonFiniteScoreError(
                 f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
                 "order; score gives NaN for these"
             )
-        return question.answer(scored)  # type: ignore[return-value]
+        return question.answer(scored)
 
     def _check_length(self, rows: Sequence[Row]) -> None:
         """InputError if a text with its image is longer than the model reads."""

@@ -274,7 +274,8 @@ def test_the_list_of_commands_says_what_each_does_in_full():
 
 
 @pytest.mark.parametrize("name", ["models", "score", "rank", "verify", "bench", "demo", "score-table",
-                                  "report", "serve", "shapes", "tune", "compare", "choose"])  # fmt: skip
+                                  "report", "serve", "shapes", "tune", "compare", "choose", "masks",
+                                  "preprocess"])  # fmt: skip
 def test_help_has_examples_that_parse_and_the_default_of_every_option(name):
     page = run(name, "--help")
     examples = [line.strip() for line in page.partition("Examples:")[2].splitlines() if line.strip()]
@@ -386,10 +387,13 @@ def test_every_command_keeps_an_existing_output_unless_told_to_overwrite(
         "demo.html": ("demo",),
         "both.html": ("compare", "base", "tuned", "--prompts", "p.txt"),
         "shapes": ("shapes",),
+        "masks": ("masks", "--source", "shapes"),
     }
-    (tmp_path / "shapes").mkdir()
+    files = {"shapes": "train.json", "masks": "rows.jsonl"}
+    for folder in files:
+        (tmp_path / folder).mkdir()
     for name, arguments in outputs.items():
-        out = tmp_path / name if name != "shapes" else tmp_path / "shapes/train.json"
+        out = tmp_path / name / files.get(name, "")
         out.write_text("mine")
         error = error_of(capsys, *arguments, "--out", name)
         assert error == f"imagereward: {name} exists; pass --overwrite (overwrite=True) to replace it\n"

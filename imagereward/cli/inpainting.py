@@ -21,12 +21,12 @@ class MaskKind(StrEnum):
 
 @app.command(
     examples="""
-    imagereward masks painted --source photos.jsonl --kind strokes --share 0.2
-    imagereward masks painted --source shapes --count 200
+    imagereward masks --out painted --source photos.jsonl --kind strokes --share 0.2
+    imagereward masks --out painted --source shapes --count 200
     """
 )
 def masks(
-    out: Annotated[Path, typer.Argument(help="The directory to write, new or empty.")],
+    out: Annotated[Path, typer.Option(help="The directory to write, new or empty.")],
     source: Annotated[
         str,
         typer.Option(
@@ -47,10 +47,10 @@ def masks(
     split: Annotated[str, typer.Option(help="Of shapes: train, valid or test.")] = "train",
     overwrite: Overwrite = False,
 ) -> None:
-    """Make masks for images: a data set for inpainting, and a contact sheet of it.
+    """Make masks for images, for inpainting.
 
-    Writes originals/, masks/ and prompts/, rows.jsonl with a record for each image, and contact-sheet.png.
-    White is where to paint anew.
+    Writes a data set: originals/, masks/ and prompts/, rows.jsonl with a record for each image, and
+    contact-sheet.png. White is where to paint anew.
     """
     from imagereward.inpainting.writing import ROWS_FILE, write_data
 

@@ -72,7 +72,7 @@ class _Answers:
         self._lock = threading.Lock()
 
     def ask(self, remote: RemoteScorer, body: dict[str, str]) -> Any:
-        """The server's answer to this body; of an equal earlier body, the answer that was kept."""
+        """The server's answer, or the one that is kept; RemoteError if there is none."""
         key = hashlib.sha256(repr((remote.url, body)).encode()).digest()
         with self._lock:
             if key in self._kept:

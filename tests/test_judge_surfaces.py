@@ -100,7 +100,7 @@ def test_a_generator_is_trained_by_a_judge(readout, place, tmp_path):
         values |= {"recipe": "sd3/grpo", **few, "guidance": 1.0, "scoring": {"wait": 0.0}}
         pipeline = pipelines.FAMILIES["sd3"]()
     else:
-        span = {"steps": "one", "first": 2, "last": 3}
+        span = {"mode": "one", "first_step": 2, "last_step": 3}
         values |= {"recipe": "sd15/refl", "eta": 0.0, "steps": 4, "gradient": span}
         values |= {"batch_size": 2, "micro_batch": 2}
         pipeline = pipelines.FAMILIES["sd"]()

@@ -9,7 +9,8 @@ from plain_vlm import PlainVLM
 import imagereward as RM
 from benchmarks.lib.tiny_vlms import ARCHITECTURES
 from imagereward.models.vlm.asking.templates import TEMPLATES
-from imagereward.models.vlm.sharing import States
+from imagereward.models.vlm.backbone import Backbone
+from imagereward.models.vlm.sharing import States, common
 
 PROMPTS = ["a red bicycle", "", "two cats asleep on a green sofa, oil on canvas", "日本の桜 & café"]
 SHOWS = '{{image}}Does this picture show "{}"? Answer Yes or No.'
@@ -53,6 +54,38 @@ def test_parts_chosen_by_memory_change_nothing(judged, monkeypatch):
     judge, _, images, expected = judged
     monkeypatch.setattr(States, "tokens_at_once", lambda self: 1)  # every row alone
     np.testing.assert_allclose(judge.score_matrix(PROMPTS, images), expected, rtol=2e-5, atol=1e-8)
+
+
+def test_an_image_and_a_common_beginning_pass_the_model_once(judged, monkeypatch):
+    judge, _, images, _ = judged
+    passed, encoded = [], []
+    extend, encode = Backbone.extend, Backbone.encode
+
+    def counting(self, state, blocks, *rest, **options):
+        passed.extend(len(block.ids) for block in blocks)
+        return extend(self, state, blocks, *rest, **options)
+
+    def noting(self, batch):
+        found = encode(self, batch)
+        encoded.extend(found)
+        return found
+
+    monkeypatch.setattr(Backbone, "extend", counting)
+    monkeypatch.setattr(Backbone, "encode", noting)
+    judge.states.forget()
+    judge.score_matrix(PROMPTS, images)
+    assert len(encoded) == len(images)
+    rows = [
+        [judge.turns.row(prompt, encoded, [place]).ids for prompt in PROMPTS] for place in range(len(images))
+    ]
+    start = common(rows[0][0], rows[1][0])
+    own = sum(len(row) for each in rows for row in each)
+    shared = [min(common(each[0], row) for row in each[1:]) for each in rows]
+    # Once the beginning, once every image's part, and what is each row's own.
+    assert sum(passed) <= start + sum(shared) + own - len(PROMPTS) * sum(shared)
+    passed.clear()
+    judge.score_matrix(PROMPTS, images)
+    assert sum(passed) <= sum(shared) + own - len(PROMPTS) * sum(shared)  # the beginning is kept
 
 
 def test_texts_are_those_that_transformers_generates(judged, tiny_vlm):

@@ -140,6 +140,7 @@ def main() -> None:
     record.add_option(parser)
     arguments = parser.parse_args()
     record.refuse_changes(arguments.allow_changes)
+    environment = record.environment(torch.device("cpu"))  # of the code that is measured
     found = {}
     known = qwen_vocabulary_file() is not None  # else words are bytes, and texts are long
     with tempfile.TemporaryDirectory() as place:
@@ -149,8 +150,8 @@ def main() -> None:
         ):
             found[name] = measure(directory, side, arguments.pairs, arguments.repeats)
             print(name, {key: float(f"{value:.3g}") for key, value in found[name].items()}, flush=True)
-    result = {"most_ratio": MOST_RATIO, "models": found}
-    print(record.write("judges-cpu", {**result, "environment": record.environment(torch.device("cpu"))}))
+    result = {"most_ratio": MOST_RATIO, "models": found, "environment": environment}
+    print(record.write("judges-cpu", result))
 
 
 if __name__ == "__main__":

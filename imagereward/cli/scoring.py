@@ -43,7 +43,7 @@ def models(
     judges: Annotated[bool, typer.Option("--judges", help="vision-language models that are asked")] = False,
     templates: Annotated[bool, typer.Option("--templates", help="what judges can be asked")] = False,
 ) -> None:
-    """List the scorers that can be loaded by name; --judges and --templates list vision-language ones."""
+    """List the scorers that can be loaded by name."""
     from imagereward.checkpoints.registry import REGISTRY
 
     if judges or templates:

@@ -33,7 +33,7 @@ def rao_kupper(margins_P: torch.Tensor, tied_P: torch.Tensor, threshold: float) 
 
 
 def expected_bradley_terry(means_P: torch.Tensor, variances_P: torch.Tensor) -> torch.Tensor:
-    """Expected -log sigmoid(z), [P], for z ~ normal(means, variances): HPSv3's loss (arXiv:2508.03789).
+    """The expectation [P] of -log sigmoid(z), z ~ normal(means, variances): HPSv3's loss (arXiv:2508.03789).
 
     Its code draws 1000 samples of z. The expectation has no elementary form; here it is a Gauss-Hermite sum,
     which is the same for every call and has no noise.

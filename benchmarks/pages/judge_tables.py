@@ -6,8 +6,8 @@ from benchmarks.lib import record
 def judges(result: dict) -> str:
     """A table of results/judges-*.json: CPU seconds of ten prompts an image, of one, and of a plain loop."""
     rows = [
-        f"| {name} | {row['one_prompt_cpu_s']:.3g} | {row['ten_prompts_cpu_s']:.3g} | {row['ten_over_one']:.1f} "
-        f"| {row['plain_loop_ten_prompts_cpu_s']:.3g} |"
+        f"| {name} | {row['one_prompt_cpu_s']:.3g} | {row['ten_prompts_cpu_s']:.3g} "
+        f"| {row['ten_over_one']:.1f} | {row['plain_loop_ten_prompts_cpu_s']:.3g} |"
         for name, row in result["models"].items()
     ]
     heads = "| model | one prompt | ten prompts | ten / one | plain loop, ten prompts |"

@@ -1,7 +1,6 @@
 """Evaluates results/MODEL/ of the folder layout: a record an image, means with intervals, and a page."""
 
 import csv
-import html
 import io
 import math
 import os
@@ -17,6 +16,7 @@ from imagereward.agreement.intervals import mean_interval
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.inpainting.layout import RESULTS, LayoutRow, read_layout, results_of
 from imagereward.inpainting.measures import open_painted, open_scorers, outside, scores_of
+from imagereward.pages import render
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.ranking import thumbnail
 from imagereward.writing import write_text
@@ -127,40 +127,33 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def page(results: Results, most: int = 40) -> str:
-    """An HTML page without external files: the summary, then original, mask and every model's image."""
-    summary = results.summary()
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in summary[0])
-    cells = ["".join(f"<td>{_cell(value)}</td>" for value in row.values()) for row in summary]
-    lines = "".join(f"<tr>{each}</tr>" for each in cells)
-    body = "".join(_section(results, row) for row in results.rows[:most])
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>Inpainting: {html.escape(results.folder.name)}</title><style>{_STYLE}</style></head><body>
-<h1>Inpainting: {html.escape(results.folder.name)}</h1>
-<p>{len(results.rows)} images; intervals are 95 %, over images (Student's t). Differences are from
-{html.escape(results.models[0])}, over the images that both have.</p>
-<table><tr>{heads}</tr>{lines}</table>{body}</body></html>
-"""
+    """An HTML page without external files: the summary, then original, mask and every model's image.
+
+    most  rows that are shown with their images
+    """
+    rows = [{"prompt": row.prompt, "figures": _figures(results, row)} for row in results.rows[:most]]
+    return render("inpainting.html", results=results, summary=results.summary(), rows=rows)
 
 
-def _section(results: Results, row: LayoutRow) -> str:
-    figures = [_figure(row.image, "original", ""), _figure(row.mask, "mask", "")]
+def _figures(results: Results, row: LayoutRow) -> list[dict[str, Any]]:
+    """The row's original and mask, and every model's image with its scores, or with the reason for none."""
+    figures = [_figure(row.image, "original"), _figure(row.mask, "mask")]
     for record in results.records:
         if record["name"] == row.name:
             path = results_of(results.folder)[record["model"]].get(row.name)
-            there = [name for name in results.measures if not _is_nan(record[name])]
-            scores = "<br>".join(f"{html.escape(name)} {record[name]:.3f}" for name in there)
-            figures.append(_figure(path, record["model"], scores or html.escape(record["error"])))
-    return f"<h2>{html.escape(row.prompt)}</h2><div>{''.join(figures)}</div>"
+            scores = {name: record[name] for name in results.measures if not _is_nan(record[name])}
+            figures.append(_figure(path, record["model"], scores, "" if scores else record["error"]))
+    return figures
 
 
-def _figure(path: Path | None, name: str, words: str) -> str:
+def _figure(
+    path: Path | None, name: str, scores: Mapping[str, float] | None = None, error: str = ""
+) -> dict[str, Any]:
     try:
-        shown = f'<img src="{thumbnail(path)}" alt="{html.escape(name)}">' if path else ""
+        picture = thumbnail(path) if path else ""
     except ImageRewardError:
-        shown = ""
-    return f"<figure>{shown}<figcaption>{html.escape(name)}<br>{words}</figcaption></figure>"
+        picture = ""
+    return {"name": name, "picture": picture, "scores": scores or {}, "error": error}
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -169,23 +162,3 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-def _cell(value: Any) -> str:
-    if _is_nan(value):
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
-
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 70rem;
-       color: #1d2430; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1rem; margin: 1.6rem 0 .4rem }
-table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: right }
-tr { border-bottom: 1px solid #d9dee7 } td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left }
-figure { display: inline-block; vertical-align: top; margin: 0 .5rem .5rem 0; width: 11rem }
-img { width: 100%; display: block } figcaption { font-size: .8rem; color: #4a5568; overflow-wrap: anywhere }
-@media (prefers-color-scheme: dark) {
-  body { color: #e4e8ef; background: #14181f } figcaption { color: #a8b2c1 } tr { border-color: #333c4a } }
-"""

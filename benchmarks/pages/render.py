@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable
 
 from benchmarks.lib.paths import RESULTS, ROOT
-from benchmarks.pages import scoring_tables, training_tables
+from benchmarks.pages import judge_tables, scoring_tables, training_tables
 
 PAGES = (
     ROOT / "docs/measured-scoring.md",
     ROOT / "docs/measured-training.md",
     ROOT / "docs/shapes.md",
+    ROOT / "docs/judges.md",
     ROOT / "imagereward/assets/ImageReward-tiny/README.md",
 )
 
@@ -35,6 +36,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "serve-cpu": scoring_tables.serve,
     "serve-cuda": scoring_tables.serve,
     "refused-requests": scoring_tables.refused,
+    "judges-cpu": judge_tables.judges,
+    "judge-costs": judge_tables.costs,
 }
 
 

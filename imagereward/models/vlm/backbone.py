@@ -210,9 +210,9 @@ class Backbone(nn.Module):
         """Let layers recompute their activations in the backward pass, or keep them."""
         self.recompute = enable
         if enable:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            self.model.gradient_checkpointing_disable()
+            self.model.activation_checkpointing_disable()
 
     def _new_cache(self) -> Any:
         from transformers import DynamicCache

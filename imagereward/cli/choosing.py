@@ -46,7 +46,7 @@ def choose(
     download_root: Root = None,
     offline: Offline = False,
 ) -> None:
-    """Choose the better of two images on a local page, again and again.
+    """Choose the better of two images on a local page.
 
     Every choice is on the disk at once. The next pair is the one with the closest scores, by the scorer or,
     once there is one, with the adapter; every third is a random one. The button on the page teaches the

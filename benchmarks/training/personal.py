@@ -166,7 +166,7 @@ def draw(result: dict) -> None:
     tastes = [taste for taste in TASTES if any(cell["taste"] == taste for cell in cells)]
     figure, axes = panels(1, len(tastes), (3.4 * len(tastes), 3.4), sharey=True, squeeze=False)
     for axis, taste in zip(axes[0], tastes):
-        for method in METHODS:
+        for place, method in enumerate(METHODS):
             points = []
             for count in (0, *RANKINGS):
                 values = [
@@ -178,7 +178,7 @@ def draw(result: dict) -> None:
                 if values and (count or method == "base"):
                     points.append((count, float(np.mean(values))))
             if points:
-                axis.plot(*zip(*points), marker="o", markersize=3, label=method)
+                axis.plot(*zip(*points), marker="o", markersize=4, label=method, color=f"C{place}")
         for each in result["reference"]:
             if each["taste"] == taste:
                 axis.axhline(
@@ -187,7 +187,8 @@ def draw(result: dict) -> None:
         axis.set_title(taste)
         axis.set_xlabel("rankings")
     axes[0][0].set_ylabel("agreement with the taste")
-    axes[0][-1].legend(fontsize=7)
+    named = {name: line for axis in axes[0] for line, name in zip(*axis.get_legend_handles_labels())}
+    axes[0][-1].legend(named.values(), named.keys(), fontsize=7)
     save(figure, PICTURE)
 
 

@@ -348,7 +348,7 @@ def test_the_recipes_whose_passes_the_page_counts_have_such_numbers():
 
 OLD = {"train_batch_size", "train_cfg"}  # of the other trainer, in the column of what is here
 TOGETHER = {  # what a value needs beside it
-    "gradient.draw": ["gradient.steps=suffix"],
+    "gradient.draw": ["gradient.mode=suffix"],
     "kl.form": ["kl.beta=0.1"],
     "times.draw": ["times={count=1}"],
     "times.first": ["times.last=11"],

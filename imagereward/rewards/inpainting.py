@@ -65,19 +65,11 @@ class Preservation(RowScorer):
         return -outside_distance(pixels_B_3_H_W, seen.to(pixels_B_3_H_W), masks)
 
 
-class InsideMask(RowScorer):
-    """Another scorer's score of the mask's bounding box.
+class AroundScorer(RowScorer):
+    """A reward made of another one's values, `scorer`: differentiable, and taking turns, if that one is."""
 
-    scorer   any scorer. Its gradient reaches the pixels of the box
-    least    the box is grown to at least so many pixels a side, within the image; default: the side of the
-             scorer's input, 224 for a scorer without one
-    name     default: inside(NAME)
-    """
-
-    def __init__(self, scorer: PairScorer, least: int | None = None, name: str | None = None):
-        own = getattr(getattr(scorer, "preprocess", None), "size", None)
-        self.scorer, self.least = scorer, least or own or DEFAULT_LEAST
-        self.name = name or f"inside({scorer.name})"
+    def __init__(self, scorer: PairScorer, name: str):
+        self.scorer, self.name = scorer, name
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -88,6 +80,21 @@ class InsideMask(RowScorer):
     def takes_turns(self) -> bool:  # type: ignore[override]
         """As the scorer."""
         return self.scorer.takes_turns
+
+
+class InsideMask(AroundScorer):
+    """Another scorer's score of the mask's bounding box.
+
+    scorer   any scorer. Its gradient reaches the pixels of the box
+    least    the box is grown to at least so many pixels a side, within the image; default: the side of the
+             scorer's input, 224 for a scorer without one
+    name     default: inside(NAME)
+    """
+
+    def __init__(self, scorer: PairScorer, least: int | None = None, name: str | None = None):
+        own = getattr(getattr(scorer, "preprocess", None), "size", None)
+        super().__init__(scorer, name or f"inside({scorer.name})")
+        self.least = least or own or DEFAULT_LEAST
 
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
@@ -113,7 +120,7 @@ class InsideMask(RowScorer):
         return torch.stack(rewards)
 
 
-class ShareWeighted(RowScorer):
+class ShareWeighted(AroundScorer):
     """Another reward whose weight in a sum is, row by row, the mask's share m of the image, or 1 - m.
 
     scorer   any reward; its own values are what is logged, and, with advantages_of="each", standardised
@@ -124,18 +131,8 @@ class ShareWeighted(RowScorer):
     """
 
     def __init__(self, scorer: PairScorer, rest: bool = False):
-        self.scorer, self.rest = scorer, rest
-        self.name = f"{'rest_share' if rest else 'mask_share'}({scorer.name})"
-
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """As the scorer."""
-        return self.scorer.differentiable
-
-    @property
-    def takes_turns(self) -> bool:  # type: ignore[override]
-        """As the scorer."""
-        return self.scorer.takes_turns
+        super().__init__(scorer, f"{'rest_share' if rest else 'mask_share'}({scorer.name})")
+        self.rest = rest
 
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None

@@ -47,8 +47,8 @@ class Objective(ABC):
     def snapshots(self) -> Sequence[str]:
         """Names of the snapshots that the trainer takes of the weights before the first update.
 
-        `policy.snapshots` holds them by name, and checkpoints save them. "reference" stays as it is; the
-        objective may move other snapshots in `end_update`. Default: none.
+        `policy.snapshots` holds them by name, and checkpoints save them. They stay as they are unless the
+        objective moves or replaces them in `end_update`. Default: none.
         """
         return ()
 

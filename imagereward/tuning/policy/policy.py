@@ -51,6 +51,7 @@ class Policy:
     dynamics   the sampling grid and its noise; `i_B` are indices [B] on the grid, from 0
     guidance   scale of classifier-free guidance; 1 and below is none
     snapshots  copies of the trainable weights by name. "reference" is the network at the start of training,
+               unless the objective replaces it,
                "ema" a moving average of it; objectives may add others and move them in `end_update`
     hybrid     how `sample` divides the steps between this network and the base; None: it takes all
     """

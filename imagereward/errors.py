@@ -80,6 +80,10 @@ class RewardError(ImageRewardError, RuntimeError):
     """A reward used for training failed for all images of an update, despite retries."""
 
 
+class ProcessLostError(ImageRewardError, RuntimeError):
+    """Another process of a training ended or no longer answers; the message names it."""
+
+
 class NonFiniteLossError(ImageRewardError, ArithmeticError):
     """A loss or gradient in training was NaN or infinite; the update was not applied."""
 

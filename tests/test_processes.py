@@ -18,6 +18,7 @@ from test_refl import brightness, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.errors import ImageRewardError
+from imagereward.tuning.parallel import whole
 from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.accelerate_setup import make_accelerator
 from imagereward.tuning.trainer.trainer import Trainer
@@ -39,7 +40,7 @@ def train(call, out):
     def keep(optimizer, *_):
         nonlocal steps
         steps += 1
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        gradients = [whole(p.grad) for group in optimizer.param_groups for p in group["params"]]
         if first:
             torch.save(gradients, f"{out}.gradients-{steps}.pt")
 

@@ -17,6 +17,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def processes_here() -> int:
+    """The number of processes that the launcher started on this machine; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def several_on_cpus() -> bool:
     """Whether a launcher started several processes on a machine without a GPU or another accelerator.
 

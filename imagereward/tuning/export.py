@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.parallel import class_of, is_sharded
 from imagereward.version import __version__
 
 CARD_FILE = "README.md"
@@ -29,22 +31,23 @@ def save_result(
     history  the logged numbers
     ended    why the training ended
 
-    `DiffusionPipeline.from_pretrained` reads the pipeline, `load_lora_weights` the adapters.
+    `DiffusionPipeline.from_pretrained` reads the pipeline, `load_lora_weights` the adapters. A sharded network
+    is replaced by the whole one in the pipeline.
     """
     pipeline, network = denoiser.pipeline, denoiser.network
     if config["lora"] is not None:
         save_lora(denoiser, learned, output)
     else:
         whole = network
-        if any(
-            name not in learned or value.shape != learned[name].shape or hasattr(value, "full_tensor")
-            for name, value in network.named_parameters()
-        ):  # accelerate wraps the network, or this process holds a shard of it
-            whole = type(network).from_config(network.config)
-            whole.load_state_dict(dict(learned))
+        if is_sharded(network) or network.state_dict().keys() - learned.keys():
+            # The weights are put in as they are: a second copy of a large network may not fit.
+            with init_empty_weights(include_buffers=False):
+                whole = class_of(network).from_config(network.config)
+            whole.load_state_dict(dict(learned), assign=True)
         setattr(pipeline, _name_of(pipeline, network), whole)
         pipeline.save_pretrained(output)
-        setattr(pipeline, _name_of(pipeline, whole), network)
+        if not is_sharded(network):
+            setattr(pipeline, _name_of(pipeline, whole), network)
     text = card(config, history, ended, loading_lines(denoiser.pipeline, output, config))
     (output / CARD_FILE).write_text(text, encoding="utf-8")
 

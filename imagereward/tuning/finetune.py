@@ -12,6 +12,7 @@ from imagereward.precision import DTYPES, Exact, cast, unrounded
 from imagereward.tuning.config import build
 from imagereward.tuning.data.prompts import read_prompts, read_rows
 from imagereward.tuning.data.requests import Row, prompts_of
+from imagereward.tuning.distributed import processes_here
 from imagereward.tuning.evaluation.evaluate import Evaluation
 from imagereward.tuning.export import loading_lines, save_lora, save_result
 from imagereward.tuning.families.base import Denoiser
@@ -20,17 +21,28 @@ from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
+from imagereward.tuning.parallel import shard
 from imagereward.tuning.policy.policy import BASE, Hybrid, Policy
 from imagereward.tuning.policy.quantization import quantize_to_4bit
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import set_trainable
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
-from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
+from imagereward.tuning.trainer.accelerate_setup import (
+    accelerating,
+    join,
+    make_accelerator,
+    start_trackers,
+)
+from imagereward.tuning.trainer.checkpoint import latest_state
+from imagereward.tuning.trainer.liveness import watched
 from imagereward.tuning.trainer.memory import keep_freed_memory
 from imagereward.tuning.trainer.plan import generator_plan, outcome
 from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
 from imagereward.tuning.trainer.trainer import Trainer
+
+# Keys that change where weights are, and not what is computed: a run may go on with others.
+HOW_SHARDED = ("sharding", "sharding_group", "offload", "save_in_background")
 
 
 @accelerating()
@@ -47,18 +59,28 @@ def train_generator(
     config), `history.json` (logged numbers), `samples/` (grids of images) and the last checkpoints. Raises
     InputError for settings or data that cannot be trained, NonFiniteLossError for a loss or a gradient that
     is not finite, RewardError for a reward that fails for all images, CheckpointError for a checkpoint that
-    cannot be written or read.
+    cannot be written or read, ProcessLostError in all other processes if one of several ends too early.
+
+    With sharded weights the returned pipeline has all of them, on the CPU, in the first process alone, and under
+    LoRA in none: load the result from `output`.
     """
+    output = Path(config.output).expanduser()
+    rank, ranks = join()
+    with watched(rank, ranks, lambda: latest_state(output)):
+        return _train(config, model, reward, prompts)
+
+
+def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[Row] | None) -> Any:
     values = config.model_dump(exclude={"resume"})
     # At a constant learning rate a run is the beginning of a run with more updates, and may be continued.
-    may_differ = ("updates",) if config.schedule == "constant" else ()
+    may_differ = (*HOW_SHARDED, *(("updates",) if config.schedule == "constant" else ()))
     output = check_run_directory(config.output, values, config.resume, may_differ)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
     form = (config.prompt_column, config.encoding)
     for source in (named, config.evaluation.prompts or None):
         if source is not None:
             read_prompts(source, *form)  # finds mistakes before gigabytes of weights are loaded
-    accelerator = make_accelerator(config, output)
+    accelerator = make_accelerator(config, output, config.sharding != "none")
     device = accelerator.device
     if device.type == "cpu":
         keep_freed_memory()
@@ -66,6 +88,17 @@ def train_generator(
     rewards = open_rewards(wanted, device) if wanted else None
     held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
     denoiser, exact = _open(config, model, device)
+    if config.sharding != "none":
+        shard(
+            denoiser.network,
+            denoiser.blocks,
+            config.sharding,
+            group=config.sharding_group or processes_here(),
+            ranks=accelerator.num_processes,
+            device=device,
+            precision=config.precision,
+            offload=config.offload,
+        )
     rows = read_rows(named, denoiser.inputs, *form) if named is not None else []
     watched = rows
     if config.evaluation.prompts:
@@ -130,7 +163,8 @@ def _open(config: GeneratorConfig, model: Any, device: torch.device) -> tuple[De
     cast(denoiser.network, dtype)
     if config.quantize:
         quantize_to_4bit(denoiser.network, device)
-    denoiser.network.to(device)
+    if config.sharding == "none":  # else a block at a time is moved, when it is sharded
+        denoiser.network.to(device)
     exact = cast_frozen(config, denoiser)
     for frozen in denoiser.frozen:
         if frozen is not vae:

@@ -52,6 +52,11 @@ class TrainerConfig(OptimizerConfig):
     evaluate_every: int = Field(20, ge=1, description="evaluate every this many updates")
     save_every: int = Field(20, ge=1, description="write a checkpoint every this many updates")
     keep_checkpoints: int = Field(3, ge=1, description="number of newest checkpoints that are kept")
+    save_in_background: bool = Field(
+        False,
+        description="write checkpoints of sharded weights while training goes on, from a copy in the host's "
+        "memory",
+    )
     trackers: tuple[str, ...] = Field(
         (),
         strict=False,
@@ -61,9 +66,9 @@ class TrainerConfig(OptimizerConfig):
     resume: bool = Field(False, description="resume from the last checkpoint in `output`")
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
-        """Raises InputError for batch sizes that `ranks` processes cannot share, and for an ema of shards.
+        """Raises InputError for batch sizes that `ranks` processes cannot share.
 
-        sharded  whether weights are sharded (FSDP); each process then needs the same number of chunks
+        sharded  whether weights are in shards; each process then needs the same number of chunks
         """
         parts = -(-self.batch_size // self.micro_batch)
         if parts < ranks or (sharded and parts % ranks):
@@ -72,8 +77,6 @@ class TrainerConfig(OptimizerConfig):
                 f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: an update has {parts} parts "
                 f"for {ranks} processes; expected {expected}"
             )
-        if sharded and self.ema:
-            raise InputError(f"ema={self.ema}: no average is kept of sharded weights; expected ema=0")
 
 
 class EvaluationConfig(Config):

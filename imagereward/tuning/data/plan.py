@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from imagereward.errors import InputError
 from imagereward.tuning.data.chunks import Chunk
 
 
@@ -19,6 +20,7 @@ class UpdatePlan:
     group         samples in a group, such as the images of one prompt; a group has consecutive numbers
     whole_groups  all samples of a group go to one process. No chunk then has a part of one group and a part
                   of another
+    equal         every process must get equally many chunks: those of sharded weights compute together
     """
 
     update: int
@@ -28,6 +30,7 @@ class UpdatePlan:
     ranks: int = 1
     group: int = 1
     whole_groups: bool = False
+    equal: bool = False
 
     @property
     def first(self) -> int:
@@ -46,8 +49,21 @@ class UpdatePlan:
 
     @property
     def mine(self) -> list[Chunk]:
-        """The chunks of this process, in order; may be empty where there are fewer chunks than processes."""
-        return [chunk for chunk, owner in self._dealt() if owner == self.rank]
+        """The chunks of this process, in order; may be empty where there are fewer chunks than processes.
+
+        Raises InputError, in every process alike, if they must be `equal` and are not.
+        """
+        dealt = self._dealt()
+        counts = [sum(owner == rank for _, owner in dealt) for rank in range(self.ranks)]
+        if self.equal and len(set(counts)) > 1:
+            of_groups = f", whole groups of {self.group}" if self.whole_groups else ""
+            raise InputError(
+                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}{of_groups}: {self.ranks} "
+                f"processes would compute {counts} parts; sharded weights need equal numbers: expected a "
+                "batch_size that is a multiple of processes * micro_batch, and of processes * group with "
+                "whole groups"
+            )
+        return [chunk for chunk, owner in dealt if owner == self.rank]
 
     def resized(self, batch_size: int, micro_batch: int | None = None) -> "UpdatePlan":
         """The same update and process with another batch size, for a second objective in a weighted sum."""

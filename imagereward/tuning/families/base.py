@@ -25,6 +25,7 @@ class Denoiser(Protocol):
                     embeddings can be put in its place
     text_sequences  which of these tensors are sequences of a length that varies, with their masks, as in
                     `Condition.sequences`; empty where every prompt is padded to one length
+    blocks          class names of the network's repeated modules, which sharding gathers one at a time
     lora_targets    suffixes of the names of the linear layers that get low-rank adapters
     """
 
@@ -35,6 +36,7 @@ class Denoiser(Protocol):
     resolution: ImageSize
     text: Text
     text_sequences: Mapping[str, str]
+    blocks: Sequence[str]
     lora_targets: Sequence[str]
 
     @property

@@ -41,6 +41,7 @@ class FluxDenoiser:
     """
 
     text_sequences = FIXED_LENGTH
+    blocks = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     lora_targets = (
         *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),
         *("attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v"),

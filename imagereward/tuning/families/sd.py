@@ -33,6 +33,7 @@ class SDDenoiser:
     """
 
     text_sequences = FIXED_LENGTH
+    blocks = ("BasicTransformerBlock", "ResnetBlock2D")
     lora_targets = ("to_k", "to_out.0", "to_q", "to_v")
 
     def __init__(

@@ -32,6 +32,7 @@ class SD3Denoiser:
     """
 
     text_sequences = FIXED_LENGTH
+    blocks = ("JointTransformerBlock",)
     lora_targets = (
         *("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out"),
         *("to_k", "to_out.0", "to_q", "to_v"),

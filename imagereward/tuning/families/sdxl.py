@@ -28,6 +28,7 @@ class SDXLDenoiser:
     """
 
     text_sequences = FIXED_LENGTH
+    blocks = ("BasicTransformerBlock", "ResnetBlock2D")
     lora_targets = ("to_k", "to_out.0", "to_q", "to_v")
 
     def __init__(self, pipeline, resolution: Resolution | None = None):

@@ -9,6 +9,7 @@ from imagereward.errors import InputError
 from imagereward.tuning.data.image_size import Resolution, parse_resolution
 from imagereward.tuning.data.requests import Row
 from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.parallel import Mode
 from imagereward.tuning.policy.trainable import LoRA
 from imagereward.tuning.rewards.scoring import ScoringConfig
 from imagereward.tuning.rewards.weighted import Rewards
@@ -76,6 +77,17 @@ class GeneratorConfig(TrainerConfig):
     quantize: bool = Field(
         False, description="hold the network's frozen weights in 4 bits; needs lora and bitsandbytes"
     )
+    sharding: Mode = Field(
+        "none",
+        description="whether each process holds all weights (none), or a share of gradients and moments "
+        "(zero2), of the weights too (full), or of all of them within groups of processes (hybrid)",
+    )
+    sharding_group: int = Field(
+        0, ge=0, description='processes of a group, for sharding="hybrid"; 0: those of one machine'
+    )
+    offload: bool = Field(
+        False, description="hold sharded weights, gradients and moments in the host's memory: slower"
+    )
     checkpointing: bool = Field(
         True, description="recompute activations in the backward pass: slower, with less memory"
     )
@@ -103,6 +115,32 @@ class GeneratorConfig(TrainerConfig):
     def _quantised_under_lora(self):
         if self.quantize and self.lora is None:
             raise ValueError("quantize=true without lora: weights in 4 bits cannot learn; add lora.rank=...")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self):
+        if self.sharding == "none":
+            if self.sharding_group or self.offload:
+                raise ValueError("sharding_group and offload are for sharded weights; expected sharding=...")
+            return self
+        if self.sharding_group and self.sharding != "hybrid":
+            raise ValueError(f"sharding_group with sharding={self.sharding!r}: it is for sharding='hybrid'")
+        named = f"with sharding={self.sharding!r}"
+        if self.quantize:
+            raise ValueError(
+                f"quantize=true {named}: weights in 4 bits have scales of their own, which torch cannot "
+                "shard; such a network mostly fits one card: leave sharding out"
+            )
+        if self.optimizer == "adamw-8bit":
+            raise ValueError(
+                f"optimizer='adamw-8bit' {named}: bitsandbytes does not know shards; expected 'adamw', whose "
+                "moments are sharded"
+            )
+        if self.precision == "float16":
+            raise ValueError(
+                f"precision='float16' {named}: processes would disagree about the loss's scale; expected "
+                "'bfloat16'"
+            )
         return self
 
     def dynamics(self, denoiser: Denoiser) -> Dynamics:

@@ -110,11 +110,17 @@ class ReFLConfig(GeneratorConfig):
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
         super().check_processes(ranks, sharded)
-        drawn = self.gradient.mode != "last"
+        mode = self.gradient.mode
+        drawn, several = mode != "last", mode == "suffix" or (mode == "last" and self.gradient.count > 1)
         if sharded and drawn and self.gradient.shared_by % ranks:
             raise InputError(
                 f"gradient.shared_by={self.gradient.shared_by}: with sharded weights all {ranks} processes "
                 f"take the same steps; expected a multiple of {ranks}"
+            )
+        if sharded and several and self.reference_weight:
+            raise InputError(
+                f"reference_weight={self.reference_weight}: with sharded weights the distance to "
+                'the reference is taken over one step; expected gradient.mode="one", or "last" with count=1'
             )
 
     def make(self, job: ObjectiveContext) -> Any:

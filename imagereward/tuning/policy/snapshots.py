@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from imagereward.errors import CheckpointError
+from imagereward.tuning.parallel import is_sharded, whole
 from imagereward.tuning.policy.trainable import trainable_parameters
 
 
@@ -45,7 +46,7 @@ class Snapshot:
         are copied in and back, and the backward pass gathers them after they are restored.
         """
         own = {
-            name: value.detach().clone() if _is_sharded(value) else value.data
+            name: value.detach().clone() if is_sharded(value) else value.data
             for name, value in _parameters(network).items()
         }
         _put(network, self.weights)
@@ -56,10 +57,7 @@ class Snapshot:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The weights by name, unsharded, on the CPU. With sharded weights all processes must call this."""
-        return {
-            name: (value.full_tensor() if _is_sharded(value) else value).cpu().contiguous()  # type: ignore[attr-defined]
-            for name, value in self.weights.items()
-        }
+        return {name: whole(value).cpu().contiguous() for name, value in self.weights.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -70,7 +68,7 @@ class Snapshot:
             )
         for name, own in self.weights.items():
             value = state[name].to(own.device)
-            if _is_sharded(own):
+            if is_sharded(own):
                 from torch.distributed.tensor import distribute_tensor
 
                 value = distribute_tensor(value, own.device_mesh, own.placements)  # type: ignore[attr-defined]
@@ -105,13 +103,9 @@ def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def _put(network: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Give the trainable parameters these values."""
     for name, parameter in _parameters(network).items():
-        if _is_sharded(parameter):
+        if is_sharded(parameter):
             parameter.copy_(values[name])
         else:
             parameter.data = values[name]
     # Autocast keeps half-precision copies of the previous weights until its outermost context ends.
     torch.clear_autocast_cache()
-
-
-def _is_sharded(value: torch.Tensor) -> bool:
-    return hasattr(value, "full_tensor")  # a DTensor

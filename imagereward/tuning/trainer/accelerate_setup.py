@@ -5,13 +5,21 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch.distributed import HashStore
 
 from imagereward.errors import InputError
 from imagereward.tuning.distributed import check_together, several_on_cpus
 from imagereward.tuning.settings import TrainerConfig
+
+# Processes that each hold all weights, as accelerate starts them; shards are `tuning/parallel.py`'s.
+KINDS = (
+    DistributedType.NO,
+    *(kind for kind in DistributedType if kind.value.startswith("MULTI_")),
+)
 
 
 @contextmanager
@@ -25,22 +33,37 @@ def accelerating() -> Iterator[None]:
     if AcceleratorState._shared_state:
         yield
         return
-    first = not PartialState._shared_state
+    first, grouped = not PartialState._shared_state, torch.distributed.is_initialized()
     try:
         yield
     finally:
+        if not grouped and torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1:
+            torch.distributed.destroy_process_group()  # that `make_accelerator` made, for shards
         AcceleratorState._reset_state(reset_partial_state=first)
         GradientState._reset_state()
 
 
-def make_accelerator(config: TrainerConfig, output: Path) -> Accelerator:
+def join() -> tuple[int, int]:
+    """(index of this process, number of processes), when all processes of the launcher have found each other.
+
+    Raises ImageRewardError if the launcher started more.
+    """
+    # While the first process writes a checkpoint, the others wait.
+    state = PartialState(cpu=several_on_cpus(), timeout=timedelta(hours=2))
+    check_together(state.num_processes)
+    return state.process_index, state.num_processes
+
+
+def make_accelerator(config: TrainerConfig, output: Path, sharding: bool = False) -> Accelerator:
     """The Accelerator of this process, which has found all other processes of the launcher.
 
-    output  directory in which trackers write
+    output    directory in which trackers write
+    sharding  whether weights are sharded, which takes a process group even of one process
 
     Raises InputError for a tracker that is not installed and for a batch size that does not suit the
     processes, ImageRewardError if the processes have not found each other.
     """
+    join()
     try:
         accelerator = Accelerator(
             cpu=several_on_cpus(),
@@ -48,8 +71,6 @@ def make_accelerator(config: TrainerConfig, output: Path) -> Accelerator:
                 # Buffers do not change in training. Broadcasting them would also make processes with
                 # unequal numbers of forward passes wait for each other.
                 DistributedDataParallelKwargs(broadcast_buffers=False),
-                # While the first process writes a checkpoint, the others wait.
-                InitProcessGroupKwargs(timeout=timedelta(hours=2)),
             ],
             mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision],
             log_with=list(config.trackers) or None,
@@ -60,9 +81,15 @@ def make_accelerator(config: TrainerConfig, output: Path) -> Accelerator:
     found = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     if absent := sorted({*config.trackers} - {*found, "all"}):
         raise InputError(f"trackers={list(config.trackers)}: {', '.join(absent)} not installed")
-    check_together(accelerator.num_processes)
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    config.check_processes(accelerator.num_processes, sharded)
+    if accelerator.distributed_type not in KINDS:
+        raise InputError(
+            f"accelerate was told to use {accelerator.distributed_type}; expected no plugin in its config: "
+            'sharding="full" in the recipe shards weights'
+        )
+    config.check_processes(accelerator.num_processes, sharding)
+    if sharding and not torch.distributed.is_initialized():
+        backend = torch.distributed.get_default_backend_for_device(accelerator.device)
+        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return accelerator
 
 

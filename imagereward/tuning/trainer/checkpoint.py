@@ -5,6 +5,8 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from imagereward.errors import CheckpointError
+from imagereward.tuning.distributed import gather_objects
+from imagereward.tuning.policy.snapshots import Snapshot
+from imagereward.tuning.trainer import shards
 from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
 
 # Weights are in a subfolder, because diffusers' load_lora_weights takes any .safetensors in its folder for
@@ -34,77 +39,143 @@ LEARNED, OPTIMIZER, OBJECTIVE, STATE = (
 UNFINISHED = "unfinished-"
 # Gathers a sharded model's trainable weights on the first process; frozen weights are left out.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+# Errors of files that are missing, damaged or cannot be written; torch reports a full disk as RuntimeError.
+UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
+UNWRITABLE = (OSError, RuntimeError, SafetensorError)
 
 
 class Contents(NamedTuple):
     """What the trainer puts into a checkpoint beside the trained weights and the optimizer's moments.
 
     state      the trainer's own, for state.json: `trainer.STATE_KEYS`
-    snapshots  weights of the policy's snapshots, by the snapshot's name
+    snapshots  the policy's snapshots by name
     objective  the objective's `state_dict`
 
     The folder checkpoint-N: weights/learned.safetensors (trained weights), weights/NAME.safetensors for every
-    snapshot (ema, reference, old), optimizer.pt, objective.pt (if the objective has state), state.json, and
-    under LoRA the adapters in diffusers' format.
+    snapshot (ema, reference, old) and optimizer.pt, or shards/ in place of them where the weights are sharded
+    (`trainer/shards.py`); objective.pt (if the objective has state), state.json, and under LoRA the adapters
+    in diffusers' format.
     """
 
     state: dict[str, Any]
-    snapshots: dict[str, dict[str, torch.Tensor]]
+    snapshots: dict[str, Snapshot]
     objective: dict[str, Any]
 
 
-def save_checkpoint(
-    directory: Path,
-    update: int,
-    module: Any,
-    optimizer: torch.optim.Optimizer,
-    contents: Contents,
-    keep: int,
-    first: bool,
-    also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
-) -> Path:
-    """Write `directory`/checkpoint-`update`, then remove all but the last `keep` checkpoints.
+class CheckpointWriter:
+    """Writes the checkpoints of a run; all processes must call its methods together.
 
-    module     the network, with accelerate's wrapper if there is one
-    optimizer  its moments are saved
-    contents   everything else that is saved
-    first      whether this is the first process, which writes the files; all processes must call this
-    also       writes more files: a function of (the checkpoint's directory, weights by name). The weights
-               are those that the result would have: the snapshot "ema" if there is one, else the network's
+    directory   the run's directory
+    keep        number of newest checkpoints that are kept
+    rank, ranks index of this process, and the number of processes
+    background  write shards in a thread while training goes on, from a copy in the host's memory
+    also        writes more files into every checkpoint: a function of (the checkpoint's directory, weights by
+                name), called in the first process. The weights are those that the result would have: the
+                snapshot "ema" if there is one, else the network's
 
-    The checkpoint is written under another name and renamed when it is complete, so that a full disk or a
-    kill leaves the previous checkpoint intact. Returns the checkpoint's path. Raises CheckpointError if it
-    cannot be written.
+    A checkpoint is written under another name and renamed when it is complete, so that a full disk or a kill
+    leaves the previous checkpoint intact.
     """
-    learned = whole_weights(module)
-    moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
-    path = directory / f"checkpoint-{update}"
-    if not first:
+
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        rank: int,
+        ranks: int,
+        background: bool = False,
+        also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
+    ):
+        self.directory, self.keep, self.rank, self.ranks, self.also = directory, keep, rank, ranks, also
+        self.background = shards.Background() if background else None
+        self.pending: Path | None = None  # the checkpoint that a thread is writing
+
+    def save(
+        self, update: int, module: Any, optimizer: torch.optim.Optimizer, contents: Contents, sharded: bool
+    ) -> Path:
+        """Write checkpoint-`update`, then remove all but the last `keep` checkpoints; returns its path.
+
+        module     the network, with accelerate's wrapper if there is one
+        optimizer  its moments are saved
+        sharded    whether every process writes its own shards, instead of the first all weights
+
+        With `background` the checkpoint is there after the next `finish`, which this calls first. Raises
+        CheckpointError, in every process alike, if one of them cannot write its part.
+        """
+        self.finish()
+        path = self.directory / f"checkpoint-{update}"
+        self.pending, part = path, self._unfinished(path)
+        self._alike(path, lambda: self._prepared(part), self.rank == 0)
+        self._alike(path, lambda: part.resolve(strict=True), sharded)  # before a process writes elsewhere
+        learned = {} if sharded and self.also is None else whole_weights(module)
+        average = contents.snapshots.get("ema")
+        result = learned if average is None or self.also is None else average.state_dict()
+        if not sharded:
+            moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
+            snapshots = {name: each.state_dict() for name, each in contents.snapshots.items()}
+            self._alike(path, lambda: _write_whole(part, learned, snapshots, moments), self.rank == 0)
+        self._alike(path, lambda: self._write_rest(part, contents, result), self.rank == 0)
+        if sharded:
+            tensors = _sharded_tensors(module, optimizer, contents.snapshots)
+            if self.background is not None:
+                start = partial(self.background.start, tensors, part / shards.FOLDER)
+                self._alike(path, start, True)
+                return path
+            self._alike(path, lambda: shards.write(tensors, part / shards.FOLDER), True)
+        self._publish()
         return path
-    unfinished = directory / f"{UNFINISHED}{path.name}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        (unfinished / WEIGHTS).mkdir(parents=True)
-        save_file(learned, unfinished / LEARNED)
-        for name, weights in contents.snapshots.items():
-            save_file(weights, unfinished / WEIGHTS / f"{name}.safetensors")
-        torch.save(moments, unfinished / OPTIMIZER)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that a thread is writing, if there is one, and make it visible."""
+        if self.pending is not None and self.background is not None:
+            self._alike(self.pending, self.background.wait, True)
+            self._publish()
+
+    def _publish(self) -> None:
+        """Rename the complete checkpoint, and remove old ones."""
+        path = self.pending
+        assert path is not None
+        self._alike(path, lambda: _replace(self._unfinished(path), path), self.rank == 0)
+        self.pending = None
+        if self.rank == 0:
+            for old in checkpoints(self.directory)[: -self.keep]:
+                shutil.rmtree(old)
+
+    def _unfinished(self, path: Path) -> Path:
+        return self.directory / f"{UNFINISHED}{path.name}"
+
+    @staticmethod
+    def _prepared(part: Path) -> None:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+
+    def _write_rest(self, part: Path, contents: Contents, result: Mapping[str, torch.Tensor]) -> None:
         if contents.objective:
-            torch.save(contents.objective, unfinished / OBJECTIVE)
-        (unfinished / STATE).write_text(json.dumps(contents.state) + "\n", encoding="utf-8")
-        if also is not None:
-            also(unfinished, contents.snapshots.get("ema", learned))
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
-        shutil.rmtree(unfinished, ignore_errors=True)
-        before = latest_state(directory)
+            torch.save(contents.objective, part / OBJECTIVE)
+        (part / STATE).write_text(json.dumps(contents.state) + "\n", encoding="utf-8")
+        if self.also is not None:
+            self.also(part, result)
+
+    def _alike(self, path: Path, act: Callable[[], Any], mine: bool) -> None:
+        """Call `act` where `mine` is true; raise in every process if it failed in one."""
+        failed = None
+        if mine:
+            try:
+                act()
+            except (*UNWRITABLE, *shards.ERRORS) as error:
+                failed = shards.reason(error)
+        found = gather_objects(failed, self.ranks)
+        if not any(found):
+            return
+        if self.rank == 0:
+            with suppress(OSError):
+                shutil.rmtree(self._unfinished(path))
+        self.pending = None
+        which = [f"process {rank}: {why}" if self.ranks > 1 else why for rank, why in enumerate(found) if why]
         raise CheckpointError(
-            f"{path} could not be written: {error}; the last checkpoint is {before or 'none'}"
-        ) from error
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(unfinished, path)
-    for old in checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
-    return path
+            f"{path} could not be written: {'; '.join(which)}; the last checkpoint is "
+            f"{latest_state(self.directory) or 'none'}"
+        )
 
 
 def whole_weights(module) -> dict[str, torch.Tensor]:
@@ -115,31 +186,102 @@ def whole_weights(module) -> dict[str, torch.Tensor]:
     return {name: value.contiguous() for name, value in get_model_state_dict(module, options=WHOLE).items()}  # type: ignore[union-attr]
 
 
-def load_checkpoint(path: Path, module: Any, optimizer: torch.optim.Optimizer) -> Contents:
-    """Load a checkpoint's weights into `module` and its moments into `optimizer`; returns the rest.
+def load_checkpoint(
+    path: Path,
+    module: Any,
+    optimizer: torch.optim.Optimizer,
+    snapshots: dict[str, Snapshot],
+    new: Callable[[], Snapshot],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Load a checkpoint's weights, moments and snapshots in place; returns (state, the objective's state).
 
-    Raises CheckpointError for files that are damaged, missing, or of another model.
+    snapshots  the policy's snapshots by name; those that only the checkpoint has are added
+    new        makes a snapshot of the network
+
+    The weights of module and checkpoint may be sharded differently, or one of them not at all. Raises
+    CheckpointError for files that are damaged, missing, or of another model.
     """
+    # Names only, so without gathering the weights, which the first process alone would get.
+    names = set(get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)))
     try:
-        learned: dict[str, Any] = dict(load_file(path / LEARNED))
-        moments = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        files = sorted(set(path.glob(f"{WEIGHTS}/*.safetensors")) - {path / LEARNED})
-        snapshots = {file.stem: load_file(file) for file in files}
         objective = {}
         if (path / OBJECTIVE).is_file():
             objective = torch.load(path / OBJECTIVE, weights_only=True, map_location="cpu")
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    # Names only, so without gathering the weights, which the first process alone would get.
-    expected = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)).keys()
-    if learned.keys() != expected:
-        differing = sorted(learned.keys() ^ expected)
-        raise CheckpointError(f"{path} is of another model: {len(differing)} names differ, {differing[:4]}")
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
-    set_model_state_dict(module, learned, options=options)
+        if (path / shards.FOLDER).is_dir():
+            kept = shards.names(path / shards.FOLDER)
+            _check_names(path, names, {name for kind, name in kept if kind == "learned"})
+            for kind in {kind for kind, _ in kept} - {"learned", "optimizer"}:
+                snapshots.setdefault(kind, new())
+            _read_shards(path, module, optimizer, snapshots)
+        else:
+            _read_whole(path, names, module, optimizer, snapshots, new)
+    except (*UNREADABLE, *shards.ERRORS) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {shards.reason(error)}") from error
+    return state, objective
+
+
+def _sharded_tensors(
+    module: Any, optimizer: torch.optim.Optimizer, snapshots: Mapping[str, Snapshot]
+) -> dict[tuple[str, str], torch.Tensor]:
+    """All tensors of a checkpoint by (kind, name): kind is "learned", "optimizer", or a snapshot's name."""
+    learned = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True))
+    tensors: dict[tuple[str, str], Any] = {("learned", name): value for name, value in learned.items()}
+    moments: Any = get_optimizer_state_dict(module, optimizer)["state"]
+    for name, parts in moments.items():
+        tensors |= {("optimizer", f"{name}/{part}"): value for part, value in parts.items()}
+    for kind, snapshot in snapshots.items():
+        tensors |= {(kind, name): value for name, value in snapshot.weights.items()}
+    return tensors
+
+
+def _read_shards(path: Path, module: Any, optimizer: torch.optim.Optimizer, snapshots) -> None:
+    tensors = _sharded_tensors(module, optimizer, snapshots)
+    shards.read(tensors, path / shards.FOLDER)
+    moments: Any = get_optimizer_state_dict(module, optimizer)
+    for (kind, name), value in tensors.items():
+        if kind == "optimizer":
+            parameter, _, part = name.rpartition("/")
+            moments["state"][parameter][part] = value
+    learned: dict[str, Any] = {name: value for (kind, name), value in tensors.items() if kind == "learned"}
+    set_model_state_dict(module, learned, options=StateDictOptions(strict=False))
+    set_optimizer_state_dict(module, optimizer, moments)
+
+
+def _write_whole(part: Path, learned, snapshots: Mapping[str, Any], moments) -> None:
+    (part / WEIGHTS).mkdir()
+    save_file(learned, part / LEARNED)
+    for name, weights in snapshots.items():
+        save_file(weights, part / WEIGHTS / f"{name}.safetensors")
+    torch.save(moments, part / OPTIMIZER)
+
+
+def _read_whole(
+    path: Path, names: set[str], module: Any, optimizer: torch.optim.Optimizer, snapshots, new
+) -> None:
+    learned: dict[str, Any] = dict(load_file(path / LEARNED))
+    moments = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
+    files = sorted(set(path.glob(f"{WEIGHTS}/*.safetensors")) - {path / LEARNED})
+    weights = {file.stem: load_file(file) for file in files}
+    _check_names(path, names, set(learned))
+    set_model_state_dict(
+        module, learned, options=StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+    )
     set_optimizer_state_dict(module, optimizer, moments, options=WHOLE)
-    return Contents(state, snapshots, objective)
+    for name, values in weights.items():
+        snapshots.setdefault(name, new()).load_state_dict(values)
+
+
+def _check_names(path: Path, expected: set[str], found: set[str]) -> None:
+    if differing := sorted(expected ^ found):
+        raise CheckpointError(f"{path} is of another model: {len(differing)} names differ, {differing[:4]}")
+
+
+def _replace(unfinished: Path, path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(unfinished, path)
 
 
 def latest_state(directory: Path, most: int | None = None) -> Path | None:

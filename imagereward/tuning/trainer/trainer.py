@@ -21,15 +21,17 @@ from imagereward.errors import (
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.distributed import all_reduce_sums, gather_objects
 from imagereward.tuning.objectives.base import Objective
+from imagereward.tuning.parallel import is_sharded, whole
+from imagereward.tuning.policy.average import move_average
 from imagereward.tuning.policy.policy import Learner
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
 from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.checkpoint import (
+    CheckpointWriter,
     Contents,
     latest_state,
     load_checkpoint,
-    save_checkpoint,
     whole_weights,
 )
 from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer
@@ -60,13 +62,12 @@ class Trainer:
         """A loop over the updates of `config`, resumed from a checkpoint in `output` if the config says so.
 
         learner    the network to train, with snapshots of its weights
-        also       writes more files into every checkpoint; see `save_checkpoint`
+        also       writes more files into every checkpoint; see `CheckpointWriter`
 
         Raises InputError for a network without trainable weights, ImageRewardError for several processes that
         accelerate does not join.
         """
         self.learner, self.objective, self.config, self.output = learner, objective, config, output
-        self.also = also
         self.accelerator: Accelerator = accelerator
         self.history: list[dict[str, Any]] = []
         self.bare = learner.module
@@ -74,12 +75,27 @@ class Trainer:
         if not parameters:
             raise InputError("the network has no trainable weights: expected at least one")
         optimizer, bare = make_optimizer(config, parameters), type(learner.module)
-        learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
-        if accelerator.num_processes > 1 and type(learner.module) is bare:
+        self.sharded = is_sharded(self.bare)
+        if self.sharded:  # nothing to wrap; in evaluation mode accelerate adds the config's precision alone
+            learner.module = accelerator.prepare_model(
+                self.bare, device_placement=False, evaluation_mode=True
+            )
+            self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
+        else:
+            learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
+        if accelerator.num_processes > 1 and not self.sharded and type(learner.module) is bare:
             raise ImageRewardError(
                 f"accelerate left the network as it was, for {accelerator.distributed_type} in "
                 f"{accelerator.num_processes} processes, and each would train alone; look at its config"
             )
+        self.writer = CheckpointWriter(
+            output,
+            config.keep_checkpoints,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.save_in_background and self.sharded,
+            also,
+        )
         for name in objective.snapshots:
             learner.snapshots.setdefault(name, Snapshot(self.bare))
         self.steps = 0  # steps of the optimizer since the start of training
@@ -124,6 +140,7 @@ class Trainer:
             if why or last or done % config.save_every == 0:
                 self._save(done, why)
         bar.close()
+        self.writer.finish()
         self._write_history()
         self.accelerator.wait_for_everyone()
         # end_training() would also end the group of processes, which the result is yet gathered with.
@@ -157,7 +174,7 @@ class Trainer:
         self.learner.module.train()
         sums = {"loss": torch.zeros(2, device=accelerator.device)}
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        plan = UpdatePlan(update, config.batch_size, config.micro_batch, rank, ranks)
+        plan = UpdatePlan(update, config.batch_size, config.micro_batch, rank, ranks, equal=self.sharded)
         for step in self.objective.minibatches(self.learner, plan):
             if not step:
                 raise InputError(
@@ -166,8 +183,10 @@ class Trainer:
                 )
             last = len(step) - 1
             loss = sum(self._backward(update, each, place == last, sums) for place, each in enumerate(step))
-            norm = accelerator.clip_grad_norm_(
-                trainable_parameters(self.learner.module).values(), config.max_gradient_norm
+            norm = whole(
+                accelerator.clip_grad_norm_(
+                    list(trainable_parameters(self.learner.module).values()), config.max_gradient_norm
+                )
             )
             if not torch.isfinite(norm) and not self._scale_can_fall():
                 prompts = [prompt for minibatch in step for prompt in self.objective.prompts_in(minibatch)]
@@ -211,18 +230,8 @@ class Trainer:
         return loss.detach() * minibatch.share
 
     def _average(self, number: int) -> None:
-        """Move the snapshot "ema" after an update or an optimizer step, whose index from 0 is `number`.
-
-        The k-th move has the decay min(config.ema, k / (k + 9)), as in diffusers' EMAModel; with the config's
-        decay from the start, the average of a short run would be close to the first weights.
-        """
-        moves, rest = divmod(number + 1, self.config.ema_every)
-        if not self.config.ema or rest:
-            return
-        snapshots = self.learner.snapshots
-        if "ema" not in snapshots:
-            snapshots["ema"] = Snapshot(self.bare)
-        snapshots["ema"].update(self.bare, min(self.config.ema, moves / (moves + 9)))
+        config, snapshots = self.config, self.learner.snapshots
+        move_average(snapshots, self.bare, config.ema, config.ema_every, number)
 
     def _resume(self) -> tuple[int, str]:
         """(updates already done, reason not to go on or ""), with the last checkpoint restored.
@@ -239,17 +248,14 @@ class Trainer:
             )
         if path is None:
             return 0, ""
-        kept = load_checkpoint(path, self.learner.module, self.optimizer.optimizer)
-        for name, weights in kept.snapshots.items():
-            if name not in self.learner.snapshots:
-                self.learner.snapshots[name] = Snapshot(self.bare)
-            self.learner.snapshots[name].load_state_dict(weights)
-        if kept.objective:
-            self.objective.load_state_dict(kept.objective)
+        optimizer, snapshots = self.optimizer.optimizer, self.learner.snapshots
+        state, of_objective = load_checkpoint(
+            path, self.learner.module, optimizer, snapshots, lambda: Snapshot(self.bare)
+        )
+        if of_objective:
+            self.objective.load_state_dict(of_objective)
         try:
-            update, updates, ended, self.history, scaler, self.steps = (
-                kept.state[name] for name in STATE_KEYS
-            )
+            update, updates, ended, self.history, scaler, self.steps = (state[name] for name in STATE_KEYS)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} was not written by this version: {error!r}") from error
         if self.accelerator.scaler is not None:
@@ -261,16 +267,9 @@ class Trainer:
         scaled = scaler.state_dict() if scaler is not None else None
         values = (update, self.config.updates, ended, self.history, scaled, self.steps)
         state = dict(zip(STATE_KEYS, values, strict=True))
-        snapshots = {name: each.state_dict() for name, each in self.learner.snapshots.items()}
-        save_checkpoint(
-            self.output,
-            update,
-            self.learner.module,
-            self.optimizer.optimizer,
-            Contents(state, snapshots, self.objective.state_dict()),
-            self.config.keep_checkpoints,
-            self.accelerator.is_main_process,
-            self.also,
+        contents = Contents(state, self.learner.snapshots, self.objective.state_dict())
+        self.writer.save(
+            update, self.learner.module, self.optimizer.optimizer, contents, sharded=self.sharded
         )
         self._write_history()
         self.accelerator.wait_for_everyone()

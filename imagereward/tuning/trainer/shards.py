@@ -1,0 +1,79 @@
+"""Tensors in shards as safetensors files, written and read by torch.distributed.checkpoint.
+
+Every process writes its own shards to a file of its own, whose header says which part of each tensor it
+holds. Any number of processes can read the files, each the parts that it needs.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import distributed
+from torch.distributed.checkpoint import CheckpointException
+
+from imagereward.errors import ImageRewardError
+
+FOLDER = "shards"
+# Raised in every process if one cannot read or write its part.
+ERRORS = (CheckpointException,)
+
+
+def write(tensors: Mapping[tuple[str, str], torch.Tensor], folder: Path) -> None:
+    """Write tensors by (kind, name) to a new folder; all processes must call this."""
+    dcp.save(_joined(tensors), storage_writer=_writer(folder))
+
+
+def read(tensors: Mapping[tuple[str, str], torch.Tensor], folder: Path) -> None:
+    """Read into these tensors, in place; all processes of a process group must call this."""
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    dcp.load(_joined(tensors), storage_reader=reader, no_dist=not distributed.is_initialized())
+
+
+def names(folder: Path) -> set[tuple[str, str]]:
+    """The (kind, name) of all tensors in a folder."""
+    found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    pairs = (key.partition("/") for key in found)
+    return {(kind, name) for kind, _, name in pairs}
+
+
+class Background:
+    """Writes in a thread while training goes on, one folder at a time; all processes must use it together."""
+
+    def __init__(self) -> None:
+        # A group of its own: its messages must not get between those of the training.
+        self.group: Any = distributed.new_group(backend="gloo")
+        self.future: Any = None
+
+    def start(self, tensors: Mapping[tuple[str, str], torch.Tensor], folder: Path) -> None:
+        """Copy the tensors to the host's memory and start to write them."""
+        self.future = dcp.async_save(
+            _joined(tensors), storage_writer=_writer(folder), process_group=self.group
+        )
+
+    def wait(self) -> None:
+        """Wait until all is written; raises the thread's error."""
+        future, self.future = self.future, None
+        future.result()
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong: of an error of several processes, the first one's own."""
+    if isinstance(error, CheckpointException):
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"process {rank}: {cause}"
+    return str(error)
+
+
+def _joined(tensors: Mapping[tuple[str, str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"/".join(key): value for key, value in tensors.items()}
+
+
+def _writer(folder: Path) -> Any:
+    try:
+        return dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    except (AttributeError, TypeError) as error:
+        raise ImageRewardError(
+            f"checkpoints of sharded weights need torch 2.9 or newer; this is {torch.__version__}"
+        ) from error

@@ -1,0 +1,124 @@
+"""The trainings that test_sharding.py runs in several processes, and what they write for its checks."""
+
+import json
+import os
+import resource
+import signal
+import threading
+import time
+from functools import partial
+
+import test_grpo
+import test_refl
+import test_samples
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from imagereward.tuning.parallel import is_sharded, local_bytes, whole
+
+FEW = {
+    "evaluation": {"count": 1, "steps": 2, "held_out": ""},
+    "updates": 3,
+    "batch_size": 8,
+    "micro_batch": 2,
+    "learning_rate": 1e-4,
+    "max_gradient_norm": 1e6,
+}
+TRAININGS = {
+    "refl": (test_refl.run, {"gradient": {"mode": "last"}, "reference_weight": 0.1}),
+    "suffix": (test_refl.run, {"gradient": {"mode": "suffix", "shared_by": 4}}),
+    "grpo": (test_grpo.run, {"kl": {"form": "true", "beta": 0.1}}),
+    "nft": (partial(test_samples.run, "nft"), {}),
+    "dpo_online": (partial(test_samples.run, "dpo_online"), {}),
+}
+LORA = {"rank": 2}
+
+
+def train(name, out, **more):
+    function, settings = TRAININGS[name]
+    function(out, **{**FEW, **settings, **more})
+
+
+def train_each(cases, directory, more):
+    """Train every (name, LoRA or not) of `cases` with the settings `more`; output: directory/name-lora.
+
+    Beside each output the first process writes NAME.gradients.pt, the gradients of the last step of the
+    optimizer.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    kept = []
+
+    def keep(optimizer, *_):
+        kept[:] = [whole(p.grad).clone() for group in optimizer.param_groups for p in group["params"]]
+        steps.append(kept[0].new_tensor([gradient.norm() for gradient in kept]).norm().item())
+        if len(steps) == 1:
+            firsts[:] = kept
+
+    steps, firsts = [], []
+    register_optimizer_step_pre_hook(keep)
+    for name, lora in cases:
+        steps.clear()
+        out = directory / f"{name}-{'lora' if lora else 'full'}"
+        train(name, out, ema=0.9, lora=LORA if lora else None, **more)
+        if first:
+            torch.save(firsts, f"{out}.gradients.pt")
+
+
+def count_bytes(directory, more):
+    """Train GRPO's full weights; every process writes the bytes that it holds before the last step."""
+    counted = {}
+
+    def count(optimizer, *_):
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        assert all(is_sharded(weight) for weight in weights)
+        moments = (
+            [optimizer.state[p][name] for p in weights for name in ("exp_avg", "exp_avg_sq")]
+            if optimizer.state
+            else []
+        )
+        counted.update(
+            weights=local_bytes(weights),
+            gradients=local_bytes([weight.grad for weight in weights]),
+            moments=local_bytes(moments),
+            all=sum(weight.numel() * weight.element_size() for weight in weights),
+        )
+
+    register_optimizer_step_pre_hook(count)
+    train("grpo", directory / "out", **more)
+    (directory / f"bytes-{os.environ['RANK']}.json").write_text(json.dumps(counted))
+
+
+def killed(directory, victim, after, more):
+    """Train GRPO; the process `victim` kills itself `after` seconds after the first checkpoint."""
+    out = directory / "out"
+    if os.environ["RANK"] == str(victim):
+
+        def die():
+            while not list(out.glob("checkpoint-*")):
+                time.sleep(0.05)
+            time.sleep(after)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        threading.Thread(target=die, daemon=True).start()
+    train("grpo", out, **more)
+
+
+def trained_in_each(directory, name, of_rank):
+    """Train `name` with other settings in each process: `of_rank` by rank; "out" differs with "{rank}"."""
+    rank = int(os.environ.get("RANK", "0"))
+    more = dict(of_rank[rank])
+    out = directory / more.pop("out", "out")
+    disk = more.pop("disk", None)
+    if disk:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    train(name, out, **more)
+
+
+class Plain(nn.Module):
+    """A network without any block of a diffusers model."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)

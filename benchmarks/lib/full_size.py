@@ -4,10 +4,13 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -120,6 +123,32 @@ def sd35_medium() -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         network, scheduler, flow_autoencoder(), clips[0], None, clips[1], None, t5_xxl(), None
     )
+
+
+def stable_diffusion_15_inpainting() -> StableDiffusionInpaintPipeline:
+    """Stable Diffusion 1.5 with the nine input channels of inpainting."""
+    of = stable_diffusion_15()
+    network = UNet2DConditionModel(
+        sample_size=64, in_channels=9, cross_attention_dim=768, attention_head_dim=8
+    )
+    return StableDiffusionInpaintPipeline(
+        of.vae, of.text_encoder, None, network, of.scheduler, None, None, requires_safety_checker=False
+    )
+
+
+def flux_kontext() -> FluxKontextPipeline:
+    """FLUX.1 Kontext, whose network is FLUX.1-dev's."""
+    of = flux_dev()
+    return FluxKontextPipeline(
+        of.scheduler, of.vae, of.text_encoder, None, of.text_encoder_2, None, of.transformer
+    )
+
+
+def flux_fill() -> FluxFillPipeline:
+    """FLUX.1 Fill, whose network also sees a masked image and a mask."""
+    of = flux_dev()
+    network = FluxTransformer2DModel(in_channels=384, out_channels=64, guidance_embeds=True)
+    return FluxFillPipeline(of.scheduler, of.vae, of.text_encoder, None, of.text_encoder_2, None, network)
 
 
 def flux_dev() -> FluxPipeline:

@@ -15,6 +15,7 @@ PAGES = (
     ROOT / "docs/measured-training.md",
     ROOT / "docs/judges.md",
     ROOT / "docs/personal.md",
+    ROOT / "docs/sharding.md",
     ROOT / "docs/shapes.md",
     ROOT / "imagereward/assets/ImageReward-tiny/README.md",
 )
@@ -29,6 +30,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "refl-step-cpu": training_tables.refl_step,
     "refl-step-cuda": training_tables.refl_step,
     "fits": training_tables.fits,
+    "fits-sharded": training_tables.fits_sharded,
     "personal": training_tables.personal,
     "personal-shuffled": training_tables.personal_shuffled,
     "adapter-step-cpu": training_tables.adapter_step,

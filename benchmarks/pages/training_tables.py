@@ -69,6 +69,56 @@ def fits(result: dict) -> str:
     )
 
 
+RECIPES = {
+    "SD 1.5": "sd15/refl",
+    "SDXL": "sdxl/refl",
+    "SD 3.5 Medium": "sd3/refl",
+    "FLUX.1-dev": "flux/refl",
+    "SD 1.5 inpainting": "sd_inpaint/refl",
+    "FLUX.1 Kontext": "flux_kontext/refl",
+    "FLUX.1 Fill": "flux_fill/refl",
+}
+CARDS, FREE = (24, 48, 80, 141), 0.9  # gigabytes; the share of a card that a count may take
+
+
+def fits_sharded(result: dict) -> str:
+    """Tables of results/fits-sharded.json: gigabytes by sharding, and the fewest cards of each size."""
+    numbers = list(result["rows"][0]["full"])
+    lines, fewest = [], []
+    for row in result["rows"]:
+        shares = " | ".join(f"{row[mode][n]:.0f}" for mode in ("zero2", "full") for n in numbers)
+        lines.append(f"| {row['model']} | {row['learns']} | {row['none']:.0f} | {shares} |")
+        recipe = RECIPES[row["model"].partition(",")[0]] + ("_lora" if row["learns"] == "LoRA" else "")
+        found = " | ".join(_fewest(row, numbers, card * FREE) for card in CARDS)
+        fewest.append(f"| {row['model']} | `{recipe}` | {found} |")
+    heads = " | ".join(f"{mode}, {n} cards" for mode in ("zero2", "full") for n in numbers)
+    return "\n".join(
+        [
+            "The fewest cards, and the `sharding` that they take; nine tenths of a card are used:",
+            "",
+            "| model | recipe " + "".join(f"| cards of {card} GB " for card in CARDS) + "|",
+            f"|---|---{'|---' * len(CARDS)}|",
+            *fewest,
+            "",
+            "Gigabytes of each card:",
+            "",
+            f"| model | what learns | none | {heads} |",
+            f"|---|---|---{'|---' * 2 * len(numbers)}|",
+            *lines,
+        ]
+    )
+
+
+def _fewest(row: dict, numbers: list[str], free: float) -> str:
+    if row["none"] <= free:
+        return "1"
+    for n in numbers:
+        for mode in ("zero2", "full"):
+            if row[mode][n] <= free:
+                return f"{n}, {mode}"
+    return f"more than {numbers[-1]}"
+
+
 def tiny(result: dict) -> str:
     """Tables of results/tiny.json: the run, and its accuracy on held-out pairs."""
     seconds = result["seconds"]

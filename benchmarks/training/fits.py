@@ -12,23 +12,30 @@ results/fits.json.
 
 import argparse
 import math
-import weakref
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from diffusers.utils import logging
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.lib import record
-from benchmarks.lib.full_size import flux_dev, sd35_medium, sdxl, stable_diffusion_15
+from benchmarks.lib.counted_memory import Count
+from benchmarks.lib.full_size import (
+    flux_dev,
+    flux_fill,
+    flux_kontext,
+    sd35_medium,
+    sdxl,
+    stable_diffusion_15,
+    stable_diffusion_15_inpainting,
+)
 from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.table import table
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.flux import T5_TOKENS as FLUX_TOKENS
+from imagereward.tuning.families.image_conditioning import ImageConditioning
 from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.families.sd3 import CLIP_TOKENS
 from imagereward.tuning.families.sd3 import T5_TOKENS as SD3_TOKENS
@@ -64,32 +71,10 @@ MODELS = {
         sd35_medium, {HIDDEN: (CLIP_TOKENS + SD3_TOKENS, 4096), POOLED: (2048,)}, 32, 10, 4.5
     ),
     "FLUX.1-dev": Model(flux_dev, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 3.5),
+    "SD 1.5 inpainting": Model(stable_diffusion_15_inpainting, {HIDDEN: (CLIP_TOKENS, 768)}, 4, 50, 7.5),
+    "FLUX.1 Kontext": Model(flux_kontext, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 2.5),
+    "FLUX.1 Fill": Model(flux_fill, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 3.5),
 }
-
-
-class Count(TorchDispatchMode):
-    """Bytes of the tensors made within that are alive, and the most there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive = self.peak = 0
-        self.storages = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self.storages:
-                self._add(leaf.untyped_storage())
-        return result
-
-    def _add(self, storage) -> None:
-        self.storages.add(storage)
-        self.alive += storage.nbytes()
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._drop, storage.nbytes())
-
-    def _drop(self, size: int) -> None:
-        self.alive -= size
 
 
 class Setting(NamedTuple):
@@ -131,6 +116,12 @@ SETTINGS = [
     Setting("GRPO", "FLUX.1-dev", 512, encoders=False, four_bits=True),
     Setting("GRPO", "FLUX.1-dev", 1024, encoders=False, four_bits=True),
     Setting("GRPO", "FLUX.1-dev", 512, lora=False, encoders=False),
+    Setting("ReFL", "SD 1.5 inpainting", 512),
+    Setting("ReFL", "FLUX.1 Kontext", 1024, encoders=False),
+    Setting("ReFL", "FLUX.1 Fill", 1024, encoders=False),
+    Setting("GRPO", "SD 1.5 inpainting", 512),
+    Setting("GRPO", "FLUX.1 Kontext", 1024, encoders=False),
+    Setting("GRPO", "FLUX.1 Fill", 1024, encoders=False),
 ]
 MEASURED = [Setting("ReFL", "SD 1.5", 512, checkpointing=on, dtype=torch.float32) for on in (False, True)]
 
@@ -141,6 +132,8 @@ def laid_out(setting: Setting) -> Denoiser:
     with torch.device("meta"):
         pipeline = model.make()
     denoiser = open_denoiser(pipeline, setting.side)
+    if denoiser.inputs:
+        denoiser.pictures = Unseen(**vars(denoiser.pictures))
     for part in denoiser.frozen:
         part.to(setting.dtype)
     pipeline.vae.to(setting.vae)
@@ -149,6 +142,14 @@ def laid_out(setting: Setting) -> Denoiser:
         name: torch.empty(len(prompts), *shape, dtype=setting.dtype) for name, shape in model.text.items()
     }
     return denoiser
+
+
+class Unseen(ImageConditioning):
+    """The pictures of rows as tensors without values."""
+
+    def pixels(self, rows, size):
+        """Images [B, 3, H, W], and masks [B, 1, H, W] where the model takes any."""
+        return [torch.zeros(len(rows), 1 if name == "mask" else 3, *size) for name in self.inputs]
 
 
 class Needs(NamedTuple):
@@ -192,7 +193,9 @@ def count(setting: Setting, numbers: Iterable[int]) -> Needs:
 def step(setting: Setting, denoiser: Denoiser, scorer, times) -> None:
     """ReFL's step with gradient; or GRPO's last step of drawing, its scoring, and one step of learning."""
     count = len(times)
-    noise, given = torch.randn(count, *denoiser.autoencoder.shape), denoiser.encode([PROMPT] * count)
+    noise = torch.randn(count, *denoiser.autoencoder.shape)
+    with torch.no_grad():
+        given = denoiser.encode([PROMPT] * count)
     grpo = setting.objective == "GRPO"
     guidance = MODELS[setting.model].guidance if grpo else 1.0
 

@@ -241,6 +241,7 @@ def config(kind=GRPOConfig, **values):
         ({"sharding_group": 2}, "for sharded weights"),
         ({"sharding": "full", "sharding_group": 2}, "it is for sharding='hybrid'"),
         ({"offload": True}, "for sharded weights"),
+        ({"save_in_background": True}, "for sharded weights"),
         ({"sharding": "half"}, "'none', 'zero2', 'full' or 'hybrid'"),
     ],
 )

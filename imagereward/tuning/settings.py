@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
@@ -64,6 +64,12 @@ class TrainerConfig(OptimizerConfig):
     )
     seed: int = Field(0, ge=0, description="seed of all noise and of the order of prompts")
     resume: bool = Field(False, description="resume from the last checkpoint in `output`")
+
+    @model_validator(mode="after")
+    def _shards_alone_are_written_in_the_background(self):
+        if self.save_in_background and getattr(self, "sharding", "none") == "none":
+            raise ValueError("save_in_background is for sharded weights; expected sharding=...")
+        return self
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
         """Raises InputError for batch sizes that `ranks` processes cannot share.

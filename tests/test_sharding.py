@@ -115,6 +115,15 @@ def test_a_process_holds_its_share_of_weights_gradients_and_moments(more, ranks,
         assert 0 < held["moments"] <= 2 * most
 
 
+def test_bfloat16_over_a_frozen_base_and_offloaded_shards_train(tmp_path):
+    """The base is in bfloat16 and the adapters in float32, in one block."""
+    of_rank = [{"precision": "bfloat16", "offload": True, "lora": sharded_trainings.LORA, **FULL}] * 2
+    run(sharded_trainings.trained_in_each, tmp_path, "nft", of_rank, log=tmp_path / "log", ranks=2)
+    found = learned(tmp_path / "out")
+    assert all(value.isfinite().all() for value in found.values())
+    assert any(value.any() for name, value in found.items() if "lora_B" in name)  # 0 at the start
+
+
 # Checkpoints.
 
 

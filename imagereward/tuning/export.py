@@ -31,8 +31,8 @@ def save_result(
     history  the logged numbers
     ended    why the training ended
 
-    `DiffusionPipeline.from_pretrained` reads the pipeline, `load_lora_weights` the adapters. A sharded network
-    is replaced by the whole one in the pipeline.
+    `DiffusionPipeline.from_pretrained` reads the pipeline, `load_lora_weights` the adapters. A sharded
+    network is replaced by the whole one in the pipeline.
     """
     pipeline, network = denoiser.pipeline, denoiser.network
     if config["lora"] is not None:

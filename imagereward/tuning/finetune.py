@@ -61,8 +61,8 @@ def train_generator(
     is not finite, RewardError for a reward that fails for all images, CheckpointError for a checkpoint that
     cannot be written or read, ProcessLostError in all other processes if one of several ends too early.
 
-    With sharded weights the returned pipeline has all of them, on the CPU, in the first process alone, and under
-    LoRA in none: load the result from `output`.
+    With sharded weights the returned pipeline has all of them, on the CPU, in the first process alone, and
+    under LoRA in none: load the result from `output`.
     """
     output = Path(config.output).expanduser()
     rank, ranks = join()

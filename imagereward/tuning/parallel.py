@@ -88,7 +88,7 @@ def shard(
         "reshard_after_forward": mode != "zero2",
         # Inputs keep their number format: a timestep of 999 has no bfloat16. Autocast casts products.
         "mp_policy": MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type != "cpu") if offload else OffloadPolicy(),
     }
     inner = {id(below) for module in found for below in module.modules() if below is not module}
     for module in found:

@@ -33,17 +33,18 @@ def accelerating() -> Iterator[None]:
         GradientState._reset_state()
 
 
-def make_accelerator(config: TrainerConfig, output: Path) -> Accelerator:
+def make_accelerator(config: TrainerConfig, output: Path, cpu: bool = False) -> Accelerator:
     """The Accelerator of this process, which has found all other processes of the launcher.
 
     output  directory in which trackers write
+    cpu     whether a GPU is left alone
 
     Raises InputError for a tracker that is not installed and for a batch size that does not suit the
     processes, ImageRewardError if the processes have not found each other.
     """
     try:
         accelerator = Accelerator(
-            cpu=several_on_cpus(),
+            cpu=cpu or several_on_cpus(),
             kwargs_handlers=[
                 # Buffers do not change in training. Broadcasting them would also make processes with
                 # unequal numbers of forward passes wait for each other.

@@ -92,6 +92,24 @@ def tiny_vlm(tmp_path_factory):
 
 
 @pytest.fixture
+def reds(tmp_path):
+    """Rankings in which the redder image is better."""
+    source = random.Random(0)
+    for split, count in {"train": 40, "valid": 12}.items():
+        rows = []
+        for index in range(count):
+            levels = source.sample(range(0, 256, 16), 3)
+            names = [f"{split}-{index}-{place}.png" for place in range(3)]
+            for name, level in zip(names, levels):
+                colour = (level, source.randrange(256), source.randrange(256))
+                PIL.Image.new("RGB", (16, 16), colour).save(tmp_path / name)
+            ranks = [sorted(levels, reverse=True).index(level) + 1 for level in levels]
+            rows.append({"id": str(index), "prompt": "red", "generations": names, "ranking": ranks})
+        (tmp_path / f"{split}.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+@pytest.fixture
 def table(tmp_path):
     """A directory with images and `table.jsonl`; some prompts and images are repeated."""
     (tmp_path / "images").mkdir()

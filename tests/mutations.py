@@ -72,7 +72,7 @@ FAULTS = [
     ),
     Fault(
         "variances of uncertain scores are not added",
-        TUNING + "judges/train.py",
+        TUNING + "judges/objective.py",
         "variances = (2 * first[:, 1]).exp() + (2 * second[:, 1]).exp()",
         "variances = (2 * first[:, 1]).exp()",
         "tests/test_judge_training.py -k outputs",

@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 
 import numpy as np
 import PIL.Image
@@ -17,8 +16,9 @@ from imagereward.errors import InputError
 from imagereward.models.vlm.asking.settings import HeadConfig
 from imagereward.tuning import run_recipe
 from imagereward.tuning.explain import config_of
+from imagereward.tuning.judges.data import Pairs, pairs_of
 from imagereward.tuning.judges.losses import bradley_terry, expected_bradley_terry, rao_kupper, thurstone
-from imagereward.tuning.judges.train import Pairs, pair_losses, pairs_of
+from imagereward.tuning.judges.objective import pair_losses
 
 MEANS = torch.tensor([-2.0, 0.0, 0.7, 5.0], dtype=torch.float64)
 VARIANCES = torch.tensor([0.3, 1.0, 4.0, 9.0], dtype=torch.float64)
@@ -85,29 +85,16 @@ def test_pairs_are_those_of_one_prompt_better_first():
     assert tied.tied.tolist() == [False, True, False, False]
 
 
-@pytest.fixture
-def reds(tmp_path):
-    """Rankings in which the redder image is better."""
-    source = random.Random(0)
-    for split, count in {"train": 16, "valid": 8}.items():
-        rows = []
-        for index in range(count):
-            levels = source.sample(range(0, 256, 16), 3)
-            names = [f"{split}-{index}-{place}.png" for place in range(3)]
-            for name, level in zip(names, levels):
-                colour = (level, source.randrange(256), source.randrange(256))
-                PIL.Image.new("RGB", (16, 16), colour).save(tmp_path / name)
-            ranks = [sorted(levels, reverse=True).index(level) + 1 for level in levels]
-            rows.append({"id": str(index), "prompt": "red", "generations": names, "ranking": ranks})
-        (tmp_path / f"{split}.json").write_text(json.dumps(rows))
-    return tmp_path
-
-
 def train(reds, tiny_vlm, **changes):
+    return run_recipe("judge/preference", overrides(reds, tiny_vlm(), **changes))
+
+
+def overrides(data, model, **changes):
+    """The recipe cut to a tiny model and to seconds."""
     values = {
-        "data": reds,
-        "output": reds / "out",
-        "model": tiny_vlm(),
+        "data": data,
+        "output": data / "out",
+        "model": model,
         "train": "all",
         "lora": "null",
         "hidden": "[16]",
@@ -117,13 +104,18 @@ def train(reds, tiny_vlm, **changes):
         "checkpointing": "false",
         "updates": 30,
         "batch_size": 4,
+        "micro_batch": 4,
         "learning_rate": 3e-3,
         "warmup_updates": 3,
         "evaluate_every": 15,
         "device": "cpu",
         **changes,
     }
-    return run_recipe("judge/preference", [f"{key}={value}" for key, value in values.items()])
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def validations(history):
+    return [entry for entry in history if "valid_loss" in entry]
 
 
 def test_a_judge_learns_what_is_better_and_is_loaded(reds, tiny_vlm):
@@ -131,7 +123,7 @@ def test_a_judge_learns_what_is_better_and_is_loaded(reds, tiny_vlm):
     history = json.loads((reds / "out/history.json").read_text())
     assert history[-1]["valid_loss"] < 0.6 * history[0]["valid_loss"]
     assert history[-1]["accuracy"] > 0.75 > history[0]["accuracy"]
-    best = min(history, key=lambda entry: entry["valid_loss"])
+    best = min(validations(history), key=lambda entry: entry["valid_loss"])
     assert f"{best['accuracy']:.1%} of pairs" in (reds / "out/README.md").read_text()
     images = [PIL.Image.new("RGB", (16, 16), (level, 100, 100)) for level in (10, 120, 250)]
     loaded = RM.load(reds / "out", "cpu")
@@ -163,8 +155,10 @@ def test_low_rank_updates_are_merged_into_what_is_saved(reds, tiny_vlm, loss):
 
 
 def test_what_cannot_be_learned_from_is_refused(reds, tiny_vlm):
-    with pytest.raises(InputError, match="rounds the steps"):
-        train(reds, tiny_vlm, precision="bfloat16")
+    for change in ({"device": "cuda:1"}, {"precision": "float16"}, {"micro_batches": 2}):
+        (key,) = change
+        with pytest.raises(InputError, match=key):
+            train(reds, tiny_vlm, **change)
     rows = json.loads((reds / "train.json").read_text())
     (reds / "train.json").write_text(json.dumps([{**rows[0], "generations": ["gone.png"] * 3}]))
     with pytest.raises(InputError, match=r"of \d+ images|may be \(max_bad_share"):

@@ -53,6 +53,7 @@ def train(call, out):
     names = (
         "test_grpo",
         "test_group_rewards",
+        "test_judge_resume",
         "test_penalties",
         "test_processes",
         "test_refl",

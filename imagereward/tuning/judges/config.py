@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from imagereward.errors import InputError
 from imagereward.tuning.config import Config
+from imagereward.tuning.settings import TrainerConfig
 
 UNCERTAIN = ("uncertain", "thurstone")
 Loss = Literal["bradley-terry", "ties", "uncertain", "thurstone"]
@@ -18,7 +20,7 @@ class LoRAConfig(Config):
     vision: bool = Field(False, description="whether the vision tower gets updates too")
 
 
-class JudgeTrainingConfig(Config):
+class JudgeTrainingConfig(TrainerConfig):
     """The config of training a reward head, with LoRA or all weights, from rankings."""
 
     objective: Literal["judge"] = Field("judge", description="a vision-language model learns to score")
@@ -55,25 +57,30 @@ class JudgeTrainingConfig(Config):
         None, strict=False, description="(least, most) pixels of an image after resizing; null: the model's"
     )
     checkpointing: bool = Field(True, description="recompute activations: slower, with less memory")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="number format of the model")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="number format of the computations; what learns is stored in float32"
+    )
     updates: int = Field(1000, ge=1, description="updates of the weights in the whole training")
     batch_size: int = Field(8, ge=1, description="prompts in an update, each with all its images")
+    micro_batch: int = Field(1, ge=1, description="prompts that a process computes at once")
     learning_rate: float = Field(2e-6, gt=0, description="step size of AdamW at its highest")
     warmup_updates: int = Field(50, ge=0, description="first updates, in which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
-    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to at most this norm")
     evaluate_every: int = Field(100, ge=1, description="updates from one validation to the next")
+    save_every: int = Field(100, ge=1, description="write a checkpoint every this many updates")
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="share of images that may be missing or damaged"
     )
-    device: str | None = Field(None, description='such as "cpu"; default: a GPU if there is one')
+    device: Literal["cpu"] | None = Field(
+        None, description='"cpu" leaves a GPU alone; default: a GPU if there is one'
+    )
     seed: int = Field(0, ge=0, description="the head's first weights and the order of prompts depend on it")
 
-    @model_validator(mode="after")
-    def _something_learns_beside_rounding(self) -> "JudgeTrainingConfig":
-        if self.precision == "bfloat16" and self.train != "head":
-            raise ValueError(
-                f'precision="bfloat16" rounds the steps of train="{self.train}" away; take train="head" with '
-                'LoRA, whose weights are float32, or precision="float32"'
+    def check_processes(self, ranks: int, sharded: bool) -> None:
+        """Raises InputError for batch sizes that `ranks` processes cannot share, and for sharded weights."""
+        if sharded:
+            raise InputError(
+                "judges are not trained with sharded weights (FSDP): launch plain processes, with "
+                "train='head' and lora= for models that do not fit otherwise"
             )
-        return self
+        super().check_processes(ranks, sharded)

@@ -43,30 +43,35 @@ def accelerating() -> Iterator[None]:
         GradientState._reset_state()
 
 
-def join() -> tuple[int, int]:
+def join(cpu: bool = False) -> tuple[int, int]:
     """(index of this process, number of processes), when all processes of the launcher have found each other.
+
+    cpu  whether a GPU is left alone
 
     Raises ImageRewardError if the launcher started more.
     """
     # While the first process writes a checkpoint, the others wait.
-    state = PartialState(cpu=several_on_cpus(), timeout=timedelta(hours=2))
+    state = PartialState(cpu=cpu or several_on_cpus(), timeout=timedelta(hours=2))
     check_together(state.num_processes)
     return state.process_index, state.num_processes
 
 
-def make_accelerator(config: TrainerConfig, output: Path, sharding: bool = False) -> Accelerator:
+def make_accelerator(
+    config: TrainerConfig, output: Path, sharding: bool = False, cpu: bool = False
+) -> Accelerator:
     """The Accelerator of this process, which has found all other processes of the launcher.
 
     output    directory in which trackers write
     sharding  whether weights are sharded, which takes a process group even of one process
+    cpu       whether a GPU is left alone
 
     Raises InputError for a tracker that is not installed and for a batch size that does not suit the
     processes, ImageRewardError if the processes have not found each other.
     """
-    join()
+    join(cpu)
     try:
         accelerator = Accelerator(
-            cpu=several_on_cpus(),
+            cpu=cpu or several_on_cpus(),
             kwargs_handlers=[
                 # Buffers do not change in training. Broadcasting them would also make processes with
                 # unequal numbers of forward passes wait for each other.

@@ -96,6 +96,10 @@ class PromptTruncatedWarning(UserWarning):
     """Some prompts are longer than the model's limit; only their beginning was scored."""
 
 
+class PositionsClampedWarning(UserWarning):
+    """Some prompts have fewer tokens than an adapter's positions ask for; fewer tokens are changed there."""
+
+
 class DistilledModelWarning(UserWarning):
     """The model seems distilled to few sampling steps, which the objective would blur."""
 

@@ -35,7 +35,7 @@ SMALL = {
     "clip": ["pairs=6"],
 }
 PIPELINES = {name: name for name in pipelines.FAMILIES} | {"sd15": "sd", "tiny": "sd"}
-INPAINTING = {"tiny/inpaint_refl", "tiny/inpaint_grpo"}
+INPAINTING = {"tiny/inpaint_refl", "tiny/inpaint_grpo", "tiny/inpaint_dpo_online"}
 ON_FLOWS = (
     *("flow", "grpo", "grpo_fast", "grpo_jpeg", "refl_flow"),
     *("dpo", "dpo_online", "sft_online", "nft", "awm"),
@@ -54,7 +54,10 @@ UNREACHED = {
 OBJECTIVES = {name: read_recipe(name)["objective"] for name in recipe_names()}
 GENERATORS = [name for name, objective in OBJECTIVES.items() if objective in OF_GENERATORS]
 # One recipe of every objective that learns from samples.
-RUN_ONCE = ("sd15/dpo", "sd3/dpo_online", "sd15/sft", "sd15/sft_online", "sd3/nft", "sd3/awm")
+RUN_ONCE = (
+    *("sd15/dpo", "sd3/dpo_online", "sd15/sft", "sd15/sft_online", "sd3/nft", "sd3/awm"),
+    *("sd_inpaint/dpo_online_region", "flux_fill/sft_online_region", "tiny/inpaint_dpo_online"),
+)
 RUN = [name for name in GENERATORS if OBJECTIVES[name] in ("refl", "grpo") or name in (*RUN_ONCE, "tiny/sft")]
 PARTS = [name for name, objective in OBJECTIVES.items() if objective in ("autoencoder", "clip")]
 
@@ -124,8 +127,8 @@ def data_of(values, saved):
 
 
 def test_the_recipes_are_those_that_are_tested_here():
-    assert len(GENERATORS) == 101
-    assert len(RUN) == 53
+    assert len(GENERATORS) == 108
+    assert len(RUN) == 56
     assert {OBJECTIVES[name] for name in RUN} == set(OF_GENERATORS)
     assert len(PARTS) == 2
     assert len(recipe_names()) == len(GENERATORS) + len(PARTS) + 5  # and five of reward models
@@ -146,6 +149,10 @@ def test_recipes_have_the_published_numbers():
     assert all(read_recipe(f"{name}/dpo")["beta"] == 5000 for name in ("sd15", "sd_inpaint", "sdxl"))
     assert all(read_recipe(f"{name}/dpo_online")["beta"] == 100 for name in ("sd3", "flux", "flux_fill"))
     assert on_flows["beta"] == 100
+    for family, beta, sampler in (("flux_fill", 5000, "reference"), ("sd_inpaint", 5000, "current")):
+        theirs = read_recipe(f"{family}/dpo_online_region_published")
+        assert (theirs["beta"], theirs["sampler"]) == (beta, sampler)
+        assert (theirs["group"], theirs["refresh"]["every"], theirs["learning_rate"]) == (4, 50, 1e-5)
     assert nft["batch_size"] == 48 * nft["group"]
     assert awm["batch_size"] == 24 * awm["group"]
     for values in (nft, awm):

@@ -388,6 +388,11 @@ def spoil(folder: Path, fault: str) -> str:
         records[1]["masked_latents_path"] = "../../outside.pt"
         torch.save(torch.zeros(4, 8, 8), folder.parent / "outside.pt")
         message = "record 1: .*outside"
+    elif fault == "a link outside":
+        torch.save(torch.zeros(4, 8, 8), folder.parent / "outside.pt")
+        masked.unlink()
+        masked.symlink_to(folder.parent / "outside.pt")
+        message = r"record 1: 1_masked\.pt lies outside .*masked_latents"
     elif fault == "missing":
         masked.unlink()
         message = r"record 1: .*1_masked\.pt does not exist"
@@ -416,9 +421,10 @@ def spoil(folder: Path, fault: str) -> str:
     return message
 
 
-@pytest.mark.parametrize(
-    "fault", ["outside", "missing", "damaged", "code", "a dict", "nan", "no caption", "no latents", "no mask"]
-)
+SPOILT = ("outside", "a link outside", "missing", "damaged", "code", "a dict", "nan")
+
+
+@pytest.mark.parametrize("fault", [*SPOILT, "no caption", "no latents", "no mask"])
 def test_faulty_preprocessed_rows_are_named(fault, elsewhere):
     message = spoil(elsewhere, fault)
     with pytest.raises((InputError, CheckpointError), match=message):

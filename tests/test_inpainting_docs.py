@@ -22,6 +22,7 @@ SMALL = ["updates=1", "batch_size=4", "micro_batch=4", "evaluation.count=2", "ev
 CUT = {
     "tiny/inpaint_refl": ["gradient.first_step=1", "gradient.last_step=2"],
     "tiny/inpaint_grpo": ["group=2"],
+    "tiny/inpaint_dpo_online": ["group=2", "times.count=1"],
 }
 
 
@@ -88,6 +89,7 @@ def test_the_page_s_commands_run(model, tmp_path, monkeypatch):
         "cache/latents.json",
         "tuned/model_index.json",
         "tuned-grpo/model_index.json",
+        "tuned-dpo/model_index.json",
         "before-after.html",
         "table/details.csv",
         "table/results.html",

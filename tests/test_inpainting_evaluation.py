@@ -200,6 +200,15 @@ def test_tables_of_other_formats_say_the_same(table, tmp_path, suffix):
         score_masked_table(table, out, ["boundary"], progress=False)
 
 
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_archives_hold_no_rows_with_masks(table, tmp_path, suffix):
+    """Records of an archive may name no files outside of it; here none are opened at all."""
+    archive = shutil.make_archive(str(tmp_path / "rows"), suffix, table.parent, table.name)
+    with pytest.raises(InputError, match=rf"rows\.{suffix}"):
+        score_masked_table(archive, tmp_path / "scores.csv", ["boundary"], progress=False)
+    assert not (tmp_path / "scores.csv").exists()
+
+
 def test_comparisons_of_models_that_paint_show_the_masks(folder):
     rows = read_rows(folder, ("image", "mask"))[:2]
     found = compare(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_samples import run
 
 from benchmarks.lib.serving import serving
 from benchmarks.lib.small_scorers import small_scorer
@@ -80,10 +81,22 @@ def test_the_terms_are_those_of_the_rewards(url, scorers):
         assert answer[field] == pytest.approx(scorer.score("a cat", crop), abs=1e-5)
 
 
+def turned(picture: Image.Image) -> str:
+    """In base64, a picture that EXIF turns by a quarter."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    picture.save(buffer, "PNG", exif=exif)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "reason"),
     [
         ({"mask_base64": "not base64 !"}, 422, "base64"),
+        ({"image_b_base64": turned(Image.new("RGB", (SIDE, 9)))}, 422, f"image 9x{SIDE}, mask {SIDE}x{SIDE}"),
+        ({"mask_base64": "/etc/ssl/mask.png"}, 422, "base64"),
+        ({"mask_base64": "file:///etc/ssl/mask.png"}, 422, "base64"),
+        ({"image_b_base64": "http://127.0.0.1:9/image.png"}, 422, "base64"),
         ({"image_b_base64": base64.b64encode(b"no image").decode()}, 422, r"images\[0\]"),
         ({"mask_base64": encoded(Image.new("L", (SIDE, SIDE)))}, 422, "empty"),
         ({"mask_base64": encoded(Image.new("L", (SIDE, SIDE), 255))}, 422, "white everywhere"),
@@ -209,6 +222,38 @@ def test_a_server_that_is_down_is_tried_again_then_nan_then_a_stop(faulty):
         require_scores(found, "update 1")
     faulty.server.answer = lambda body: (200, GOOD)  # up again: the failure was not kept
     assert float(reward.pixel_rewards(pixels, ["a cat"], [row])) == pytest.approx(0.2)
+
+
+def test_a_training_stops_when_its_server_goes_down_and_resumes_to_the_same_weights(faulty, tmp_path):
+    """The server goes down after an evaluation and an update; a resumed run ends as one without a stop."""
+
+    def score(asked):
+        picture = Image.open(io.BytesIO(base64.b64decode(asked["image_b_base64"])))
+        return 200, {**GOOD, "hps_score": float(np.asarray(picture).mean())}
+
+    options = {
+        **{"family": "sd_inpaint", "reward": f"{faulty.url}#hps_score", "updates": 3},
+        **{"scoring": {"workers": 1, "retries": 1, "wait": 0.0}},
+    }
+    faulty.server.answer = score
+    elsewhere = faulty.url.replace("127.0.0.1", "localhost")  # whose answers are kept apart
+    run("sft_online", tmp_path / "whole", **{**options, "reward": f"{elsewhere}#hps_score"})
+    answered = []
+
+    def dying(asked):
+        answered.append(asked)
+        return score(asked) if len(answered) <= 5 else (500, {"detail": "down"})
+
+    faulty.server.answer = dying
+    with pytest.raises(RewardError, match=r"hps_score is down: .*HTTP 500: down; resume=true"):
+        run("sft_online", tmp_path / "broken", **options)
+    faulty.server.answer = score
+    run("sft_online", tmp_path / "broken", **options, resume=True)
+    whole, broken = (
+        (tmp_path / name / "checkpoint-3/weights/learned.safetensors").read_bytes()
+        for name in ("whole", "broken")
+    )
+    assert whole == broken
 
 
 def test_pictures_arrive_as_they_were_sent(faulty):

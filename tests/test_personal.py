@@ -10,7 +10,7 @@ from conftest import small_scorer
 from personal_choices import labels, pairs, picture, rankings, ratings, written
 
 import imagereward as RM
-from imagereward.errors import InputError
+from imagereward.errors import InputError, PositionsClampedWarning
 from imagereward.tuning import run_recipe
 from imagereward.tuning.personal import train
 from imagereward.tuning.personal.choices import Choice, read_choices
@@ -271,7 +271,9 @@ def test_a_failed_training_leaves_the_scorer_as_it_was():
 
 
 def test_prompts_shorter_than_the_positions_are_counted():
-    _, summary = RM.personalise(small_scorer("ImageReward"), rankings(8), positions="f9+l9", **QUICK)
+    scorer, message = small_scorer("ImageReward"), r"positions='f9\+l9': 8 of 8 prompts of choices have fewer"
+    with pytest.warns(PositionsClampedWarning, match=message):
+        _, summary = RM.personalise(scorer, rankings(8), positions="f9+l9", **QUICK)
     assert summary.clamped == 8
     assert "8 prompts are shorter than the positions" in str(summary)
 

@@ -13,12 +13,14 @@ from imagereward.errors import DistilledModelWarning, InputError
 from imagereward.tuning import tune
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.awm import matching_logp
+from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.dpo import dpo_loss
 from imagereward.tuning.objectives.nft import OldPolicy, implicit_policies, nft_loss, optimality_of
 from imagereward.tuning.objectives.sft_online import softmax_weights
 from imagereward.tuning.policy.distilled import distilled_because
-from imagereward.tuning.rewards.weighted import open_rewards
+from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.rollouts.advantages import group_advantages
 from imagereward.tuning.rollouts.clean import add_noise, clean_batches, mean_square
 from imagereward.tuning.rollouts.collect import Rollout, RolloutChunk
@@ -331,6 +333,37 @@ def test_a_pair_has_one_time_and_one_noise():
     assert torch.equal(hidden[:2], hidden[2:])
 
 
+# Which samples of a group are the best.
+
+FIXED = {"large": [300.0, 100.0, 0.0, 200.0], "small": [0.0, 0.03, 0.02, 0.01], "other": [0.0, 3.0, 2.0, 1.0]}
+
+
+def first_batch(objective, **changes):
+    """(the first batch of the objective's first update, its policy), for rewards that are FIXED."""
+    values = {"model": "none", "output": "none", "prompts": "none", "group": 4, "batch_size": 4}
+    config = config_class(objective)(**values, micro_batch=4, steps=STEPS, **changes)
+    policy = policy_of("sd3", steps=STEPS)
+    rewards = Rewards({name: (1.0, lambda *_, v=value: torch.tensor(v)) for name, value in FIXED.items()})
+    made = config.make(ObjectiveContext(policy.denoiser, rewards, PROMPTS, None))
+    return next(iter(made.minibatches(policy, UpdatePlan(0, 4, 4))))[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "best", "worst"),
+    [({}, 0, 2), ({"advantages_of": "each", "advantage_std": "group"}, 1, 0)],
+    ids=["sum", "each"],
+)
+def test_the_best_of_several_rewards_is_of_their_sum_or_of_their_standardised_sum(how, best, worst):
+    """Standardised in the group, large = (1.3, -0.4, -1.3, 0.4) and twice (-1.3, 1.3, 0.4, -0.4)."""
+    alone = first_batch("sft_online", **how)
+    assert alone.samples == [best]
+    chosen, rejected = first_batch("dpo_online", beta=1.0, **how).latents[:, 0]
+    assert torch.equal(chosen, alone.latents[0, 0])
+    every = first_batch("sft_online", samples="top", top=3, **how)
+    assert sorted(every.samples) == [number for number in range(4) if number != worst]
+    assert not any(torch.equal(rejected, each) for each in every.latents[0])
+
+
 # Runs.
 
 
@@ -438,6 +471,7 @@ def test_equal_rewards_teach_nothing_and_are_no_error(objective, tmp_path, caplo
         ("nft", {"group": 1}, "group.*greater than or equal to 2"),
         ("dpo_online", {"group": 3}, "group=3 does not divide batch_size=4"),
         ("dpo_online", {"beta": 0.0}, "beta.*greater than 0"),
+        ("dpo_online", {"shared_initial_noise": True}, "DPO on drawn images draws without noise"),
         ("dpo_online", {"refresh": {"kl_above": 1.0}}, "DPO measures no KL"),
         ("dpo_online", {"reward": ""}, 'reward="": DPO on drawn images needs one'),
         ("sft_online", {"samples": "top", "top": 2}, "top=2 of group=2: expected fewer"),

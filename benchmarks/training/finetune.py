@@ -13,6 +13,8 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,18 +83,25 @@ def timed(name: str, work: Path, model: str, **settings) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     held_out = work / "held-out.txt"
     held_out.write_text("\n".join(prompts_of("test", HELD_OUT)) + "\n")
-    before, began = seconds_of(output), time.process_time()
     evaluation = {"prompts": str(held_out), "held_out": FAITHFULNESS, "patience": 0}
-    try:
+    with timing(output):
         tune(
             model,
             output=output,
             resume=(output / "run.json").is_file(),
             **{"prompts": prompts_of("train", TRAINED), "evaluation": evaluation, **settings},
         )
+    return output
+
+
+@contextmanager
+def timing(output: Path) -> Iterator[None]:
+    """Adds the CPU seconds of its block to those of the run, see `seconds_of`; also of one that fails."""
+    before, began = seconds_of(output), time.process_time()
+    try:
+        yield
     finally:  # interrupted runs cost time, too
         output.with_suffix(".seconds").write_text(f"{before + time.process_time() - began}\n")
-    return output
 
 
 def seconds_of(output: Path) -> float:

@@ -102,6 +102,26 @@ class Adapters(nn.Module):
             self._masks = None
 
     @contextmanager
+    def taken_off(self, model: nn.Module) -> Iterator[None]:
+        """A context in which the model's own modules are all that is there, as for saving it."""
+        # A LoRA's parameters live in the model, and go with its layers.
+        kept = [
+            (each, {name: value.clone() for name, value in each.weights().items()}, each.learned())
+            for each in self.all
+        ]
+        learning = [any(value.requires_grad for value in learned) for _, _, learned in kept]
+        for each, _, _ in reversed(kept):
+            each.detach(model)
+        try:
+            yield
+        finally:
+            for (each, weights, _), learn in zip(kept, learning):
+                assert self._masks is not None
+                each.attach(model, self._masks)
+                each.load_weights(weights)
+                each.let_learn(learn)
+
+    @contextmanager
     def using(self, *names: str, **scales: float) -> Iterator[None]:
         """A context in which only these adapters have an effect: `names` as they are, `scales` with a scale.
 

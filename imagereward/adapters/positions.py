@@ -38,6 +38,25 @@ def parse_positions(text: str) -> Positions:
     return Positions(int(found[1] or 0), int(found[3] or 0))
 
 
+def check_allowed(text: str, allows: str, path: str) -> None:
+    """Raises InputError for positions that cannot be told apart in a module.
+
+    allows  "any"; "first": no last ones, because rows go on; "all": nothing else, because the tokens of
+            several rows follow each other
+    """
+    positions = parse_positions(text)
+    if allows == "all" and positions.first < ALL:
+        raise InputError(
+            f"positions={text!r}: {path} has the tokens of all images in one row; "
+            'expected "all", or kind="lora"'
+        )
+    if allows == "first" and positions.last:
+        raise InputError(
+            f"positions={text!r}: the model writes on after a row, whose last tokens {path} does not know; "
+            'expected "f1" or the like, "all", or kind="lora"'
+        )
+
+
 def limited(positions: Positions, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(first [B], last [B]): how many first and last tokens rows with `lengths_B` real tokens get."""
     both = bool(positions.first and positions.last)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from imagereward.adapters.base import Adapter, check_rank, width_of
 from imagereward.adapters.interventions import INTERVENTIONS, Intervention
-from imagereward.adapters.positions import parse_positions, selected
+from imagereward.adapters.positions import check_allowed, parse_positions, selected
 from imagereward.adapters.streams import TokenMasks
 from imagereward.config import AdapterConfig
 from imagereward.errors import InputError
@@ -46,7 +46,13 @@ class ReFT(Adapter):
 
     @classmethod
     def made_for(cls, model: nn.Module, config: AdapterConfig, masks: TokenMasks) -> "ReFT":
-        """A new adapter with the widths of the model's modules."""
+        """A new adapter with the widths of the model's modules.
+
+        Raises InputError for positions that a module's stream does not allow, and for a rank above a width.
+        """
+        for path in config.modules:
+            if (stream := masks.stream_of(path)) is not None:
+                check_allowed(config.positions, masks.streams[stream].allows, path)
         widths = [width_of(model.get_submodule(p), p, masks, config.width) for p in config.modules]
         return cls(config, widths)
 
@@ -105,12 +111,15 @@ class ReFT(Adapter):
         if h.ndim == 2:  # one state a row: no positions, so the first group's alone
             return (h + next(iter(deltas.values()))).to(h.dtype)
         assert self._masks is not None
-        mask = self._masks.mask(self._masks.stream_of(path))
+        stream = self._masks.stream_of(path)
+        mask = self._masks.mask(stream)
         if mask is None:
             mask = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
         result = h
         for group, where in selected(self.positions, mask.to(h.device)).items():
             delta = deltas.get(group, next(iter(deltas.values())))
+            if stream is not None and self._masks.streams[stream].continues:
+                where = where[:, -h.shape[1] :]  # the tokens before passed earlier
             result = torch.where(_as_output(where, h, path)[..., None], (h + delta).to(h.dtype), result)
         return result
 

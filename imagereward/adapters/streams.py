@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ class TokenStream:
     default   whether adapters that name no modules change its layers
     sources   path of a module -> a function of its arguments (args, kwargs) that gives the mask [B, T] of its
               input's real tokens; empty: all tokens are real
+    continues whether a pass may have the tokens that follow those of earlier passes; masks have both
+    allows    positions that ReFT may ask for here: "any"; "first", where a row goes on after what is read; or
+              "all", where the tokens of several rows follow each other
     """
 
     prefixes: tuple[str, ...]
@@ -38,6 +41,8 @@ class TokenStream:
     linear: tuple[str, ...] = ()
     default: bool = True
     sources: Mapping[str, Callable[[tuple, dict], torch.Tensor]] = field(default_factory=dict)
+    continues: bool = False
+    allows: Literal["any", "first", "all"] = "any"
 
     def holds(self, path: str) -> bool:
         """Whether the module at `path` is in this stream."""

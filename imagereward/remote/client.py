@@ -17,6 +17,7 @@ from imagereward.remote.base import CLOSED, RemoteBase
 from imagereward.remote.exchange import Exchange, Result, complete, plan, run
 from imagereward.remote.forking import process_key
 from imagereward.remote.judge import ChatJudge, is_chat_address
+from imagereward.remote.single import SingleScorer, host_of
 from imagereward.scoring.questions import Question, Rows, Scored
 
 try:
@@ -25,7 +26,7 @@ except ImportError:  # in an extra, which RemoteBase() names
     httpx2 = None  # type: ignore[assignment]
 
 
-def connect(url: str, model: str | None = None, **options) -> "RemoteScorer | ChatJudge":
+def connect(url: str, model: str | None = None, **options) -> "RemoteScorer | ChatJudge | SingleScorer":
     """A scorer whose model runs behind the reward server at `url`, such as "http://host:8000".
 
     model        name of a model of the server; default: the server's first
@@ -35,8 +36,8 @@ def connect(url: str, model: str | None = None, **options) -> "RemoteScorer | Ch
     connections  requests at a time; default 8
 
     An address that ends with "/v1" is one of an OpenAI-compatible server, whose `model` is asked in the
-    words of a
-    `template`: the result is a `ChatJudge`, whose options these are.
+    words of a `template`: the result is a `ChatJudge`, whose options these are. One that ends with "/score"
+    is asked about one image and prompt a request, as public training code does: a `SingleScorer`.
 
     A pickle of the scorer holds its settings. A `token` given here is pickled only for worker processes that
     multiprocessing starts; a scorer loaded from any other pickle reads IMAGEREWARD_TOKEN.
@@ -48,13 +49,20 @@ def connect(url: str, model: str | None = None, **options) -> "RemoteScorer | Ch
         if model is None:
             raise InputError(f"{url}: say which model= is asked")
         return ChatJudge(url, model, **options)
+    if (host := host_of(url)) is not None:
+        return SingleScorer(RemoteScorer(host, **options), model)
     scorer = RemoteScorer(url, **options)
     scorer.choose(model, scorer.ask_models())
     return scorer
 
 
 async def connect_async(url: str, model: str | None = None, **options) -> "AsyncRemoteScorer":
-    """`connect` for async code, where verbs are awaited: `await scorer.score(prompt, images)`."""
+    """`connect` for async code, where verbs are awaited: `await scorer.score(prompt, images)`.
+
+    Raises InputError for an address that ends with "/score", which has no awaited client.
+    """
+    if host_of(url) is not None:
+        raise InputError(f"{url}: an address of /score is asked without await; expected connect, or its host")
     scorer = AsyncRemoteScorer(url, **options)
     scorer.choose(model, await scorer.ask_models())
     return scorer

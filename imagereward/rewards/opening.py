@@ -9,6 +9,7 @@ A name is, nested as deeply as it likes:
     mask_share(NAME)         the reward NAME, weighted by the mask's share of the image
     rest_share(NAME)         the reward NAME, weighted by the rest's
     http://HOST:PORT#MODEL   a reward server's model
+    http://HOST:PORT/score   a server that is asked about one image and prompt a request
     http://HOST:PORT/calculate_reward#FIELD   a field of an inpainting reward server
     anything else            what `imagereward.load` takes
 """

@@ -1,8 +1,7 @@
-"""Rewards of an inpainting reward server (POST /calculate_reward), an image at a time."""
+"""Rewards of an inpainting reward server (POST /calculate_reward), an image a request."""
 
 import base64
 import hashlib
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from imagereward.errors import InputError, RemoteError
 from imagereward.images.reading import to_pil
 from imagereward.remote.client import RemoteScorer
 from imagereward.remote.protocol import encode
+from imagereward.remote.single import each_answer, finite_number
 from imagereward.rewards.inpainting import RowScorer, masks_of
 
 PATH = "/calculate_reward"
@@ -48,19 +48,21 @@ class RegionServerReward(RowScorer):
     ) -> torch.Tensor:
         """Rewards [B] float32 on the CPU; NaN where the server gave none."""
         masks = masks_of(self.name, pixels_B_3_H_W, rows)
-        found, cause = torch.full((len(prompts),), torch.nan), ""
-        for index, (image, mask, prompt) in enumerate(zip(pixels_B_3_H_W, masks, prompts, strict=True)):
-            body = {
+        bodies = [
+            {
                 "image_b_base64": _base64(to_pil(image)),
                 "mask_base64": _base64(to_pil(mask.expand(3, -1, -1)).convert("L")),
                 "prompt": prompt,
             }
-            try:
-                found[index] = _number(_ANSWERS.ask(self.remote, body), self.field)
-            except RemoteError as error:
-                cause = str(error)
+            for image, mask, prompt in zip(pixels_B_3_H_W, masks, prompts, strict=True)
+        ]
+        found, causes = each_answer(
+            lambda row: finite_number(_ANSWERS.ask(self.remote, bodies[row]), self.field),
+            len(bodies),
+            self.remote.connections,
+        )
         if not found.isfinite().any():
-            raise RemoteError(f"{self.name}: no image of {len(prompts)} got a score, the last: {cause}")
+            raise RemoteError(f"{self.name}: no image of {len(prompts)} got a score, the first: {causes[0]}")
         return found
 
 
@@ -86,13 +88,6 @@ class _Answers:
 
 
 _ANSWERS = _Answers()
-
-
-def _number(answer: Any, field: str) -> float:
-    value = answer.get(field) if isinstance(answer, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RemoteError(f"its answer has {field}={value!r:.100}; expected a finite number")
-    return float(value)
 
 
 def _base64(picture) -> str:

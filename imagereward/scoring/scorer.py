@@ -135,6 +135,10 @@ class Scorer(PairScorer, nn.Module):
         tokens = self.count_tokens(prompts)
         return tokens, [count > self.config.max_length for count in tokens]
 
+    def stream_lengths(self, prompts: list[str]) -> list[int]:
+        """How many real tokens, at least, each prompt has in the stream "text", as positions count them."""
+        return [max(1, min(count, self.config.max_length)) for count in self.count_tokens(prompts)]
+
     def __repr__(self) -> str:
         """Name, kind, device, dtype and input size; `torch.nn.Module.__repr__(scorer)` lists the layers."""
         parameter = next(self.parameters(), None)

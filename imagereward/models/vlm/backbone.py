@@ -4,7 +4,7 @@ Shapes: R rows (texts with images), T tokens of a text, D width of the language 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -149,12 +149,14 @@ class Backbone(nn.Module):
         blocks: Sequence[Block],
         images: Sequence[EncodedImage],
         keep: bool = False,
+        recompute: bool = True,
     ) -> tuple[torch.Tensor, State | None]:
         """The last hidden state [R, D] after each block, and the state for what follows.
 
         state   of the tokens before, in as many rows; None: nothing is before
         blocks  the tokens that follow; shorter ones are padded on the left
         keep    whether the state is needed
+        recompute  False: layers keep their activations, whatever `set_recompute` said
         """
         device, width = self.device, max(len(block.ids) for block in blocks)
         padding = self.processor.tokenizer.pad_token_id or 0
@@ -182,7 +184,7 @@ class Backbone(nn.Module):
             if "token_type_ids" in signature(self.model.model.forward).parameters:  # Gemma's
                 types = self.processor.create_mm_token_type_ids(ids.tolist())
                 inputs["token_type_ids"] = torch.tensor(types, device=device) * mask
-        with self._recomputing():
+        with self._recomputing() if recompute else nullcontext():
             out = self.model.model(**inputs)
         return out.last_hidden_state[:, -1], State(cache, full) if keep else None
 

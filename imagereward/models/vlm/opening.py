@@ -27,7 +27,7 @@ from imagereward.models.vlm.comparing import PairwiseJudge
 from imagereward.models.vlm.heads import RewardHead
 from imagereward.models.vlm.hpsv3 import open_hpsv3
 from imagereward.models.vlm.images import VLMImages
-from imagereward.models.vlm.saving import HEAD_FILE
+from imagereward.models.vlm.saving import HEAD_FILE, add_saved_adapters
 from imagereward.models.vlm.scorer import VLMScorer
 
 QUANTIZATIONS = ("4bit", "8bit")
@@ -80,6 +80,7 @@ def open_judge(
             head = _read_head(weights, model.config.get_text_config().hidden_size, judge)
         scorer = VLMScorer(model, processor, judge, head)
         scorer.files = weights_of(Path(source))
+        add_saved_adapters(scorer, Path(source))
     if scorer.reward_head is not None:
         scorer.reward_head.to(device)
     if max_length is not None:

@@ -1,4 +1,4 @@
-"""save_judge: writes a judge's model, processor, settings and reward head to a directory."""
+"""save_judge: writes a judge's model, processor, settings, reward head and adapters to a directory."""
 
 import json
 from dataclasses import replace
@@ -7,16 +7,23 @@ from typing import Any
 
 import safetensors.torch
 
+from imagereward.adapters.files import read_adapter
+from imagereward.config import read_json
+from imagereward.errors import CheckpointError
 from imagereward.models.judge_names import JUDGE_FILE
 from imagereward.writing import replacing
 
 HEAD_FILE = "reward_head.safetensors"
+ADAPTERS = "adapters"  # the folder with a folder for each adapter, and the key with their order
 
 
 def save_judge(scorer: Any, directory: Path) -> Path:
-    """Write model, processor, judge.json and the head to `directory`, which `load` reads; returns it."""
+    """Write what `load` reads to `directory`: model, processor, settings, head, adapters. Returns it."""
     directory.mkdir(parents=True, exist_ok=True)
-    scorer.backbone.model.save_pretrained(directory)
+    with scorer.adapters.taken_off(scorer):
+        scorer.backbone.model.save_pretrained(directory)
+    for name in scorer.adapters:
+        scorer.adapters[name].save_pretrained(directory / ADAPTERS / name)
     scorer.backbone.processor.save_pretrained(directory)
     if scorer.reward_head is not None:
         with replacing(directory / HEAD_FILE) as file:
@@ -24,6 +31,23 @@ def save_judge(scorer: Any, directory: Path) -> Path:
             safetensors.torch.save_file(state, file, {"format": "pt"})
     with replacing(directory / JUDGE_FILE) as file:
         judge = replace(scorer.judge, model="")
-        text = json.dumps({"name": scorer.name, "judge": judge.to_dict()}, indent=2)
-        file.write_text(text + "\n", encoding="utf-8")
+        values = {"name": scorer.name, "judge": judge.to_dict()}
+        if len(scorer.adapters):
+            values[ADAPTERS] = list(scorer.adapters)
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return directory
+
+
+def add_saved_adapters(scorer: Any, directory: Path) -> None:
+    """Put the adapters that `save_judge` wrote on the scorer. CheckpointError for one that is damaged."""
+    if not (directory / JUDGE_FILE).is_file():
+        return
+    names = read_json(directory / JUDGE_FILE).get(ADAPTERS, [])
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and Path(name).name == name for name in names
+    ):
+        raise CheckpointError(f"{directory / JUDGE_FILE}: adapters={names!r:.100}; expected names of folders")
+    for name in names:
+        config, weights = read_adapter(directory / ADAPTERS / name)
+        scorer.adapters.add(scorer, config, scorer.token_streams(), weights)
+    scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from imagereward.adapters.streams import TokenStream
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError, NonFiniteScoreError, UnreadableVerdictWarning
 from imagereward.images.reading import ImageLike, load_pixels
@@ -26,11 +27,13 @@ from imagereward.models.vlm.heads import RewardHead
 from imagereward.models.vlm.images import VLMImages
 from imagereward.models.vlm.saving import save_judge
 from imagereward.models.vlm.sharing import Read, States
+from imagereward.models.vlm.streams import image_prefixes, token_streams
 from imagereward.models.vlm.writing import Writer
 from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, one_each
 from imagereward.scoring.scorer import Scorer
 
 MOST_TOKENS = 2048  # of a prompt, by default
+_INNER = "backbone.model.model"  # path of the towers
 
 
 class VLMScorer(Scorer):
@@ -54,7 +57,8 @@ class VLMScorer(Scorer):
         self.judge = judge
         self.backbone = Backbone(model, processor, judge.positions)
         self.processor = VLMImages(processor, judge.pixels, judge.resize == "pillow")
-        self.states = States(self.backbone)
+        self.states = States(self.backbone, adapters=self.adapters)
+        self.image_prefixes = image_prefixes(model, _INNER)
         self.turns = Turns(processor, judge.template)
         self.reward_head = head
         if judge.readout == "head" and head is None:
@@ -67,6 +71,9 @@ class VLMScorer(Scorer):
         self.unreadable = 0
         self.written = 0
         self.turns.chat("")  # a chat template that fails does so now
+
+    def token_streams(self) -> dict[str, TokenStream]:
+        return token_streams(self.backbone.model, _INNER, self.writer is not None)
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -112,6 +119,11 @@ class VLMScorer(Scorer):
         """Tokens of each prompt in the model's vocabulary, without the template's."""
         words = self.backbone.processor.tokenizer
         return [len(words(prompt, add_special_tokens=False).input_ids) for prompt in prompts]
+
+    def stream_lengths(self, prompts: list[str]) -> list[int]:
+        """The tokens of each prompt with its template, without those of an image."""
+        words = self.backbone.processor.tokenizer
+        return [len(words(self.turns.chat(prompt)).input_ids) for prompt in prompts]
 
     def head(
         self, images: Sequence[EncodedImage], prompts: Sequence[str], pairs_P_2: torch.Tensor

@@ -7,13 +7,15 @@ before the prompt meets the language model once, whatever the number of prompts.
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
+from imagereward.adapters.collection import Adapters
 from imagereward.errors import ModelMemoryError
 from imagereward.models.vlm.backbone import Backbone, Block, EncodedImage, Row, State
+from imagereward.models.vlm.streams import at_positions
 
 # Fewest tokens before the first image that are worth a computation of their own.
 LEAST_SHARED = 8
@@ -44,10 +46,12 @@ class States:
 
     backbone   the model
     share      whether common beginnings are computed once; it changes nothing but time
+    adapters   the scorer's. Where one changes the last tokens of a row, every row passes the model whole
     """
 
     backbone: Backbone
     share: bool = True
+    adapters: Adapters = field(default_factory=Adapters)
     _beginning: tuple[tuple, State] | None = None
 
     def read(
@@ -64,7 +68,10 @@ class States:
         def finish(source: State | None, owners: list[int], places: list[int], tails: list[Block]) -> None:
             """`use` after `tails`, which follow rows `owners` of `source`; in halves if memory is short."""
             try:
-                hidden, state = self.backbone.extend(select(source, owners), tails, images, keep=keep)
+                # A layer that is computed again would not know which tokens are real.
+                again = not at_positions(self.adapters)
+                state = select(source, owners)
+                hidden, state = self.backbone.extend(state, tails, images, keep=keep, recompute=again)
                 following = [block.positions[:, -1:] + 1 for block in tails]
                 return use(Read(places, hidden, following, state))
             except RuntimeError as error:
@@ -114,6 +121,8 @@ class States:
         """
         if not self.share or torch.is_grad_enabled() or len(blocks) < 2:
             return False
+        if at_positions(self.adapters, last=True):
+            return False
         config = self.backbone.text_config
         if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
             return True
@@ -127,13 +136,18 @@ class States:
         return count if count >= LEAST_SHARED else 0
 
     def _state_of(self, block: Block, end: int) -> State:
-        """The state of the common beginning, kept until another is asked for."""
+        """The state of the common beginning; kept until another is asked for, unless there are adapters."""
+        if len(self.adapters):
+            return self._computed(block, end)
         key = (*block.ids[:end], str(self.backbone.device), str(self.backbone.model.dtype))
         if self._beginning is None or self._beginning[0] != key:
-            _, state = self.backbone.extend(None, [block.cut(0, end)._replace(images=())], (), keep=True)
-            assert state is not None
-            self._beginning = (key, state)
+            self._beginning = (key, self._computed(block, end))
         return self._beginning[1]
+
+    def _computed(self, block: Block, end: int) -> State:
+        _, state = self.backbone.extend(None, [block.cut(0, end)._replace(images=())], (), keep=True)
+        assert state is not None
+        return state
 
     def _groups(self, rows: Sequence[Row], start: int) -> tuple[list[int], dict[int, "_Group"]]:
         """(places of rows that share no image's tokens, {a group's first place: group})."""

@@ -15,7 +15,7 @@ from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.preferences import open_preferences
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
-from imagereward.tuning.objectives.sampled import SampledConfig
+from imagereward.tuning.objectives.sampled import ComparisonConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.refresh import Refresher, RefreshRule
 from imagereward.tuning.rollouts.clean import add_noise, mean_square
@@ -70,8 +70,12 @@ class DPOConfig(GeneratorConfig):
         return DPO(StoredPairs(data, self.seed), self.beta, self.times, self.seed)
 
 
-class OnlineDPOConfig(SampledConfig):
-    """The config of DPO on drawn images: in each group the best against the worst by reward."""
+class OnlineDPOConfig(ComparisonConfig, SampledConfig):
+    """The config of DPO on drawn images: in each group the best against the worst by reward.
+
+    With `advantages_of="each"` several rewards are standardised before they are added; the deviation's keys
+    decide nothing else here.
+    """
 
     objective: Literal["dpo_online"] = Field("dpo_online", description="DPO on drawn and scored images")
     beta: float = Field(gt=0, description=BETA + "5000 for U-Nets, 100 for flow models")
@@ -89,7 +93,7 @@ class OnlineDPOConfig(SampledConfig):
         if self.refresh is not None and self.refresh.kl_above is not None:
             raise InputError("refresh.kl_above: DPO measures no KL; expected refresh.every alone")
         source = self.source(job, "DPO on drawn images")
-        pairs = DrawnPairs(source, self.sampler, self.optimizer_steps)
+        pairs = DrawnPairs(source, self.sampler, self.optimizer_steps, self.compared)
         return self.beside(job, DPO(pairs, self.beta, self.times, self.seed, self.refresh))
 
 

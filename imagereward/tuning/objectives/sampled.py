@@ -1,7 +1,8 @@
-"""SampledConfig, AdvantageConfig: the keys of objectives that draw groups of images and score them."""
+"""The keys of objectives that draw groups of images, score them, and compare them within groups."""
 
 from typing import Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from imagereward.errors import InputError
@@ -15,6 +16,7 @@ from imagereward.tuning.rollouts.advantages import (
     StdScope,
     advantages_of_each,
     group_advantages,
+    weighted_sum,
 )
 from imagereward.tuning.rollouts.collect import Rollout
 from imagereward.tuning.rollouts.sample_source import SampleSource
@@ -27,7 +29,10 @@ class SampledConfig(GeneratorConfig):
 
     prompts: str = Field(description="file of prompts: .json, .jsonl, or text with one a line")
     group: int = Field(24, ge=2, description="images drawn for each prompt and compared")
-    shared_initial_noise: bool = Field(False, description="the images of a group begin from the same noise")
+    shared_initial_noise: bool = Field(
+        False,
+        description="the images of a group begin from the same noise; for GRPO, whose steps have noise",
+    )
     shift: float | None = Field(
         None,
         gt=0,
@@ -66,14 +71,22 @@ class SampledConfig(GeneratorConfig):
         return dynamics.on_grid(self.shift, self.whole_times)
 
     def source(self, job: ObjectiveContext, objective: str) -> SampleSource:
-        """Draws and scores samples as the config says; InputError naming `objective` without a reward."""
+        """Draws and scores samples as the config says.
+
+        Raises InputError, naming `objective`, without a reward, and for one start of a group: this source
+        draws without noise, so that all images of the group would be the same.
+        """
+        if self.shared_initial_noise:
+            raise InputError(
+                f"shared_initial_noise=true: {objective} draws without noise, so that a group's images would "
+                "be one image; expected false, or GRPO"
+            )
         return SampleSource(
             job.rows,
             job.rewards_for(objective),
             group=self.group,
             seed=self.seed,
             scoring=self.scoring,
-            shared_initial_noise=self.shared_initial_noise,
         )
 
     def beside(self, job: ObjectiveContext, objective):
@@ -81,8 +94,8 @@ class SampledConfig(GeneratorConfig):
         return with_pretraining(self.pretraining, self, job, objective)
 
 
-class AdvantageConfig(Config):
-    """The keys of objectives that learn from group-relative advantages."""
+class ComparisonConfig(Config):
+    """The keys of objectives that compare the images of a group by their rewards."""
 
     advantage_std: StdScope = Field(
         "batch", description="advantages are divided by the standard deviation of the batch or of the group"
@@ -91,7 +104,6 @@ class AdvantageConfig(Config):
         "population", description="its sum of squares is divided by the number of rewards, or by one less"
     )
     advantage_epsilon: float = Field(1e-4, gt=0, description="added to the deviation")
-    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to this much either way")
     advantages_of: Literal["sum", "each"] = Field(
         "sum",
         description="advantages are those of the rewards' weighted sum; or each reward has its own, which "
@@ -99,10 +111,28 @@ class AdvantageConfig(Config):
         "advantage_std=group: GDPO)",
     )
 
+    @property
+    def deviation(self) -> AdvantageStd:
+        """How the standard deviation is measured."""
+        return AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
+
+    def compared(self, rollout: Rollout) -> torch.Tensor:
+        """[N] float64, NaN without a reward: the best sample of a group has the highest value.
+
+        The rewards' weighted sum; with advantages_of="each", that of their own unclipped advantages.
+        """
+        by = self.deviation if self.advantages_of == "each" else None
+        return weighted_sum(rollout.rewards, rollout.weights, rollout.groups_N, by)
+
+
+class AdvantageConfig(ComparisonConfig):
+    """The keys of objectives that learn from group-relative advantages."""
+
+    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to this much either way")
+
     def advantages(self, rollout: Rollout) -> Advantages:
         """Advantages [N] of a rollout's samples; see `group_advantages` and `advantages_of_each`."""
-        by = AdvantageStd(self.advantage_std, self.advantage_std_divisor, self.advantage_epsilon)
         groups, bound = rollout.groups_N, self.advantage_clip
         if self.advantages_of == "each":
-            return advantages_of_each(rollout.rewards, rollout.weights, groups, by, bound)
-        return group_advantages(rollout.total, groups, by, bound)
+            return advantages_of_each(rollout.rewards, rollout.weights, groups, self.deviation, bound)
+        return group_advantages(rollout.total, groups, self.deviation, bound)

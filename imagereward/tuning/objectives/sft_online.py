@@ -72,8 +72,8 @@ class OnlineSFT(Objective):
         if config.samples == "weighted":
             weights = softmax_weights(advantages, rollout.groups_N, config.temperature)
         else:
-            total = rollout.total
-            best = top_mask(total, rollout.groups_N, 1 if config.samples == "best" else config.top)
+            count = 1 if config.samples == "best" else config.top
+            best = top_mask(config.compared(rollout), rollout.groups_N, count)
             weights = (best & advantages.valid).float()
         self.source.count(rollout, weights > 0, plan.update)
         items = (weights > 0).nonzero()

@@ -33,7 +33,7 @@ class ImageStore:
         kept, self._place = distinct([identity(image) for image in images])
         self._scorer = scorer
         self.items: list[tuple] = list(load_pixels(images, scorer.processors, kept))
-        self.features: torch.Tensor | None = None
+        self.features: torch.Tensor | list[Any] | None = None
         changed = any(touches(each.config, scorer.image_prefixes) for each in scorer.adapters.all)
         if encode_once and not changed:
             self._encode()
@@ -48,6 +48,8 @@ class ImageStore:
 
     def encoded(self, indices: Sequence[int]) -> Any:
         """Image features of these images, in order; gradients reach an image encoder that learns."""
+        if isinstance(self.features, list):
+            return [self.features[index] for index in indices]
         if self.features is not None:
             return self.features[list(indices)]
         batches = zip(*(self.items[index] for index in indices))
@@ -55,16 +57,25 @@ class ImageStore:
         return self._scorer.encode_pixels(collated)
 
     def _encode(self) -> None:
-        parts: list[torch.Tensor] = []
+        parts: list[Any] = []
         with torch.no_grad(), self._scorer.evaluating(), on_cpu():
             for start in range(0, len(self.items), ENCODED_AT_ONCE):
                 part = self.encoded(range(start, min(start + ENCODED_AT_ONCE, len(self.items))))
-                if not isinstance(part, torch.Tensor):
+                if not isinstance(part, torch.Tensor | list):  # an ensemble's
                     return
-                if part[0].nbytes * len(self.items) > MOST_FEATURES:
+                if _bytes(part[0]) * len(self.items) > MOST_FEATURES:
                     return
                 parts.append(part)
-        self.features = torch.cat(parts)
+        # Tensors of one shape, or, of vision-language models, an object for each image.
+        alike = isinstance(parts[0], torch.Tensor)
+        self.features = torch.cat(parts) if alike else [each for part in parts for each in part]
+
+
+def _bytes(features: Any) -> int:
+    """The bytes of the tensors of one image's features."""
+    if isinstance(features, torch.Tensor):
+        return features.nbytes
+    return sum(map(_bytes, features)) if isinstance(features, tuple | list) else 0
 
 
 class ChoiceData(Dataset):

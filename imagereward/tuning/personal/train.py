@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from imagereward.adapters.base import Adapter
 from imagereward.adapters.positions import clamped_rows
 from imagereward.checkpoints.loading import load
 from imagereward.config import AdapterConfig
-from imagereward.errors import InputError
+from imagereward.errors import InputError, PositionsClampedWarning
 from imagereward.precision import on_cpu
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.config import build
@@ -86,6 +87,7 @@ def personalise_scorer(
         adapter = scorer.adapters.add(
             scorer, adapter_config(config, name), scorer.token_streams(), seed=config.seed
         )
+    clamped = _clamped(scorer, choices, config)
     try:
         with tempfile.TemporaryDirectory() as temporary:
             where = Path(temporary) if directory is None else directory
@@ -99,7 +101,6 @@ def personalise_scorer(
     adapter.train(False)
     adapter.let_learn(False)
     scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)
-    clamped = _clamped(scorer, choices, config)
     summary = replace(found, clamped=clamped, seconds=time.monotonic() - began)
     return Personalised(adapter, summary)
 
@@ -197,11 +198,19 @@ def _switched(learned: Any, on: bool) -> bool:
 
 
 def _clamped(scorer: Scorer, choices: Choices, config: LearningConfig) -> int:
+    """How many prompts have fewer tokens than the positions ask for; PositionsClampedWarning if any has."""
     if config.kind == "lora":
         return 0
     prompts = list(dict.fromkeys(choice.prompt for choice in choices.items))
-    lengths = [max(1, min(count, scorer.config.max_length)) for count in scorer.count_tokens(prompts)]
-    return clamped_rows(config.positions, lengths)
+    count = clamped_rows(config.positions, scorer.stream_lengths(prompts))
+    if count:
+        warnings.warn(
+            f"positions={config.positions!r}: {count} of {len(prompts)} prompts of {choices.source} have "
+            "fewer tokens; of these, the first and the last ones get at most half each",
+            PositionsClampedWarning,
+            stacklevel=2,
+        )
+    return count
 
 
 def tune_personal(values: dict[str, Any], source: str) -> Adapter:

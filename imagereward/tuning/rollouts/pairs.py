@@ -1,6 +1,6 @@
 """PairSource: pairs of a chosen and a rejected image of one prompt, from a data set or drawn and scored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from imagereward.tuning.data.seeding import rows_for_samples
 from imagereward.tuning.policy.policy import CURRENT, Policy
 from imagereward.tuning.rollouts.advantages import best_and_worst
 from imagereward.tuning.rollouts.clean import CleanBatch, clean_batches
+from imagereward.tuning.rollouts.collect import Rollout
 from imagereward.tuning.rollouts.latent_images import LatentPairs
 from imagereward.tuning.rollouts.sample_source import SampleSource
 from imagereward.tuning.rollouts.times import Times
@@ -104,18 +105,26 @@ class StoredPairs:
 
 
 class DrawnPairs:
-    """The best and the worst of each drawn group, by the weighted sum of rewards.
+    """The best and the worst of each drawn group.
 
     Groups whose rewards are all equal, or without two rewards, are left out by all processes alike, and are
     counted in the metrics of the update: `counted` is the share of images in pairs.
 
-    source   draws and scores the samples
-    sampler  the weights that draw: "current", or the name of a snapshot
-    parts    steps of the optimizer in an update
+    source    draws and scores the samples
+    sampler   the weights that draw: "current", or the name of a snapshot
+    parts     steps of the optimizer in an update
+    compared  gives values [N] of a rollout's samples, NaN without a reward, of which the best has the
+              highest; default: the weighted sum of rewards
     """
 
-    def __init__(self, source: SampleSource, sampler: str = CURRENT, parts: int = 1):
-        self.source, self.sampler, self.parts = source, sampler, parts
+    def __init__(
+        self,
+        source: SampleSource,
+        sampler: str = CURRENT,
+        parts: int = 1,
+        compared: Callable[[Rollout], torch.Tensor] = lambda rollout: rollout.total,
+    ):
+        self.source, self.sampler, self.parts, self.compared = source, sampler, parts, compared
 
     @property
     def prompts(self) -> list[str]:
@@ -131,9 +140,8 @@ class DrawnPairs:
         """Draw and score the update's images; a batch has pairs of this process's groups."""
         grouped = self.source.plan(plan, whole_groups=True)
         rollout = self.source.draw(policy, grouped, self.sampler)
-        total = rollout.total
-        pairs = torch.stack(best_and_worst(total, rollout.groups_N), 1)
-        learned = torch.zeros(len(total), dtype=torch.bool)
+        pairs = torch.stack(best_and_worst(self.compared(rollout), rollout.groups_N), 1)
+        learned = torch.zeros(len(rollout.groups_N), dtype=torch.bool)
         learned[pairs.flatten()] = True
         self.source.count(rollout, learned, plan.update)
         yield from clean_batches(

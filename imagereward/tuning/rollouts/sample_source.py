@@ -24,7 +24,6 @@ class SampleSource:
     group    samples for each row
     seed     decides, with the sample's number, about rows and noise
     scoring  how rewards are computed and retried; default: `ScoringConfig()`
-    shared_initial_noise  the samples of a group start from the same noise
 
     `metrics` are those of the last draw; see `Rollout.metrics`.
     """
@@ -37,10 +36,9 @@ class SampleSource:
         group: int,
         seed: int = 0,
         scoring: ScoringConfig | None = None,
-        shared_initial_noise: bool = False,
     ):
         self.rows, self.rewards, self.group, self.seed = rows, rewards, group, seed
-        self.scoring, self.shared_initial_noise = scoring, shared_initial_noise
+        self.scoring = scoring
         self.metrics: dict[str, float] = {}
 
     @property
@@ -69,7 +67,6 @@ class SampleSource:
             dynamics=policy.dynamics.without_noise(),
             seed=self.seed,
             scoring=self.scoring,
-            shared_initial_noise=self.shared_initial_noise,
             sampler=sampler,
         )
 

@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from imagereward.errors import InputError
 from imagereward.tuning.config import Config
 from imagereward.tuning.settings import TrainerConfig
 
@@ -75,12 +74,3 @@ class JudgeTrainingConfig(TrainerConfig):
         None, description='"cpu" leaves a GPU alone; default: a GPU if there is one'
     )
     seed: int = Field(0, ge=0, description="the head's first weights and the order of prompts depend on it")
-
-    def check_processes(self, ranks: int, sharded: bool) -> None:
-        """Raises InputError for batch sizes that `ranks` processes cannot share, and for sharded weights."""
-        if sharded:
-            raise InputError(
-                "judges are not trained with sharded weights (FSDP): launch plain processes, with "
-                "train='head' and lora= for models that do not fit otherwise"
-            )
-        super().check_processes(ranks, sharded)

@@ -23,7 +23,14 @@ from imagereward.tuning.judges.data import rankings
 from imagereward.tuning.judges.objective import JudgeLearner, JudgeModule, JudgeObjective
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
-from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
+from imagereward.tuning.trainer.accelerate_setup import (
+    accelerating,
+    join,
+    make_accelerator,
+    start_trackers,
+)
+from imagereward.tuning.trainer.checkpoint import latest_state
+from imagereward.tuning.trainer.liveness import watched
 from imagereward.tuning.trainer.memory import keep_freed_memory
 from imagereward.tuning.trainer.plan import updates
 from imagereward.tuning.trainer.progress import facts, tell
@@ -47,14 +54,22 @@ def train_judge(config: JudgeTrainingConfig) -> VLMScorer:
     `output` then holds the judge, a card, `run.json` (the config), `history.json` (losses and accuracies by
     update) and the last checkpoints. Raises InputError for bad data or config, and for an output directory
     that holds another run; NonFiniteLossError for a loss or score that is NaN or infinite; CheckpointError
-    for a checkpoint that cannot be written or read.
+    for a checkpoint that cannot be written or read, ProcessLostError in all other processes if one of several
+    ends too early.
     """
+    output = Path(config.output).expanduser()
+    rank, ranks = join(config.device == "cpu")
+    with watched(rank, ranks, lambda: latest_state(output)):
+        return _train(config)
+
+
+def _train(config: JudgeTrainingConfig) -> VLMScorer:
     values = config.model_dump(exclude={"resume"})
     # At a constant learning rate a run is the beginning of a run with more updates, and may be continued.
     may_differ = ("updates",) if config.schedule == "constant" else ()
     output = check_run_directory(config.output, values, config.resume, may_differ)
     train, valid = (rankings(config, split) for split in ("train", "valid"))
-    accelerator = make_accelerator(config, output, config.device == "cpu")
+    accelerator = make_accelerator(config, output, cpu=config.device == "cpu")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     scorer = starting_judge(config, accelerator.device)

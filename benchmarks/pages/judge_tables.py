@@ -29,5 +29,47 @@ def judge_costs(result: dict) -> str:
     return "\n".join([heads, "|---|---|---|---|---|---|---|---|", *rows])
 
 
+def tiny_vlm(result: dict) -> str:
+    """A table of results/tiny-vlm.json: accuracy of the tiny judge by kind of pair."""
+    rows = [
+        f"| {row['pairs']} | {_share(row['accuracy'])} ({_share(row['low'])} to {_share(row['high'])}) "
+        f"| {_share(row['prompts shuffled'])} | {row['count']} |"
+        for row in result["rows"]
+        if row["pairs"].startswith("faithfulness") or row["pairs"] == "quality"
+    ]
+    held_out = result["held_out"]
+    facts = (
+        f"{record.machine(result)}. The training took {result['seconds']['judge'] / 60:.0f} minutes of CPU "
+        f"time; {result['parameters'] / 1e6:.2f} million parameters, {result['megabytes']:.1f} MB. "
+        f"{held_out['prompts']} held-out prompts for at most {held_out['things']} things, seed "
+        f"{held_out['seed']}; intervals of 95 % over prompts."
+    )
+    return "\n".join([facts, "", "| clear pairs | right | shuffled | pairs |", "|---|---|---|---|", *rows])
+
+
+def finetune_judge(result: dict) -> str:
+    """A table of results/finetune-judge.json: what ReFL by the tiny judge changed, a row for each run."""
+    rows = []
+    for row in result["rows"]:
+        cells = [
+            f"{each['before']:.3f} | {each['gained']:+.3f} ({each['low']:+.3f} to {each['high']:+.3f})"
+            for each in (row["measured"][name] for name in ("judge", "faithfulness", "reward"))
+        ]
+        rows.append(f"| {row['method']} | {row['run']} | {' | '.join(cells)} | {row['minutes']:.0f} |")
+    heads = (
+        "| method | run | judge, before | gained | faithfulness, before | gained | ImageReward-tiny, before "
+        "| gained | minutes |"
+    )
+    facts = (
+        f"{record.machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} seeds; "
+        "intervals of 95 % over prompts."
+    )
+    return "\n".join([facts, "", heads, "|---|---|---|---|---|---|---|---|---|", *rows])
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
 def _limit(pixels: int) -> str:
     return "the model's own limit" if pixels > 10**6 else f"{pixels:,} pixels"

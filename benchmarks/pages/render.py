@@ -46,6 +46,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "judges-cpu": judge_tables.judges,
     "judges-cuda": judge_tables.judges,
     "judge-costs": judge_tables.judge_costs,
+    "tiny-vlm": judge_tables.tiny_vlm,
+    "finetune-judge": judge_tables.finetune_judge,
 }
 
 

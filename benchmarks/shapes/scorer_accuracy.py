@@ -9,13 +9,15 @@ faithfulness or quality and not worse in the other.
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 import imagereward as RM
 from benchmarks.lib import record
+from imagereward.agreement.intervals import ratio_interval
 from imagereward.scoring.scorer import Scorer
-from imagereward.shapes import Truth, ask, candidates, say
+from imagereward.shapes import MOST_THINGS, Truth, ask, candidates, say
 from imagereward.table import table
 
 SEED = 20_260
@@ -38,6 +40,8 @@ def kinds(better: Truth, worse: Truth) -> Iterator[str]:
 
 
 Accuracy = dict[str, tuple[float, int]]
+# {kind: [P, 2]}: of every prompt the pairs that are ranked right, and all its pairs.
+Counts = dict[str, np.ndarray]
 
 
 def accuracy(scorer: Scorer, prompts: int, seed: int = SEED) -> tuple[Accuracy, Accuracy]:
@@ -46,34 +50,74 @@ def accuracy(scorer: Scorer, prompts: int, seed: int = SEED) -> tuple[Accuracy, 
     Twice: with the prompts that the images were drawn for, and with every prompt's images scored against
     another prompt.
     """
+    plain, shuffled = counts(scorer, prompts, seed)
+    return _shares(plain), _shares(shuffled)
+
+
+def accuracy_rows(
+    scorer: Scorer, prompts: int, seed: int = SEED, most_things: int = MOST_THINGS
+) -> list[dict[str, Any]]:
+    """`accuracy` as rows, with the 95 % interval over prompts (Student's t).
+
+    most_things  things that a prompt may ask for
+    """
+    plain, shuffled = counts(scorer, prompts, seed, most_things)
+    rows = []
+    for kind, each in plain.items():
+        share, low, high = ratio_interval(each[:, 0], each[:, 1], bounds=(0, 1))
+        other = shuffled[kind].sum(0)
+        rows.append(
+            {
+                "pairs": kind,
+                "accuracy": share,
+                "low": low,
+                "high": high,
+                "prompts shuffled": float(other[0] / other[1]),
+                "count": int(each[:, 1].sum()),
+            }
+        )
+    return rows
+
+
+def counts(
+    scorer: Scorer, prompts: int, seed: int = SEED, most_things: int = MOST_THINGS
+) -> tuple[Counts, Counts]:
+    """The pairs of every prompt ranked right, and all, by kind: with its own prompt, and with another."""
     rng = np.random.default_rng([seed, 3])
     drawn = []
     for _ in range(prompts):
-        request = ask(rng, "test")
+        request = ask(rng, "test", most_things)
         drawn.append((say(request, rng), candidates(request, IMAGES, rng)))
     texts = [prompt for prompt, _ in drawn for _ in range(IMAGES)]
     others = texts[IMAGES:] + texts[:IMAGES]
     images = [image for _, group in drawn for image, _ in group]
     scores = scorer.score_pairs(texts + others, images * 2, batch_size=96)  # encodes every image once
     truths = [[truth for _, truth in group] for _, group in drawn]
-    return _shares(scores[: len(images)], truths), _shares(scores[len(images) :], truths)
+    return _counts(scores[: len(images)], truths), _counts(scores[len(images) :], truths)
 
 
-def _shares(scores: list[float], truths: list[list[Truth]]) -> Accuracy:
-    right: dict[str, list[bool]] = defaultdict(list)
-    for start, group in zip(range(0, len(scores), IMAGES), truths):
+def _counts(scores: list[float], truths: list[list[Truth]]) -> Counts:
+    found: Counts = defaultdict(lambda: np.zeros((len(truths), 2), int))
+    for number, group in enumerate(truths):
+        start = number * IMAGES
         for a, better in enumerate(group):
             for b, worse in enumerate(group):
                 if better.clearly_beats(worse):
                     for kind in kinds(better, worse):
-                        right[kind].append(scores[start + a] > scores[start + b])
-    return {kind: (float(np.mean(hits)), len(hits)) for kind, hits in sorted(right.items())}
+                        found[kind][number] += (scores[start + a] > scores[start + b], 1)
+    return dict(sorted(found.items()))
+
+
+def _shares(counted: Counts) -> Accuracy:
+    sums = {kind: each.sum(0) for kind, each in counted.items()}
+    return {kind: (float(right / pairs), int(pairs)) for kind, (right, pairs) in sums.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="ImageReward-tiny", help="what imagereward.load takes")
     parser.add_argument("--prompts", type=int, default=3000)
+    parser.add_argument("--most-things", type=int, default=MOST_THINGS, help="things of a prompt")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", help="name of a results file")
     record.add_option(parser)
@@ -81,16 +125,7 @@ def main() -> None:
     if options.out:
         record.refuse_changes(options.allow_changes)
     scorer = RM.load(options.model)
-    plain, shuffled = accuracy(scorer, options.prompts, options.seed)
-    rows = [
-        {
-            "pairs": kind,
-            "accuracy": plain[kind][0],
-            "prompts shuffled": shuffled[kind][0],
-            "count": plain[kind][1],
-        }
-        for kind in plain
-    ]
+    rows = accuracy_rows(scorer, options.prompts, options.seed, options.most_things)
     print(table(rows))
     if options.out:
         record.write(
@@ -99,6 +134,7 @@ def main() -> None:
                 "model": options.model,
                 "prompts": options.prompts,
                 "seed": options.seed,
+                "most_things": options.most_things,
                 "rows": rows,
                 "environment": record.environment(scorer.device),
             },

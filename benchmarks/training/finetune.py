@@ -56,9 +56,9 @@ def prompts_of(split: str, count: int) -> list[str]:
     return [shapes.prompt(i, 7, split, most_things=THINGS) for i in range(count)]
 
 
-def scrambled(prompts: list[str]):
+def scrambled(prompts: list[str], name: str = REWARD):
     """The reward of a trained prompt's image for another prompt; of other prompts' as it is."""
-    scorer = RM.load(REWARD)
+    scorer = RM.load(name)
     order = np.random.default_rng(0).permutation(len(prompts))
     other = {prompts[a]: prompts[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
 

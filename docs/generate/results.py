@@ -36,6 +36,10 @@ COMMANDS = {
         "accuracy of ImageReward-tiny on pairs of Shapes",
         "python -m benchmarks.toy_models.imagereward_tiny WORKDIR",
     ),
+    "tiny-vlm": (
+        "accuracy of the tiny vision-language judge on pairs of Shapes",
+        "python -m benchmarks.toy_models.tiny_vlm WORKDIR --measure",
+    ),
     "shapes-measure": (
         "accuracy of the measure of Shapes",
         "python -m benchmarks.shapes.measure_accuracy",
@@ -64,6 +68,10 @@ COMMANDS = {
     "finetune-flow": (
         "GRPO and ReFL on the tiny flow model",
         "python -m benchmarks.training.finetune_flow WORKDIR",
+    ),
+    "finetune-judge": (
+        "ReFL on the tiny Stable Diffusion by the tiny vision-language judge",
+        "python -m benchmarks.training.finetune_judge WORKDIR",
     ),
     "finetune": (
         "ReFL, DRaFT, AlignProp and best of 8 on the tiny Stable Diffusion",

@@ -65,6 +65,10 @@ COMMANDS = {
         "python -m benchmarks.training.adapter_step",
     ),
     "fits": ("memory of an update at real sizes, counted", "python -m benchmarks.training.fits"),
+    "fits-sharded": (
+        "memory of a card in a sharded update at real sizes, counted",
+        "python -m benchmarks.training.fits_sharded",
+    ),
     "finetune-flow": (
         "GRPO and ReFL on the tiny flow model",
         "python -m benchmarks.training.finetune_flow WORKDIR",

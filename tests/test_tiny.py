@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +122,10 @@ def test_every_use_from_the_command_says_what_it_knows(tmp_path):
 
 
 def test_a_clear_pair_is_better_on_one_axis_and_not_worse_on_the_other():
+    ranking = RM.load("ImageReward-tiny").rank("a red circle", [np.zeros((64, 64, 3), np.uint8)] * 3)
     judged = demo.Judged(
-        ranking=RM.load("ImageReward-tiny").rank("a red circle", [np.zeros((64, 64, 3), np.uint8)] * 3),
+        # On some CPUs the last bit of equal images differs with their place in the batch.
+        ranking=replace(ranking, rewards=[0.5] * 3, ranks=[1] * 3),
         truths=[shapes.Truth(), shapes.Truth(1, ("colour",)), shapes.Truth(0, (), 2, "blur")],
     )
     assert len(judged.clear_pairs) == 2  # nobody says whether a wrong colour is worse than blur

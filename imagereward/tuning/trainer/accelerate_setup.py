@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from imagereward.errors import InputError
-from imagereward.tuning.distributed import check_together, several_on_cpus
+from imagereward.tuning.distributed import check_together, launched_together, several_on_cpus
 from imagereward.tuning.settings import TrainerConfig
 
 
@@ -31,6 +31,15 @@ def accelerating() -> Iterator[None]:
     finally:
         AcceleratorState._reset_state(reset_partial_state=first)
         GradientState._reset_state()
+
+
+def join_processes() -> None:
+    """Let the processes that a launcher started find each other; each then has its device.
+
+    Does nothing in a process that is alone. Raises ImageRewardError if they do not find each other.
+    """
+    if launched_together():
+        check_together(PartialState(cpu=several_on_cpus()).num_processes)
 
 
 def make_accelerator(config: TrainerConfig, output: Path) -> Accelerator:

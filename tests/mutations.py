@@ -36,6 +36,41 @@ VLM = "imagereward/models/vlm/"
 
 FAULTS = [
     Fault(
+        "positions in a judge's rows begin anew where a shared beginning ends",
+        "imagereward/adapters/reft.py",
+        "where = where[:, -h.shape[1] :]  # the tokens before passed earlier",
+        "where = where[:, : h.shape[1]]",
+        "tests/test_judge_adapters.py -k sharing_and_matrices",
+    ),
+    Fault(
+        "a kept beginning is taken for an adapter's",
+        VLM + "sharing.py",
+        "if len(self.adapters):",
+        "if False:",
+        "tests/test_judge_adapters.py -k kept_beginning",
+    ),
+    Fault(
+        "the best image of several rewards is that of their plain sum",
+        TUNING + "objectives/sampled.py",
+        'by = self.deviation if self.advantages_of == "each" else None',
+        "by = None",
+        "tests/test_samples.py -k best_of_several",
+    ),
+    Fault(
+        "a process's loss counts whatever share of a batch's pairs it has",
+        TUNING + "personal/learner.py",
+        "ranks * self._weight(targets, rows) / max(1, whole)",
+        "1.0",
+        "tests/test_personal_processes.py",
+    ),
+    Fault(
+        "refits learn from all choices, not from drawn ones",
+        TUNING + "personal/bootstrap.py",
+        "drawn = np.random.default_rng(list(seed)).choice(names, len(names))",
+        "drawn = names",
+        "tests/test_choosing.py -k refits_learn",
+    ),
+    Fault(
         "a judge reads the first hidden state of a text, not its last",
         VLM + "backbone.py",
         "out.last_hidden_state[:, -1]",
@@ -296,9 +331,9 @@ FAULTS = [
     ),
     Fault(
         "a missing score of a server is 0",
-        "imagereward/rewards/region_server.py",
-        "torch.full((len(prompts),), torch.nan)",
-        "torch.zeros(len(prompts))",
+        "imagereward/remote/single.py",
+        "return math.nan",
+        "return 0.0",
         "tests/test_inpainting_server.py -k never",
     ),
     Fault(

@@ -1,9 +1,11 @@
 """The page that collects choices: what comes next, the file that keeps them, the server, a real browser."""
 
 import json
+import random
 import re
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -16,11 +18,18 @@ from benchmarks.lib.serving import wait_until
 from imagereward.choosing.app import create_app
 from imagereward.choosing.candidates import Candidates, read_candidates
 from imagereward.choosing.journal import Journal
+from imagereward.choosing.picking import RANDOM_EVERY, disagreement, pick
 from imagereward.choosing.run import name_of, trainer
-from imagereward.choosing.session import RANDOM_EVERY, Session
+from imagereward.choosing.session import Session, Trained
+from imagereward.config import AdapterConfig
 from imagereward.errors import InputError, OutputError
 from imagereward.serve.run import server
+from imagereward.tuning.personal.bootstrap import drawn_choices, refits
 from imagereward.tuning.personal.choices import read_choices
+from imagereward.tuning.personal.config import LearningConfig
+
+LEFT, RIGHT, TIE = (1, 2), (2, 1), (1, 1)
+KEYS = ("choices", "pairs", "base", "adapted", "gain", "better")
 
 
 class ByName:
@@ -88,11 +97,13 @@ def test_a_table_names_prompts_and_images(tmp_path):
 
 
 def test_the_next_pair_has_the_closest_scores_and_prompts_take_turns(session, candidates):
-    asked = []
+    asked, rules = [], []
     for _ in range(12):
         question = session.state()["question"]
-        asked.append(tuple(question["pair"]))
-        session.answer(asked[-1], "tie")
+        asked.append(tuple(question["images"]))
+        rules.append(question["rule"])
+        session.answer(asked[-1], TIE)
+    assert rules == ["closest", "closest", "random"] * 4
     assert session.state()["question"] is None
     assert {tuple(sorted(pair)) for pair in asked} == set(candidates.pairs)
     prompts = [candidates.prompts[i] for i, _ in asked]
@@ -104,9 +115,9 @@ def test_the_next_pair_has_the_closest_scores_and_prompts_take_turns(session, ca
 
 def test_a_choice_is_on_the_disk_before_the_answer_and_survives_a_kill(session, candidates, tmp_path):
     pairs = []
-    for choice in ("left", "right", "tie"):
-        pairs.append(tuple(session.state()["question"]["pair"]))
-        session.answer(pairs[-1], choice)
+    for ranking in (LEFT, RIGHT, TIE):
+        pairs.append(tuple(session.state()["question"]["images"]))
+        session.answer(pairs[-1], ranking)
         lines = (tmp_path / "choices.jsonl").read_text().splitlines()
         assert len(lines) == len(pairs)
     records = [json.loads(line) for line in lines]
@@ -119,20 +130,21 @@ def test_a_choice_is_on_the_disk_before_the_answer_and_survives_a_kill(session, 
     assert (tmp_path / "choices.jsonl").read_text().splitlines() == lines
     left = []
     while (question := again.state()["question"]) is not None:
-        left.append(tuple(sorted(question["pair"])))
-        again.answer(tuple(question["pair"]), "left")
+        left.append(tuple(sorted(question["images"])))
+        again.answer(question["images"], LEFT)
     assert sorted([*left, *(tuple(sorted(pair)) for pair in pairs)]) == sorted(candidates.pairs)
     assert read_choices(tmp_path / "choices.jsonl").kind == "rankings"
 
 
 def test_undo_takes_the_last_choice_off_the_disk_and_asks_again(session, tmp_path):
     first = session.state()["question"]
-    session.answer(tuple(first["pair"]), "left")
+    session.answer(first["images"], LEFT)
     second = session.state()["question"]
-    session.answer(tuple(second["pair"]), "right")
+    session.answer(second["images"], RIGHT)
     session.undo()
-    assert session.state()["question"] == second
+    assert session.state()["question"] == {**second, "rule": "again"}
     session.undo()
+    first = {**first, "rule": "again"}
     assert session.state()["question"] == first
     assert session.state()["count"] == 0
     assert (tmp_path / "choices.jsonl").read_text() == ""
@@ -141,22 +153,133 @@ def test_undo_takes_the_last_choice_off_the_disk_and_asks_again(session, tmp_pat
 
 
 def test_an_answer_to_another_pair_is_refused_and_kept_nowhere(session, tmp_path):
-    pair = tuple(session.state()["question"]["pair"])
-    session.answer(pair, "left")
-    with pytest.raises(InputError, match="another pair is asked"):
-        session.answer(pair, "left")
-    with pytest.raises(InputError, match="choice='best': expected left, right, tie"):
-        session.answer(tuple(session.state()["question"]["pair"]), "best")
+    pair = session.state()["question"]["images"]
+    session.answer(pair, LEFT)
+    with pytest.raises(InputError, match="others are asked about"):
+        session.answer(pair, LEFT)
+    for wrong in ((1,), (1, 2, 2), (0, 1), (1, 3), (2, 2), (1, True), (1, "2")):
+        with pytest.raises(InputError, match=r"ranking=.*: expected 2 places from 1, the best, on"):
+            session.answer(session.state()["question"]["images"], wrong)
     assert len((tmp_path / "choices.jsonl").read_text().splitlines()) == 1
 
 
 def test_what_the_scorer_foresaw_is_counted(session):
     for _ in range(4):
-        left, right = session.state()["question"]["pair"]
-        session.answer((left, right), "left" if left > right else "right")
-    left, right = session.state()["question"]["pair"]
-    session.answer((left, right), "left" if left < right else "right")
+        left, right = session.state()["question"]["images"]
+        session.answer((left, right), LEFT if left > right else RIGHT)
+    left, right = session.state()["question"]["images"]
+    session.answer((left, right), LEFT if left < right else RIGHT)
     assert session.state()["since"] == {"count": 5, "base": 4, "adapter": 4}
+    session.show(4)
+    images = session.state()["question"]["images"]
+    best = sorted(images, reverse=True)  # as the scorer orders them, but for the last two, who share a place
+    session.answer(images, [min(best.index(index) + 1, 3) for index in images])
+    assert session.state()["since"] == {"count": 10, "base": 9, "adapter": 9}
+    session.undo()
+    assert session.state()["since"] == {"count": 5, "base": 4, "adapter": 4}
+
+
+def test_up_to_four_images_are_put_into_an_order(session, candidates, tmp_path):
+    state = session.state()
+    assert (state["shown"], state["most_shown"]) == (2, 4)
+    for shown in (3, 4):
+        session.show(shown)
+        images = session.state()["question"]["images"]
+        assert len(set(images)) == shown
+        assert len({candidates.prompts[index] for index in images}) == 1
+        session.answer(images, list(range(shown, 0, -1)))
+    lines = [json.loads(line) for line in (tmp_path / "choices.jsonl").read_text().splitlines()]
+    assert [each["ranking"] for each in lines] == [[3, 2, 1], [4, 3, 2, 1]]
+    pairs = 0
+    while (question := session.state()["question"]) is not None:  # what is left of the prompt of three
+        images = question["images"]
+        assert len(images) == 4
+        session.answer(images, [1, 1, 2, 2])
+        pairs += 1
+    assert pairs == 1
+    read = read_choices(tmp_path / "choices.jsonl")
+    assert [len(choice.decided) for choice in read.items] == [3, 6, 4]
+    again = Session(ByName(), candidates, Journal(tmp_path / "choices.jsonl"))
+    assert again.state()["question"] is None
+    for wrong in (1, 5, "3", None, True):
+        with pytest.raises(InputError, match="expected 2 to 4 images"):
+            session.show(wrong)
+
+
+def test_disagreement_of_refits_by_hand():
+    """Two adapters that swap images 0 and 1, and hold 2 and 3, copies, for equally good."""
+    scores = [[1.0, 3.0, 5.0, 5.0], [3.0, 1.0, 5.0, 5.0]]
+    spread = np.std(scores[0])
+    found = disagreement(scores)
+    swapped = [1 / (1 + np.exp(-each / spread)) for each in (-2.0, 2.0)]
+    assert found[0, 1] == pytest.approx(np.std(swapped))
+    assert found[2, 3] == 0
+    assert found[0, 2] == pytest.approx(np.std([1 / (1 + np.exp(-each / spread)) for each in (-4.0, -2.0)]))
+    assert found == pytest.approx(found.T)
+    assert disagreement([[1.0, 1.0], [1.0, 1.0]]).tolist() == [[0, 0], [0, 0]]  # scores without a spread
+
+
+def test_the_rule_that_picks_is_the_disagreement_once_there_are_refits():
+    source, pairs = random.Random(0), [(0, 1), (0, 2), (1, 2), (3, 4)]
+    scores, prompts = [0.0, 0.1, 5.0, 0.0, 9.0], [0, 0, 0, 1, 1]
+    apart = np.zeros((5, 5))
+    apart[0, 2] = apart[2, 0] = 0.3
+    apart[3, 4] = apart[4, 3] = 0.2
+    closest = pick(pairs, prompts, 2, scores, None, source, 0)
+    assert (set(closest.images), closest.rule) == ({0, 1}, "closest")
+    uncertain = pick(pairs, prompts, 2, scores, apart, source, 0)
+    assert (set(uncertain.images), uncertain.rule) == ({0, 2}, "refits")
+    longer = pick([(3, 4)], prompts, 4, scores, apart, source, 1)
+    assert set(longer.images) == {3, 4}  # the prompt has no more
+    assert set(pick(pairs, prompts, 3, scores, apart, source, 0).images) == {0, 1, 2}
+    assert {pick(pairs, prompts, 2, scores, apart, source, RANDOM_EVERY - 1).rule for _ in range(3)} == {
+        "random"
+    }
+
+
+def test_a_session_asks_by_the_refits_of_its_training(candidates, tmp_path):
+    scores = [float(index) for index in range(8)]
+    refits = [scores, [*scores[:6], 7.0, 6.0]]  # they disagree about the last two images alone
+
+    def train(choices, score):
+        return Trained(score(ByName()), refits, SimpleNamespace(**dict.fromkeys(KEYS, 0)))
+
+    session = Session(ByName(), candidates, Journal(tmp_path / "choices.jsonl"), train)
+    session.train()
+    wait_until(lambda: not session.training)
+    assert session.state()["refits"] == 2
+    session.answer(session.state()["question"]["images"], TIE)
+    asked = []
+    while session.state()["question"] is not None:
+        question = session.state()["question"]
+        if question["rule"] == "refits" and candidates.prompts[question["images"][0]] != "a cat":
+            asked.append(set(question["images"]))
+        session.answer(question["images"], TIE)
+    assert asked[0] == {6, 7}
+
+
+def test_refits_learn_from_resampled_choices_and_leave_the_scorer_as_it_was(tmp_path):
+    scorer, read = small_scorer("ImageReward"), read_choices(rankings(8, 2))
+    mine = scorer.add_adapter(AdapterConfig("loreft", "mine", rank=2))
+    image = rankings(1)[0]["images"][0]
+    before, names = scorer.score("a cat", image), []
+
+    def find(adapted):
+        names.append([each.config.name for each in adapted.adapters.all if each.enabled])
+        return adapted.score("a cat", image)
+
+    config = LearningConfig(rank=2, learning_rate=1e-2)
+    found = refits(scorer, read, config, 2, 3, find)
+    assert names == [["refit"]] * 3
+    assert len(set(found)) == 3
+    assert list(scorer.adapters) == ["mine"]
+    assert mine.enabled
+    assert scorer.score("a cat", image) == before
+    assert refits(scorer, read, config, 2, 3, find) == found
+    groups = np.array([0, 0, 1, 2])
+    drawn = [drawn_choices(groups, [0, seed]) for seed in range(20)]
+    assert all(each.count(0) == each.count(1) for each in drawn)  # a prompt's choices stay together
+    assert len({tuple(each) for each in drawn}) > 5
 
 
 def test_other_files_are_refused_and_a_full_disk_keeps_whole_lines(tmp_path, monkeypatch):
@@ -187,8 +310,8 @@ def test_the_server_bounds_bodies_and_admits_its_own_page_alone(session):
         assert client.get("/image/0").headers["Content-Type"] == "image/webp"
         assert client.get("/image/99").status_code == 404
         assert client.get("/image/../../etc/passwd").status_code in (404, 422)
-        pair = client.get("/state").json()["question"]["pair"]
-        body = {"pair": pair, "choice": "left"}
+        images = client.get("/state").json()["question"]["images"]
+        body = {"images": images, "ranking": [1, 2]}
         assert (
             client.post(
                 "/choose", content=b"x" * 5000, headers={"Content-Type": "application/json"}
@@ -201,9 +324,12 @@ def test_the_server_bounds_bodies_and_admits_its_own_page_alone(session):
         for wrong in (
             [],
             {},
-            {"pair": [0], "choice": "left"},
-            {"pair": [0, True], "choice": "left"},
-            {**body, "choice": 1},
+            {**body, "images": [0]},
+            {**body, "images": [0, True]},
+            {**body, "images": "01"},
+            {**body, "ranking": 1},
+            {**body, "ranking": [1, 2, 3]},
+            {"images": images, "choice": "left"},
         ):
             answer = client.post("/choose", json=wrong)
             assert answer.status_code == 422, answer.text
@@ -214,6 +340,8 @@ def test_the_server_bounds_bodies_and_admits_its_own_page_alone(session):
             ).status_code
             == 422
         )
+        for wrong in ({}, {"count": 9}, {"count": "3"}):
+            assert client.post("/show", json=wrong).status_code == 422
         assert client.post("/train", json={}).status_code == 422
         assert client.post("/choose", json=body).json()["count"] == 1
         assert client.post("/choose", json=body).status_code == 422  # sent twice
@@ -262,7 +390,7 @@ def open_page(browser):
             lambda request: request.url.startswith((url, "data:")) or faults.append(request.url),
         )
         page.goto(url)
-        page.wait_for_selector("#left:enabled")
+        page.wait_for_selector("#cards button")
         return page
 
     yield visit
@@ -294,6 +422,8 @@ def test_a_person_chooses_by_mouse_and_keyboard_undoes_and_teaches(open_page, le
             chosen(page, count)
         lines = [json.loads(line) for line in (tmp_path / "choices.jsonl").read_text().splitlines()]
         assert [each["ranking"] for each in lines] == [[1, 2], [2, 1], *[[1, 2]] * 4]
+        assert "the scorer's scores of these are closest" in page.locator("#rule").inner_text()
+        assert page.locator("#shown").is_hidden()  # every prompt has two images
         question = page.locator("#prompt").inner_text()
         page.click("#train")
         page.wait_for_selector("#bars:not([hidden])", timeout=120_000)
@@ -302,7 +432,10 @@ def test_a_person_chooses_by_mouse_and_keyboard_undoes_and_teaches(open_page, le
         assert page.locator("#bars meter").count() == 2
         page.keyboard.press("ArrowLeft")
         chosen(page, 7)
-        assert "Of the last 1 choices" in page.locator("#since").inner_text()
+        assert "Of the last 1 preferences" in page.locator("#since").inner_text()
+        assert (
+            "4 adapters, taught by parts of your choices, disagree most" in page.locator("#rule").inner_text()
+        )
     assert json.loads((tmp_path / "my-taste/config.json").read_text())["adapter"]["name"] == "my-taste"
     again = small_scorer("ImageReward")
     again.add_adapter(tmp_path / "my-taste")
@@ -321,7 +454,7 @@ def test_on_a_phone_both_images_and_buttons_fit_and_the_end_is_said(open_page, s
             assert box["height"] >= 44
             assert box["y"] + box["height"] <= 844
         if scheme == "light":
-            while page.locator("#left").is_enabled():
+            while page.locator("#left").count():
                 count = int(page.locator("#count").inner_text().split()[0])
                 page.tap("#tie")
                 chosen(page, count + 1)
@@ -332,6 +465,91 @@ def test_on_a_phone_both_images_and_buttons_fit_and_the_end_is_said(open_page, s
             chosen(page, 1)
             texts.add(page.locator("#prompt").inner_text())
             assert texts == {"a cat", "a <b>dog</b> & co"}  # a prompt is text, not markup
+
+
+def middle(page, place: int) -> tuple[float, float]:
+    """The middle of the card that is shown at a place, from 1."""
+    box = page.locator(f"#cards button:has(b:text-is('{place}'))").bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def shown_order(page) -> list[str]:
+    """The cards' names, "image N", by their places."""
+    labels = page.locator("#cards button").evaluate_all("each => each.map(card => card.ariaLabel)")
+    return [label.split(",")[0] for label in sorted(labels, key=lambda label: label.split("place ")[1])]
+
+
+def last_ranking(tmp_path) -> list[int]:
+    return json.loads((tmp_path / "choices.jsonl").read_text().splitlines()[-1])["ranking"]
+
+
+def test_four_images_are_dragged_tapped_and_moved_by_keys_into_an_order(open_page, session, tmp_path):
+    with running(session) as url:
+        page = open_page(url)
+        page.click("#shown button:text-is('4')")
+        page.wait_for_selector("#cards button:nth-child(4)")
+        assert shown_order(page) == ["image 1", "image 2", "image 3", "image 4"]
+        for step in ("down", "move", "up"):  # the third image before the first
+            if step == "move":
+                x, y = middle(page, 1)
+                page.mouse.move(x + 30, y, steps=8)
+                page.mouse.move(x, y, steps=2)
+            else:
+                page.mouse.move(*middle(page, 3)) if step == "down" else None
+                getattr(page.mouse, step)()
+        assert shown_order(page) == ["image 3", "image 1", "image 2", "image 4"]
+        page.click("#keep")
+        chosen(page, 1)
+        assert last_ranking(tmp_path) == [2, 3, 1, 4]
+        page.click("#cards button:nth-child(4)")  # the best, then the next
+        page.click("#cards button:nth-child(2)")
+        assert shown_order(page) == ["image 4", "image 2", "image 1", "image 3"]
+        page.click("#cards button:nth-child(4)")  # taken back
+        assert shown_order(page)[0] == "image 2"
+        page.locator("#cards button:nth-child(1)").focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        before = shown_order(page)
+        page.keyboard.press("Enter")
+        chosen(page, 2)
+        assert last_ranking(tmp_path) == [before.index(f"image {card}") + 1 for card in (1, 2, 3, 4)]
+        assert page.locator("#prompt").inner_text() == "All pairs are chosen."
+        page.keyboard.press("u")
+        chosen(page, 1)
+        assert page.locator("#rule").inner_text() == "Asked again."
+        page.keyboard.press("ArrowDown")
+        chosen(page, 2)
+        assert last_ranking(tmp_path) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_four_images_are_dragged_by_touch(open_page, session, scheme, tmp_path):
+    session.show(4)
+    with running(session) as url:
+        phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+        page = open_page(url, **phone, color_scheme=scheme)
+        assert_readable(page, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        for name in ("keep", "tie", "undo"):
+            box = page.locator(f"#{name}").bounding_box()
+            assert box["height"] >= 44
+            assert box["y"] + box["height"] <= 844
+        touch = page.context.new_cdp_session(page)
+        start, end = middle(page, 4), middle(page, 1)
+
+        def send(kind: str, *points) -> None:
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
+
+        send("touchStart", {"x": start[0], "y": start[1]})
+        for part in range(1, 11):
+            x, y = (a + (b - a) * part / 10 for a, b in zip(start, end))
+            send("touchMove", {"x": x, "y": y})
+        page.wait_for_timeout(200)  # the finger rests: no fling, which would take the next tap
+        send("touchEnd")
+        assert shown_order(page)[0] == "image 4"
+        page.tap("#keep")
+        chosen(page, 1)
+        assert last_ranking(tmp_path)[3] == 1
 
 
 def test_a_stopped_program_is_said_on_the_page(open_page, session):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conftest import small_scorer
 from personal_choices import labels, pairs, picture, rankings, ratings, written
 
 import imagereward as RM
+from imagereward.config import AdapterConfig
 from imagereward.errors import InputError, PositionsClampedWarning
 from imagereward.tuning import run_recipe
 from imagereward.tuning.personal import train
@@ -330,6 +332,10 @@ def test_choices_that_say_nothing_are_refused(tmp_path):
     ties = [{**each, "ranking": [1, 1, 1]} for each in rankings(5)]
     with pytest.raises(InputError, match="all 5 choices are ties: no image is preferred to another"):
         read_choices(ties)
+    (tmp_path / "ties").mkdir()
+    tied = written(ties, tmp_path / "ties")
+    with pytest.raises(InputError, match=f"{re.escape(str(tied))}: all 5 choices are ties"):
+        read_choices(tied)
     data = written(pairs(4), tmp_path)
     lines = [json.loads(line) for line in data.read_text().splitlines()]
     turned = [{**each, "chosen": each["rejected"], "rejected": each["chosen"]} for each in lines]
@@ -359,6 +365,11 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="loss='dpo' is for rankings and pairs; choices holds ratings"):
         RM.personalise(scorer, ratings(8), loss="dpo", **QUICK)
     assert not len(scorer.adapters)
+    mine = scorer.add_adapter(AdapterConfig("loreft", "mine"))
+    with pytest.raises(InputError, match="an adapter 'mine' is on the model already"):
+        RM.personalise(scorer, rankings(6), **QUICK)
+    assert scorer.adapters["mine"] is mine
+    scorer.remove_adapter("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
     with pytest.raises(InputError, match="already holds something else"):

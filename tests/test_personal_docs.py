@@ -83,10 +83,9 @@ def _choose(url: str, count: int) -> None:
     with httpx2.Client(base_url=url, timeout=60) as client:
         wait_until(lambda: _answers(client))
         for _ in range(count):
-            pair = client.get("state").json()["question"]["pair"]
-            answer = client.post(
-                "choose", json={"pair": pair, "choice": "left" if pair[0] < pair[1] else "right"}
-            )
+            images = client.get("state").json()["question"]["images"]
+            ranking = [1, 2] if images[0] < images[1] else [2, 1]
+            answer = client.post("choose", json={"images": images, "ranking": ranking})
             assert answer.status_code == 200, answer.text
 
 

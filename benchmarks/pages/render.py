@@ -13,6 +13,7 @@ from benchmarks.pages import judge_tables, scoring_tables, training_tables
 PAGES = (
     ROOT / "docs/measured-scoring.md",
     ROOT / "docs/measured-training.md",
+    ROOT / "docs/inpainting.md",
     ROOT / "docs/judges.md",
     ROOT / "docs/personal.md",
     ROOT / "docs/sharding.md",
@@ -31,6 +32,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "refl-step-cuda": training_tables.refl_step,
     "fits": training_tables.fits,
     "fits-sharded": training_tables.fits_sharded,
+    "inpainting": training_tables.inpainting,
     "personal": training_tables.personal,
     "personal-shuffled": training_tables.personal_shuffled,
     "adapter-step-cpu": training_tables.adapter_step,

@@ -222,6 +222,34 @@ def finetune_flow(result: dict) -> str:
     )
 
 
+def inpainting(result: dict) -> str:
+    """A table of results/inpainting.json: what each method gained, and how far the rest moved."""
+
+    def judged(row: dict, name: str) -> str:
+        runs = ", ".join(f"{gained:+.3f}" for gained in row[f"{name} of runs"])
+        interval = f"{row[f'{name} low']:+.3f} to {row[f'{name} high']:+.3f}"
+        return f"{row[name]:.3f}, {row[f'{name} gained']:+.3f} ({interval}); {runs}"
+
+    rows = [
+        f"| {row['method']} | {' | '.join(judged(row, name) for name in ('region', 'inside', 'boundary'))} "
+        f"| {row['outside']:.4f}, before {row['outside before']:.4f} | {row['floor']:.4f} "
+        f"| {row['minutes']:.1f} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{record.machine(result)}; {result['held_out']} held-out rows, {result['drawn']} images of "
+            f"each, {result['runs']} runs of each method; changes with intervals of 95 % over rows, and each "
+            "run's; minutes are the longest run's.",
+            "",
+            "| method | reward of the region | asked for, inside | boundary | moved outside "
+            "| the autoencoder's own | minutes |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def adapter_step(result: dict) -> str:
     """A table of results/adapter-step-*.json."""
     what = f"{result['prompts']} prompts of {result['images']} images, float32, AdamW"

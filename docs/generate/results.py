@@ -64,6 +64,10 @@ COMMANDS = {
         "time and memory of a training step of each adapter at full size",
         "python -m benchmarks.training.adapter_step",
     ),
+    "inpainting": (
+        "ReFL, GRPO and online DPO on the tiny inpainting model",
+        "python -m benchmarks.training.inpainting WORKDIR",
+    ),
     "fits": ("memory of an update at real sizes, counted", "python -m benchmarks.training.fits"),
     "fits-sharded": (
         "memory of a card in a sharded update at real sizes, counted",

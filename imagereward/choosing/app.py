@@ -3,6 +3,7 @@
 import io
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -60,10 +61,15 @@ def create_app(session: Session, token: str | None = None) -> FastAPI:
     async def choose(request: Request) -> Response:
         try:
             given = parsed(await request.body())
-            pair = given.get("pair")
-            if not isinstance(pair, list) or len(pair) != 2 or not all(type(each) is int for each in pair):
-                raise InputError(f"pair={pair!r}: expected two indices of images")
-            session.answer((pair[0], pair[1]), str(given.get("choice")))
+            session.answer(whole_numbers(given, "images"), whole_numbers(given, "ranking"))
+        except ValueError as error:
+            return JSONResponse({"detail": str(error)}, 422)
+        return JSONResponse(session.state())
+
+    @app.post("/show")
+    async def show(request: Request) -> Response:
+        try:
+            session.show(parsed(await request.body()).get("count"))  # type: ignore[arg-type]
         except ValueError as error:
             return JSONResponse({"detail": str(error)}, 422)
         return JSONResponse(session.state())
@@ -88,3 +94,11 @@ def create_app(session: Session, token: str | None = None) -> FastAPI:
     app.add_middleware(Guard, token=token)
     app.state.connections = Connections(MOST_CONNECTIONS, IDLE_SECONDS)
     return app
+
+
+def whole_numbers(given: dict[str, Any], name: str) -> list[int]:
+    """A list of whole numbers of a request. InputError for anything else."""
+    value = given.get(name)
+    if not isinstance(value, list) or not all(type(each) is int for each in value):
+        raise InputError(f"{name}={value!r:.100}: expected a list of whole numbers")
+    return value

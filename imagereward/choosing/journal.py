@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from imagereward.errors import InputError, OutputError
 
 MOST_BYTES = 64 * 2**20
+MOST_IMAGES = 4  # of a choice
 
 
 class Journal:
@@ -44,21 +46,27 @@ class Journal:
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             record = json.loads(line)
-            valid = len(record["images"]) == len(record["ranking"]) == 2 and isinstance(record["prompt"], str)
+            images, ranking = record["images"], record["ranking"]
+            valid = (
+                isinstance(images, list) and isinstance(ranking, list) and isinstance(record["prompt"], str)
+            )
+            valid = valid and len(images) == len(ranking) and 2 <= len(images) <= MOST_IMAGES
+            valid = valid and all(isinstance(name, str) for name in images)
+            valid = valid and all(type(rank) is int and rank > 0 for rank in ranking)
         except (ValueError, TypeError, KeyError, RecursionError):
             valid = False
         if not valid:
             raise InputError(
                 f"{self.path}, line {number + 1} is no choice of this page: expected {{prompt, images, "
-                "ranking}} of two images; choose another --choices"
+                f"ranking}} of 2 to {MOST_IMAGES} images; choose another --choices"
             )
         return record
 
-    def append(self, prompt: str, images: tuple[Path, Path], ranking: tuple[int, int]) -> None:
+    def append(self, prompt: str, images: Sequence[Path], ranking: Sequence[int]) -> None:
         """Write a choice; it is on the disk when this returns. OutputError if it cannot be written.
 
         images   are written relative to the folder of the file
-        ranking  (1, 2), (2, 1), or (1, 1) for a tie
+        ranking  the place of each, 1 for the best; ties share one
         """
         names = [os.path.relpath(image, self.path.parent) for image in images]
         record = {

@@ -12,11 +12,13 @@ from typing import Any
 from imagereward.choosing.app import create_app
 from imagereward.choosing.candidates import read_candidates
 from imagereward.choosing.journal import Journal
-from imagereward.choosing.session import Session, Train
+from imagereward.choosing.session import ScoreAll, Session, Train, Trained
 from imagereward.config import AdapterConfig
 from imagereward.errors import InputError
 from imagereward.scoring.scorer import Scorer
 from imagereward.serve.run import is_loopback, server
+
+REFITS = 4  # adapters on resampled choices, after each training
 
 
 def run(
@@ -30,6 +32,7 @@ def run(
     host: str,
     port: int,
     seed: int,
+    shown: int,
 ) -> None:
     """Serve the page until Ctrl-C; the address is printed to stderr.
 
@@ -43,7 +46,7 @@ def run(
             f"--adapter {adapter} holds something else than an adapter; choose another directory"
         )
     scorer = load()
-    session = Session(scorer, candidates, journal, trainer(scorer, adapter, kind), seed)
+    session = Session(scorer, candidates, journal, trainer(scorer, adapter, kind), seed, shown)
     token = None if is_loopback(host) else secrets.token_urlsafe(16)
     port = port or _free_port(host)
     running = server(create_app(session, token), host, port)
@@ -69,19 +72,28 @@ def name_of(adapter: Path) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
 
 
-def trainer(scorer: Scorer, adapter: Path, kind: str, **settings: Any) -> Train:
+def trainer(scorer: Scorer, adapter: Path, kind: str, folds: int = 5, **settings: Any) -> Train:
     """The function that a `Session` trains with: on a copy of the scorer; the adapter is saved each time.
 
-    settings  further keys of the recipe imagereward/personal
+    Then `REFITS` adapters learn from resampled choices for as many epochs: where they disagree, more choices
+    would tell most.
+
+    folds, settings  further keys of the recipe imagereward/personal
     """
 
-    def train(choices: Path) -> tuple[Scorer, Any]:
-        from imagereward.tuning import personalise
-        from imagereward.tuning.personal.train import save_result
+    def train(choices: Path, score: ScoreAll) -> Trained:
+        from imagereward.tuning.config import build
+        from imagereward.tuning.personal.bootstrap import refits
+        from imagereward.tuning.personal.choices import read_choices
+        from imagereward.tuning.personal.config import LearningConfig
+        from imagereward.tuning.personal.train import personalise_scorer, save_result
 
-        learner = copy.deepcopy(scorer)
-        found = personalise(learner, choices, name=name_of(adapter), kind=kind, **settings)
+        learner, read = copy.deepcopy(scorer), read_choices(choices)
+        config = build(LearningConfig, {"kind": kind, **settings}, "imagereward choose")
+        found = personalise_scorer(learner, read, config, name_of(adapter), folds=folds)
         adapter.mkdir(parents=True, exist_ok=True)
-        return learner, save_result(found.adapter, found.summary, adapter)
+        summary = save_result(found.adapter, found.summary, adapter)
+        scores = score(learner)
+        return Trained(scores, refits(learner, read, config, summary.epochs, REFITS, score), summary)
 
     return train

@@ -1,36 +1,48 @@
-"""Session: one person's choosing: which pair comes next, what was chosen, and the adapter that learns."""
+"""Session: one person's choosing: what is asked next, what was chosen, and the adapter that learns."""
 
 import copy
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from imagereward.choosing.candidates import Candidates
-from imagereward.choosing.journal import Journal
+from imagereward.choosing.journal import MOST_IMAGES, Journal
+from imagereward.choosing.picking import AGAIN, Question, disagreement, pick
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.scoring.scorer import Scorer
 
-ANSWERS = {"left": (1, 2), "right": (2, 1), "tie": (1, 1)}
-# Every so many questions, a random pair is asked instead of the closest one, so that clear preferences are
-# learned from as well.
-RANDOM_EVERY = 3
-# (path of the choices) -> (an adapted scorer, its summary).
-Train = Callable[[Path], tuple[Scorer, Any]]
+# The scores of all candidate images by a scorer.
+ScoreAll = Callable[[Scorer], list[float]]
+# A pair of images of a prompt, by their paths.
+Key = tuple[str, frozenset[str]]
+
+
+class Trained(NamedTuple):
+    """What a training gives: scores by the adapter and by each refit on resampled choices; its summary."""
+
+    scores: list[float]
+    refits: list[list[float]]
+    summary: Any
+
+
+# (path of the choices, scores of all candidates by a scorer) -> what came of it.
+Train = Callable[[Path, ScoreAll], Trained]
 
 
 class Session:
-    """Asks about pairs, and keeps the answers. Threads may share it.
+    """Asks about images of a prompt, and keeps the answers. Threads may share it.
 
-    scorer   gives the scores by which pairs are chosen: the next one is that with the closest scores of the
-             pairs that were not asked, every third a random one
+    scorer   gives the scores by which questions are picked, before there is an adapter; see `picking.pick`
     train    trains an adapter from the journal; None: the page has no such button
-    seed     decides sides and random pairs
+    seed     decides the order of the images and random questions
+    shown    how many images a question shows, at most; `show` changes it
 
-    A pair is on the page with its sides swapped at random, so that a habit of clicking on one side cancels
-    out.
+    Images are on the page in random order, so that a habit of clicking on one side cancels out. A pair is
+    asked about once; the images of a longer question are so many pairs.
     """
 
     def __init__(
@@ -40,82 +52,114 @@ class Session:
         journal: Journal,
         train: Train | None = None,
         seed: int = 0,
+        shown: int = 2,
     ):
         self.candidates, self.journal, self._train = candidates, journal, train
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(candidates.prompts))}
+        self._prompt_of = [numbers[prompt] for prompt in candidates.prompts]
+        self.most_shown = min(MOST_IMAGES, max(Counter(self._prompt_of).values()))
         self._base = self._scores_by(scorer)
         self._now = self._base
+        self._refits: list[list[float]] = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        self._asked = {self._key(record) for record in journal.records}
+        self._asked: Counter[Key] = Counter(key for each in journal.records for key in self._keys(each))
         self._count = len(journal.records)
-        self._since: list[tuple[bool, bool]] = []  # predicted by (base, adapter) since the last training
+        # Of each answer since the last training: preferences, how many the base and the adapter foresaw.
+        self._since: list[tuple[int, int, int]] = []
         self.summary: Any = None
         self.fault = ""
         self._thread: threading.Thread | None = None
-        self._question: tuple[int, int] | None = None
-        self._ask()
+        self._question: Question | None = None
+        self.shown = 2
+        self.show(shown)
 
     def _scores_by(self, scorer: Scorer) -> list[float]:
         return scorer.score_pairs(list(self.candidates.prompts), list(self.candidates.images))
 
-    def _key(self, record: dict[str, Any]) -> tuple[str, frozenset[str]]:
+    def _keys(self, record: dict[str, Any]) -> list[Key]:
+        """The pairs of images that a record is about."""
         folder = self.journal.path.parent
-        return record["prompt"], frozenset(str((folder / name).resolve()) for name in record["images"])
+        paths = [str((folder / name).resolve()) for name in record["images"]]
+        return [(record["prompt"], frozenset(pair)) for pair in combinations(paths, 2)]
 
-    def _pair_key(self, pair: tuple[int, int]) -> tuple[str, frozenset[str]]:
+    def _key(self, pair: Sequence[int]) -> Key:
         images = frozenset(str(self.candidates.images[index].resolve()) for index in pair)
         return self.candidates.prompts[pair[0]], images
 
+    def show(self, count: int) -> None:
+        """Show so many images of each question, and pick the next one. InputError for another number."""
+        if type(count) is not int or not 2 <= count <= MOST_IMAGES:
+            raise InputError(f"shown={count!r}: expected 2 to {MOST_IMAGES} images")
+        with self._lock:
+            self.shown = count
+            self._ask()
+
     def _ask(self) -> None:
-        """Choose the next pair, among the prompts that were asked about least often."""
-        left = [pair for pair in self.candidates.pairs if self._pair_key(pair) not in self._asked]
+        """Pick the next question, among the prompts that were asked about least often."""
+        left = [pair for pair in self.candidates.pairs if not self._asked[self._key(pair)]]
         if not left:
             self._question = None
             return
-        asked = Counter(prompt for prompt, _ in self._asked)
+        asked = Counter(prompt for (prompt, _), times in self._asked.items() if times)
         fewest = min(asked[self.candidates.prompts[i]] for i, _ in left)
         left = [pair for pair in left if asked[self.candidates.prompts[pair[0]]] == fewest]
-        if self._count % RANDOM_EVERY == RANDOM_EVERY - 1:
-            pair = self._random.choice(left)
-        else:
-            pair = min(left, key=lambda pair: abs(self._now[pair[0]] - self._now[pair[1]]))
-        self._question = pair if self._random.random() < 0.5 else (pair[1], pair[0])
+        refits = disagreement(self._refits) if len(self._refits) > 1 else None
+        self._question = pick(left, self._prompt_of, self.shown, self._now, refits, self._random, self._count)
 
-    def answer(self, pair: tuple[int, int], choice: str) -> None:
-        """Keep an answer. InputError if the pair is not the one that is asked, as after a double click."""
+    def answer(self, images: Sequence[int], ranking: Sequence[int]) -> None:
+        """Keep an answer.
+
+        images   the question's, as they are shown
+        ranking  for each image its place, 1 for the best; images may share one
+
+        InputError for images that are not asked about, as after a double click, and for another ranking.
+        """
         with self._lock:
-            if choice not in ANSWERS:
-                raise InputError(f"choice={choice!r}: expected {', '.join(ANSWERS)}")
-            if self._question is None or tuple(pair) != self._question:
-                raise InputError(f"pair={list(pair)!r}: another pair is asked; load the page again")
-            ranking = ANSWERS[choice]
-            left, right = (self.candidates.images[index] for index in pair)
-            self.journal.append(self.candidates.prompts[pair[0]], (left.resolve(), right.resolve()), ranking)
-            self._asked.add(self._pair_key(self._question))
-            self._count += 1
-            if choice != "tie":
-                better, worse = pair if choice == "left" else (pair[1], pair[0])
-                self._since.append(
-                    (self._base[better] > self._base[worse], self._now[better] > self._now[worse])
+            if self._question is None or tuple(images) != self._question.images:
+                raise InputError(f"images={list(images)!r}: others are asked about; load the page again")
+            if (
+                len(ranking) != len(images)
+                or not all(type(rank) is int and 1 <= rank <= len(images) for rank in ranking)
+                or 1 not in ranking
+            ):
+                raise InputError(
+                    f"ranking={list(ranking)!r}: expected {len(images)} places from 1, the best, on"
                 )
+            paths = [self.candidates.images[index].resolve() for index in images]
+            self.journal.append(self.candidates.prompts[images[0]], paths, ranking)
+            self._asked.update(self._key(pair) for pair in combinations(images, 2))
+            self._count += 1
+            self._since.append(self._foreseen(images, ranking))
             self._ask()
 
+    def _foreseen(self, images: Sequence[int], ranking: Sequence[int]) -> tuple[int, int, int]:
+        """(preferences in a ranking, how many the scorer foresaw, how many the scorer as it is now)."""
+        decided = [
+            (i, j) if a < b else (j, i)
+            for (i, a), (j, b) in combinations(zip(images, ranking, strict=True), 2)
+            if a != b
+        ]
+        right = [sum(scores[i] > scores[j] for i, j in decided) for scores in (self._base, self._now)]
+        return len(decided), right[0], right[1]
+
     def undo(self) -> None:
-        """Take the last answer back, and ask its pair again."""
+        """Take the last answer back, and ask about its images again."""
         with self._lock:
             record = self.journal.undo()
             if record is None:
                 return
-            key = self._key(record)
-            self._asked.discard(key)
+            self._asked.subtract(self._keys(record))
             self._count -= 1
-            if record["ranking"] != [1, 1] and self._since:
+            if self._since:
                 self._since.pop()
             folder = self.journal.path.parent
             places = {str(path.resolve()): index for index, path in enumerate(self.candidates.images)}
-            pair = [places.get(str((folder / name).resolve())) for name in record["images"]]
-            self._question = (pair[0], pair[1]) if pair[0] is not None and pair[1] is not None else None
-            if self._question is None:
+            found = [places.get(str((folder / name).resolve())) for name in record["images"]]
+            known = [index for index in found if index is not None]
+            if len(known) == len(found):
+                self._question = Question(tuple(known), AGAIN)
+            else:
                 self._ask()
 
     def train(self) -> None:
@@ -136,8 +180,7 @@ class Session:
 
     def _learn(self, train: Train) -> None:
         try:
-            scorer, summary = train(self.journal.path)
-            scores = self._scores_by(scorer)
+            found = train(self.journal.path, self._scores_by)
         except ImageRewardError as error:
             self.fault = str(error)
             return
@@ -145,7 +188,7 @@ class Session:
             self.fault = f"{type(error).__name__}: {error}"
             return
         with self._lock:
-            self._now, self.summary = scores, copy.copy(summary)
+            self._now, self._refits, self.summary = found.scores, found.refits, copy.copy(found.summary)
             self._since = []
 
     def state(self) -> dict[str, Any]:
@@ -154,18 +197,22 @@ class Session:
             question = None
             if self._question is not None:
                 question = {
-                    "pair": list(self._question),
-                    "prompt": self.candidates.prompts[self._question[0]],
+                    "images": list(self._question.images),
+                    "prompt": self.candidates.prompts[self._question.images[0]],
+                    "rule": self._question.rule,
                 }
-            predicted = [sum(each) for each in zip(*self._since)] if self._since else [0, 0]
+            count, base, now = (sum(column) for column in zip(*self._since)) if self._since else (0, 0, 0)
             return {
                 "question": question,
                 "count": self._count,
                 "pairs": len(self.candidates.pairs),
+                "shown": self.shown,
+                "most_shown": self.most_shown,
+                "refits": len(self._refits),
                 "can_train": self._train is not None,
                 "training": self.training,
                 "fault": self.fault,
-                "since": {"count": len(self._since), "base": predicted[0], "adapter": predicted[1]},
+                "since": {"count": count, "base": base, "adapter": now},
                 "trained": None if self.summary is None else self._trained(),
             }
 

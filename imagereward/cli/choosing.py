@@ -37,6 +37,12 @@ def choose(
     kind: Annotated[
         str, typer.Option(help="The adapter: loreft, noreft, consreft, lobireft, direft, nodireft or lora.")
     ] = "loreft",
+    shown: Annotated[
+        int,
+        typer.Option(
+            min=2, max=4, help="How many images are shown at once; more than two are put into an order."
+        ),
+    ] = 2,
     host: Annotated[
         str, typer.Option(help="Address to listen on; on another than this machine's, a token is asked for.")
     ] = "127.0.0.1",
@@ -46,11 +52,12 @@ def choose(
     download_root: Root = None,
     offline: Offline = False,
 ) -> None:
-    """Choose the better of two images on a local page.
+    """Choose the better of two images on a local page, or put up to four into an order.
 
-    Every choice is on the disk at once. The next pair is the one with the closest scores, by the scorer or,
-    once there is one, with the adapter; every third is a random one. The button on the page teaches the
-    adapter, and says how often it agrees with choices that were held out. Ctrl-C ends.
+    Every choice is on the disk at once. The next pair is the one with the closest scores or, once there is an
+    adapter, that about which adapters of resampled choices disagree most; every third is a random one, and
+    the page says which. Its button teaches the adapter, and says how often it agrees with choices that were
+    held out. Ctrl-C ends.
     """
     from imagereward.errors import missing_extra
 
@@ -72,4 +79,5 @@ def choose(
         host=host,
         port=port,
         seed=seed,
+        shown=shown,
     )

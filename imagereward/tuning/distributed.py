@@ -67,5 +67,32 @@ def all_reduce_sums(
     return dict(zip(names, total.tolist(), strict=True))
 
 
+def wait_for_everyone() -> None:
+    """Wait until all processes are here; returns at once where processes have not been joined."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def of_first_process(value: Any) -> Any:
+    """The first process's object `value`; all joined processes must call this."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    shared = [value]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def share() -> tuple[int, int]:
+    """(this process's rank, number of joined processes)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def launched_together() -> bool:
+    """Whether a launcher started this process with others."""
+    return _launched() > 1
+
+
 def _launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))

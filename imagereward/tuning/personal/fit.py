@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import accelerate  # noqa: F401 - Trainer asks for it only once it is made: too late to say which extra has it
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from imagereward.errors import InputError, NonFiniteScoreError
@@ -61,6 +63,26 @@ class Fold(TrainerCallback):
             control.should_training_stop = True
 
 
+class Together(Trainer):
+    """Trainer that gives each of several processes every batch whole, of which `Learner` takes its rows.
+
+    Trainer's own sharding fills the last batch up with choices of the first, in which more than one process
+    then learns another thing than one alone.
+    """
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches that a process alone has, in the same order."""
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        assert isinstance(self.train_dataset, ChoiceData)
+        batches = DataLoader(
+            self.train_dataset, self._train_batch_size, shuffle=True, collate_fn=self.data_collator
+        )
+        return prepare_data_loader(
+            batches, self.args.device, 1, 0, put_on_device=True, use_seedable_sampler=True
+        )
+
+
 def collator(learner: Learner) -> Callable:
     """The function that makes batches of the learner's kind of choices."""
     return collate_comparisons if learner.kind in ("rankings", "pairs") else collate_values
@@ -89,7 +111,7 @@ def fit(
     """
     fold = None if valid is None else Fold(learner, valid, config.patience)
     arguments = _arguments(learner, config, directory, len(train), epochs or config.epochs, fold, save)
-    trainer = Trainer(
+    trainer = Together(
         learner,
         arguments,
         collator(learner),
@@ -142,13 +164,13 @@ def _arguments(
     try:
         arguments = TrainingArguments(**values)
         check_together(arguments.world_size)
-        each, rest = divmod(config.batch_size, arguments.world_size)
-        if rest or not each:
+        if config.batch_size < arguments.world_size:
             raise InputError(
-                f"batch_size={config.batch_size}: expected a multiple of {arguments.world_size}, the "
-                "number of devices"
+                f"batch_size={config.batch_size}: expected at least {arguments.world_size}, the number of "
+                "processes"
             )
-        arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = each
+        arguments.per_device_train_batch_size = config.batch_size
+        arguments.per_device_eval_batch_size = config.batch_size // arguments.world_size
         # With several devices in one process Trainer uses DataParallel, which cannot split lists of prompts.
         arguments._n_gpu = min(1, arguments.n_gpu)
         return arguments

@@ -1,17 +1,20 @@
 """Learner: a frozen scorer and what of it learns, with the loss of the choices' kind, as Trainer takes it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
+from imagereward.adapters.base import Adapter
 from imagereward.scoring.questions import diagonal
 from imagereward.scoring.scorer import Scorer
+from imagereward.tuning.distributed import share
 from imagereward.tuning.personal.choices import Choices, Kind
+from imagereward.tuning.personal.config import LearningConfig
 from imagereward.tuning.personal.data import ChoiceData, ImageStore
 from imagereward.tuning.personal.losses import dpo_loss, label_loss, pairwise_loss, rating_loss
-from imagereward.tuning.reward_model.preference import NO_IMAGE, image_prompt_pairs
+from imagereward.tuning.reward_model.preference import NO_IMAGE, image_prompt_pairs, ranked_pairs
 
 # Pairs in a forward pass without gradients.
 SCORED_AT_ONCE = 64
@@ -51,7 +54,9 @@ class Learner(nn.Module):
 
     kind  of the choices, which decides the loss; with `dpo`, preferences count relative to the base
 
-    The state dict is that of what learns. `forward` gives {loss, scores}, scores as the scorer's own.
+    The state dict is that of what learns. `forward` gives {loss, scores}, scores as the scorer's own. Of
+    several processes that learn together, each is given the whole batch, and computes its own rows; their
+    losses average to the batch's, so that they learn what one process does.
     """
 
     def __init__(
@@ -75,6 +80,23 @@ class Learner(nn.Module):
 
     def forward(self, prompts: list[str], places: torch.Tensor, **targets: torch.Tensor) -> dict:
         """{loss, scores}: [B, K] with 0 where there is no image, or [B] for ratings and labels."""
+        rank, ranks = share()
+        if self.training and ranks > 1:
+            rows = list(range(rank, len(prompts), ranks))
+            own = self._computed(*of_rows(rows or [0], prompts, places, targets))
+            whole = self._weight(targets, range(len(prompts)))
+            return {**own, "loss": own["loss"] * (ranks * self._weight(targets, rows) / max(1, whole))}
+        return self._computed(prompts, places, targets)
+
+    def _weight(self, targets: Mapping[str, torch.Tensor], rows: Sequence[int]) -> int:
+        """How many terms these rows of a batch have in its loss, which is a mean."""
+        if self.kind in ("rankings", "pairs"):
+            return len(ranked_pairs(targets["ranks"][list(rows)])) if len(rows) else 0
+        return len(rows)
+
+    def _computed(
+        self, prompts: list[str], places: torch.Tensor, targets: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         ranks = targets.get("ranks")
         pairs = diagonal(len(places)) if ranks is None else image_prompt_pairs(ranks)
         store = self._outside[1]
@@ -112,6 +134,17 @@ class Learner(nn.Module):
         return nn.modules.module._IncompatibleKeys([], [])
 
 
+def of_rows(
+    rows: Sequence[int], prompts: list[str], places: torch.Tensor, targets: Mapping[str, torch.Tensor]
+) -> tuple[list[str], torch.Tensor, dict[str, torch.Tensor]]:
+    """(prompts, places, targets) of some rows of a batch; `places` has each row's images after the last's."""
+    ranks = targets.get("ranks")
+    counts = [1] * len(prompts) if ranks is None else (ranks != NO_IMAGE).sum(1).tolist()
+    parts = places.split(counts)
+    kept = {name: value[list(rows)] for name, value in targets.items()}
+    return [prompts[row] for row in rows], torch.cat([parts[row] for row in rows]), kept
+
+
 def base_scores(
     scorer: Scorer, choices: Choices, places: list[list[int]], store: ImageStore
 ) -> list[list[float]]:
@@ -126,6 +159,31 @@ def base_scores(
             scores += scorer.head(features, prompts, diagonal(len(part))).float().tolist()
     rest = iter(scores)
     return [[next(rest) for _ in found] for found in places]
+
+
+def ready(
+    scorer: Scorer, learned: Learned, choices: Choices, config: LearningConfig, encode_once: bool = True
+) -> tuple[Learner, ChoiceData, list[list[float]]]:
+    """(the learner of all choices, their data set, the base's scores of their images).
+
+    encode_once  False: the image encoder's own weights are among what learns
+    """
+    store = ImageStore(scorer, choices, encode_once)
+    places = store.places(choices)
+    enabled = _switched(learned, False)
+    scores = base_scores(scorer, choices, places, store)
+    _switched(learned, enabled)
+    data, standard = prepared(choices, places, scores)
+    learner = Learner(scorer, learned, store, choices.kind, standard, config.loss == "dpo", config.beta)
+    return learner, data, scores
+
+
+def _switched(learned: Any, on: bool) -> bool:
+    """Switch an adapter on or off; returns how it was. Other weights of a scorer have no such switch."""
+    before = getattr(learned, "enabled", True)
+    if isinstance(learned, Adapter):
+        learned.enabled = on
+    return before
 
 
 def prepared(

@@ -21,16 +21,16 @@ from imagereward.errors import InputError, PositionsClampedWarning
 from imagereward.precision import on_cpu
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.config import build
-from imagereward.tuning.distributed import is_first_process
+from imagereward.tuning.distributed import is_first_process, of_first_process, wait_for_everyone
 from imagereward.tuning.personal.card import CARD_FILE, card
 from imagereward.tuning.personal.choices import Choices, read_choices
 from imagereward.tuning.personal.config import LearningConfig, PersonalConfig
-from imagereward.tuning.personal.data import ChoiceData, ImageStore
+from imagereward.tuning.personal.data import ChoiceData
 from imagereward.tuning.personal.fit import Curve, fit
 from imagereward.tuning.personal.folds import best_epoch, groups_of, held_out, nested_epochs, split
-from imagereward.tuning.personal.learner import Learned, Learner, base_scores, prepared
+from imagereward.tuning.personal.learner import Learned, Learner, ready
 from imagereward.tuning.personal.summary import Summary, measured
-from imagereward.tuning.trainer.accelerate_setup import accelerating
+from imagereward.tuning.trainer.accelerate_setup import accelerating, join_processes
 from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import (
     check_run_directory,
@@ -78,10 +78,8 @@ def personalise_scorer(
     for a config that does not suit the scorer.
     """
     began = time.monotonic()
-    if choices.compares:
-        choices = replace(choices, items=tuple(item for item in choices.items if item.decided))
-    elif config.loss == "dpo":
-        raise InputError(f"loss='dpo' is for rankings and pairs; {choices.source} holds {choices.kind}")
+    join_processes()
+    choices = decided(choices, config)
     groups = groups_of(choices.items)
     with on_cpu():
         adapter = scorer.adapters.add(
@@ -90,11 +88,13 @@ def personalise_scorer(
     clamped = _clamped(scorer, choices, config)
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            where = Path(temporary) if directory is None else directory
+            # Trainer's files are the first process's, where the others read them.
+            where = Path(of_first_process(temporary)) if directory is None else directory
             keep = directory is not None
             found = train_and_measure(
                 scorer, adapter, choices, groups, config, folds, share, where, keep=keep, resume=resume
             )
+            wait_for_everyone()  # before any files are removed
     except BaseException:
         scorer.adapters.remove(scorer, name)
         raise
@@ -103,6 +103,15 @@ def personalise_scorer(
     scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)
     summary = replace(found, clamped=clamped, seconds=time.monotonic() - began)
     return Personalised(adapter, summary)
+
+
+def decided(choices: Choices, config: LearningConfig) -> Choices:
+    """The choices that prefer an image. Raises InputError for a loss that is not for their kind."""
+    if choices.compares:
+        return replace(choices, items=tuple(item for item in choices.items if item.decided))
+    if config.loss == "dpo":
+        raise InputError(f"loss='dpo' is for rankings and pairs; {choices.source} holds {choices.kind}")
+    return choices
 
 
 def train_and_measure(
@@ -125,13 +134,7 @@ def train_and_measure(
     resume  whether to go on from those that are there
     encode_once  False: the image encoder's own weights are among what learns
     """
-    store = ImageStore(scorer, choices, encode_once)
-    places = store.places(choices)
-    enabled = _switched(learned, False)
-    scores = base_scores(scorer, choices, places, store)
-    _switched(learned, enabled)
-    data, standard = prepared(choices, places, scores)
-    learner = Learner(scorer, learned, store, choices.kind, standard, config.loss == "dpo", config.beta)
+    learner, data, scores = ready(scorer, learned, choices, config, encode_once)
     learned.let_learn()
     initial = {name: value.detach().clone() for name, value in learned.weights().items()}
     checkpoint = latest_checkpoint(directory) if resume else None
@@ -189,14 +192,6 @@ def _fold(
     return curve
 
 
-def _switched(learned: Any, on: bool) -> bool:
-    """Switch an adapter on or off; returns how it was. Other weights of a scorer have no such switch."""
-    before = getattr(learned, "enabled", True)
-    if isinstance(learned, Adapter):
-        learned.enabled = on
-    return before
-
-
 def _clamped(scorer: Scorer, choices: Choices, config: LearningConfig) -> int:
     """How many prompts have fewer tokens than the positions ask for; PositionsClampedWarning if any has."""
     if config.kind == "lora":
@@ -213,12 +208,14 @@ def _clamped(scorer: Scorer, choices: Choices, config: LearningConfig) -> int:
     return count
 
 
+@accelerating()
 def tune_personal(values: dict[str, Any], source: str) -> Adapter:
     """Train an adapter as a recipe's values say, and write it to its output directory; returns it."""
     config = build(PersonalConfig, values, source)
     described = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, described, config.resume)
     choices = read_choices(config.data, config.images, config.encoding)
+    join_processes()
     scorer = load(config.scorer, config.device)
     name = config.name or output.resolve().name
     adapter_config(config, name)  # a wrong name is refused before anything is written

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch.distributed import HashStore
 
 from imagereward.errors import InputError
-from imagereward.tuning.distributed import check_together, several_on_cpus
+from imagereward.tuning.distributed import check_together, launched_together, several_on_cpus
 from imagereward.tuning.settings import TrainerConfig
 
 # Processes that each hold all weights, as accelerate starts them; shards are `tuning/parallel.py`'s.
@@ -54,6 +54,15 @@ def join(cpu: bool = False) -> tuple[int, int]:
     state = PartialState(cpu=cpu or several_on_cpus(), timeout=timedelta(hours=2))
     check_together(state.num_processes)
     return state.process_index, state.num_processes
+
+
+def join_processes() -> None:
+    """Let the processes that a launcher started find each other; each then has its device.
+
+    Does nothing in a process that is alone. Raises ImageRewardError if they do not find each other.
+    """
+    if launched_together():
+        join()
 
 
 def make_accelerator(

@@ -115,8 +115,8 @@ FAULTS = [
     Fault(
         "gradients are not clipped",
         TUNING + "trainer/trainer.py",
-        "trainable_parameters(self.learner.module).values(), config.max_gradient_norm",
-        "trainable_parameters(self.learner.module).values(), 1e9",
+        "list(trainable_parameters(self.learner.module).values()), config.max_gradient_norm",
+        "list(trainable_parameters(self.learner.module).values()), 1e9",
         f"{NUMBERS} -k clip",
     ),
     Fault(

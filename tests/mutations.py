@@ -113,6 +113,20 @@ FAULTS = [
         "tests/test_judge_training.py -k outputs",
     ),
     Fault(
+        "prompts with few images weigh as much in a judge's update as those with many",
+        TUNING + "judges/objective.py",
+        "RankedBatch(each, count / sum(counts))",
+        "RankedBatch(each, 1 / len(counts))",
+        "tests/test_judge_training.py -k mean_over_its_pairs",
+    ),
+    Fault(
+        "a trained judge has its last weights, not its best",
+        TUNING + "judges/train.py",
+        "if not before or loss < min(before):",
+        "if True:",
+        "tests/test_judge_resume.py -k best_validation",
+    ),
+    Fault(
         "gradients are not clipped",
         TUNING + "trainer/trainer.py",
         "list(trainable_parameters(self.learner.module).values()), config.max_gradient_norm",

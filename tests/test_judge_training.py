@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import PIL.Image
@@ -15,10 +16,11 @@ from imagereward.agreement.rankings import RankedPrompt
 from imagereward.errors import InputError
 from imagereward.models.vlm.asking.settings import HeadConfig
 from imagereward.tuning import run_recipe
+from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.explain import config_of
 from imagereward.tuning.judges.data import Pairs, pairs_of
 from imagereward.tuning.judges.losses import bradley_terry, expected_bradley_terry, rao_kupper, thurstone
-from imagereward.tuning.judges.objective import pair_losses
+from imagereward.tuning.judges.objective import JudgeObjective, pair_losses
 
 MEANS = torch.tensor([-2.0, 0.0, 0.7, 5.0], dtype=torch.float64)
 VARIANCES = torch.tensor([0.3, 1.0, 4.0, 9.0], dtype=torch.float64)
@@ -83,6 +85,37 @@ def test_pairs_are_those_of_one_prompt_better_first():
     tied = pairs_of(prompts, ties=True)
     assert [tied.better.tolist(), tied.worse.tolist()] == [[1, 0, 1, 3], [0, 2, 2, 4]]
     assert tied.tied.tolist() == [False, True, False, False]
+
+
+class Fixed:
+    """A learner whose scores of a prompt's images are given by the prompt's id."""
+
+    scores: ClassVar = {"a": [0.3, -1.0, 2.0, 0.1], "b": [1.0, 0.0], "c": [-0.5, 0.4, 0.2]}
+
+    def outputs(self, prompts):
+        return torch.tensor([score for each in prompts for score in self.scores[each.id]])[:, None]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_the_loss_of_an_update_is_the_mean_over_its_pairs(micro_batch):
+    ranked = [
+        RankedPrompt(name, name, tuple(map(str, scores)), tuple(range(1, len(scores) + 1)))
+        for name, scores in Fixed.scores.items()
+    ]
+    objective = JudgeObjective(ranked, "bradley-terry", 0.5, seed=3)
+    found = 0.0
+    for rank in (0, 1):
+        plan = UpdatePlan(0, 3, micro_batch, rank, 2)
+        (batches,) = objective.minibatches(Fixed(), plan)
+        found += sum(batch.share * objective.loss(Fixed(), batch)[0].item() for batch in batches)
+    margins = [
+        one - other
+        for scores in Fixed.scores.values()
+        for place, one in enumerate(scores)
+        for other in scores[place + 1 :]
+    ]
+    assert len(margins) == 6 + 1 + 3
+    assert found == pytest.approx(np.mean([math.log1p(math.exp(-margin)) for margin in margins]))
 
 
 def train(reds, tiny_vlm, **changes):

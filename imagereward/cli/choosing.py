@@ -52,7 +52,7 @@ def choose(
     download_root: Root = None,
     offline: Offline = False,
 ) -> None:
-    """Choose the better of two images on a local page, or put up to four into an order.
+    """Choose the better images on a local page, and learn a reward.
 
     Every choice is on the disk at once. The next pair is the one with the closest scores or, once there is an
     adapter, that about which adapters of resampled choices disagree most; every third is a random one, and

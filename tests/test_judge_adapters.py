@@ -13,6 +13,7 @@ import imagereward as RM
 from benchmarks.lib.tiny_vlms import ARCHITECTURES, WIDTH
 from imagereward import errors
 from imagereward.config import AdapterConfig
+from imagereward.models.vlm.asking.templates import Template
 from imagereward.models.vlm.backbone import Backbone
 
 PROMPTS = ["a red bicycle", "two cats asleep on a green sofa, oil on canvas", "日本の桜"]
@@ -20,6 +21,11 @@ SHOWS = '{{image}}Does this picture show "{}"? Answer Yes or No.'
 LAST_LAYER = dict.fromkeys(ARCHITECTURES, "backbone.model.model.language_model.layers.1")
 LAST_LAYER["SmolVLM"] = "backbone.model.model.text_model.layers.1"
 CLOSE = {"rtol": 2e-5, "atol": 1e-7}
+BEFORE = Template(
+    "before",
+    'Here is a picture, and then a question about it. {image}Does it show "{prompt}"? Answer Yes or No.',
+    answers=("Yes",),
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +143,21 @@ def test_batches_sharing_and_matrices_change_no_score(architecture, form, positi
     np.testing.assert_array_equal(judge.score_matrix(PROMPTS, images), base)
 
 
+@pytest.mark.parametrize(("form", "positions"), [("direft", "f4"), ("nodireft", "all"), ("lora", "f1+l1")])
+def test_words_before_the_image_are_shared_and_change_no_score(form, positions, judges):
+    judge, images = judges(template=BEFORE), pictures(3)
+    base = judge.score_matrix(PROMPTS, images)
+    shaken(judge.add_adapter(AdapterConfig(form, "mine", ("text",), rank=3, positions=positions)))
+    matrix = judge.score_matrix(PROMPTS, images)
+    judge.states.share = False
+    np.testing.assert_allclose(judge.score_matrix(PROMPTS, images), matrix, **CLOSE)
+    assert np.abs(matrix / base - 1).max() > 1e-3
+
+
 def test_a_kept_beginning_is_not_taken_for_that_of_another_adapter(judges):
-    judge, images = judges(), pictures(2)
+    judge, images = judges(template=BEFORE), pictures(2)
     rows = [judge.score_matrix(PROMPTS, images)]
+    assert judge.states._beginning is not None  # else nothing is tested
     for seed in (1, 2):
         adapter = judge.add_adapter(AdapterConfig("lora", "mine", ("text",), rank=2))
         shaken(adapter, seed)

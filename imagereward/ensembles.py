@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,27 +19,29 @@ from imagereward.scoring.api import Images, PairScorer
 from imagereward.scoring.questions import Ranked, Scored, one_prompt
 from imagereward.scoring.ranking import Ranking
 from imagereward.scoring.scorer import Scorer
+from imagereward.scoring.unparted import as_scorer
 
 
 def ensemble(
-    weights: Mapping[str | os.PathLike | Scorer, float],
-    normalise: Mapping[str | os.PathLike | Scorer, tuple[float, float]] | None = None,
+    weights: Mapping[str | os.PathLike | PairScorer, float],
+    normalise: Mapping[str | os.PathLike | PairScorer, tuple[float, float]] | None = None,
     **load_options,
 ) -> "Ensemble":
     """A scorer with the score sum_k weight_k * (score_k - mean_k) / std_k of its components k.
 
-    weights       {name: weight}; a name is anything that `load` takes, or a Scorer that is loaded already
+    weights       {name: weight}; a name is anything that `load` takes, or a scorer that is loaded already
     normalise     {name: (mean, std)}, with std > 0; default: mean 0 and std 1
     load_options  arguments of `load` for every name
 
     Every image is decoded once for all components, and encoded once for those that share a tower
-    (CLIP and Aesthetic). Raises InputError for an empty mapping, weights that are not numbers, a
-    `normalise` key that is no component, remote components, or components on different devices.
+    (CLIP and Aesthetic). A component that is no `Scorer`, such as a function or a judge behind an API, gets
+    the images at their own size. Raises InputError for an empty mapping, weights that are not numbers, a
+    `normalise` key that is no component, components on different devices, or one that compares the images
+    of a call with each other.
     """
     if not isinstance(weights, Mapping) or not weights:
         raise InputError("an ensemble needs at least one component, as {name: weight}")
     keys = list(weights)
-    _refuse_pair_scorers(keys)
     numbers = {key: weight for key, weight in weights.items() if isinstance(weight, Real)}
     if bad := [str(key) for key in keys if key not in numbers or not math.isfinite(numbers[key])]:
         raise InputError(f"the weights of {bad} are not finite numbers")
@@ -47,21 +49,12 @@ def ensemble(
     if strangers := [str(key) for key in normalise if key not in weights]:
         raise InputError(f"normalise names {strangers}, which are not among the components")
     shifts = [_mean_and_std(key, normalise.get(key, (0.0, 1.0))) for key in keys]
-    loaded = {key: load(key, **load_options) for key in keys if not isinstance(key, Scorer)}
-    _refuse_pair_scorers(list(loaded.values()))
-    _share_towers(list(loaded.values()))
-    scorers = [key if isinstance(key, Scorer) else loaded[key] for key in keys]
+    loaded = {key: load(key, **load_options) for key in keys if not isinstance(key, PairScorer)}
+    found: list[PairScorer] = [key if isinstance(key, PairScorer) else loaded[key] for key in keys]
+    _share_towers([each for each in loaded.values() if isinstance(each, Scorer)])
+    devices = [each.device for each in found if isinstance(each, Scorer)]
+    scorers = [as_scorer(each, devices[0] if devices else "cpu") for each in found]
     return Ensemble(scorers, [float(numbers[key]) for key in keys], shifts)
-
-
-def _refuse_pair_scorers(components: Sequence[Any]) -> None:
-    """Raises InputError for a component that is no Scorer, and so cannot share decoded images."""
-    for each in components:
-        if isinstance(each, PairScorer) and not isinstance(each, Scorer):
-            raise InputError(
-                f"{each.name!r} scores pairs alone, where an ensemble's components share one decoding of "
-                "every image: serve the ensemble itself (`create_app`), or add up what score_matrix returns"
-            )
 
 
 def _mean_and_std(key, shift) -> tuple[float, float]:
@@ -114,6 +107,21 @@ class Ensemble(Scorer):
     def encoders(self) -> list[Scorer]:
         """The components that encode images, without those that share another's image features."""
         return [self.scorers[index] for index in self._encoders]
+
+    @property
+    def device(self) -> torch.device:
+        """The components' device."""
+        return self.scorers[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first component."""
+        return self.scorers[0].dtype
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether all components are."""
+        return all(scorer.differentiable for scorer in self.scorers)
 
     def encode_images(self, *pixels: torch.Tensor) -> tuple:
         of = dict(zip(self._processors, pixels))

@@ -13,10 +13,13 @@ import torch
 from conftest import pictures
 
 import imagereward as RM
+from benchmarks.lib.serving import serving
+from imagereward.bulk import score_table
 from imagereward.errors import ImageRewardError, InputError, NonFiniteScoreError
 from imagereward.lookup import find, is_reference
 from imagereward.remote.exchange import run
 from imagereward.scoring.api import PairScorer
+from imagereward.serve import create_app
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 
 ROOT = Path(__file__).parents[1]
@@ -132,13 +135,67 @@ def test_only_a_colon_without_a_slash_is_a_reference():
     assert find("json:dumps", "scorer") is json.dumps
 
 
-def test_an_ensemble_takes_a_scorer_of_ones_own_and_refuses_what_shares_no_images(mine):
-    both = RM.ensemble({f"{mine}:make_scorer": 2.0}, device="cpu")
+def test_an_ensemble_takes_scorers_of_ones_own_with_or_without_features(mine):
+    weights = {f"{mine}:make_scorer": 2.0, f"{mine}:judge": 3.0, f"{mine}:bright": 0.5}
+    together, images = RM.ensemble(weights, device="cpu"), pictures(3)
+    alone = [RM.load(name, "cpu").score("abc", images) for name in weights]
+    expected = np.array(list(weights.values())) @ np.array(alone)
+    assert together.score("abc", images) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert list(together.score_components("abc", images).values()) == [pytest.approx(each) for each in alone]
+    assert not together.differentiable  # the judge is not
+    loaded = RM.load(f"{mine}:judge")
+    assert RM.ensemble({loaded: 1.0}).score("abc", images[0]) == pytest.approx(loaded.score("abc", images[0]))
+
+
+def test_an_ensemble_with_a_function_passes_its_gradient(mine):
+    together = RM.ensemble({f"{mine}:make_scorer": 1.0, f"{mine}:bright": 100.0}, device="cpu")
+    pixels = torch.rand(2, 3, 40, 40, requires_grad=True)
+    together.reward(pixels, "a").sum().backward()
+    alone = pixels.detach().clone().requires_grad_()
+    RM.load(f"{mine}:make_scorer", "cpu").reward(alone, "a").sum().backward()
+    torch.testing.assert_close(pixels.grad - alone.grad, torch.full_like(pixels, 100 / (3 * 40 * 40)))
+
+
+def test_the_bulk_commands_take_a_scorer_without_features(mine, tmp_path):
+    images = pictures(3)
+    rows = []
+    for index, image in enumerate(images):
+        image.save(tmp_path / f"{index}.png")
+        rows.append({"prompt": "a" * (index + 1), "image": f"{index}.png"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = ["judge", "bright", "make_scorer", "Picky"]
+    models = [f"{mine}:{name}" for name in names]
+    options = {"device": "cpu", "workers": 0, "batch_size": 2, "progress": False}
+    score_table(tmp_path / "rows.jsonl", tmp_path / "out.jsonl", models[:3], **options)
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for name in models[:3]:
+        scorer = RM.load(name, "cpu")
+        scores = scorer.score_pairs([row["prompt"] for row in rows], images)
+        assert [row[f"score:{scorer.name}"] for row in found] == pytest.approx(scores, abs=1e-5)
+    assert {row["tokens"] for row in found} == {len("a") + 2}
+    score_table(tmp_path / "rows.jsonl", tmp_path / "bad.jsonl", models[3], **options)
+    lines = (tmp_path / "bad.jsonl").read_text().splitlines()
+    assert ["not finite: the score of" in json.loads(line)["error"] for line in lines] == [True] * 3
+
+
+def test_the_server_takes_a_scorer_without_features(mine):
     images = pictures(2)
-    alone = RM.load(f"{mine}:make_scorer", "cpu").score("a", images)
-    assert both.score("a", images) == pytest.approx([2 * score for score in alone], abs=1e-5)
-    with pytest.raises(InputError, match="'judge' scores pairs alone"):
-        RM.ensemble({f"{mine}:judge": 1.0}, device="cpu")
+    judge = RM.load(f"{mine}:judge")
+    with serving({"judge": judge, "bright": RM.load(f"{mine}:bright")}) as url:
+        remote = RM.connect(url, "judge")
+        assert remote.score("abc", images) == pytest.approx(judge.score("abc", images))
+        assert RM.connect(url, "bright").score("", images) == pytest.approx(
+            RM.load(f"{mine}:bright").score("", images)
+        )
+
+
+def test_a_score_relative_to_other_images_is_not_divided_into_batches(mine):
+    class Rival(type(RM.load(f"{mine}:judge"))):
+        relative = True
+
+    for use in (lambda: RM.ensemble({Rival(): 1.0}), lambda: create_app({"rival": Rival()})):
+        with pytest.raises(InputError, match="'judge' scores an image relative to the others"):
+            use()
 
 
 def test_every_kind_of_reward_is_asked_the_same_way(mine):

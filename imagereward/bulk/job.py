@@ -21,6 +21,7 @@ from imagereward.checkpoints.hub import sha256_of
 from imagereward.checkpoints.loading import load
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.images.processor import Processor
+from imagereward.scoring.unparted import as_scorer
 
 # Most decoding processes for one scoring process: beyond that, decoding is seldom the bottleneck.
 MOST_WORKERS = 16
@@ -99,7 +100,8 @@ class BulkJob:
         """
         found: dict[str, Any] = {"models": list(self.models), "dtype": self.dtype}
         for model in self.models:
-            scorer = load(model, "cpu", **self.load_options)  # maps the weights without reading them
+            # Maps the weights without reading them.
+            scorer = as_scorer(load(model, "cpu", **self.load_options))
             config = scorer.config.to_dict()
             found[f"preprocessing of {model}"] = config.pop("preprocess")
             found[f"config of {model}"] = config

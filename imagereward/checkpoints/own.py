@@ -29,8 +29,8 @@ def load_own(reference: str, options: dict[str, Any]) -> Scorer:
     options    the arguments of `load` that are not None; a function or class that makes a scorer gets those
                for which it has parameters
 
-    A scorer that is not a `Scorer` has the verbs of `PairScorer` alone. Raises InputError for a missing
-    attribute, an attribute that is no scorer, and options that nothing takes.
+    A scorer that is not a `Scorer` has the verbs of `PairScorer`, without `reward`. Raises InputError for a
+    missing attribute, an attribute that is no scorer, and options that nothing takes.
     """
     found, module = find(reference, "scorer"), reference.partition(":")[0]
     left = dict(options)
@@ -51,6 +51,6 @@ def load_own(reference: str, options: dict[str, Any]) -> Scorer:
     if isinstance(found, torch.nn.Module):
         found.to(resolve_device(device), None if dtype is None else resolve_dtype(dtype))
         found.eval().requires_grad_(False)
-    if isinstance(found, Scorer) and not found.files and (source := sys.modules[module].__file__):
+    if not getattr(found, "files", {}) and (source := sys.modules[module].__file__):
         found.files = {"source": Path(source)}  # lets bulk scoring notice changed code
     return cast(Scorer, found)

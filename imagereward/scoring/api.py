@@ -55,6 +55,8 @@ class PairScorer:
     name: str
     # Whether the gradient of `pixel_rewards` reaches the pixels.
     differentiable = False
+    # Whether a score depends on the other images of the call, as a win rate does.
+    relative = False
     # Whether only one batch at a time may be scored, as for a model in this process, to save memory.
     takes_turns = False
 

@@ -19,8 +19,10 @@ from imagereward.config import whole_number
 from imagereward.errors import InputError
 from imagereward.pages import render
 from imagereward.remote.protocol import checked_token
+from imagereward.scoring.api import PairScorer
 from imagereward.scoring.ranking import ranks_of
 from imagereward.scoring.scorer import DEFAULT_BATCH, DEFAULT_BATCH_ACCELERATOR, Scorer
+from imagereward.scoring.unparted import as_scorer
 from imagereward.serve import answers
 from imagereward.serve.admission import RESERVATION, AdmissionMiddleware, Capacity, Reservation
 from imagereward.serve.batching import Batcher, ScoringRequest
@@ -66,7 +68,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    scorers: Mapping[str, Scorer],
+    scorers: Mapping[str, PairScorer],
     *,
     limits: Limits | None = None,
     batch_size: int | None = None,
@@ -87,7 +89,8 @@ def create_app(
     if token is not None:
         token = checked_token(token, "the token")
     share_one_arena()
-    state = ServerState(dict(scorers), limits or Limits(), batch_size, window)
+    served = {name: as_scorer(scorer) for name, scorer in scorers.items()}
+    state = ServerState(served, limits or Limits(), batch_size, window)
     app = FastAPI(
         title="imagereward",
         version=__version__,

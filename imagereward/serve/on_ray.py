@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from fastapi import FastAPI
 
 from imagereward.errors import missing_extra
-from imagereward.scoring.scorer import Scorer
+from imagereward.scoring.api import PairScorer
 from imagereward.serve.app import create_app
 from imagereward.serve.limits import Limits
 from imagereward.serve.run import DRAIN, by_name
 
 
 def deploy(
-    load: Callable[[], Sequence[Scorer]],
+    load: Callable[[], Sequence[PairScorer]],
     host: str,
     port: int,
     replicas: int,

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from imagereward.errors import InputError
 from imagereward.remote.protocol import checked_token
-from imagereward.scoring.scorer import Scorer
+from imagereward.scoring.api import PairScorer
 from imagereward.serve.app import create_app
 from imagereward.serve.connections import BoundedProtocol, Connections
 
@@ -22,7 +22,7 @@ TOKEN_VARIABLE = "IMAGEREWARD_TOKEN"
 DRAIN = 60
 
 
-def run(scorers: Sequence[Scorer], host: str, port: int, **options) -> None:
+def run(scorers: Sequence[PairScorer], host: str, port: int, **options) -> None:
     """Serve the scorers by their names until SIGTERM or SIGINT; requests in progress get up to 60 s more.
 
     `options` are those of `create_app`. Raises InputError for two scorers of one name.
@@ -53,7 +53,7 @@ def server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
     )
 
 
-def by_name(scorers: Sequence[Scorer]) -> dict[str, Scorer]:
+def by_name(scorers: Sequence[PairScorer]) -> dict[str, PairScorer]:
     """{name: scorer}; InputError if two scorers have the same name."""
     names = [scorer.name for scorer in scorers]
     if twice := sorted({name for name in names if names.count(name) > 1}):

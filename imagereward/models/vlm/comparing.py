@@ -45,6 +45,7 @@ class PairwiseJudge(PairScorer):
     odds.
     """
 
+    relative = True
     takes_turns = True
 
     def __init__(self, judge: VLMScorer, method: str = "bradley-terry", budget: int | None = None):

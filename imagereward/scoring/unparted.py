@@ -1,0 +1,134 @@
+"""as_scorer: makes a `Scorer` of any `PairScorer`, for bulk scoring, ensembles and the server.
+
+They decode images themselves and ask a scorer for features. A function, a judge behind an API or a server
+has no features: it is given the decoded images and the prompts together, in the wrapper's `head`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from imagereward.config import ScorerConfig
+from imagereward.errors import InputError
+from imagereward.images.processor import Processor
+from imagereward.scoring.api import PairScorer
+from imagereward.scoring.scorer import Scorer
+
+
+def as_scorer(scorer: PairScorer, device: torch.device | str = "cpu") -> Scorer:
+    """The scorer itself if it is a `Scorer`, else an `UnpartedScorer` with scores on `device`.
+
+    Raises InputError for a scorer that compares the images of one call, which callers divide into batches.
+    """
+    if isinstance(scorer, Scorer):
+        return scorer
+    if scorer.relative:
+        raise InputError(
+            f"{scorer.name!r} scores an image relative to the others of the same call, so its scores of "
+            "several calls cannot be put together: call its rank() with all images of a prompt"
+        )
+    return UnpartedScorer(scorer, torch.device(device))
+
+
+@dataclass(frozen=True)
+class WholeImages(Processor):
+    """Images in RGB at their own size, uint8; all images of one batch are in memory at once."""
+
+    def load(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
+        """{"rgb": uint8 [H, W, 3]}."""
+        return {"rgb": torch.from_numpy(np.array(image.convert("RGB")))}
+
+    def collate(self, items: Sequence[dict[str, torch.Tensor]]) -> dict[str, list[PIL.Image.Image]]:
+        """{"images": Pillow images}."""
+        return {"images": [PIL.Image.fromarray(item["rgb"].numpy()) for item in items]}
+
+    def from_pixels(self, pixels_B_3_H_W: torch.Tensor) -> dict[str, torch.Tensor]:
+        """{"images": the pixels}."""
+        return {"images": pixels_B_3_H_W}
+
+
+class UnpartedScorer(Scorer):
+    """A `PairScorer` as a `Scorer`: it has no features, tokens or weights of its own.
+
+    Image features are the images (Pillow, or pixels for `reward`), prompt features the prompts; `head` calls
+    `score_pairs`, or `pixel_rewards` for pixels. No prompt counts as cut: `count_tokens` is 0.
+    """
+
+    def __init__(self, inner: PairScorer, device: torch.device):
+        super().__init__(ScorerConfig("Unparted"))
+        self.inner, self.name = inner, inner.name
+        self.takes_turns = inner.takes_turns
+        self.processor = WholeImages()
+        self.files: dict[str, Path] = getattr(inner, "files", {})
+        self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores are put."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32, the scores' dtype."""
+        return torch.float32
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether the gradient of the inner scorer's `pixel_rewards` reaches the pixels."""
+        return self.inner.differentiable
+
+    def encode_images(self, batch: dict[str, Any]) -> Any:
+        """The images of the batch."""
+        return batch["images"]
+
+    def encode_prompts(self, prompts: list[str]) -> list[str]:
+        """The prompts."""
+        return prompts
+
+    def head(self, images: Any, prompts: Sequence[str], pairs_P_2: torch.Tensor) -> torch.Tensor:
+        """float32 scores [P]; InputError if the inner scorer gives another number of scores than P."""
+        image_P, prompt_P = pairs_P_2.T.tolist()
+        texts = [prompts[index] for index in prompt_P]
+        if isinstance(images, torch.Tensor):
+            scores = self.inner.pixel_rewards(images[image_P], texts)
+        else:
+            scores = torch.tensor(self.inner.score_pairs(texts, [images[index] for index in image_P]))
+        if scores.shape != (len(texts),):
+            raise InputError(f"{self.name} gave scores {list(scores.shape)}; expected [{len(texts)}]")
+        return scores.to(self.device, torch.float32)
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        return [0] * len(prompts)
+
+    def image_vectors(self, features: Any) -> torch.Tensor:
+        """Raises InputError: there are no features."""
+        raise InputError(f"{self.name} scores pairs alone and has no features of images to compare")
+
+    def image_key(self) -> tuple:
+        return (id(self.inner),)
+
+    def pixel_rewards(
+        self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
+    ) -> torch.Tensor:
+        """The inner scorer's."""
+        return self.inner.pixel_rewards(pixels_B_3_H_W, prompts, rows)
+
+    def row_weights(self, rows: Sequence[Any], size: tuple[int, int]) -> torch.Tensor | None:
+        """The inner scorer's."""
+        return self.inner.row_weights(rows, size)
+
+    def summands(self) -> tuple[dict[str, tuple[float, PairScorer]], float]:
+        """The inner scorer's."""
+        return self.inner.summands()
+
+    def save_pretrained(self, directory: Any) -> Path:
+        """Raises InputError: there are no weights."""
+        raise InputError(f"{self.name} has no weights to save")
+
+    def _input_size(self) -> tuple[str, ...]:
+        return ()

@@ -6,7 +6,9 @@ Shapes: B images in a batch, M prompts, N images, P (prompt, image) rows.
 import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
@@ -53,6 +55,8 @@ class PairScorer:
     """
 
     name: str
+    # The files that decide the scores, by a name for each; bulk scoring notices a change of them.
+    files: Mapping[str, Path] = MappingProxyType({})
     # Whether the gradient of `pixel_rewards` reaches the pixels.
     differentiable = False
     # Whether a score depends on the other images of the call, as a win rate does.

@@ -64,7 +64,7 @@ class UnpartedScorer(Scorer):
         self.inner, self.name = inner, inner.name
         self.takes_turns = inner.takes_turns
         self.processor = WholeImages()
-        self.files: dict[str, Path] = getattr(inner, "files", {})
+        self.files = dict(inner.files)
         self._device = device
 
     @property

@@ -109,6 +109,37 @@ def test_two_processes_learn_what_one_does(reds, tiny_vlm, tmp_path_factory, arc
     )
 
 
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("Qwen2-VL", {"sharding": "full", "ema": 0.5, "loss": "uncertain"}),
+        ("LLaVA-OneVision", {"sharding": "hybrid", "checkpointing": "true"}),
+        ("Gemma 3", HEAD | {"sharding": "zero2"}),
+    ],
+    ids=["full, averaged", "hybrid, recomputed", "zero2, low rank"],
+)
+def test_two_processes_with_shards_learn_what_one_without_does(
+    reds, tiny_vlm, tmp_path, architecture, changes
+):
+    uneven(reds)
+    steps = PROCESSES | {"batch_size": 4, "updates": 3, "learning_rate": 1e-4}
+    whole = {name: value for name, value in changes.items() if name != "sharding"}
+    model = tiny_vlm(architecture)
+    run_recipe("judge/preference", overrides(reds, model, **steps, **whole))
+    values = overrides(reds, model, **steps, **changes, output=reds / "sharded")
+    ended = run_forked(run_recipe, "judge/preference", values, log=tmp_path / "log", ranks=2)
+    assert ended.codes == [0, 0], ended.output
+    histories = [json.loads((out / "history.json").read_text()) for out in (reds / "out", reds / "sharded")]
+    for one, two in zip(*histories, strict=True):
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
+    images = [reds / f"valid-{row}-0.png" for row in range(4)]
+    one, two = (RM.load(reds / name, "cpu").score("red", images) for name in ("out", "sharded"))
+    assert two == pytest.approx(one, abs=1e-4)  # AdamW divides rounding errors by small moments
+    # It goes on without shards, in one process.
+    values = [value for value in values if not value.startswith(("sharding=", "updates="))]
+    run_recipe("judge/preference", [*values, "updates=4", "resume=true"])
+
+
 def uneven(data):
     """Leaves prompts with two images and with three, so that a prompt's share is that of its pairs."""
     rows = json.loads((data / "train.json").read_text())

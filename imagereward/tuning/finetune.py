@@ -12,7 +12,6 @@ from imagereward.precision import DTYPES, Exact, cast, unrounded
 from imagereward.tuning.config import build
 from imagereward.tuning.data.prompts import read_prompts, read_rows
 from imagereward.tuning.data.requests import Row, prompts_of
-from imagereward.tuning.distributed import processes_here
 from imagereward.tuning.evaluation.evaluate import Evaluation
 from imagereward.tuning.export import loading_lines, save_lora, save_result
 from imagereward.tuning.families.base import Denoiser
@@ -21,16 +20,17 @@ from imagereward.tuning.families.lookup import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
-from imagereward.tuning.parallel import shard
 from imagereward.tuning.policy.policy import BASE, Hybrid, Policy
 from imagereward.tuning.policy.quantization import quantize_to_4bit
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import set_trainable
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
+from imagereward.tuning.settings import HOW_SHARDED
 from imagereward.tuning.trainer.accelerate_setup import (
     accelerating,
     join,
     make_accelerator,
+    shard_network,
     start_trackers,
 )
 from imagereward.tuning.trainer.checkpoint import latest_state
@@ -40,9 +40,6 @@ from imagereward.tuning.trainer.plan import generator_plan, outcome
 from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
 from imagereward.tuning.trainer.trainer import Trainer
-
-# Keys that change where weights are, and not what is computed: a run may go on with others.
-HOW_SHARDED = ("sharding", "sharding_group", "offload", "save_in_background")
 
 
 @accelerating()
@@ -88,17 +85,7 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
     rewards = open_rewards(wanted, device) if wanted else None
     held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
     denoiser, exact = _open(config, model, device)
-    if config.sharding != "none":
-        shard(
-            denoiser.network,
-            denoiser.blocks,
-            config.sharding,
-            group=config.sharding_group or processes_here(),
-            ranks=accelerator.num_processes,
-            device=device,
-            precision=config.precision,
-            offload=config.offload,
-        )
+    shard_network(config, denoiser.network, denoiser.blocks, accelerator)
     rows = read_rows(named, denoiser.inputs, *form) if named is not None else []
     watched = rows
     if config.evaluation.prompts:

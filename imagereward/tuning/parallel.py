@@ -1,4 +1,4 @@
-"""Shards a generator's network over processes by torch's fully_shard (FSDP2), and checks what came of it."""
+"""Shards a network over processes by torch's fully_shard (FSDP2), and checks the result."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -61,6 +61,7 @@ def shard(
     device: torch.device,
     precision: str = "float32",
     offload: bool = False,
+    exact: Sequence[nn.Module] = (),
 ) -> None:
     """Shard the network's weights over all processes, block by block, in place; all must call this.
 
@@ -70,6 +71,7 @@ def shard(
                shards. "hybrid": as "full" within groups of `group` processes, each of which has a copy
     precision  number format in which weights are gathered and computed with; gradients are summed in float32
     offload    shards and moments are in the host's memory
+    exact      modules that are gathered and computed in their weights' own number format
 
     The weights may be on the CPU: a block at a time is moved to `device`. Raises InputError for a network
     without such blocks and a `group` that does not divide, ImageRewardError if weights stayed whole.
@@ -94,6 +96,8 @@ def shard(
     for module in found:
         if id(module) not in inner:
             fully_shard(module, **options)
+    for module in exact:
+        fully_shard(module, **options | {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)})
     fully_shard(network, **options)
     check_sharded(network)
 

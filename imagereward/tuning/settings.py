@@ -7,6 +7,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.image_size import Resolution, parse_resolution
+from imagereward.tuning.parallel import Mode
+
+# Keys that change where weights are, and not what is computed: a run may go on with others.
+HOW_SHARDED = ("sharding", "sharding_group", "offload", "save_in_background")
 
 
 class OptimizerConfig(Config):
@@ -83,6 +87,43 @@ class TrainerConfig(OptimizerConfig):
                 f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: an update has {parts} parts "
                 f"for {ranks} processes; expected {expected}"
             )
+
+
+class ShardedTrainerConfig(TrainerConfig):
+    """The trainer's keys, and how the weights are divided between processes, see `parallel.shard`."""
+
+    sharding: Mode = Field(
+        "none",
+        description="whether each process holds all weights (none), or a share of gradients and moments "
+        "(zero2), of the weights too (full), or of all of them within groups of processes (hybrid)",
+    )
+    sharding_group: int = Field(
+        0, ge=0, description='processes of a group, for sharding="hybrid"; 0: those of one machine'
+    )
+    offload: bool = Field(
+        False, description="hold sharded weights, gradients and moments in the host's memory: slower"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self):
+        if self.sharding == "none":
+            if self.sharding_group or self.offload:
+                raise ValueError("sharding_group and offload are for sharded weights; expected sharding=...")
+            return self
+        if self.sharding_group and self.sharding != "hybrid":
+            raise ValueError(f"sharding_group with sharding={self.sharding!r}: it is for sharding='hybrid'")
+        named = f"with sharding={self.sharding!r}"
+        if self.optimizer == "adamw-8bit":
+            raise ValueError(
+                f"optimizer='adamw-8bit' {named}: bitsandbytes does not know shards; expected 'adamw', whose "
+                "moments are sharded"
+            )
+        if self.precision == "float16":
+            raise ValueError(
+                f"precision='float16' {named}: processes would disagree about the loss's scale; expected "
+                "'bfloat16'"
+            )
+        return self
 
 
 class EvaluationConfig(Config):

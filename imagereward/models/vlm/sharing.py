@@ -46,11 +46,14 @@ class States:
 
     backbone   the model
     share      whether common beginnings are computed once; it changes nothing but time
+    at_once    whether all rows pass the model together, whatever memory is free. Processes that hold shards
+               of the weights must call the model equally often
     adapters   the scorer's. Where one changes the last tokens of a row, every row passes the model whole
     """
 
     backbone: Backbone
     share: bool = True
+    at_once: bool = False
     adapters: Adapters = field(default_factory=Adapters)
     _beginning: tuple[tuple, State] | None = None
 
@@ -77,7 +80,7 @@ class States:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(places) == 1:
+                if len(places) == 1 or self.at_once:
                     raise self._memory_error(len(blocks[places[0]].ids)) from error
             half = len(places) // 2
             for part in (slice(half), slice(half, None)):
@@ -119,7 +122,7 @@ class States:
         """Not with gradients, which need every row's own graph, nor beyond a sliding window, where padding
         would change distances.
         """
-        if not self.share or torch.is_grad_enabled() or len(blocks) < 2:
+        if not self.share or self.at_once or torch.is_grad_enabled() or len(blocks) < 2:
             return False
         if at_positions(self.adapters, last=True):
             return False
@@ -171,7 +174,7 @@ class States:
         most = self.tokens_at_once()
         part: list[int] = []
         for place in sorted(lengths, key=lengths.__getitem__):  # so the last of a part is its width
-            if part and (len(part) + 1) * lengths[place] > most:
+            if not self.at_once and part and (len(part) + 1) * lengths[place] > most:
                 yield part
                 part = []
             part.append(place)

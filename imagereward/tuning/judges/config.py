@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from imagereward.tuning.config import Config
-from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.settings import ShardedTrainerConfig
 
 UNCERTAIN = ("uncertain", "thurstone")
 Loss = Literal["bradley-terry", "ties", "uncertain", "thurstone"]
@@ -19,7 +19,7 @@ class LoRAConfig(Config):
     vision: bool = Field(False, description="whether the vision tower gets updates too")
 
 
-class JudgeTrainingConfig(TrainerConfig):
+class JudgeTrainingConfig(ShardedTrainerConfig):
     """The config of training a reward head, with LoRA or all weights, from rankings."""
 
     objective: Literal["judge"] = Field("judge", description="a vision-language model learns to score")

@@ -41,6 +41,15 @@ class JudgeModule(nn.Module):
         """The judge."""
         return self._scorer[0]
 
+    @property
+    def layers(self) -> list[str]:
+        """Class names of the language model's layers, which sharding gathers one at a time.
+
+        The vision tower is gathered whole: how often its layers run depends on the images of a process.
+        """
+        language: Any = self.scorer.backbone.language_model
+        return sorted({type(layer).__name__ for layer in language.layers})
+
     def train(self, mode: bool = True) -> "JudgeModule":
         """Set the training mode: the head's alone."""
         super().train(False)

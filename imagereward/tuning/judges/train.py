@@ -23,10 +23,12 @@ from imagereward.tuning.judges.data import rankings
 from imagereward.tuning.judges.objective import JudgeLearner, JudgeModule, JudgeObjective
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
+from imagereward.tuning.settings import HOW_SHARDED
 from imagereward.tuning.trainer.accelerate_setup import (
     accelerating,
     join,
     make_accelerator,
+    shard_network,
     start_trackers,
 )
 from imagereward.tuning.trainer.checkpoint import latest_state
@@ -56,6 +58,8 @@ def train_judge(config: JudgeTrainingConfig) -> VLMScorer:
     that holds another run; NonFiniteLossError for a loss or score that is NaN or infinite; CheckpointError
     for a checkpoint that cannot be written or read, ProcessLostError in all other processes if one of several
     ends too early.
+
+    With sharded weights the returned judge is whole, on the CPU, in the first process alone.
     """
     output = Path(config.output).expanduser()
     rank, ranks = join(config.device == "cpu")
@@ -66,18 +70,21 @@ def train_judge(config: JudgeTrainingConfig) -> VLMScorer:
 def _train(config: JudgeTrainingConfig) -> VLMScorer:
     values = config.model_dump(exclude={"resume"})
     # At a constant learning rate a run is the beginning of a run with more updates, and may be continued.
-    may_differ = ("updates",) if config.schedule == "constant" else ()
+    may_differ = (*HOW_SHARDED, *(("updates",) if config.schedule == "constant" else ()))
     output = check_run_directory(config.output, values, config.resume, may_differ)
     train, valid = (rankings(config, split) for split in ("train", "valid"))
-    accelerator = make_accelerator(config, output, cpu=config.device == "cpu")
+    sharded = config.sharding != "none"
+    accelerator = make_accelerator(config, output, sharded, cpu=config.device == "cpu")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    scorer = starting_judge(config, accelerator.device)
-    adapted = make_trainable(scorer, config)
-    sees = config.train == "all" or (config.lora is not None and config.lora.vision)
-    module = JudgeModule(scorer, sees)
+    # Sharding moves weights to the device a layer at a time.
+    module, adapted = trainable_judge(config, torch.device("cpu") if sharded else accelerator.device)
+    shard_network(config, module, module.layers, accelerator, exact=[module.head])
+    scorer = module.scorer
+    scorer.states.at_once = sharded
     learner = JudgeLearner(module)
-    freeze_unread(learner, train[0])
+    with accelerator.autocast():
+        freeze_unread(learner, train[0])
     objective = JudgeObjective(train, config.loss, config.tie_threshold, config.seed)
     loop = Trainer(learner, objective, config, output, accelerator)
     if accelerator.is_main_process:
@@ -87,11 +94,18 @@ def _train(config: JudgeTrainingConfig) -> VLMScorer:
     start_trackers(accelerator, config)
     loop.run(lambda trainer, done: _validate(trainer, learner, objective, config, valid, done))
     learner.snapshots[BEST].copy_to(module)
-    if adapted is not None:
-        scorer.backbone.model = adapted.merge_and_unload()
-    scorer.states.forget()
-    scorer.name = output.name
-    scorer.eval().requires_grad_(False)
+    if sharded:
+        learned = loop.learned()
+        if accelerator.is_main_process:
+            module, adapted = trainable_judge(config, torch.device("cpu"))
+            module.load_state_dict(learned, strict=False)
+            scorer = module.scorer
+    if accelerator.is_main_process or not sharded:
+        if adapted is not None:
+            scorer.backbone.model = adapted.merge_and_unload()
+        scorer.states.forget()
+        scorer.name = output.name
+        scorer.eval().requires_grad_(False)
     if accelerator.is_main_process:
         scorer.save_pretrained(output)
         validations = [entry for entry in loop.history if "valid_loss" in entry]
@@ -100,6 +114,14 @@ def _train(config: JudgeTrainingConfig) -> VLMScorer:
         tell(f"the result is in {output}; to load it:\n    imagereward.load({str(output)!r})")
     accelerator.wait_for_everyone()
     return scorer
+
+
+def trainable_judge(config: JudgeTrainingConfig, device: torch.device) -> tuple[JudgeModule, Any]:
+    """(the judge before training, with the gradients of what learns; its model with LoRA, None without)."""
+    scorer = starting_judge(config, device)
+    adapted = make_trainable(scorer, config)
+    sees = config.train == "all" or (config.lora is not None and config.lora.vision)
+    return JudgeModule(scorer, sees), adapted
 
 
 def starting_judge(config: JudgeTrainingConfig, device: torch.device) -> VLMScorer:
@@ -181,8 +203,12 @@ def _validate(
     rank, ranks = loop.accelerator.process_index, loop.accelerator.num_processes
     mine, sums = valid[rank::ranks], [0.0, 0.0, 0.0, 0.0]
     with average.in_place_of(network) if average else contextlib.nullcontext(), torch.no_grad():
-        for start in range(0, len(mine), config.micro_batch):
-            losses, right = objective.judged(learner, mine[start : start + config.micro_batch])
+        for start in range(0, -(-len(valid) // ranks), config.micro_batch):
+            batch = mine[start : start + config.micro_batch]
+            # Processes with shards compute together, also where one of them has no prompt left.
+            losses, right = objective.judged(learner, batch or valid[:1])
+            if not batch:
+                continue
             part = [float(losses.double().sum()), len(losses), int(right.sum()), len(right)]
             sums = [before + value for before, value in zip(sums, part, strict=True)]
         total = [sum(column) for column in zip(*gather_objects(sums, ranks), strict=True)]

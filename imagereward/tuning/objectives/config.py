@@ -9,12 +9,11 @@ from imagereward.errors import InputError
 from imagereward.tuning.data.image_size import Resolution, parse_resolution
 from imagereward.tuning.data.requests import Row
 from imagereward.tuning.families.base import Denoiser
-from imagereward.tuning.parallel import Mode
 from imagereward.tuning.policy.trainable import LoRA
 from imagereward.tuning.rewards.scoring import ScoringConfig
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.sampling.base import Dynamics
-from imagereward.tuning.settings import EvaluationConfig, TrainerConfig
+from imagereward.tuning.settings import EvaluationConfig, ShardedTrainerConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -40,7 +39,7 @@ class ObjectiveContext(NamedTuple):
         return self.rewards
 
 
-class GeneratorConfig(TrainerConfig):
+class GeneratorConfig(ShardedTrainerConfig):
     """The config of a generator's training, with the keys that all objectives share.
 
     The config of an objective inherits it, adds its own keys, and defines `make`.
@@ -77,17 +76,6 @@ class GeneratorConfig(TrainerConfig):
     quantize: bool = Field(
         False, description="hold the network's frozen weights in 4 bits; needs lora and bitsandbytes"
     )
-    sharding: Mode = Field(
-        "none",
-        description="whether each process holds all weights (none), or a share of gradients and moments "
-        "(zero2), of the weights too (full), or of all of them within groups of processes (hybrid)",
-    )
-    sharding_group: int = Field(
-        0, ge=0, description='processes of a group, for sharding="hybrid"; 0: those of one machine'
-    )
-    offload: bool = Field(
-        False, description="hold sharded weights, gradients and moments in the host's memory: slower"
-    )
     checkpointing: bool = Field(
         True, description="recompute activations in the backward pass: slower, with less memory"
     )
@@ -118,28 +106,11 @@ class GeneratorConfig(TrainerConfig):
         return self
 
     @model_validator(mode="after")
-    def _can_be_sharded(self):
-        if self.sharding == "none":
-            if self.sharding_group or self.offload:
-                raise ValueError("sharding_group and offload are for sharded weights; expected sharding=...")
-            return self
-        if self.sharding_group and self.sharding != "hybrid":
-            raise ValueError(f"sharding_group with sharding={self.sharding!r}: it is for sharding='hybrid'")
-        named = f"with sharding={self.sharding!r}"
-        if self.quantize:
+    def _whole_weights_in_4_bits(self):
+        if self.quantize and self.sharding != "none":
             raise ValueError(
-                f"quantize=true {named}: weights in 4 bits have scales of their own, which torch cannot "
-                "shard; such a network mostly fits one card: leave sharding out"
-            )
-        if self.optimizer == "adamw-8bit":
-            raise ValueError(
-                f"optimizer='adamw-8bit' {named}: bitsandbytes does not know shards; expected 'adamw', whose "
-                "moments are sharded"
-            )
-        if self.precision == "float16":
-            raise ValueError(
-                f"precision='float16' {named}: processes would disagree about the loss's scale; expected "
-                "'bfloat16'"
+                f"quantize=true with sharding={self.sharding!r}: weights in 4 bits have scales of their own, "
+                "which torch cannot shard; such a network mostly fits one card: leave sharding out"
             )
         return self
 

@@ -1,6 +1,6 @@
 """make_accelerator: accelerate's Accelerator for the config's precision and trackers and the launcher."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -9,11 +9,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import nn
 from torch.distributed import HashStore
 
 from imagereward.errors import InputError
-from imagereward.tuning.distributed import check_together, launched_together, several_on_cpus
-from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.distributed import (
+    check_together,
+    launched_together,
+    processes_here,
+    several_on_cpus,
+)
+from imagereward.tuning.parallel import shard
+from imagereward.tuning.settings import ShardedTrainerConfig, TrainerConfig
 
 # Processes that each hold all weights, as accelerate starts them; shards are `tuning/parallel.py`'s.
 KINDS = (
@@ -105,6 +112,28 @@ def make_accelerator(
         backend = torch.distributed.get_default_backend_for_device(accelerator.device)
         torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return accelerator
+
+
+def shard_network(
+    config: ShardedTrainerConfig,
+    network: nn.Module,
+    blocks: Sequence[str],
+    accelerator: Accelerator,
+    exact: Sequence[nn.Module] = (),
+) -> None:
+    """`shard` as the config says: not at all with sharding="none"."""
+    if config.sharding != "none":
+        shard(
+            network,
+            blocks,
+            config.sharding,
+            group=config.sharding_group or processes_here(),
+            ranks=accelerator.num_processes,
+            device=accelerator.device,
+            precision=config.precision,
+            offload=config.offload,
+            exact=exact,
+        )
 
 
 def start_trackers(accelerator: Accelerator, config: TrainerConfig) -> None:

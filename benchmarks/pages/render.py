@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from benchmarks.lib.paths import RESULTS, ROOT
-from benchmarks.pages import judge_tables, scoring_tables, training_tables
+from benchmarks.pages import judge_tables, memory_tables, scoring_tables, training_tables
 
 PAGES = (
     ROOT / "docs/measured-scoring.md",
@@ -30,8 +30,8 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "tiny": training_tables.tiny,
     "refl-step-cpu": training_tables.refl_step,
     "refl-step-cuda": training_tables.refl_step,
-    "fits": training_tables.fits,
-    "fits-sharded": training_tables.fits_sharded,
+    "fits": memory_tables.fits,
+    "fits-sharded": memory_tables.fits_sharded,
     "inpainting": training_tables.inpainting,
     "personal": training_tables.personal,
     "personal-shuffled": training_tables.personal_shuffled,
@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "tiny-drawings": training_tables.tiny_drawings,
     "finetune": training_tables.finetune,
     "finetune-flow": training_tables.finetune_flow,
+    "self-imitation": training_tables.self_imitation,
     "bulk-cpu": scoring_tables.bulk,
     "bulk-cuda": scoring_tables.bulk,
     "serve-cpu": scoring_tables.serve,

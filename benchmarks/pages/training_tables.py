@@ -35,90 +35,6 @@ def steps(result: dict, what: str, setting: str) -> str:
     )
 
 
-def fits(result: dict) -> str:
-    """A table of results/fits.json: memory of a step, and images at once on each card."""
-    cards = list(result["rows"][0]["images"])
-    rows = []
-    for row in result["rows"]:
-        apart = [
-            "" if row["checkpointing"] else "no checkpointing",
-            "" if row["encoders"] else "text encoders away",
-            "" if row["decoder"] == "float32" else f"decoder in {row['decoder']}",
-        ]
-        kept = "" if row["kept_mb"] is None else f"{row['kept_mb']:.1f}"
-        images = " | ".join(str(row["images"][card] or "none") for card in cards)
-        gigabytes = f"{row['peak_gb']:.1f} | {row['moments_gb']:.2f} | {row['another_gb']:.1f}"
-        rows.append(
-            f"| {row['objective']} | {row['model']} | {row['learns']} | {', '.join(filter(None, apart))} "
-            f"| {gigabytes} | {kept} | {images} |"
-        )
-    plain, recomputed = (row["activations_gb"] for row in result["float32"])
-    return "\n".join(
-        [
-            "| objective | model | what learns | with | GB for one image | of them AdamW's moments "
-            "| for another | MB kept of each image of an update "
-            + "".join(f"| images at once in {card} GB " for card in cards)
-            + "|",
-            f"|---|---|---|---|---|---|---|---{'|---' * len(cards)}|",
-            *rows,
-            "",
-            f"Counted the same way, activations at SD 1.5's size in float32, with LoRA, are "
-            f"{1024 * plain:.0f} MB, and with checkpointing {1024 * recomputed:.0f}, "
-            f"{100 * recomputed / plain:.0f} % of it.",
-        ]
-    )
-
-
-RECIPES = {
-    "SD 1.5": "sd15/refl",
-    "SDXL": "sdxl/refl",
-    "SD 3.5 Medium": "sd3/refl",
-    "FLUX.1-dev": "flux/refl",
-    "SD 1.5 inpainting": "sd_inpaint/refl",
-    "FLUX.1 Kontext": "flux_kontext/refl",
-    "FLUX.1 Fill": "flux_fill/refl",
-}
-CARDS, FREE = (24, 48, 80, 141), 0.9  # gigabytes; the share of a card that a count may take
-
-
-def fits_sharded(result: dict) -> str:
-    """Tables of results/fits-sharded.json: gigabytes by sharding, and the fewest cards of each size."""
-    numbers = list(result["rows"][0]["full"])
-    lines, fewest = [], []
-    for row in result["rows"]:
-        shares = " | ".join(f"{row[mode][n]:.0f}" for mode in ("zero2", "full") for n in numbers)
-        lines.append(f"| {row['model']} | {row['learns']} | {row['none']:.0f} | {shares} |")
-        recipe = RECIPES[row["model"].partition(",")[0]] + ("_lora" if row["learns"] == "LoRA" else "")
-        found = " | ".join(_fewest(row, numbers, card * FREE) for card in CARDS)
-        fewest.append(f"| {row['model']} | `{recipe}` | {found} |")
-    heads = " | ".join(f"{mode}, {n} cards" for mode in ("zero2", "full") for n in numbers)
-    return "\n".join(
-        [
-            "The fewest cards, and the `sharding` that they take; nine tenths of a card are used:",
-            "",
-            "| model | recipe " + "".join(f"| cards of {card} GB " for card in CARDS) + "|",
-            f"|---|---{'|---' * len(CARDS)}|",
-            *fewest,
-            "",
-            "Gigabytes of each card:",
-            "",
-            f"| model | what learns | none | {heads} |",
-            f"|---|---|---{'|---' * 2 * len(numbers)}|",
-            *lines,
-        ]
-    )
-
-
-def _fewest(row: dict, numbers: list[str], free: float) -> str:
-    if row["none"] <= free:
-        return "1"
-    for n in numbers:
-        for mode in ("zero2", "full"):
-            if row[mode][n] <= free:
-                return f"{n}, {mode}"
-    return f"more than {numbers[-1]}"
-
-
 def tiny(result: dict) -> str:
     """Tables of results/tiny.json: the run, and its accuracy on held-out pairs."""
     seconds = result["seconds"]
@@ -219,6 +135,18 @@ def finetune_flow(result: dict) -> str:
             "|---|---|---|---|---|---|",
             *rows,
         ]
+    )
+
+
+def self_imitation(result: dict) -> str:
+    """A sentence of results/self-imitation.json: the squared norms of both gradients."""
+    imitation, choice = (
+        f"{row['squared norm']:.4f} (standard error {row['standard error']:.4f})" for row in result["rows"]
+    )
+    return (
+        f"The squared norm of the gradient of SFT on all drawn images is {imitation}, and that of the "
+        f"choice, which is the gradient on the best of {result['group']} minus it, {choice}; from "
+        f"{result['prompts']} prompts."
     )
 
 

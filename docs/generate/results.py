@@ -74,8 +74,12 @@ COMMANDS = {
         "python -m benchmarks.training.fits_sharded",
     ),
     "finetune-flow": (
-        "GRPO and ReFL on the tiny flow model",
+        "policy gradients, learning from samples, and ReFL on the tiny flow model",
         "python -m benchmarks.training.finetune_flow WORKDIR",
+    ),
+    "self-imitation": (
+        "gradients of SFT on drawn images: of imitation, and of the choice of the best",
+        "python -m benchmarks.training.self_imitation",
     ),
     "finetune-judge": (
         "ReFL on the tiny Stable Diffusion by the tiny vision-language judge",

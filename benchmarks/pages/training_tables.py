@@ -121,10 +121,13 @@ def finetune_flow(result: dict) -> str:
         return f"{row[name]:.3f}, {row[f'{name} gained']:+.3f} ({low:+.3f} to {high:+.3f}){alone}"
 
     rows = [
-        f"| {row['method']} | {' | '.join(judged(row, name) for name in ('reward', 'faithfulness', 'jpeg'))} "
+        f"| {row['method']}{' *' * ('environment' in row)} "
+        f"| {' | '.join(judged(row, name) for name in ('reward', 'faithfulness', 'jpeg'))} "
         f"| {row['images'] or ''} | {'' if row['minutes'] is None else format(row['minutes'], '.1f')} |"
         for row in result["rows"]
     ]
+    elsewhere = {record.machine(row) for row in result["rows"] if "environment" in row}
+    notes = ["", *(f"\\* measured on {machine}" for machine in sorted(elsewhere))] if elsewhere else []
     return "\n".join(
         [
             f"{record.machine(result)}; {result['prompts']} held-out prompts, "
@@ -134,6 +137,7 @@ def finetune_flow(result: dict) -> str:
             "| method | reward | faithfulness | JPEG compressibility | images drawn to learn | minutes |",
             "|---|---|---|---|---|---|",
             *rows,
+            *notes,
         ]
     )
 

@@ -3,9 +3,8 @@
     python -m benchmarks.scoring.judge_costs
 
 An image has 1024 x 1024 pixels, a prompt 16 words. Tokens are those of the rows that would pass the model;
-the
-operations are 2 for each parameter and token of the language model, without the vision tower and attention. A
-verdict's text is counted as `new_tokens` at most.
+the operations are 2 for each parameter and token of the language model, without the vision tower and
+attention. A verdict's text is counted as `new_tokens` at most.
 """
 
 import argparse

@@ -3,10 +3,8 @@
     python -m benchmarks.scoring.judges [--pairs 20]
 
 Two models with random weights: the tests' tiny Qwen2-VL, and one with the widths of Qwen2-VL-2B and 2 layers
-in
-each of its towers (of 28 and 32), whose time is divided between them as in the whole model. The plain loop
-asks
-transformers for every pair alone, with its processor; it is timed on some pairs and scaled to 160.
+in each of its towers (of 28 and 32), whose time is divided between them as in the whole model. The plain loop
+asks transformers for every pair alone, with its processor; it is timed on some pairs and scaled to 160.
 """
 
 import argparse

@@ -56,8 +56,7 @@ class ChatJudge(PairScorer):
     temperature   of sampling
 
     A pair that failed has the score NaN in `pixel_rewards`; the verbs raise RemoteError with the causes. A
-    text
-    without a verdict is NaN, warned of and counted in `unreadable`. `used` counts requests and tokens.
+    text without a verdict is NaN, warned of and counted in `unreadable`. `used` counts requests and tokens.
     """
 
     def __init__(
@@ -138,8 +137,7 @@ class ChatJudge(PairScorer):
             count = int(scored.scores.isnan().sum())
             raise NonFiniteScoreError(
                 f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
-                f"order; "
-                "score gives NaN for these"
+                "order; score gives NaN for these"
             )
         return question.answer(scored)
 
@@ -225,8 +223,7 @@ class ChatJudge(PairScorer):
     def _no_probabilities(self) -> str:
         return (
             f"{self.url} gives no log-probabilities, which template {self.template.name!r} is read by: take "
-            f"a "
-            "template with a written verdict, such as template='rubric'"
+            "a template with a written verdict, such as template='rubric'"
         )
 
     def _check_budget(self, count: int) -> None:

@@ -40,8 +40,7 @@ class PairwiseJudge(PairScorer):
     budget   most comparisons for a group of images, each in both orders; None: every pair
 
     `score`, `rank` and `best_of` compare the images of one call; a score says nothing beyond them. An image
-    that
-    is alone has score 0, or a win rate of 1/2. `bias` is the mean position bias of the last call, as log
+    that is alone has score 0, or a win rate of 1/2. `bias` is the mean position bias of the last call, as log
     odds.
     """
 
@@ -67,8 +66,7 @@ class PairwiseJudge(PairScorer):
         if not self._second or set(self._first) & set(self._second):
             raise InputError(
                 f"template {template.name!r}: answers={template.answers} and against={template.against}; "
-                f"expected "
-                "different answers for the first and the second image"
+                "expected different answers for the first and the second image"
             )
 
     def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Comparison:

@@ -200,8 +200,7 @@ def open_model(
     attention   attention of transformers: "sdpa" is torch's
 
     Raises InputError for a model that takes no images or has no chat template; CheckpointError for a model
-    that
-    cannot be loaded; DownloadError if it cannot be had.
+    that cannot be loaded; DownloadError if it cannot be had.
     """
     transformers = _transformers()
     where = {"local_files_only": local_files_only, "trust_remote_code": False}

@@ -1,8 +1,7 @@
 """VLMScorer: a vision-language model as a scorer, by one of three read-outs.
 
 The read-outs are the probability of an answer, a reward head on a hidden state, and a verdict in the text
-that
-the model writes. Shapes: R rows, D width of the language model, V its vocabulary, P pairs.
+that the model writes. Shapes: R rows, D width of the language model, V its vocabulary, P pairs.
 """
 
 import contextlib
@@ -248,8 +247,7 @@ class VLMScorer(Scorer):
         if most is not None and longest > most:
             raise InputError(
                 f"{self.name}: a text with its image has {longest} tokens and the model reads {most}; lower "
-                f"the "
-                "second of pixels=, or max_length="
+                "the second of pixels=, or max_length="
             )
 
     def _verdicts(self, rows: Sequence[Row], images: Sequence[EncodedImage]) -> torch.Tensor:
@@ -264,8 +262,7 @@ class VLMScorer(Scorer):
         if bad:
             warnings.warn(
                 f"{self.name}: {len(bad)} of {sum(map(len, texts))} texts hold no verdict in the form of "
-                f"template "
-                f"{self.judge.template.name!r}, such as {bad[0][:80]!r}; they count as NaN",
+                f"template {self.judge.template.name!r}, such as {bad[0][:80]!r}; they count as NaN",
                 UnreadableVerdictWarning,
                 stacklevel=2,
             )

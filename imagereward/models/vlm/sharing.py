@@ -185,8 +185,7 @@ class States:
         name = self.backbone.model.config.name_or_path or type(self.backbone.model).__name__
         return ModelMemoryError(
             f"{name} has no memory for one text of {tokens} tokens on {self.backbone.device}: lower the "
-            f"second of "
-            "pixels=, load with dtype='bfloat16' or quantize='4bit', or take a smaller model"
+            "second of pixels=, load with dtype='bfloat16' or quantize='4bit', or take a smaller model"
         )
 
 

@@ -25,8 +25,7 @@ def schedule(count: int, budget: int | None = None) -> list[tuple[int, int]]:
     """Pairs of `count` images to compare: all, or the first `budget` of them.
 
     Pairs are in order of their distance in a ring, so that the first `count` connect all images, and every
-    image
-    is in about equally many. Raises InputError for a budget of less than count - 1, which leaves images
+    image is in about equally many. Raises InputError for a budget of less than count - 1, which leaves images
     unconnected.
     """
     pairs, seen = [], set()
@@ -47,10 +46,8 @@ def strengths(count: int, outcomes: Sequence[Outcome], method: str = "bradley-te
     """float64 [count]: log odds against an average image, of mean 0; or win rates in [0, 1].
 
     Bradley-Terry: P(first better) = sigmoid(strength of first - strength of second) is fitted to the shares
-    by
-    Newton's method, with a weak prior towards 0. A win rate is the mean share of an image's comparisons; of
-    an
-    image without one it is 1/2. Raises InputError for another method.
+    by Newton's method, with a weak prior towards 0. A win rate is the mean share of an image's comparisons;
+    of an image without one it is 1/2. Raises InputError for another method.
     """
     if method not in METHODS:
         raise InputError(f"method={method!r}: expected one of {', '.join(METHODS)}")

@@ -31,8 +31,7 @@ def hpsv3_template(path: Path | None = None) -> Template:
     if digest != SHA256:
         raise InputError(
             f"the instruction in {path or PACKAGE} is not that of hpsv3 1.0.0: its sha256 is {digest}, "
-            f"expected "
-            f"{SHA256}; to use it nevertheless, write it into a template file and pass template="
+            f"expected {SHA256}; to use it nevertheless, write it into a template file and pass template="
         )
     return Template(
         "hpsv3",

@@ -39,8 +39,7 @@ def read_questions(path: Path) -> dict[str, tuple[Asked, ...]]:
     """{prompt: its questions} of a .csv file in DPG's layout, or a .json or .jsonl file in GenEval 2's.
 
     Raises InputError naming file and row: unreadable, a missing column, a question without text, a parent
-    that
-    is not there, questions that depend on each other in a circle.
+    that is not there, questions that depend on each other in a circle.
     """
     try:
         data = path.read_bytes()

@@ -47,9 +47,8 @@ class JudgeConfig:
     head         the reward head; for read-out "head"
     pixels       (least, most) pixels of an image after resizing; for models that take them (Qwen's);
                  None: the model's own
-    resize       "processor": images are resized as by the model's processor; "pillow": by Pillow before
-                 that, to
-                 the size that Qwen2-VL's rule gives for `pixels`
+    resize       "processor": images are resized as by the model's processor; "pillow": by Pillow before that,
+                 to the size that Qwen2-VL's rule gives for `pixels`
     positions    "model": rotary positions as the model's own class gives them; "sequential": 0, 1, 2, ... for
                  image tokens too
     questions    file with yes/no questions for each prompt; "": the template is asked about the prompt itself

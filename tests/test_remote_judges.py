@@ -18,6 +18,7 @@ import torch
 from conftest import pictures
 
 import imagereward as RM
+from imagereward.bulk import score_table
 from imagereward.errors import InputError, NonFiniteScoreError, RemoteError, UnreadableVerdictWarning
 
 GOOD = "Alignment: 5\nCoherence: 3\nAesthetics: 1"
@@ -230,3 +231,29 @@ def test_transformers_serve_writes_what_the_model_writes_here(tiny_vlm):
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_a_table_is_scored_by_a_remote_judge_row_by_row(server, tmp_path, monkeypatch, capsys):
+    source = f"import imagereward as RM\njudge = RM.connect({server.url!r}, model='m', connections=1)\n"
+    (tmp_path / "table_judge.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    rows = []
+    for index, image in enumerate(pictures(4)):
+        image.save(tmp_path / f"{index}.png")
+        rows.append({"prompt": "a red thing", "image": f"{index}.png"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    server.answers[:] = [(200, GOOD), (400, "no"), (200, "I cannot say"), (200, GOOD)]
+    with pytest.warns(UnreadableVerdictWarning):
+        score_table("rows.jsonl", "out.jsonl", "table_judge:judge", device="cpu", workers=0, part_rows=4)
+    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [row["error"] and "not finite" in row["error"] for row in found] == [None, True, True, None]
+    assert (
+        found[0]["score:m"]
+        == found[3]["score:m"]
+        == RM.connect(server.url, model="m").score("", pictures(1))[0]
+    )
+    assert "m: 4 requests" in capsys.readouterr().err
+    server.answers[:] = [(400, "no")]
+    with pytest.raises(RemoteError, match="4 of 4 pairs"):
+        score_table("rows.jsonl", "again.jsonl", "table_judge:judge", device="cpu", workers=0, part_rows=4)

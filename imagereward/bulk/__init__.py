@@ -1,6 +1,7 @@
 """Bulk scoring of tables, folders and shards of images, resumable, on one machine or many: `score_table`."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -158,6 +159,9 @@ def _run(
         done = output.begin(job.fingerprint(models))
         done -= _changed_since(job, output, done)
         pending = [index for index in range(job.count) if index not in done]
+        if progress and pending:
+            for plan in job.plans(job.rows_in(pending)):
+                print(f"imagereward: {plan}", file=sys.stderr)
         with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:
             if pending and engine == "ray":
                 on_ray.score_parts(job, output, pending, models, actors, bar)

@@ -108,6 +108,11 @@ class BulkJob:
             found[f"weights of {model}"] = [sha256_of(path) for path in scorer.files.values()]
         return found | {f"version of {name}": number for name, number in versions().items()}
 
+    def plans(self, rows: int) -> list[str]:
+        """What scoring so many rows asks for and costs, of each model that says so."""
+        scorers = (load(model, "cpu", **self.load_options) for model in self.models)
+        return [plan for scorer in scorers if (plan := scorer.plan(rows))]
+
     def decoding_loader(self) -> Loader:
         """The loader for a machine that decodes but does not score: without the feature cache."""
         return self.loader(self._ensemble(device="cpu").processors)

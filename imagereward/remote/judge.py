@@ -86,6 +86,7 @@ class ChatJudge(PairScorer):
         self.connections = whole_number("connections", connections, 1)
         self.requests = requests
         self.unreadable = 0
+        self._planned = 1  # most pairs of a call whose plan was printed
         self.prices = prices
         self.samples = whole_number("samples", samples, 1)
         if samples > 1 and temperature == 0:
@@ -103,7 +104,7 @@ class ChatJudge(PairScorer):
         return f"ChatJudge({self.url!r}, model={self.name!r}, template={self.template.name!r})"
 
     def plan(self, rows: int, letters: int = 0) -> str:
-        """What a run of so many pairs, with prompts of so many letters in all, asks for and costs at most."""
+        """The requests, the tokens and, with `prices`, the most that so many pairs cost."""
         count = rows * self.samples
         text = count * len(self.template.text + self.template.system) + letters * self.samples
         read, written = text // LETTERS_PER_TOKEN, count * self.options["max_tokens"]
@@ -171,7 +172,8 @@ class ChatJudge(PairScorer):
             raise InputError(f"nothing to score: {len(rows.prompts)} prompts and {len(rows.images)} images")
         self._check_budget(len(pairs) * self.samples)
         urls = [data_url(image, index) for index, image in enumerate(rows.images)]
-        if len(pairs) > 1:
+        if len(pairs) > self._planned:
+            self._planned = len(pairs)
             letters = sum(len(rows.prompts[prompt]) for _, prompt in pairs)
             print(f"imagereward: {self.plan(len(pairs), letters)}", file=sys.stderr)
         causes: dict[int, str] = {}

@@ -106,6 +106,13 @@ class PairScorer:
         """
         return None
 
+    def plan(self, rows: int, letters: int = 0) -> str:
+        """What scoring so many pairs asks for and costs, in words; "" for a model that runs here.
+
+        letters  of all prompts together
+        """
+        return ""
+
     def summands(self) -> "tuple[dict[str, tuple[float, PairScorer]], float]":
         """({name: (weight, scorer)}, offset), with score = offset + sum of weight * the scorer's score.
 

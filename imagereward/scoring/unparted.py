@@ -4,6 +4,7 @@ They decode images themselves and ask a scorer for features. A function, a judge
 has no features: it is given the decoded images and the prompts together, in the wrapper's `head`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ import PIL.Image
 import torch
 
 from imagereward.config import ScorerConfig
-from imagereward.errors import InputError
+from imagereward.errors import InputError, RemoteError
 from imagereward.images.processor import Processor
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.scorer import Scorer
+
+log = logging.getLogger(__name__)
 
 
 def as_scorer(scorer: PairScorer, device: torch.device | str = "cpu") -> Scorer:
@@ -97,10 +100,20 @@ class UnpartedScorer(Scorer):
         if isinstance(images, torch.Tensor):
             scores = self.inner.pixel_rewards(images[image_P], texts)
         else:
-            scores = torch.tensor(self.inner.score_pairs(texts, [images[index] for index in image_P]))
+            scores = self._of_pairs(texts, [images[index] for index in image_P])
         if scores.shape != (len(texts),):
             raise InputError(f"{self.name} gave scores {list(scores.shape)}; expected [{len(texts)}]")
         return scores.to(self.device, torch.float32)
+
+    def _of_pairs(self, prompts: list[str], images: list[PIL.Image.Image]) -> torch.Tensor:
+        """Scores [P], NaN where a remote scorer gave none; RemoteError if it gave none at all."""
+        try:
+            return torch.tensor(self.inner.score_pairs(prompts, images))
+        except RemoteError as error:
+            if error.scores is None or not bool(torch.as_tensor(error.scores).isfinite().any()):
+                raise
+            log.warning("%s", error)
+            return torch.as_tensor(error.scores)
 
     def count_tokens(self, prompts: list[str]) -> list[int]:
         return [0] * len(prompts)
@@ -121,6 +134,10 @@ class UnpartedScorer(Scorer):
     def row_weights(self, rows: Sequence[Any], size: tuple[int, int]) -> torch.Tensor | None:
         """The inner scorer's."""
         return self.inner.row_weights(rows, size)
+
+    def plan(self, rows: int, letters: int = 0) -> str:
+        """The inner scorer's."""
+        return self.inner.plan(rows, letters)
 
     def summands(self) -> tuple[dict[str, tuple[float, PairScorer]], float]:
         """The inner scorer's."""

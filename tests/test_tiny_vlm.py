@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     """A directory of two updates of its training."""
     work = tmp_path_factory.mktemp("tiny-vlm")
     tiny_vlm.write_rankings(work / "rankings", 4, 2)
-    tiny_vlm.make(work, SHORT)
+    tiny_vlm.make(work, SHORT, captions=2)
     return work
 
 

@@ -39,8 +39,9 @@ def tiny_vlm(result: dict) -> str:
     ]
     held_out = result["held_out"]
     facts = (
-        f"{record.machine(result)}. The training took {result['seconds']['judge'] / 60:.0f} minutes of CPU "
-        f"time; {result['parameters'] / 1e6:.2f} million parameters, {result['megabytes']:.1f} MB. "
+        f"{record.machine(result)}. Learning to write prompts and to judge took "
+        f"{sum(result['seconds'].values()) / 60:.0f} minutes of CPU time; "
+        f"{result['parameters'] / 1e6:.2f} million parameters, {result['megabytes']:.1f} MB. "
         f"{held_out['prompts']} held-out prompts for at most {held_out['things']} things, seed "
         f"{held_out['seed']}; intervals of 95 % over prompts."
     )

@@ -4,20 +4,23 @@ python -m benchmarks.toy_models.tiny_vlm WORKDIR            trains it; goes on w
 python -m benchmarks.toy_models.tiny_vlm WORKDIR --adopt    then puts it where tests and benchmarks look
 python -m benchmarks.toy_models.tiny_vlm WORKDIR --measure  measures the adopted one: results/tiny-vlm.json
 
-It is a small Qwen2-VL with a reward head, taught by the recipe beside this file: of two drawings the one with
-fewer mistakes is better. Drawings are also damaged, by chance, which says nothing about which is better.
+It is a small Qwen2-VL. First it learns to write the prompt of a drawing, word by word, and so what the words
+look like. Then a reward head is added and all learns by the recipe beside this file: of two drawings the one
+with fewer mistakes is better. Drawings are also damaged, by chance, which says nothing about which is better.
 """
 
 import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 import imagereward as RM
@@ -57,6 +60,8 @@ VISION = {
     "patch_size": PATCH,
     "spatial_merge_size": MERGED,
 }
+# Updates in which it learns to write prompts, newly drawn pairs in each, and the highest learning rate.
+CAPTIONS, CAPTIONED_AT_ONCE, CAPTION_SEED, CAPTION_RATE = 1000, 64, 2, 2e-3
 PAD, UNKNOWN, END = "<|endoftext|>", "<|unknown|>", "<|im_end|>"
 MARKS = {
     "vision_start_token_id": "<|vision_start|>",
@@ -122,6 +127,43 @@ def start(seed: int = 1) -> tuple[transformers.PreTrainedModel, transformers.Pro
     return model, processor
 
 
+def learn_captions(model: Any, processor: Any, updates: int = CAPTIONS) -> float:
+    """Teach the model to write the prompt of a drawing, in place; returns the mean loss of the last tenth.
+
+    The loss is the cross entropy of the prompt's words and of the end, given drawing and words before.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=CAPTION_RATE, betas=(0.9, 0.98), weight_decay=1e-2)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, min(100, updates // 2), updates)
+    marks = [getattr(model.config, name) for name in MARKS]
+    unasked = torch.tensor([processor.tokenizer.pad_token_id, *marks])
+    losses = []
+    for update in (bar := tqdm(range(updates), "captions", unit="update")):
+        first = update * CAPTIONED_AT_ONCE
+        pairs = [
+            shapes.pair(at, CAPTION_SEED, "train", SIDE, THINGS[at % len(THINGS)])
+            for at in range(first, first + CAPTIONED_AT_ONCE)
+        ]
+        texts = [_turn(processor, prompt) for prompt, _ in pairs]
+        images = [image for _, image in pairs]
+        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        labels = inputs.input_ids.masked_fill(torch.isin(inputs.input_ids, unasked), -100)
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return float(np.mean(losses[-max(1, updates // 10) :]))
+
+
+def _turn(processor: Any, prompt: str) -> str:
+    """The chat's text of an image and its prompt."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    return processor.apply_chat_template([{"role": "user", "content": content}])
+
+
 def write_rankings(out: Path, prompts: int = PROMPTS, validated: int = VALIDATED) -> None:
     """Write train.json and valid.json, in ImageRewardDB's layout: of every prompt a drawing of each level."""
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -146,13 +188,20 @@ def _ranking(out: Path, split: str, index: int) -> dict:
     }
 
 
-def make(work: Path, overrides: tuple[str, ...] | list[str] = ()) -> Path:
-    """Draw the rankings and train the judge, or the rest of it; returns its directory."""
+def make(work: Path, overrides: tuple[str, ...] | list[str] = (), captions: int = CAPTIONS) -> Path:
+    """Draw the rankings and train the judge, or the rest of it; returns its directory.
+
+    captions  updates in which the model first learns to write prompts
+    """
     data, beginning, tuned = work / "rankings", work / "start", work / "tiny-vlm"
     if not (data / "valid.json").is_file():  # the last file that is written
         write_rankings(data)
     if not (beginning / "config.json").is_file():
         model, processor = start()
+        began = time.process_time()
+        loss = learn_captions(model, processor, captions)
+        times = {"cpu_seconds": round(time.process_time() - began), "caption_loss": loss}
+        (work / "captions.json").write_text(json.dumps(times))
         processor.save_pretrained(beginning)
         model.save_pretrained(beginning)
     if not (tuned / "judge.json").is_file():
@@ -182,13 +231,15 @@ def measure(work: Path, prompts: int = HELD_OUT) -> dict:
     print(table(rows))
     history = json.loads((work / "tiny-vlm" / "history.json").read_text())
     times = [json.loads(line)["cpu_seconds"] for line in (work / "times.jsonl").read_text().splitlines()]
+    captions = json.loads((work / "captions.json").read_text())
     with safe_open(TINY_VLM / "model.safetensors", "pt") as file:
         parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
     return {
         "recipe": RECIPE.name,
         "data": {"prompts": PROMPTS, "levels": LEVELS, "damage": DAMAGE, "things": THINGS, "seed": DATA_SEED},
         "held_out": {"prompts": prompts, "seed": SEED, "things": max(THINGS)},
-        "seconds": {"judge": sum(times)},
+        "captions": {"updates": CAPTIONS, "at_once": CAPTIONED_AT_ONCE, "loss": captions["caption_loss"]},
+        "seconds": {"captions": captions["cpu_seconds"], "judge": sum(times)},
         "parameters": parameters,
         "megabytes": sum(path.stat().st_size for path in TINY_VLM.iterdir()) / 1e6,
         "rows": rows,

@@ -105,7 +105,7 @@ def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> None:
 class ScorerConfig:
     """Everything but the weights that a score depends on; saved as `config.json` beside them.
 
-    kind          which of `imagereward.models.KINDS` computes it
+    kind          which of `imagereward.models.KINDS` computes it; "VLM" for judges, "Ensemble" for ensembles
     architecture  shapes of the network (BLIP kinds) or an open_clip model name or config (CLIP kinds)
     max_length    tokens of the prompt that are read; longer ones are truncated
     mean, std     score = (raw - mean) / std

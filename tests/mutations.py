@@ -44,7 +44,7 @@ FAULTS = [
     ),
     Fault(
         "a kept beginning is taken for an adapter's",
-        VLM + "sharing.py",
+        VLM + "shared_prefixes.py",
         "if len(self.adapters):",
         "if False:",
         "tests/test_judge_adapters.py -k kept_beginning",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from imagereward.tuning.parallel import is_sharded, local_bytes, whole
+from imagereward.tuning.sharding import is_sharded, local_bytes, whole
 
 FEW = {
     "evaluation": {"count": 1, "steps": 2, "held_out": ""},

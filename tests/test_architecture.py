@@ -24,7 +24,7 @@ LAYERS = """
     report serve throughput
     demo integrations
     tuning.inheritance
-    tuning.config tuning.distributed tuning.parallel
+    tuning.config tuning.distributed tuning.sharding
     tuning.settings tuning.data tuning.sampling
     tuning.rewards tuning.families
     tuning.policy tuning.export

@@ -19,7 +19,7 @@ from imagereward.tuning.evaluation import compare as comparing
 from imagereward.tuning.evaluation.compare import compare
 from imagereward.tuning.evaluation.comparison import paired_interval, win_rate
 from imagereward.tuning.evaluation.evaluate import diversity, overoptimized, sample_images
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 

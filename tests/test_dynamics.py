@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 from imagereward.errors import IgnoredOptionWarning, InputError
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.sampling.base import log_probability
 from imagereward.tuning.sampling.diffusion import Diffusion
 

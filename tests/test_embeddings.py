@@ -9,7 +9,7 @@ from test_refl import brightness, settings
 
 from imagereward.errors import CheckpointError, InputError
 from imagereward.tuning import tune
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import FACTS_FILE, cache_text
 
 PROMPTS = list(pipelines.PROMPTS)

@@ -10,7 +10,7 @@ from test_refl import PROMPTS, evaluations, run, settings
 
 from imagereward.tuning import run_recipe
 from imagereward.tuning.evaluation.evaluate import diversity, sample_images
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 
 RECIPE = """

@@ -32,7 +32,7 @@ from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.evaluation.compare import compare
 from imagereward.tuning.explain import explain
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.grpo import KL

@@ -12,7 +12,7 @@ from imagereward.tuning.data.requests import Request
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.flux import pack, places_of, unpack
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 from imagereward.tuning.sampling.base import Noise

@@ -299,7 +299,7 @@ def test_grpo_learns_from_win_rates_whatever_the_micro_batch(micro_batch):
     batches = next(objective.minibatches(policy, plan_of(objective)))
     found = {}
     for batch in batches:
-        if batch.place == 0:
+        if batch.window_step == 0:
             for number, worth in zip(
                 batch.trajectories.chunk.samples, batch.advantages.tolist(), strict=True
             ):

@@ -91,10 +91,10 @@ def test_a_guarded_ratio_is_that_of_the_paper():
     moved(policy)
     noisy, x, at, kept = objective.noisy(policy), batch.before, batch.step_index, batch.trajectories
     step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
-    old = kept.means[:, batch.place]
+    old = kept.means[:, batch.window_step]
     away = ((step.mean - old) ** 2).mean((1, 2, 3))
     std = step.std.flatten()
-    plain = step.logp - kept.logps[:, batch.place]
+    plain = step.logp - kept.logps[:, batch.window_step]
     expected = (plain + away / (2 * std**2)) * std
     torch.testing.assert_close(centred_log_ratio(plain, step, old), expected)
     # Of dlogp only the part that the noise decides is left: (mean - old) . z / n.

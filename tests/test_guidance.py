@@ -13,7 +13,7 @@ from imagereward.errors import InputError
 from imagereward.tuning import tune
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.families.guidance import default_guidance
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.objectives.config import GeneratorConfig
 
 SIDE = pipelines.SIDE

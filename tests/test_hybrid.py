@@ -17,7 +17,7 @@ from test_refl import evaluations, run, settings
 
 from imagereward.errors import InputError
 from imagereward.tuning.data.seeding import noise_for_samples
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Hybrid, Policy
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters

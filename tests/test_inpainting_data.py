@@ -24,7 +24,7 @@ from imagereward.tuning import tune
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictures
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.preprocessing import preprocess
 
 INPUTS = ("image", "mask")

@@ -10,7 +10,7 @@ import imagereward as RM
 from benchmarks.lib.tiny_vlms import ARCHITECTURES
 from imagereward.models.vlm.asking.templates import TEMPLATES
 from imagereward.models.vlm.backbone import Backbone
-from imagereward.models.vlm.sharing import States, common
+from imagereward.models.vlm.shared_prefixes import SharedStates, common
 
 PROMPTS = ["a red bicycle", "", "two cats asleep on a green sofa, oil on canvas", "日本の桜 & café"]
 SHOWS = '{{image}}Does this picture show "{}"? Answer Yes or No.'
@@ -52,7 +52,7 @@ def test_every_verb_gives_these_probabilities(judged):
 
 def test_parts_chosen_by_memory_change_nothing(judged, monkeypatch):
     judge, _, images, expected = judged
-    monkeypatch.setattr(States, "tokens_at_once", lambda self: 1)  # every row alone
+    monkeypatch.setattr(SharedStates, "tokens_at_once", lambda self: 1)  # every row alone
     np.testing.assert_allclose(judge.score_matrix(PROMPTS, images), expected, rtol=2e-5, atol=1e-8)
 
 

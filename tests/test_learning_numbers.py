@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters

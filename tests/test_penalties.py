@@ -60,8 +60,8 @@ def test_a_mask_drops_by_the_distance_of_the_means_from_the_rollouts():
     moved(policy)
     noisy, x, at, kept = objective.noisy(policy), batch.before, batch.step_index, batch.trajectories
     step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
-    ratio = (step.logp - kept.logps[:, batch.place]).exp()
-    kl = ((step.mean - kept.means[:, batch.place]) ** 2 / (2 * step.std**2)).mean((1, 2, 3))
+    ratio = (step.logp - kept.logps[:, batch.window_step]).exp()
+    kl = ((step.mean - kept.means[:, batch.window_step]) ** 2 / (2 * step.std**2)).mean((1, 2, 3))
     between = float(kl.detach().mean())
     assert kl.min() < between < kl.max()
     for bound in (1e-30, between, 1.0):

@@ -18,7 +18,7 @@ from imagereward.errors import InputError
 from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.preferences import open_preferences
 from imagereward.tuning.data.requests import Request
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.rollouts.latent_images import LatentPairs
 
 SIZE = ImageSize(16, 16)

@@ -18,8 +18,8 @@ from test_refl import brightness, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.errors import ImageRewardError
-from imagereward.tuning.parallel import whole
 from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.sharding import whole
 from imagereward.tuning.trainer.accelerate_setup import make_accelerator
 from imagereward.tuning.trainer.trainer import Trainer
 

@@ -11,7 +11,7 @@ from test_refl import brightness, settings
 
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.tuning import tune
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.quantization import Linear4bit, quantize_to_4bit
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 

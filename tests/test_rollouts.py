@@ -287,7 +287,7 @@ def dealt(valid, parts=1, rank=0, ranks=1, width=2):
 
 def test_every_step_of_every_chunk_is_a_minibatch_and_shares_add_up():
     (step,) = dealt([True] * 6)
-    assert [(each.trajectories.chunk.index, each.place) for each in step] == [
+    assert [(each.trajectories.chunk.index, each.window_step) for each in step] == [
         (i, t) for i in range(3) for t in (0, 1)
     ]
     assert sum(each.share for each in step) == pytest.approx(1)

@@ -16,7 +16,7 @@ from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.prompts import read_prompts, read_rows
 from imagereward.tuning.data.requests import Request, digest_of, prompts_of
 from imagereward.tuning.families.image_conditioning import mask_pixels
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.finetune import train_generator
 from imagereward.tuning.objectives.sft import SFTConfig
 

@@ -12,7 +12,7 @@ from test_refl import PROMPTS, brightness, policy_of
 from imagereward.errors import DistilledModelWarning, InputError
 from imagereward.tuning import tune
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.awm import matching_logp
 from imagereward.tuning.objectives.config import ObjectiveContext
@@ -312,7 +312,7 @@ def test_pairs_are_batched_with_their_own_prompts_and_no_pair_is_lost(ranks, par
         for batch in itertools.chain(*steps):
             if batch.share:
                 indices = batch.latents[:, :, 0, 0, 0].T.int().tolist()
-                seen += [(tuple(pair), batch.place) for pair in indices]
+                seen += [(tuple(pair), batch.pass_index) for pair in indices]
                 assert [first - plan.first for first in batch.samples] == [pair[0] for pair in indices]
                 assert batch.prompts == [f"prompt {pair[0] // 4}" for pair in indices]
                 assert len(indices) <= 2

@@ -186,7 +186,7 @@ def test_what_failed_is_counted_and_the_rest_is_learned_from():
     )
     policy = small()
     batches = next(objective.minibatches(policy, plan_of(objective)))
-    counted = torch.cat([batch.valid for batch in batches if batch.place == 0])
+    counted = torch.cat([batch.valid for batch in batches if batch.window_step == 0])
     assert counted.tolist() == [False, True, True, False, True, True]
     metrics = objective.end_update(policy, 0)
     assert metrics["failed"] == 2

@@ -15,7 +15,7 @@ from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
 from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.from_scratch.autoencoder import kl_to_normal
 from imagereward.tuning.objectives.sft import SFT, PairsConfig
 from imagereward.tuning.objectives.weighted import Weighted

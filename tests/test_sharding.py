@@ -16,7 +16,7 @@ from imagereward.errors import InputError
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.objectives.grpo import GRPOConfig
 from imagereward.tuning.objectives.refl import ReFLConfig
-from imagereward.tuning.parallel import check_sharded, make_mesh, shard
+from imagereward.tuning.sharding import check_sharded, make_mesh, shard
 from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
 
 EVERY = [(name, lora) for name in sharded_trainings.TRAININGS for lora in (False, True)]

@@ -26,7 +26,7 @@ from imagereward.tuning.families.autoencoder import (
 )
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.image_conditioning import mask_pixels
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import CachedText
 from imagereward.tuning.objectives.sft import SFTConfig
 from imagereward.tuning.policy.policy import Policy

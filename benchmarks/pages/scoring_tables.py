@@ -65,11 +65,11 @@ def serve(result: dict) -> str:
     speed, cpu, answers = result["throughput"], result["cpu"], result["answers"]
     memory = answers["memory_mib"]
     lines = {
-        f"full size, {speed['clients']} clients, an image a request": (
+        f"full size, {speed['clients']} clients, one image in each request": (
             f"{speed['served_per_s']:.2f} images/s; offline {speed['offline_per_s']:.2f}: "
             f"{100 * speed['share']:.0f} % of it"
         ),
-        f"CPU a request, {cpu['images_a_batch']:.0f} images a batch": (
+        f"CPU time of a request, {cpu['images_a_batch']:.0f} images in a batch": (
             f"{cpu['server_ms']:.1f} ms; decoding and model alone {cpu['decode_and_model_ms']:.1f} ms: "
             f"{cpu['overhead_ms']:+.2f} ms"
         ),

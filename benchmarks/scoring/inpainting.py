@@ -17,7 +17,7 @@ from imagereward.table import table
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.evaluation.evaluate import sample_images
 from imagereward.tuning.families.guidance import default_guidance
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 
 BATCH = 16

@@ -19,7 +19,7 @@ from imagereward.shapes.rewards import measured
 from imagereward.table import table
 from imagereward.tuning.data.image_pairs import ShapesPairs
 from imagereward.tuning.evaluation.evaluate import sample_images
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 
 MODELS = (MODEL, TINY_FLOW)

@@ -16,7 +16,7 @@ from transformers import CLIPTextModelWithProjection
 
 from benchmarks.lib.paths import TINY_FLOW, TINY_SD
 from benchmarks.toy_models.tiny_sd import SINGLE, forget_origin, train
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 
 TRANSFORMER = {
     "patch_size": 2,

@@ -34,7 +34,7 @@ from imagereward.tuning.evaluation.evaluate import sample_images
 from imagereward.tuning.evaluation.image_grid import make_grid
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.condition import Condition
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.finetune import train_generator
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext

@@ -31,7 +31,7 @@ from imagereward.tuning.evaluation.compare import compare
 from imagereward.tuning.evaluation.comparison import paired_interval
 from imagereward.tuning.evaluation.comparison_page import page
 from imagereward.tuning.evaluation.evaluate import sample_images as draw_images
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import open_rewards
 

@@ -36,7 +36,7 @@ from imagereward.table import table
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.flux import T5_TOKENS as FLUX_TOKENS
 from imagereward.tuning.families.image_conditioning import ImageConditioning
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.sd3 import CLIP_TOKENS
 from imagereward.tuning.families.sd3 import T5_TOKENS as SD3_TOKENS
 from imagereward.tuning.finetune import recompute

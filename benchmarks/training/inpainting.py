@@ -38,7 +38,7 @@ from imagereward.tuning.data.requests import Request
 from imagereward.tuning.evaluation.compare import compare
 from imagereward.tuning.evaluation.comparison import paired_interval
 from imagereward.tuning.evaluation.comparison_page import page
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 
 METHODS = {
     "ReFL": "tiny/inpaint_refl",

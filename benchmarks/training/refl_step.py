@@ -16,7 +16,7 @@ from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.condition import Condition
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.finetune import recompute
 from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig
 from imagereward.tuning.policy.policy import Policy

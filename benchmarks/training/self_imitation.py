@@ -21,7 +21,7 @@ from benchmarks.lib.paths import TINY_FLOW
 from benchmarks.training.finetune import REWARD, prompts_of
 from imagereward.table import table
 from imagereward.tuning.families.condition import Condition
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 
 SETS, PROMPTS, GROUP, STEPS, BATCH = 8, 24, 8, 12, 48

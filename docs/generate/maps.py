@@ -27,7 +27,7 @@ def first_sentence(path: Path) -> str:
     """The first sentence of a module's docstring, on one line."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return re.split(r"(?<=[.:])\s(?=[A-Z`])", paragraph)[0].rstrip(".:")
+    return re.split(r"(?<=\.)(?<!et al\.)\s(?=[\w`])", paragraph)[0].rstrip(".:")
 
 
 def folders_of(folder: Path) -> list[Path]:
@@ -40,6 +40,8 @@ def rows_of(folder: Path) -> list[tuple[str, str]]:
     rows = [
         (f"[{each.name}/]({each.name})", first_sentence(each / "__init__.py")) for each in folders_of(folder)
     ]
+    if folder == RECIPES.parent:
+        rows.append(("[recipes/](recipes)", "Configs of trainings in TOML, by family of generators"))
     modules = [each for each in sorted(folder.glob("*.py")) if each.name != "__init__.py" or _defines(each)]
     return rows + [(f"[{each.name}]({each.name})", first_sentence(each)) for each in modules]
 
@@ -61,9 +63,9 @@ def readme(folder: Path) -> str:
 def recipes() -> str:
     """The map of the recipes as Markdown."""
     about = (
-        "Configs of trainings in TOML: a folder a family of generators (tiny: models of this repository), a "
-        "file a recipe.\n`imagereward tune FAMILY/NAME key=value` runs it, and `--explain` lists its keys "
-        "with their meanings."
+        "Configs of trainings in TOML: one folder for each family of generators (tiny: models of this "
+        "repository), one file for each recipe.\n`imagereward tune FAMILY/NAME key=value` runs it, and "
+        "`--explain` lists its keys with their meanings."
     )
     rows = "".join(
         f"| [{path.parent.name}/{path.stem}]({path.parent.name}/{path.name}) | {_first_of_comment(path)} |\n"
@@ -91,6 +93,7 @@ def rooms() -> str:
                 lines += [
                     (f"    {room.name}/", first_sentence(room / "__init__.py")) for room in folders_of(each)
                 ]
+                lines.append(("    recipes/", "Configs of trainings in TOML, by family of generators"))
     width = max(len(name) for name, _ in lines) + 2
     return "```text\n" + "".join(f"{name:{width}}{line}".rstrip() + "\n" for name, line in lines) + "```\n"
 

@@ -18,7 +18,7 @@ SEEN = {
 
 
 def page() -> str:
-    """Markdown: a row a scorer."""
+    """Markdown: one row for each scorer."""
     rows = [_row(name, entry) for name, entry in REGISTRY.items()]
     head = (
         "scorer",

@@ -1,4 +1,4 @@
-"""Processor: the protocol of `Preprocess`, for scorers whose inputs of several images do not stack."""
+"""Processor: the interface that turns images into a scorer's input; `Preprocess` is the default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of scorers, a file a kind: a new kind is a class here, in `KINDS` and in the registry."""
+"""Networks of scorers, one file for each kind: a new kind is a class here, in `KINDS` and in the registry."""
 
 from importlib import import_module
 

@@ -76,7 +76,7 @@ class JsonList:
         try:
             values = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            lines = "; name a file of one object a line .jsonl" if "Extra data" in str(error) else ""
+            lines = "; name a file with one object on each line .jsonl" if "Extra data" in str(error) else ""
             raise InputError(f"{self.path} cannot be read as JSON: {error}{lines}") from error
         if not isinstance(values, list):
             raise InputError(f"{self.path} holds a {type(values).__name__}; expected a list of records")

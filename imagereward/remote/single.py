@@ -1,6 +1,7 @@
-"""SingleScorer: a scorer behind POST /score {image_base64, prompt} -> {score}, a pair a request.
+"""SingleScorer: a scorer behind POST /score {image_base64, prompt} -> {score}, one request for each pair.
 
-Public training code serves its rewards by this protocol, one server a scorer; `imagereward serve` answers it.
+Public training code serves its rewards by this protocol, with one server for each scorer;
+`imagereward serve` answers it.
 """
 
 import base64

@@ -1,4 +1,8 @@
-"""Limits of requests, and the exception `Refused` with which a request is turned away."""
+"""Limits of requests, and the exception `Refused` with which a request is turned away.
+
+`admission.py` enforces the limits of bodies, the queue and connections, `parsing/bodies.py` the numbers of
+images, prompts, pairs and characters, and `parsing/images.py` the pixels.
+"""
 
 from dataclasses import dataclass, fields
 

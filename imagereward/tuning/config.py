@@ -1,4 +1,8 @@
-"""Recipes: reads TOML files with strict keys and types, by name or path, and applies key=value changes."""
+"""Recipes: reads TOML files with strict keys and types, by name or path, and applies key=value changes.
+
+The keys themselves are in `settings.py` (trainer), `objectives/config.py` (generators) and beside each
+objective.
+"""
 
 import os
 import re
@@ -47,8 +51,8 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
     """The values of a recipe and of those that it inherits, as nested dicts, with changes applied.
 
     name       a recipe's name in the package, or the path of a TOML file
-    overrides  changes as "key=value" or "table.key=value", with values in TOML. A value that is no TOML is a
-               string; "null", which TOML lacks, is no value, as in "kl=null"
+    overrides  changes as "key=value" or "table.key=value", with values in TOML. Text that is no TOML is
+               taken as a string. TOML has no null: write "kl=null"
 
     Raises InputError as `recipe_values` does, and for a change in another form.
     """

@@ -9,7 +9,7 @@ import torch
 from accelerate import init_empty_weights
 
 from imagereward.tuning.families.base import Denoiser
-from imagereward.tuning.parallel import class_of, is_sharded
+from imagereward.tuning.sharding import class_of, is_sharded
 from imagereward.version import __version__
 
 CARD_FILE = "README.md"

@@ -16,7 +16,7 @@ from imagereward.tuning.evaluation.evaluate import Evaluation
 from imagereward.tuning.export import loading_lines, save_lora, save_result
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.latent_cache import cache_pictures, encoder_aside
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
@@ -25,7 +25,7 @@ from imagereward.tuning.policy.quantization import quantize_to_4bit
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import set_trainable
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
-from imagereward.tuning.settings import HOW_SHARDED
+from imagereward.tuning.settings import SHARDING_KEYS
 from imagereward.tuning.trainer.accelerate_setup import (
     accelerating,
     join,
@@ -58,8 +58,8 @@ def train_generator(
     is not finite, RewardError for a reward that fails for all images, CheckpointError for a checkpoint that
     cannot be written or read, ProcessLostError in all other processes if one of several ends too early.
 
-    With sharded weights the returned pipeline has all of them, on the CPU, in the first process alone, and
-    under LoRA in none: load the result from `output`.
+    With sharding only the first process's returned pipeline has the full weights, on the CPU, and with LoRA
+    none has: load the result from `output`.
     """
     output = Path(config.output).expanduser()
     rank, ranks = join()
@@ -70,7 +70,7 @@ def train_generator(
 def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[Row] | None) -> Any:
     values = config.model_dump(exclude={"resume"})
     # At a constant learning rate a run is the beginning of a run with more updates, and may be continued.
-    may_differ = (*HOW_SHARDED, *(("updates",) if config.schedule == "constant" else ()))
+    may_differ = (*SHARDING_KEYS, *(("updates",) if config.schedule == "constant" else ()))
     output = check_run_directory(config.output, values, config.resume, may_differ)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
     form = (config.prompt_column, config.encoding)
@@ -87,33 +87,37 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
     denoiser, exact = _open(config, model, device)
     shard_network(config, denoiser.network, denoiser.blocks, accelerator)
     rows = read_rows(named, denoiser.inputs, *form) if named is not None else []
-    watched = rows
+    evaluated = rows
     if config.evaluation.prompts:
-        watched = read_rows(config.evaluation.prompts, denoiser.inputs, *form)
-    watching = denoiser  # the same modules, for images of another size
+        evaluated = read_rows(config.evaluation.prompts, denoiser.inputs, *form)
+    evaluation_denoiser = denoiser  # the same modules, for images of another size
     if config.evaluation.resolution is not None:
-        watching = open_denoiser(denoiser.pipeline, config.evaluation.resolution, family=config.family)
+        evaluation_denoiser = open_denoiser(
+            denoiser.pipeline, config.evaluation.resolution, family=config.family
+        )
     if config.checkpointing:
         recompute(denoiser, rewards)
-    cache_pictures(denoiser, [*rows, *watched], Path(config.latent_cache) if config.latent_cache else None)
+    cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
-    watched = watched or list(objective.rows[: config.evaluation.count])
+    evaluated = evaluated or list(objective.rows[: config.evaluation.count])
     if config.text_cache:
-        cache_text(denoiser, [*objective.prompts, *prompts_of(watched)], Path(config.text_cache))
+        cache_text(denoiser, [*objective.prompts, *prompts_of(evaluated)], Path(config.text_cache))
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)
     # With LoRA every checkpoint also holds adapters for diffusers' load_lora_weights.
-    also = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
-    loop = Trainer(policy, objective, config, output, accelerator, also)
+    write_more = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
+    loop = Trainer(policy, objective, config, output, accelerator, write_more)
     if accelerator.is_main_process:
         # Only now that everything is in order, so that a corrected mistake finds the directory free.
         create_run_directory(output, values)
-        tell(generator_plan(config, denoiser, objective.prompts, len(watched), accelerator))
+        tell(generator_plan(config, denoiser, objective.prompts, len(evaluated), accelerator))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     if config.evaluation.tuned_share < 1:
         policy.snapshots.setdefault(BASE, Snapshot(denoiser.network))
     with encoder_aside(denoiser.autoencoder.vae) if config.latent_cache else nullcontext():
-        ended = loop.run(_watch(config, policy, watching, watched, rewards, held_out, output))
+        ended = loop.run(
+            _evaluation(config, policy, evaluation_denoiser, evaluated, rewards, held_out, output)
+        )
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
@@ -172,7 +176,9 @@ def cast_frozen(config: GeneratorConfig, denoiser: Denoiser) -> Exact:
     return exact
 
 
-def _watch(config, policy: Policy, denoiser: Denoiser, rows, rewards, held_out, output: Path) -> Evaluation:
+def _evaluation(
+    config, policy: Policy, denoiser: Denoiser, rows, rewards, held_out, output: Path
+) -> Evaluation:
     """The evaluation of the policy's network with its guidance, on the pipeline's own sampling grid.
 
     denoiser  the policy's, or another of the same modules for another size of images
@@ -180,11 +186,11 @@ def _watch(config, policy: Policy, denoiser: Denoiser, rows, rewards, held_out, 
     chosen = config.evaluation
     denoiser.module, denoiser.text = policy.module, policy.denoiser.text
     dynamics = denoiser.dynamics(chosen.steps or config.steps)
-    watched = Policy(denoiser, dynamics, policy.guidance)
+    evaluated = Policy(denoiser, dynamics, policy.guidance)
     if chosen.tuned_share < 1:
-        watched.hybrid = Hybrid(chosen.tuned_share, lambda: policy.using(BASE))
+        evaluated.hybrid = Hybrid(chosen.tuned_share, lambda: policy.using(BASE))
     rows = rows[: chosen.count]
-    return Evaluation(watched, rows, rewards, held_out, chosen, output, config.seed, config.scoring)
+    return Evaluation(evaluated, rows, rewards, held_out, chosen, output, config.seed, config.scoring)
 
 
 def tune_generator(values: dict[str, Any], source: str, **objects: Any) -> Any:

@@ -15,8 +15,8 @@ class Inherited(NamedTuple):
     """The values of a recipe and of the recipes that it inherits.
 
     values   nested dicts, without the key `inherits`
-    origins  the file of each value; keys of tables with dots, as in "lora.rank". A table's own file is the
-             last that sets one of its keys
+    origins  the file of each value; keys of tables with dots, as in "lora.rank". That of a whole
+             table is the last file that changed any of its keys
     """
 
     values: dict[str, Any]

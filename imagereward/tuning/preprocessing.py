@@ -16,7 +16,7 @@ from imagereward.tuning.config import build, read_recipe
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.families.latent_cache import CachedPictures
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import CachedText, facts_of
 from imagereward.tuning.finetune import cast_frozen
 from imagereward.tuning.objectives import config_class

@@ -7,10 +7,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from imagereward.errors import InputError
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.image_size import Resolution, parse_resolution
-from imagereward.tuning.parallel import Mode
+from imagereward.tuning.sharding import Mode
 
-# Keys that change where weights are, and not what is computed: a run may go on with others.
-HOW_SHARDED = ("sharding", "sharding_group", "offload", "save_in_background")
+# Keys that may differ when a run is resumed: they change where weights are, not what is computed.
+SHARDING_KEYS = ("sharding", "sharding_group", "offload", "save_in_background")
 
 
 class OptimizerConfig(Config):
@@ -90,7 +90,7 @@ class TrainerConfig(OptimizerConfig):
 
 
 class ShardedTrainerConfig(TrainerConfig):
-    """The trainer's keys, and how the weights are divided between processes, see `parallel.shard`."""
+    """The trainer's keys, and how the weights are divided between processes, see `sharding.shard`."""
 
     sharding: Mode = Field(
         "none",

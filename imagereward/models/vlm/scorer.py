@@ -25,7 +25,7 @@ from imagereward.models.vlm.backbone import Backbone, EncodedImage, Row
 from imagereward.models.vlm.heads import RewardHead
 from imagereward.models.vlm.images import VLMImages
 from imagereward.models.vlm.saving import save_judge
-from imagereward.models.vlm.sharing import Read, States
+from imagereward.models.vlm.shared_prefixes import Read, SharedStates
 from imagereward.models.vlm.streams import image_prefixes, token_streams
 from imagereward.models.vlm.writing import Writer
 from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, one_each
@@ -56,7 +56,7 @@ class VLMScorer(Scorer):
         self.judge = judge
         self.backbone = Backbone(model, processor, judge.positions)
         self.processor = VLMImages(processor, judge.pixels, judge.resize == "pillow")
-        self.states = States(self.backbone, adapters=self.adapters)
+        self.states = SharedStates(self.backbone, adapters=self.adapters)
         self.image_prefixes = image_prefixes(model, _INNER)
         self.turns = Turns(processor, judge.template)
         self.reward_head = head

@@ -10,7 +10,7 @@ import torch
 
 from imagereward.models.vlm.asking.settings import JudgeConfig
 from imagereward.models.vlm.backbone import Backbone, Block, EncodedImage, Row
-from imagereward.models.vlm.sharing import Read, States
+from imagereward.models.vlm.shared_prefixes import Read, SharedStates
 
 
 class Writer:
@@ -28,7 +28,9 @@ class Writer:
         given = ends if isinstance(ends, (list, tuple)) else [ends]
         self.ends = {end for end in (*given, backbone.processor.tokenizer.eos_token_id) if end is not None}
 
-    def write(self, states: States, rows: Sequence[Row], images: Sequence[EncodedImage]) -> list[list[str]]:
+    def write(
+        self, states: SharedStates, rows: Sequence[Row], images: Sequence[EncodedImage]
+    ) -> list[list[str]]:
         """The texts of each row, `judge.samples` of them, without special tokens."""
         # A sample of a row is a row of its own: equal rows share everything but their last token.
         copies = [row for row in rows for _ in range(self.judge.samples)]

@@ -42,7 +42,7 @@ class Question(BaseModel):
 
 
 class ScoreQuestion(Question):
-    """Prompts with images: one score a pair."""
+    """Prompts with images: one score for each pair."""
 
     prompts: list[str] = Field(min_length=1, fail_fast=True)
     pairs: list[tuple[Index, Index]] | None = Field(

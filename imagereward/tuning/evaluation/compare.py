@@ -23,7 +23,7 @@ from imagereward.tuning.evaluation.evaluate import diversity, sample_images
 from imagereward.tuning.export import LORA_FILE
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.guidance import default_guidance
-from imagereward.tuning.families.lookup import open_denoiser
+from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Hybrid, Policy
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 

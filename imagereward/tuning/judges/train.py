@@ -23,7 +23,7 @@ from imagereward.tuning.judges.data import rankings
 from imagereward.tuning.judges.objective import JudgeLearner, JudgeModule, JudgeObjective
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
-from imagereward.tuning.settings import HOW_SHARDED
+from imagereward.tuning.settings import SHARDING_KEYS
 from imagereward.tuning.trainer.accelerate_setup import (
     accelerating,
     join,
@@ -70,7 +70,7 @@ def train_judge(config: JudgeTrainingConfig) -> VLMScorer:
 def _train(config: JudgeTrainingConfig) -> VLMScorer:
     values = config.model_dump(exclude={"resume"})
     # At a constant learning rate a run is the beginning of a run with more updates, and may be continued.
-    may_differ = (*HOW_SHARDED, *(("updates",) if config.schedule == "constant" else ()))
+    may_differ = (*SHARDING_KEYS, *(("updates",) if config.schedule == "constant" else ()))
     output = check_run_directory(config.output, values, config.resume, may_differ)
     train, valid = (rankings(config, split) for split in ("train", "valid"))
     sharded = config.sharding != "none"

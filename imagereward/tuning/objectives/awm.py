@@ -58,7 +58,7 @@ class AWMConfig(AdvantageConfig, SampledConfig):
 
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
-        return self.beside(job, AWM(self, self.source(job, "AWM")))
+        return self.add_pretraining(job, AWM(self, self.sample_source(job, "AWM")))
 
 
 class AWM(Objective):

@@ -92,9 +92,9 @@ class OnlineDPOConfig(ComparisonConfig, SampledConfig):
         self.times.passes(self.steps)
         if self.refresh is not None and self.refresh.kl_above is not None:
             raise InputError("refresh.kl_above: DPO measures no KL; expected refresh.every alone")
-        source = self.source(job, "DPO on drawn images")
+        source = self.sample_source(job, "DPO on drawn images")
         pairs = DrawnPairs(source, self.sampler, self.optimizer_steps, self.compared)
-        return self.beside(job, DPO(pairs, self.beta, self.times, self.seed, self.refresh))
+        return self.add_pretraining(job, DPO(pairs, self.beta, self.times, self.seed, self.refresh))
 
 
 class DPO(Objective):

@@ -45,8 +45,8 @@ class GRPOConfig(AdvantageConfig, SampledConfig):
     divergence_bound: float | None = Field(
         None,
         gt=0,
-        description="instead of clipping ratios, drop a sample's step once its KL from the step that was "
-        "drawn is this much, and its ratio has moved as its advantage asks (Flow-DPPO: 1e-5); null: clip",
+        description="instead of clipping ratios, ignore a step whose KL from the drawn step is at least "
+        "this, if its ratio has already moved in the direction of its advantage; Flow-DPPO: 1e-5",
     )
     guard: bool = Field(False, description="ratios centred and of one scale at all steps (GRPO-Guard)")
     kl: KL | None = Field(None, description="penalty for moving away from the base model; null: none")
@@ -69,7 +69,7 @@ class GRPOConfig(AdvantageConfig, SampledConfig):
         dynamics = self.dynamics(job.denoiser)
         noisy = dynamics.with_noise(self.noise, self.storage_dtype)
         check_noise(noisy, self.window.bounds(self.steps))
-        return self.beside(job, GRPO(self, job.rows, job.rewards_for("GRPO")))
+        return self.add_pretraining(job, GRPO(self, job.rows, job.rewards_for("GRPO")))
 
 
 class GRPO(Objective):
@@ -134,12 +134,12 @@ class GRPO(Objective):
         x = batch.before
         step = noisy.step(x, policy.predict(x, at, kept.condition), at, next=batch.after)
         assert step.logp is not None  # `check_noise` looked at every step of the window
-        log_ratio = step.logp - kept.logps[:, batch.place]
+        log_ratio = step.logp - kept.logps[:, batch.window_step]
         if config.guard:
-            log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.place])  # type: ignore[index]
+            log_ratio = centred_log_ratio(log_ratio, step, kept.means[:, batch.window_step])  # type: ignore[index]
         ratio = log_ratio.exp()
         if config.divergence_bound is not None:
-            moved = kl_divergence(step.mean, kept.means[:, batch.place], step.std)  # type: ignore[index]
+            moved = kl_divergence(step.mean, kept.means[:, batch.window_step], step.std)  # type: ignore[index]
             each, clipped = masked_loss(ratio, batch.advantages, moved, config.divergence_bound)
         else:
             each = clipped_loss(ratio, batch.advantages, config.clip_ratio)

@@ -64,7 +64,7 @@ class NFTConfig(AdvantageConfig, SampledConfig):
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
         warn_of_distilled(job.denoiser, "nft")
-        return self.beside(job, NFT(self, self.source(job, "NFT")))
+        return self.add_pretraining(job, NFT(self, self.sample_source(job, "NFT")))
 
 
 class NFT(Objective):

@@ -70,7 +70,7 @@ class SampledConfig(GeneratorConfig):
             )
         return dynamics.on_grid(self.shift, self.whole_times)
 
-    def source(self, job: ObjectiveContext, objective: str) -> SampleSource:
+    def sample_source(self, job: ObjectiveContext, objective: str) -> SampleSource:
         """Draws and scores samples as the config says.
 
         Raises InputError, naming `objective`, without a reward, and for one start of a group: this source
@@ -89,7 +89,7 @@ class SampledConfig(GeneratorConfig):
             scoring=self.scoring,
         )
 
-    def beside(self, job: ObjectiveContext, objective):
+    def add_pretraining(self, job: ObjectiveContext, objective):
         """The objective, in a weighted sum with `pretraining` if the config has it."""
         return with_pretraining(self.pretraining, self, job, objective)
 

@@ -46,7 +46,7 @@ class OnlineSFTConfig(AdvantageConfig, SampledConfig):
 
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
-        return self.beside(job, OnlineSFT(self, self.source(job, "SFT on drawn images")))
+        return self.add_pretraining(job, OnlineSFT(self, self.sample_source(job, "SFT on drawn images")))
 
 
 class OnlineSFT(Objective):

@@ -1,4 +1,15 @@
-"""Snapshot: a copy of the trainable weights, which can replace them within a context."""
+"""Snapshot: a copy of the trainable weights, which can replace them within a context.
+
+The snapshots of a policy, by name:
+
+reference  made by the trainer at the start where an objective names it; `refresh.py` may replace it. KL and
+           distance penalties, DPO and `sampler="reference"` use it
+old        as "reference" for NFT, which moves it at the end of every update and draws with it
+ema        the moving average of the config's `ema`, moved by `average.py`; evaluated, and saved as the result
+base       the weights before training, made by `finetune.py` for evaluations of both networks in turn
+
+The trainer saves all of them in checkpoints and restores them.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -7,8 +18,8 @@ import torch
 from torch import nn
 
 from imagereward.errors import CheckpointError
-from imagereward.tuning.parallel import is_sharded, whole
 from imagereward.tuning.policy.trainable import trainable_parameters
+from imagereward.tuning.sharding import is_sharded, whole
 
 
 class Snapshot:

@@ -90,7 +90,9 @@ def win_rates(verdicts_P: torch.Tensor, pairs_P_2: torch.Tensor, count: int) -> 
     Raises InputError for another verdict, for an index out of range and for an image compared with itself.
     """
     if pairs_P_2.shape != (len(verdicts_P), 2):
-        raise InputError(f"pairs {list(pairs_P_2.shape)}: expected [{len(verdicts_P)}, 2], a row a verdict")
+        raise InputError(
+            f"pairs {list(pairs_P_2.shape)}: expected [{len(verdicts_P)}, 2], one row for each verdict"
+        )
     known = verdicts_P[~verdicts_P.isnan()]
     wrong = known[(known != 0) & (known != 0.5) & (known != 1)]
     if len(wrong):

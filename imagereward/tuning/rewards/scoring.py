@@ -61,8 +61,8 @@ class RewardPool:
         self.rewards, self.config, self.group = rewards, config, group
         self._single = [name for name in rewards.parts if name not in rewards.of_groups]
         self._models = threading.Lock()
-        self._pending: list[Future[ScoredBatch]] = []  # the parts that are no GroupReward, a future a batch
-        self._groups: list[Future[ScoredBatch]] = []  # those that are, a future a group
+        self._pending: list[Future[ScoredBatch]] = []  # the parts that are no GroupReward, by batch
+        self._groups: list[Future[ScoredBatch]] = []  # those that are, by group
         self._waiting: list[tuple[torch.Tensor, Row]] = []  # images of a group that is not complete
         self._sizes: list[int] = []  # images of each batch
         self._failed = dict.fromkeys(rewards.parts, 0)  # consecutive batches without any reward

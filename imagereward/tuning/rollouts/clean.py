@@ -23,7 +23,7 @@ class CleanBatch(NamedTuple):
     prompts    of the B items
     samples    number [B] of each item's first sample; seeds its time and its noise, which a pair shares
     values     [B] float32: each item's advantage or weight
-    place      index of the training time among those of an item, from 0
+    pass_index index of the training time among those of an item, from 0
     share      the batch's weight in the loss of its optimizer step, 0..1
     """
 
@@ -32,7 +32,7 @@ class CleanBatch(NamedTuple):
     prompts: list[str]
     samples: list[int]
     values: torch.Tensor
-    place: int
+    pass_index: int
     share: float
 
 
@@ -54,8 +54,10 @@ class Noised(NamedTuple):
 def add_noise(policy: Policy, batch: CleanBatch, times: Times, seed: int) -> Noised:
     """The batch's latents with noise; the samples of a pair get the same time and the same noise."""
     dynamics, kinds = policy.dynamics, len(batch.latents)
-    time = times.of_samples(dynamics, batch.samples, seed, batch.place).to(policy.device)
-    noise = noise_for_samples(batch.samples, batch.latents.shape[2:], seed, f"training noise {batch.place}")
+    time = times.of_samples(dynamics, batch.samples, seed, batch.pass_index).to(policy.device)
+    noise = noise_for_samples(
+        batch.samples, batch.latents.shape[2:], seed, f"training noise {batch.pass_index}"
+    )
     noise, time = noise.to(policy.device).repeat(kinds, 1, 1, 1), time.repeat(kinds)
     clean = batch.latents.flatten(0, 1).to(policy.device)
     condition = Condition.cat([batch.condition] * kinds) if kinds > 1 else batch.condition
@@ -115,7 +117,8 @@ def clean_batches(
         elif turn.unit not in made:
             made[turn.unit] = samples.batch(items_I_K[members[turn.unit]], values_I[members[turn.unit]])
     return [
-        [made[turn.unit]._replace(place=turn.place, share=turn.share) for turn in turns] for turns in steps
+        [made[turn.unit]._replace(pass_index=turn.pass_index, share=turn.share) for turn in turns]
+        for turns in steps
     ]
 
 
@@ -124,7 +127,7 @@ class _Samples:
 
     def __init__(self, rollout: Rollout, first: int):
         self.first, self.chunks = first, rollout.chunks
-        self.place = {
+        self.where = {
             number - first: (index, row)
             for index, each in enumerate(rollout.chunks)
             for row, number in enumerate(each.chunk.samples)
@@ -134,12 +137,12 @@ class _Samples:
         """The batch of these items, for its first pass and without a share."""
         items = items_B_K.tolist()
         latents = torch.stack([self._latents(column) for column in zip(*items, strict=True)])
-        found = [self.place[item[0]] for item in items]
+        found = [self.where[item[0]] for item in items]
         condition = Condition.cat([self.chunks[chunk].condition[[row]] for chunk, row in found])
         prompts = [prompt_of(self.chunks[chunk].rows[row]) for chunk, row in found]
         numbers = [item[0] + self.first for item in items]
         return CleanBatch(latents, condition, prompts, numbers, values_B.float().to(latents.device), 0, 0.0)
 
     def _latents(self, indices: Sequence[int]) -> torch.Tensor:
-        found = (self.place[index] for index in indices)
+        found = (self.where[index] for index in indices)
         return torch.stack([self.chunks[chunk].latents[row] for chunk, row in found])

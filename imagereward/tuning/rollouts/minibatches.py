@@ -13,7 +13,7 @@ from imagereward.tuning.rollouts.trajectories import Trajectories
 class StepMinibatch(NamedTuple):
     """One sampling step of a chunk's B samples, with their advantages.
 
-    place       index of the step in the window, 0..W - 1
+    window_step index of the step in the window, 0..W - 1
     advantages  [B] float32
     valid       [B] bool: whether the sample has an advantage. Samples without an advantage stay in the batch,
                 because the last bits of a matrix product depend on the batch, and probability ratios must
@@ -22,7 +22,7 @@ class StepMinibatch(NamedTuple):
     """
 
     trajectories: Trajectories
-    place: int
+    window_step: int
     advantages: torch.Tensor
     valid: torch.Tensor
     share: float
@@ -30,18 +30,18 @@ class StepMinibatch(NamedTuple):
     @property
     def before(self) -> torch.Tensor:
         """x_i [B, C, h, w] float32: the latents before the step."""
-        return full_precision(self.trajectories.latents[:, self.place])
+        return full_precision(self.trajectories.latents[:, self.window_step])
 
     @property
     def after(self) -> torch.Tensor:
         """x_{i+1} [B, C, h, w], in the number format of stored latents: the latents after the step."""
-        return self.trajectories.latents[:, self.place + 1]
+        return self.trajectories.latents[:, self.window_step + 1]
 
     @property
     def step_index(self) -> torch.Tensor:
         """i [B]: the step's index on the sampling grid, the same for every sample."""
         return torch.full(
-            (len(self.advantages),), self.trajectories.steps[self.place], device=self.after.device
+            (len(self.advantages),), self.trajectories.steps[self.window_step], device=self.after.device
         )
 
 
@@ -61,13 +61,13 @@ class Unit(NamedTuple):
 class Turn(NamedTuple):
     """One forward and backward pass.
 
-    unit   index of the unit; None: any samples of this process, since the share is 0
-    place  index of the pass over the unit, 0..passes - 1: a sampling step, or a training time
-    share  the pass's weight in the loss of its optimizer step, 0..1
+    unit        index of the unit; None: any samples of this process, since the share is 0
+    pass_index  index of the pass over the unit, 0..passes - 1: a sampling step, or a training time
+    share       the pass's weight in the loss of its optimizer step, 0..1
     """
 
     unit: int | None
-    place: int
+    pass_index: int
     share: float
 
 
@@ -125,6 +125,6 @@ def make_minibatches(
         index = plan.mine[0].index if turn.unit is None else turn.unit
         each, numbers = own[index], samples[index]
         advantages_B, valid_B = (of[numbers].to(each.latents.device) for of in (advantages_N, valid_N))
-        return StepMinibatch(each, turn.place, advantages_B, valid_B, turn.share)
+        return StepMinibatch(each, turn.pass_index, advantages_B, valid_B, turn.share)
 
     return [[minibatch(turn) for turn in turns] for turns in steps]

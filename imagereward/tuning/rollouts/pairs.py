@@ -45,12 +45,12 @@ class PairSource(Protocol):
 class StoredPass(NamedTuple):
     """One training time of the pairs of a chunk.
 
-    place  index of the time among those of a pair
-    share  the weight in the loss of the update's optimizer step
+    pass_index  index of the time among those of a pair
+    share       the weight in the loss of the update's optimizer step
     """
 
     chunk: Chunk
-    place: int
+    pass_index: int
     share: float
 
 
@@ -74,7 +74,7 @@ class StoredPairs:
         """One step of the optimizer, with this process's chunks at each of their training times."""
         passes = times.passes(policy.dynamics.steps)
         yield [
-            StoredPass(chunk, place, chunk.share / passes) for chunk in plan.mine for place in range(passes)
+            StoredPass(chunk, index, chunk.share / passes) for chunk in plan.mine for index in range(passes)
         ]
 
     def batch(self, policy: Policy, minibatch: StoredPass) -> CleanBatch:
@@ -88,7 +88,7 @@ class StoredPairs:
             prompts_of(rows),
             list(samples),
             torch.ones(len(samples)),
-            minibatch.place,
+            minibatch.pass_index,
             minibatch.share,
         )
 

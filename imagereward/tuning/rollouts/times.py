@@ -76,26 +76,28 @@ class Times(Config):
         allowed = self.grid_steps(steps)
         return self.count or len(allowed)
 
-    def of_samples(self, dynamics: Dynamics, samples: Sequence[int], seed: int, place: int) -> torch.Tensor:
-        """The time [B] of each sample in pass `place`, 0..passes - 1, on the CPU.
+    def of_samples(
+        self, dynamics: Dynamics, samples: Sequence[int], seed: int, pass_index: int
+    ) -> torch.Tensor:
+        """The time [B] of each sample in pass `pass_index`, 0..passes - 1, on the CPU.
 
         Sample s's times are seeded by (seed, "times", s), so they depend on no other sample.
         """
-        return torch.cat([self._of_sample(dynamics, sample, seed, place) for sample in samples])
+        return torch.cat([self._of_sample(dynamics, sample, seed, pass_index) for sample in samples])
 
-    def _of_sample(self, dynamics: Dynamics, sample: int, seed: int, place: int) -> torch.Tensor:
+    def _of_sample(self, dynamics: Dynamics, sample: int, seed: int, pass_index: int) -> torch.Tensor:
         source = random_generator(seed, "times", sample)
         count = self.passes(dynamics.steps)
-        part = int(torch.randperm(count, generator=source)[place])
+        part = int(torch.randperm(count, generator=source)[pass_index])
         if self.draw == "grid":
             allowed = self.grid_steps(dynamics.steps)
             begin, end = (len(allowed) * edge // count for edge in (part, part + 1))
-            drawn = torch.randint(begin, end, (count,), generator=source)[place]
+            drawn = torch.randint(begin, end, (count,), generator=source)[pass_index]
             return dynamics.model_time(drawn.reshape(1) + allowed.start)
         if self.draw == "uniform":
-            within = (part + float(torch.rand(count, generator=source)[place])) / count
+            within = (part + float(torch.rand(count, generator=source)[pass_index])) / count
             return dynamics.times_at(torch.tensor([self.lowest + within * (self.highest - self.lowest)]))
-        source = random_generator(seed, "times", sample, place)
+        source = random_generator(seed, "times", sample, pass_index)
         for _ in range(ATTEMPTS):
             time = dynamics.draw_times(1, source)
             if self.lowest <= float(dynamics.share_of(time)) <= self.highest:

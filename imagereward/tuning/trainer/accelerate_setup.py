@@ -19,10 +19,10 @@ from imagereward.tuning.distributed import (
     processes_here,
     several_on_cpus,
 )
-from imagereward.tuning.parallel import shard
 from imagereward.tuning.settings import ShardedTrainerConfig, TrainerConfig
+from imagereward.tuning.sharding import shard
 
-# Processes that each hold all weights, as accelerate starts them; shards are `tuning/parallel.py`'s.
+# Processes that each hold all weights, as accelerate starts them; shards are `tuning/sharding.py`'s.
 KINDS = (
     DistributedType.NO,
     *(kind for kind in DistributedType if kind.value.startswith("MULTI_")),

@@ -44,7 +44,7 @@ UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingErro
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)
 
 
-class Contents(NamedTuple):
+class CheckpointContents(NamedTuple):
     """What the trainer puts into a checkpoint beside the trained weights and the optimizer's moments.
 
     state      the trainer's own, for state.json: `trainer.STATE_KEYS`
@@ -69,7 +69,7 @@ class CheckpointWriter:
     keep        number of newest checkpoints that are kept
     rank, ranks index of this process, and the number of processes
     background  write shards in a thread while training goes on, from a copy in the host's memory
-    also        writes more files into every checkpoint: a function of (the checkpoint's directory, weights by
+    write_more  writes more files into every checkpoint: a function of (the checkpoint's directory, weights by
                 name), called in the first process. The weights are those that the result would have: the
                 snapshot "ema" if there is one, else the network's
 
@@ -84,32 +84,38 @@ class CheckpointWriter:
         rank: int,
         ranks: int,
         background: bool = False,
-        also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
+        write_more: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
     ):
-        self.directory, self.keep, self.rank, self.ranks, self.also = directory, keep, rank, ranks, also
+        self.directory, self.keep, self.rank, self.ranks = directory, keep, rank, ranks
+        self.write_more = write_more
         self.background = shards.Background() if background else None
         self.pending: Path | None = None  # the checkpoint that a thread is writing
 
     def save(
-        self, update: int, module: Any, optimizer: torch.optim.Optimizer, contents: Contents, sharded: bool
+        self,
+        update: int,
+        module: Any,
+        optimizer: torch.optim.Optimizer,
+        contents: CheckpointContents,
+        sharded: bool,
     ) -> Path:
         """Write checkpoint-`update`, then remove all but the last `keep` checkpoints; returns its path.
 
         module     the network, with accelerate's wrapper if there is one
         optimizer  its moments are saved
-        sharded    whether every process writes its own shards, instead of the first all weights
+        sharded    True: each process writes its shards; False: the first process writes all weights
 
-        With `background` the checkpoint is there after the next `finish`, which this calls first. Raises
-        CheckpointError, in every process alike, if one of them cannot write its part.
+        Calls `finish` first, for the checkpoint before. With `background` the new checkpoint is complete only
+        after the next call of `finish`. Raises CheckpointError, in every process alike, if one cannot write.
         """
         self.finish()
         path = self.directory / f"checkpoint-{update}"
         self.pending, part = path, self._unfinished(path)
         self._alike(path, lambda: self._prepared(part), self.rank == 0)
         self._alike(path, lambda: part.resolve(strict=True), sharded)  # before a process writes elsewhere
-        learned = {} if sharded and self.also is None else whole_weights(module)
+        learned = {} if sharded and self.write_more is None else whole_weights(module)
         average = contents.snapshots.get("ema")
-        result = learned if average is None or self.also is None else average.state_dict()
+        result = learned if average is None or self.write_more is None else average.state_dict()
         if not sharded:
             moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
             snapshots = {name: each.state_dict() for name, each in contents.snapshots.items()}
@@ -149,12 +155,14 @@ class CheckpointWriter:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
 
-    def _write_rest(self, part: Path, contents: Contents, result: Mapping[str, torch.Tensor]) -> None:
+    def _write_rest(
+        self, part: Path, contents: CheckpointContents, result: Mapping[str, torch.Tensor]
+    ) -> None:
         if contents.objective:
             torch.save(contents.objective, part / OBJECTIVE)
         (part / STATE).write_text(json.dumps(contents.state) + "\n", encoding="utf-8")
-        if self.also is not None:
-            self.also(part, result)
+        if self.write_more is not None:
+            self.write_more(part, result)
 
     def _alike(self, path: Path, act: Callable[[], Any], mine: bool) -> None:
         """Call `act` where `mine` is true; raise in every process if it failed in one."""

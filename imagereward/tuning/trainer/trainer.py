@@ -21,15 +21,15 @@ from imagereward.errors import (
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.distributed import all_reduce_sums, gather_objects
 from imagereward.tuning.objectives.base import Objective
-from imagereward.tuning.parallel import is_sharded, whole
 from imagereward.tuning.policy.average import move_average
 from imagereward.tuning.policy.policy import Learner
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
 from imagereward.tuning.settings import TrainerConfig
+from imagereward.tuning.sharding import is_sharded, whole
 from imagereward.tuning.trainer.checkpoint import (
+    CheckpointContents,
     CheckpointWriter,
-    Contents,
     latest_state,
     load_checkpoint,
     whole_weights,
@@ -57,12 +57,12 @@ class Trainer:
         config: TrainerConfig,
         output: Path,
         accelerator,
-        also: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
+        write_more: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
     ):
         """A loop over the updates of `config`, resumed from a checkpoint in `output` if the config says so.
 
         learner    the network to train, with snapshots of its weights
-        also       writes more files into every checkpoint; see `CheckpointWriter`
+        write_more writes more files into every checkpoint; see `CheckpointWriter`
 
         Raises InputError for a network without trainable weights, ImageRewardError for several processes that
         accelerate does not join.
@@ -94,7 +94,7 @@ class Trainer:
             accelerator.process_index,
             accelerator.num_processes,
             config.save_in_background and self.sharded,
-            also,
+            write_more,
         )
         for name in objective.snapshots:
             learner.snapshots.setdefault(name, Snapshot(self.bare))
@@ -267,7 +267,7 @@ class Trainer:
         scaled = scaler.state_dict() if scaler is not None else None
         values = (update, self.config.updates, ended, self.history, scaled, self.steps)
         state = dict(zip(STATE_KEYS, values, strict=True))
-        contents = Contents(state, self.learner.snapshots, self.objective.state_dict())
+        contents = CheckpointContents(state, self.learner.snapshots, self.objective.state_dict())
         self.writer.save(
             update, self.learner.module, self.optimizer.optimizer, contents, sharded=self.sharded
         )

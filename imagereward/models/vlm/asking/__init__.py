@@ -1,1 +1,1 @@
-"""What a judge is asked, and how its answer becomes a number"""
+"""What a judge is asked: templates, chat turns, questions from files; and how written verdicts are read"""

@@ -1,4 +1,4 @@
-"""States: hidden states of rows, where what rows have in common is computed once.
+"""SharedStates: hidden states of rows, where what rows have in common is computed once.
 
 Two things are shared: the tokens before the first image, by all rows (a system turn, an instruction), and the
 tokens up to and after an image, by the rows of that image as far as they agree. So an image whose place is
@@ -41,7 +41,7 @@ Use = Callable[[Read], None]
 
 
 @dataclass
-class States:
+class SharedStates:
     """Hidden states of rows with a backbone.
 
     backbone   the model

@@ -423,8 +423,8 @@ FAULTS = [
     Fault(
         "a training time may be drawn twice for a sample",
         TUNING + "rollouts/times.py",
-        "int(torch.randperm(count, generator=source)[place])",
-        "int(torch.randint(count, (count,), generator=source)[place])",
+        "int(torch.randperm(count, generator=source)[pass_index])",
+        "int(torch.randint(count, (count,), generator=source)[pass_index])",
         "tests/test_samples.py -k grid",
     ),
     Fault(

@@ -1,10 +1,13 @@
-"""Current and peak memory of this process in megabytes, on the CPU or on a GPU."""
+"""Current and peak memory of this process in megabytes, on the CPU or on a GPU; bytes of tensors alive."""
 
 import ctypes
 import gc
+import weakref
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def resident(device: torch.device) -> float:
@@ -33,3 +36,31 @@ def status(key: str) -> float:
     """A size in /proc/self/status, such as VmRSS, in megabytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
+
+
+class Count(TorchDispatchMode):
+    """Bytes of the tensors made within that are alive, and the most there were.
+
+    Also of torch's fake tensors, which have no values.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self.storages = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self.storages:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage) -> None:
+        self.storages.add(storage)
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._drop, storage.nbytes())
+
+    def _drop(self, size: int) -> None:
+        self.alive -= size

@@ -1,15 +1,18 @@
 """Measures time and memory of a training step under several settings, each in its own process.
 
 Activation memory is the peak of a step less what stays between steps: weights, gradients and optimizer.
+`Clock` finds how much of a step is spent outside of its modules, its backward passes and its optimizer.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
+from unittest import mock
 
 import torch
 
@@ -71,3 +74,65 @@ def measured(step: Callable[[], None], learned: list[torch.Tensor], device: torc
         "activations_mb": peak(device) - resting,
         "learning_millions": sum(value.numel() for value in learned) / 1e6,
     }
+
+
+class Clock:
+    """Times a step, and what of it is inside watched modules, backward passes and the optimizer's steps.
+
+    Intervals are counted by their union: a module that a backward pass runs again, or that runs in a thread
+    beside another, counts once.
+
+    modules    their forward passes are inside
+    optimizer  its steps are inside
+    """
+
+    def __init__(
+        self, device: torch.device, modules: Sequence[torch.nn.Module], optimizer: torch.optim.Optimizer
+    ):
+        self.device, self.begun, self.intervals = device, {}, []
+        for module in modules:
+            module.register_forward_pre_hook(self._begin)
+            module.register_forward_hook(self._end)
+        optimizer.register_step_pre_hook(self._begin)
+        optimizer.register_step_post_hook(self._end)
+
+    def measure(self, step: Callable[[], object]) -> tuple[float, float]:
+        """(seconds of the step, the share of them outside, 0..1)."""
+        self.begun, self.intervals = {}, []
+        with self._watching_backward():
+            start = self._now()
+            step()
+            end = self._now()
+        return end - start, 1 - union(self.intervals) / (end - start)
+
+    @contextlib.contextmanager
+    def _watching_backward(self) -> Iterator[None]:
+        backward = torch.Tensor.backward
+
+        def watched(tensor, *args, **kwargs):
+            self._begin(backward)
+            backward(tensor, *args, **kwargs)
+            self._end(backward)
+
+        with mock.patch.object(torch.Tensor, "backward", watched):
+            yield
+
+    def _begin(self, what, *_) -> None:
+        self.begun[what] = self._now()
+
+    def _end(self, what, *_) -> None:
+        self.intervals.append((self.begun.pop(what), self._now()))
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def union(intervals: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of intervals (begin, end)."""
+    length, reached = 0.0, float("-inf")
+    for begin, end in sorted(intervals):
+        length += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return length

@@ -9,10 +9,29 @@ def training_step(result: dict) -> str:
     return steps(result, what, "checkpointing")
 
 
-def refl_step(result: dict) -> str:
-    """A table of results/refl-step-*.json."""
-    what = f"Stable Diffusion 1.5 at {result['resolution']} pixels, {result['images']} image, float32"
-    return steps(result, f"{what}; AdamW with LoRA alone", "what learns")
+def real_size_step(result: dict) -> str:
+    """A table of results/real-size-step-*.json: each method's step, and that of its plain loop."""
+    rows = []
+    for row in result["rows"]:
+        beside = f" {100 * row['of_loop']:.0f} % " if "of_loop" in row else " "
+        away = f" {max(row['differences'].values()):.1g} " if "differences" in row else " "
+        numbers = " | ".join(f"{row[name]:.4g}" for name in ("loss", "reward", "gradient_norm"))
+        rows.append(
+            f"| {row['step']} | {row['seconds']:.1f} |{beside}| {row['peak_mb']:.0f} "
+            f"| {100 * row['outside']:.1f} % | {numbers} |{away}|"
+        )
+    return "\n".join(
+        [
+            f"{record.machine(result)}; Stable Diffusion 1.5 at {result['resolution']} pixels, float32, "
+            f"LoRA, {result['steps']} sampling steps; ReFL on 1 image, GRPO on {result['group']}; "
+            f"rounds: {result['rounds']}.",
+            "",
+            "| step | seconds | of the loop's | peak, MB | time outside the networks | loss | reward "
+            "| norm of the gradient | relative difference from the loop |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
 
 
 def steps(result: dict, what: str, setting: str) -> str:

@@ -6,7 +6,7 @@ Fake tensors have shapes and no values; every tensor of a step is counted while 
 with gradient is counted; of GRPO the larger of drawing and scoring, and of learning from one step. In
 bfloat16, with ImageReward at full size. Not counted: the driver's context, kernels' scratch space and
 fragmentation, for which a tenth of a card is reserved, and the latents that GRPO keeps of an update, which
-are listed apart. Activations are counted in float32 as well, for comparison with refl_step.py. Writes
+are listed apart. Activations are counted in float32 as well, with and without checkpointing. Writes
 results/fits.json.
 """
 
@@ -20,7 +20,6 @@ from diffusers.utils import logging
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.lib import record
-from benchmarks.lib.counted_memory import Count
 from benchmarks.lib.full_size import (
     flux_dev,
     flux_fill,
@@ -30,6 +29,7 @@ from benchmarks.lib.full_size import (
     stable_diffusion_15,
     stable_diffusion_15_inpainting,
 )
+from benchmarks.lib.memory import Count
 from imagereward.checkpoints.assembling import random_scorer
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.table import table

@@ -48,9 +48,9 @@ COMMANDS = {
         "time and memory of a training step of the full-size reward model",
         "python -m benchmarks.training.training_step",
     ),
-    "refl-step": (
-        "time and memory of a ReFL step at Stable Diffusion 1.5's size",
-        "python -m benchmarks.training.refl_step",
+    "real-size-step": (
+        "time and memory of a step of ReFL and of GRPO at Stable Diffusion 1.5's size, beside plain loops",
+        "python -m benchmarks.training.real_size_step",
     ),
     "personal": (
         "personal adapters: agreement with three tastes, by what learns and from how many rankings",

@@ -81,7 +81,7 @@ def random_shapes(count: int, low: int, high: int, seed: int = 0) -> list[tuple[
     return [tuple(map(int, shape)) for shape in np.random.default_rng(seed).integers(low, high, (count, 2))]
 
 
-# The "clip" recipe: bit for bit what torchvision does.
+# The "clip" resizing: bit for bit what torchvision does.
 
 
 def clip_reference(size: int = 224) -> T.Compose:
@@ -155,7 +155,7 @@ def test_another_mean_and_spread_are_used():
     assert torch.equal(preprocess(image), expected)
 
 
-# The "transformers" recipe.
+# The "transformers" resizing.
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def clip_processor():
 def test_the_transformers_recipe_equals_transformers_in_every_mode_and_shape(clip_processor, mode, shape):
     image = noisy(*shape, mode)
     torch.testing.assert_close(
-        Preprocess(recipe="transformers")(image), clip_processor(image), atol=1e-5, rtol=0
+        Preprocess(resizing="transformers")(image), clip_processor(image), atol=1e-5, rtol=0
     )
 
 
@@ -187,7 +187,7 @@ def test_the_transformers_recipe_equals_transformers_in_every_mode_and_shape(cli
 def test_the_transformers_recipe_equals_transformers_on_the_golden_images(clip_processor, path):
     with PIL.Image.open(path) as image:
         torch.testing.assert_close(
-            Preprocess(recipe="transformers")(image), clip_processor(image), atol=1e-5, rtol=0
+            Preprocess(resizing="transformers")(image), clip_processor(image), atol=1e-5, rtol=0
         )
 
 
@@ -201,7 +201,7 @@ def test_the_transformers_recipe_rounds_crops_as_transformers_at_many_sizes(clip
     assert not wrong
 
 
-# The "pad" recipe.
+# The "pad" resizing.
 
 
 def pad_reference(image: PIL.Image.Image, size: int = 224) -> torch.Tensor:
@@ -225,7 +225,7 @@ def test_pad_equals_torchvision_on_tensors_in_every_mode_and_shape(mode, shape):
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
 def test_pad_equals_torchvision_on_the_golden_images(path):
     with PIL.Image.open(path) as image:
-        torch.testing.assert_close(Preprocess(recipe="pad")(image), pad_reference(image), atol=1e-6, rtol=0)
+        torch.testing.assert_close(Preprocess(resizing="pad")(image), pad_reference(image), atol=1e-6, rtol=0)
 
 
 def test_pad_rounds_borders_as_torchvision_at_many_sizes():
@@ -253,7 +253,7 @@ def test_pad_keeps_at_least_one_row_of_a_very_thin_image():
 
 
 def test_pad_takes_the_same_numbers_from_a_picture_and_from_its_tensor():
-    image, preprocess = noisy(150, 70), Preprocess(recipe="pad")
+    image, preprocess = noisy(150, 70), Preprocess(resizing="pad")
     assert torch.equal(preprocess.pixels(image), preprocess.resize(as_float(image))[0])
 
 
@@ -267,8 +267,8 @@ def test_pad_takes_the_same_numbers_from_a_picture_and_from_its_tensor():
 DISTANCE_SHAPES = [*SHAPES, (640, 640), (7, 300), (448, 448)]
 
 
-def distances(make, recipe: str) -> tuple[float, float]:
-    preprocess, most, mean = Preprocess(recipe=recipe), 0.0, 0.0
+def distances(make, resizing: str) -> tuple[float, float]:
+    preprocess, most, mean = Preprocess(resizing=resizing), 0.0, 0.0
     for shape in DISTANCE_SHAPES:
         image = make(*shape)
         levels = preprocess.resize(as_float(image))[0] * 255
@@ -277,43 +277,43 @@ def distances(make, recipe: str) -> tuple[float, float]:
     return most, mean
 
 
-@pytest.mark.parametrize("recipe", ["clip", "transformers"])
-def test_the_tensor_path_is_within_rounding_of_the_pil_path_on_smooth_pictures(recipe):
-    most, mean = distances(smooth, recipe)
+@pytest.mark.parametrize("resizing", ["clip", "transformers"])
+def test_the_tensor_path_is_within_rounding_of_the_pil_path_on_smooth_pictures(resizing):
+    most, mean = distances(smooth, resizing)
     assert most < 2
     assert mean < 0.4
 
 
-@pytest.mark.parametrize("recipe", ["clip", "transformers"])
-def test_the_tensor_path_is_near_the_pil_path_on_noise(recipe):
-    most, mean = distances(noisy, recipe)
+@pytest.mark.parametrize("resizing", ["clip", "transformers"])
+def test_the_tensor_path_is_near_the_pil_path_on_noise(resizing):
+    most, mean = distances(noisy, resizing)
     assert most < 40
     assert mean < 0.7
 
 
 def test_the_tensor_path_follows_the_crop_of_the_pil_path_at_many_sizes():
     # A crop that is off by one pixel moves the ramp's mean by more than a level.
-    for recipe in ("clip", "transformers"):
-        preprocess = Preprocess(32, recipe)
+    for resizing in ("clip", "transformers"):
+        preprocess = Preprocess(32, resizing)
         for height, width in random_shapes(60, 33, 150, seed=4):
             rows, columns = np.mgrid[:height, :width]
             ramp = (255 * (rows + columns) / (height + width)).astype(np.uint8)
             image = PIL.Image.fromarray(ramp).convert("RGB")
             difference = preprocess.resize(as_float(image))[0] * 255 - preprocess.pixels(image).float()
-            assert difference.mean().abs() < 0.3, (recipe, height, width)
+            assert difference.mean().abs() < 0.3, (resizing, height, width)
 
 
-@pytest.mark.parametrize("recipe", ["clip", "transformers", "pad"])
+@pytest.mark.parametrize("resizing", ["clip", "transformers", "pad"])
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 40), (3, 1), (40, 1)], ids=str)
-def test_the_tensor_path_takes_any_height_and_width(recipe, shape):
-    assert Preprocess(32, recipe).resize(torch.rand(2, 3, *shape)).shape == (2, 3, 32, 32)
+def test_the_tensor_path_takes_any_height_and_width(resizing, shape):
+    assert Preprocess(32, resizing).resize(torch.rand(2, 3, *shape)).shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("recipe", ["clip", "transformers"])
+@pytest.mark.parametrize("resizing", ["clip", "transformers"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_tensor_path_stays_between_0_and_1(recipe, shape):
+def test_the_tensor_path_stays_between_0_and_1(resizing, shape):
     checks = (torch.rand(1, 3, *shape) > 0.5).float()
-    result = Preprocess(32, recipe).resize(checks)
+    result = Preprocess(32, resizing).resize(checks)
     assert result.min() >= 0
     assert result.max() <= 1
 
@@ -325,22 +325,22 @@ def test_the_tensor_path_treats_each_picture_of_a_batch_alone():
     torch.testing.assert_close(preprocess.resize(batch), alone, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("recipe", ["clip", "transformers", "pad"])
+@pytest.mark.parametrize("resizing", ["clip", "transformers", "pad"])
 @pytest.mark.parametrize("shape", [(64, 48), (20, 30), (32, 32)], ids=str)
-def test_gradients_of_the_tensor_path_reach_the_pixels(recipe, shape):
+def test_gradients_of_the_tensor_path_reach_the_pixels(resizing, shape):
     pixels = as_float(smooth(*shape)).mul(0.5).add(0.25).requires_grad_()
-    preprocess = Preprocess(32, recipe)
+    preprocess = Preprocess(32, resizing)
     preprocess.normalize(preprocess.resize(pixels)).square().sum().backward()
     assert torch.isfinite(pixels.grad).all()
     centre = pixels.grad[..., shape[0] // 4 : -shape[0] // 4, shape[1] // 4 : -shape[1] // 4]
     assert (centre != 0).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("recipe", ["clip", "transformers", "pad"])
+@pytest.mark.parametrize("resizing", ["clip", "transformers", "pad"])
 @pytest.mark.parametrize("shape", [(11, 13), (5, 4), (8, 8)], ids=str)
-def test_gradients_of_the_tensor_path_equal_finite_differences(recipe, shape):
+def test_gradients_of_the_tensor_path_equal_finite_differences(resizing, shape):
     pixels = as_float(smooth(*shape)).double().mul(0.5).add(0.25)
-    preprocess = Preprocess(8, recipe)
+    preprocess = Preprocess(8, resizing)
 
     def loss(x):
         return preprocess.normalize(preprocess.resize(x)).square().sum()

@@ -82,7 +82,7 @@ def test_a_lone_file_whose_keys_do_not_tell_asks_for_kind(small_registry, tmp_pa
     released("HPS", tmp_path / "hps.pt")
     with pytest.raises(errors.CheckpointError, match=r"kind='HPSv2.0' or 'HPSv2.1'"):
         RM.load(tmp_path / "hps.pt")
-    assert RM.load(tmp_path / "hps.pt", kind="HPSv2.1").config.preprocess.recipe == "pad"
+    assert RM.load(tmp_path / "hps.pt", kind="HPSv2.1").config.preprocess.resizing == "pad"
     with pytest.raises(errors.InputError, match="kind='HPS'"):
         RM.load(tmp_path / "hps.pt", kind="HPS")
 
@@ -334,7 +334,7 @@ def test_a_directory_with_a_wrong_config_is_refused(tmp_path, config):
         (("architecture", "vision_cfg", "timm_model_name"), "hf-hub:a/b"),
         (("architecture", "text_cfg", "hf_model_name"), "a/b"),
         (("preprocess", "size"), "32"),
-        (("preprocess", "recipe"), "foo"),
+        (("preprocess", "resizing"), "foo"),
         (("preprocess", "mean"), [1]),
         (("max_length",), 1),
         (("max_length",), 10**6),

@@ -93,7 +93,7 @@ def test_a_body_that_nobody_asked_for_is_not_taken(method, path, headers, status
 
 
 def test_of_connections_without_the_token_the_oldest_are_closed_and_others_keep_theirs():
-    limits = Limits(unproven=8, unproven_seconds=600)
+    limits = Limits(unauthenticated=8, unauthenticated_seconds=600)
     with serving(small_scorer("CLIP"), token="s3cret", limits=limits) as url, client(url) as http:
         assert http.post("/v1/rank", json=REQUEST, headers=TOKEN).status_code == 200
         with contextlib.ExitStack() as stack:
@@ -109,7 +109,7 @@ def test_of_connections_without_the_token_the_oldest_are_closed_and_others_keep_
 
 @pytest.mark.parametrize("beginning", [HALF[0], HALF[2], HALF[4], HALF[6], b"G", b""])
 def test_a_connection_that_does_not_show_the_token_ends(beginning):
-    limits = Limits(unproven_seconds=1)
+    limits = Limits(unauthenticated_seconds=1)
     with (
         serving(small_scorer("CLIP"), token="s3cret", limits=limits) as url,
         strangers(url, [beginning]) as (connection,),
@@ -118,7 +118,7 @@ def test_a_connection_that_does_not_show_the_token_ends(beginning):
 
 
 def test_a_stranger_who_dribbles_headers_is_cut_off():
-    limits = Limits(unproven_seconds=1)
+    limits = Limits(unauthenticated_seconds=1)
     with serving(small_scorer("CLIP"), token="s3cret", limits=limits) as url, connect(url) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\n")
 
@@ -137,7 +137,7 @@ def test_who_has_shown_the_token_may_wait_longer_for_body_and_answer():
     head = b"POST /v1/rank HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer s3cret\r\nConnection: close\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with (
-        serving(gate.scorer, token="s3cret", limits=Limits(unproven_seconds=1)) as url,
+        serving(gate.scorer, token="s3cret", limits=Limits(unauthenticated_seconds=1)) as url,
         connect(url) as slow,
         ThreadPoolExecutor(1) as threads,
     ):

@@ -41,7 +41,7 @@ def _row(name: str, entry: Checkpoint) -> tuple[str, ...]:
         cell(entry.scores),
         f"{_parameters(entry) / 1e6:.1f}",
         "–" if ignores_prompt else str(entry.config.max_length),
-        SEEN[entry.config.preprocess.recipe].format(size=size),
+        SEEN[entry.config.preprocess.resizing].format(size=size),
         measured(name),
         entry.licence,
         _paper(entry.paper),

@@ -104,7 +104,7 @@ _BLIP_TRAINING_PARTS = (
 
 def _hps(version: str, file: str) -> Checkpoint:
     return Checkpoint(
-        ScorerConfig("CLIP", "ViT-H-14", Preprocess(recipe="pad"), max_length=77),
+        ScorerConfig("CLIP", "ViT-H-14", Preprocess(resizing="pad"), max_length=77),
         (File(file, prefix="clip_model.", hub=("xswu/HPSv2",)),),
         scores=f"human preference {version}, a cosine",
         licence="Apache-2.0",
@@ -169,7 +169,7 @@ REGISTRY: dict[str, Checkpoint] = {
         ScorerConfig(
             "CLIP",
             "ViT-H-14",
-            Preprocess(recipe="transformers"),
+            Preprocess(resizing="transformers"),
             max_length=77,
             scaled=True,
             tokenization="transformers",

@@ -33,7 +33,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Preprocess(Processor):
     """The default `Processor`: pixels [3, size, size] of every image, stacked and normalised.
 
-    `recipe` is the order of operations:
+    `resizing` is the order of operations:
 
     - `"clip"`: resize the short side in the image's own mode (bicubic, antialiased), centre crop,
       then convert to RGB. ImageReward, BLIP, CLIP and Aesthetic.
@@ -47,14 +47,14 @@ class Preprocess(Processor):
     """
 
     size: int = 224
-    recipe: Literal["clip", "transformers", "pad"] = "clip"
+    resizing: Literal["clip", "transformers", "pad"] = "clip"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     apply_exif_rotation: bool = False
 
     def __post_init__(self) -> None:
-        if self.recipe not in ("clip", "transformers", "pad"):
-            raise InputError(f"recipe={self.recipe!r}: expected clip, transformers or pad")
+        if self.resizing not in ("clip", "transformers", "pad"):
+            raise InputError(f"resizing={self.resizing!r}: expected clip, transformers or pad")
         if type(self.size) is not int or self.size < 1:
             raise InputError(f"size={self.size!r}: expected a whole number of pixels")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -85,12 +85,12 @@ class Preprocess(Processor):
         return self.normalize(batch.to(device, non_blocking=True))
 
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
-        """The exact path: a PIL image to [3, size, size], uint8 where the recipe rounds."""
+        """The exact path: a PIL image to [3, size, size], uint8 where the resizing rounds."""
         if self.apply_exif_rotation:
             image = upright(image)
-        if self.recipe == "pad":
+        if self.resizing == "pad":
             return self.resize(_to_tensor(image.convert("RGB"))[None].float() / 255)[0]
-        if self.recipe == "transformers":
+        if self.resizing == "transformers":
             image = image.convert("RGB")
         height, width = self._short_side(image.height, image.width)
         if height * width > max_pixels():
@@ -114,7 +114,7 @@ class Preprocess(Processor):
         import torch.nn.functional as F
 
         height, width = pixels_B_3_H_W.shape[-2:]
-        if self.recipe == "pad":
+        if self.resizing == "pad":
             scale = self.size / max(height, width)
             target = [max(1, round(height * scale)), max(1, round(width * scale))]
         else:
@@ -122,7 +122,7 @@ class Preprocess(Processor):
         x = pixels_B_3_H_W
         if target != [height, width]:
             x = F.interpolate(x, target, mode="bicubic", antialias=True, align_corners=False)
-        if self.recipe == "pad":
+        if self.resizing == "pad":
             pad_h, pad_w = self.size - target[0], self.size - target[1]
             return F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
         top, left = self._offset(target[0]), self._offset(target[1])
@@ -147,7 +147,7 @@ class Preprocess(Processor):
 
     def _offset(self, length: int) -> int:
         rest = length - self.size
-        return rest // 2 if self.recipe == "transformers" else round(rest / 2)
+        return rest // 2 if self.resizing == "transformers" else round(rest / 2)
 
 
 def eight_bits(image: PIL.Image.Image, where: str) -> PIL.Image.Image:

@@ -111,7 +111,7 @@ def create_app(
         token=token,
         body_gone=Trimmer().body_gone,
     )
-    app.state.connections = Connections(state.limits.unproven, state.limits.unproven_seconds)
+    app.state.connections = Connections(state.limits.unauthenticated, state.limits.unauthenticated_seconds)
     app.add_exception_handler(Exception, _failed)
     return app
 

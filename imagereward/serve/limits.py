@@ -21,8 +21,8 @@ class Limits:
     queue                    images of all requests that are read, decoded or waiting; beyond: 429
     held                     bytes of all bodies in memory; beyond: 429
     seconds                  to send a body
-    unproven                 open connections that have not shown the token; beyond: the oldest is closed
-    unproven_seconds         after which a connection without a token, or idle between requests, is closed
+    unauthenticated          open connections that have not shown the token; beyond: the oldest is closed
+    unauthenticated_seconds  after which a connection without a token, or idle between requests, is closed
 
     Raises InputError for a value out of range, `images` above `queue`, or `body` above `held`.
     """
@@ -37,8 +37,8 @@ class Limits:
     queue: int = 1024
     held: int = 2**30
     seconds: int = 60
-    unproven: int = 256
-    unproven_seconds: int = 10
+    unauthenticated: int = 256
+    unauthenticated_seconds: int = 10
 
     def __post_init__(self) -> None:
         for field in fields(self):

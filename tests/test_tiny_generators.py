@@ -10,9 +10,12 @@ from diffusers import DiffusionPipeline
 from pipelines import network_of
 from test_launch import ROOT, launch
 
+from benchmarks.lib.paths import TINY_INPAINT
 from benchmarks.toy_models.drawings import drawings
+from benchmarks.toy_models.tiny_inpaint import held_out
 from benchmarks.training.finetune import STEPS, prompts_of
 from imagereward import shapes
+from imagereward.shapes.inpainting import measure_inpainting
 from imagereward.shapes.rewards import measured
 from imagereward.tuning.data.seeding import noise_for_samples
 
@@ -20,9 +23,9 @@ HOMES = {name: ROOT / "benchmarks" / "toy_models" / name for name in ("tiny-sd",
 PROMPTS = 64
 
 
-@pytest.mark.parametrize("name", HOMES)
-def test_it_is_small(name):
-    files = [path for path in HOMES[name].rglob("*") if path.is_file()]
+@pytest.mark.parametrize("home", [*HOMES.values(), TINY_INPAINT], ids=lambda home: home.name)
+def test_it_is_small(home):
+    files = [path for path in home.rglob("*") if path.is_file()]
     assert 5e6 < sum(path.stat().st_size for path in files) < 15e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".jinja", ".md"}
     assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
@@ -61,6 +64,32 @@ def test_plain_diffusers_draws_with_it(name):
     ).images
     found = [shapes.measure(image, prompt).attributes["colour"] for image, prompt in zip(images, prompts)]
     assert np.mean(found) > 0.4
+
+
+def test_plain_diffusers_paints_what_is_asked_for_inside_the_mask_and_keeps_the_rest():
+    pipeline = DiffusionPipeline.from_pretrained(TINY_INPAINT, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = held_out(16)
+    asked = [row.prompt for row in rows]
+    images = pipeline(
+        asked,
+        [row.image for row in rows],
+        [row.mask for row in rows],
+        latents=noise_for_samples(range(16), (4, 16, 16), 0),
+        num_inference_steps=STEPS,
+        guidance_scale=1.0,
+        width=64,
+        height=64,
+    ).images
+    own, other = (
+        [
+            measure_inpainting(image, prompt, row.image, row.mask)
+            for image, row, prompt in zip(images, rows, prompts, strict=True)
+        ]
+        for prompts in (asked, asked[-1:] + asked[:-1])
+    )
+    assert mean(own, "colour") > mean(other, "colour") + 0.1
+    assert np.mean([one.outside for one in own]) < 0.05
 
 
 def absent(name):

@@ -10,7 +10,7 @@ from typing import Any
 
 from imagereward.errors import InputError, missing_extra
 from imagereward.main_guard import check_main_guard
-from imagereward.tuning.config import laid_over, read_recipe, recipe_names
+from imagereward.tuning.config import build, laid_over, read_recipe, recipe_names
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import digest_of
 from imagereward.tuning.objectives import OBJECTIVES
@@ -103,11 +103,14 @@ def personalise(
     file, record and field, for choices that are wrong or say nothing; MissingExtraError without the extra.
     """
     try:
-        from imagereward.tuning.personal import train
+        from imagereward.tuning.personal.choices import read_choices
+        from imagereward.tuning.personal.config import LearningConfig
+        from imagereward.tuning.personal.train import personalise_and_save
     except ImportError as error:
         raise missing_extra("training", "train", error) from error
-    options: dict[str, Any] = {"images": images, "encoding": encoding, "folds": folds, "held_out": held_out}
-    return train.personalise(scorer, choices, name=name, output=output, **options, **settings)
+    config = build(LearningConfig, settings, "personalise")
+    read = read_choices(choices, images, encoding)
+    return personalise_and_save(scorer, read, config, name, output, folds=folds, share=held_out)
 
 
 def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:

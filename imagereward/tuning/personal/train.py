@@ -263,23 +263,19 @@ def save_result(adapter: Adapter, summary: Summary, output: Path) -> Summary:
     return summary
 
 
-def personalise(
+def personalise_and_save(
     scorer: Scorer,
-    choices: str | os.PathLike | Sequence[Mapping[str, Any]],
+    choices: Choices,
+    config: LearningConfig,
+    name: str,
+    output: str | os.PathLike | None,
     *,
-    name: str = "mine",
-    output: str | os.PathLike | None = None,
-    images: str | os.PathLike | None = None,
-    encoding: str | None = None,
-    folds: int = 5,
-    held_out: float = 0.2,
-    **settings: Any,
+    folds: int,
+    share: float,
 ) -> Personalised:
-    """See `imagereward.tuning.personalise`."""
-    config = build(LearningConfig, settings, "personalise")
+    """`personalise_scorer`, whose adapter is then saved in `output`, a new directory, if there is one."""
     target = None if output is None else check_run_directory(os.fspath(output), {}, False)
-    read = read_choices(choices, images, encoding)
-    result = personalise_scorer(scorer, read, config, name, folds=folds, share=held_out)
+    result = personalise_scorer(scorer, choices, config, name, folds=folds, share=share)
     if target is not None and is_first_process():
         target.mkdir(parents=True, exist_ok=True)
         result = result._replace(summary=save_result(result.adapter, result.summary, target))

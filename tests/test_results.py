@@ -52,7 +52,8 @@ def test_a_scrambled_reward_teaches_no_faithfulness(tuned):
 
 def test_all_methods_are_on_one_table(tuned, flow):
     assert list(tuned) == ["base", "ReFL", "DRaFT-1", "AlignProp", "ReFL, scrambled", "best of 8"]
-    assert list(flow) == ["base", "ReFL", "GRPO", "GRPO-Fast", "GRPO, JPEG", "best of 8"]
+    samples = ["NFT", "AWM", "online DPO"]
+    assert list(flow) == ["base", "ReFL", "GRPO", "GRPO-Fast", *samples, "GRPO, JPEG", "best of 8"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,16 @@ def test_a_policy_gradient_earns_reward(flow, method, reward):
     assert found["minutes"] <= 10
 
 
-@pytest.mark.parametrize("method", ["GRPO", "GRPO-Fast"])
+@pytest.mark.parametrize("method", ["NFT", "AWM", "online DPO"])
+def test_learning_from_samples_earns_reward(flow, method):
+    found = flow[method]
+    assert found["reward low"] > 0
+    assert len(found["reward of runs"]) == 3
+    assert all(gained > 0 for gained in found["reward of runs"])
+    assert found["minutes"] <= 12
+
+
+@pytest.mark.parametrize("method", ["GRPO", "GRPO-Fast", "NFT", "AWM", "online DPO"])
 def test_a_policy_gradient_keeps_to_the_prompts(flow, method):
     assert flow[method]["faithfulness gained"] >= -0.02
 

@@ -176,8 +176,16 @@ def tabulate(model: Path) -> None:
     print(record.write(RECORD, {**result, "environment": record.environment(torch.device("cpu"))}))
 
 
+def mean_of(runs: list[list[dict]]) -> list[dict]:
+    """The mean of the runs' curves, point by point."""
+    return [{name: float(np.mean([each[name] for each in at])) for name in at[0]} for at in zip(*runs)]
+
+
 def draw() -> None:
-    """What was pushed up and faithfulness, against images and minutes, as docs/finetune-flow.png."""
+    """What was pushed up and faithfulness, against images and minutes, as docs/finetune-flow.png.
+
+    Thick lines are means of the runs, thin ones the runs.
+    """
     result = json.loads((record.RESULTS / "finetune-flow.json").read_text())
     figure, axes = panels(3, 2, (9, 9.6))
     best, note = result["rows"][-1], f"best of {CANDIDATES}, that many images for one"
@@ -188,9 +196,9 @@ def draw() -> None:
                 if name not in (pushed, "faithfulness"):
                     continue
                 logged = "faithfulness" if name == "faithfulness" else "reward"
-                for number, points in enumerate(runs):
-                    label = None if number else method
-                    gains(axis, points, over, logged, color=f"C{colour}", lw=1, label=label)
+                for points in runs:
+                    gains(axis, points, over, logged, color=f"C{colour}", lw=0.5, alpha=0.3)
+                gains(axis, mean_of(runs), over, logged, color=f"C{colour}", lw=1.8, label=method)
             if name in best:
                 axis.axhline(best[f"{name} gained"], color="#adb5bd", lw=1, ls=":", label=note)
             axis.set(title=f"{name} gained, held-out prompts", xlabel=over)

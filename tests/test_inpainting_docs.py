@@ -98,7 +98,7 @@ def test_the_page_s_commands_run(model, tmp_path, monkeypatch):
         assert (tmp_path / name).is_file(), name
     history = json.loads((tmp_path / "tuned-grpo/history.json").read_text())
     logged = {key for entry in history for key in entry}
-    assert {"reward/mask_share(inside(ImageReward-tiny, 32))", "reward/rest_share(boundary)"} <= logged
+    assert {"reward/inside(ImageReward-tiny, 48)", "reward/boundary"} <= logged
 
 
 def test_the_page_names_every_recipe_of_regions():

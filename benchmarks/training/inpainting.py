@@ -47,7 +47,7 @@ METHODS = {
 }
 RUNS = (1, 2, 3)
 RECORD = "inpainting"
-REGION = "inside(ImageReward-tiny, 32)"
+REGION = "inside(ImageReward-tiny, 48)"
 PAINTED = "imagereward.shapes.rewards:painted"
 # Judge -> its name in records and tables.
 NAMES = {REGION: "region", "boundary": "boundary", PAINTED: "inside", "preservation": "preservation"}

@@ -174,9 +174,11 @@ def test_gradients_are_refused_with_what_to_do_instead(remote):
         remote.reward(torch.rand(1, 3, 8, 8), "a")
 
 
-def test_an_ensemble_has_no_remote_components(remote):
-    with pytest.raises(InputError, match="serve the ensemble itself"):
-        RM.ensemble({remote: 1.0})
+def test_an_ensemble_takes_a_remote_component(remote, local):
+    images = pictures(3)
+    together = RM.ensemble({remote: 2.0, local: 1.0})
+    expected = [3 * score for score in local.score("a", images)]
+    assert together.score("a", images) == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_async_client_scores_many_at_once_and_the_same(url, local):

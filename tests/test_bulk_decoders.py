@@ -85,8 +85,9 @@ def test_closing_ends_processes_that_are_busy():
 
 
 PARENT = """
-import os, sys, time
+import os, signal, sys, time
 sys.path[:0] = {path!r}
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, if the tests were begun by it, ignores it
 from test_bulk_decoders import Work
 from imagereward.bulk.decoding.decoders import Decoders
 import multiprocessing

@@ -52,7 +52,7 @@ def test_a_scrambled_reward_teaches_no_faithfulness(tuned):
 
 def test_all_methods_are_on_one_table(tuned, flow):
     assert list(tuned) == ["base", "ReFL", "DRaFT-1", "AlignProp", "ReFL, scrambled", "best of 8"]
-    samples = ["NFT", "AWM", "online DPO"]
+    samples = ["NFT", "AWM", "online DPO", "DPO on pairs"]
     assert list(flow) == ["base", "ReFL", "GRPO", "GRPO-Fast", *samples, "GRPO, JPEG", "best of 8"]
 
 
@@ -74,6 +74,10 @@ def test_learning_from_samples_earns_reward(flow, method):
     assert len(found["reward of runs"]) == 3
     assert all(gained > 0 for gained in found["reward of runs"])
     assert found["minutes"] <= 12
+
+
+def test_dpo_on_pairs_teaches_faithfulness_itself(flow):
+    assert flow["DPO on pairs"]["faithfulness low"] > 0
 
 
 @pytest.mark.parametrize("method", ["GRPO", "GRPO-Fast", "NFT", "AWM", "online DPO"])

@@ -2,9 +2,8 @@
 
 import base64
 import io
-import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import SimpleNamespace
 
 import httpx2
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from test_samples import run
+from test_single_server import Handler
 
 from benchmarks.lib.serving import serving
 from benchmarks.lib.small_scorers import small_scorer
@@ -145,26 +145,10 @@ def test_fields_that_are_not_there(url):
         open_reward(f"{url}/calculate_reward#nothing")
 
 
-class Faulty(BaseHTTPRequestHandler):
-    """Answers from a list, the last one for ever: numbers, texts, or statuses."""
-
-    def do_POST(self):
-        length = int(self.headers["Content-Length"])
-        asked = json.loads(self.rfile.read(length))
-        status, answer = self.server.answer(asked)
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def faulty():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen = []
     server.answer = lambda asked: (200, {})
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -155,13 +155,15 @@ def _run(
     progress: bool,
 ) -> BulkSummary:
     with output.locked():
-        models = job.models_fingerprint()
+        scorers = job.scorers()
+        models = job.models_fingerprint(scorers)
         done = output.begin(job.fingerprint(models))
         done -= _changed_since(job, output, done)
         pending = [index for index in range(job.count) if index not in done]
         if progress and pending:
-            for plan in job.plans(job.rows_in(pending)):
+            for plan in filter(None, (scorer.plan(job.rows_in(pending)) for scorer in scorers)):
                 print(f"imagereward: {plan}", file=sys.stderr)
+        del scorers  # every scoring process loads its own
         with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:
             if pending and engine == "ray":
                 on_ray.score_parts(job, output, pending, models, actors, bar)

@@ -1,7 +1,7 @@
 """`BulkJob`: the input, models and settings of a bulk run, which every scoring process receives."""
 
 import os
-from collections.abc import Collection, Container, Generator, Iterator
+from collections.abc import Collection, Container, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from imagereward.checkpoints.hub import sha256_of
 from imagereward.checkpoints.loading import load
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.images.processor import Processor
+from imagereward.scoring.scorer import Scorer
 from imagereward.scoring.unparted import as_scorer
 
 # Most decoding processes for one scoring process: beyond that, decoding is seldom the bottleneck.
@@ -80,7 +81,7 @@ class BulkJob:
     def fingerprint(self, models: dict[str, Any]) -> dict[str, Any]:
         """Everything that decides the output; a run resumes another's parts only if both have the same.
 
-        models   `models_fingerprint()`, which hashes all weights: call it once
+        models   that of `models_fingerprint`, which hashes all weights: call it once
         """
         found: dict[str, Any] = {
             "input": identity(self.source),
@@ -93,25 +94,22 @@ class BulkJob:
         found |= {"device": self.device_kind, "batch_size": self.batch_size, "part_rows": self.part_rows}
         return found | models
 
-    def models_fingerprint(self) -> dict[str, Any]:
+    def scorers(self) -> list[Scorer]:
+        """The models on the CPU, with weights that are mapped and not read: to describe them."""
+        return [as_scorer(load(model, "cpu", **self.load_options)) for model in self.models]
+
+    def models_fingerprint(self, scorers: Sequence[Scorer]) -> dict[str, Any]:
         """The models' part of the fingerprint: names, configs, SHA-256 of weights, versions of libraries.
 
-        It must be the same on every machine of a run.
+        It must be the same on every machine of a run. `scorers` are those of `scorers()`.
         """
         found: dict[str, Any] = {"models": list(self.models), "dtype": self.dtype}
-        for model in self.models:
-            # Maps the weights without reading them.
-            scorer = as_scorer(load(model, "cpu", **self.load_options))
+        for model, scorer in zip(self.models, scorers, strict=True):
             config = scorer.config.to_dict()
             found[f"preprocessing of {model}"] = config.pop("preprocess")
             found[f"config of {model}"] = config
             found[f"weights of {model}"] = [sha256_of(path) for path in scorer.files.values()]
         return found | {f"version of {name}": number for name, number in versions().items()}
-
-    def plans(self, rows: int) -> list[str]:
-        """What scoring so many rows asks for and costs, of each model that says so."""
-        scorers = (load(model, "cpu", **self.load_options) for model in self.models)
-        return [plan for scorer in scorers if (plan := scorer.plan(rows))]
 
     def decoding_loader(self) -> Loader:
         """The loader for a machine that decodes but does not score: without the feature cache."""

@@ -30,7 +30,7 @@ def score_parts(
 ) -> None:
     """Score the parts with the indices `pending` and write them to `output`.
 
-    models   this machine's `job.models_fingerprint()`; a machine with another one is an OutputError
+    models   this machine's `job.models_fingerprint`; a machine with another one is an OutputError
     actors   number of scorers; default: one per GPU of the cluster, or per CPU
 
     Raises MissingExtraError without ray, DeviceError for a cluster without the GPUs that the job needs, and
@@ -93,7 +93,7 @@ class _Decode:
 
 class _Score:
     def __init__(self, job: BulkJob, fingerprint: dict[str, Any]):
-        if wrong := differences(fingerprint, job.models_fingerprint()):
+        if wrong := differences(fingerprint, job.models_fingerprint(job.scorers())):
             raise OutputError(f"this machine would score differently from the one that started:{wrong}")
         self.score = job.part_scorer(job.device_kind)
 

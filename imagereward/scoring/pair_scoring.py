@@ -121,7 +121,8 @@ def check_finite(name: str, scores: torch.Tensor, describe: Callable[[int], str]
         bad = [describe(row) for row in (~finite).nonzero().flatten().tolist()]
         raise NonFiniteScoreError(
             f"{name} gave {len(bad)} scores that are not finite: {listing(bad, 3)}; "
-            "its weights are damaged or its dtype overflows (try dtype='float32')"
+            "its weights are damaged, its dtype overflows (try dtype='float32'), or a remote scorer gave no "
+            "score, which the log explains"
         )
 
 

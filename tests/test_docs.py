@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from imagereward.tuning.config import read_recipe, recipe_names
+from imagereward.tuning.recipe import read_recipe, recipe_names
 
 ROOT = Path(__file__).parents[1]
 # Answers nothing: whatever a build asks of the network fails.

@@ -27,7 +27,7 @@ from transformers import (
 import imagereward as RM
 from imagereward.errors import InputError
 from imagereward.tuning import run_recipe, tune
-from imagereward.tuning.config import build, read_recipe, recipe_names
+from imagereward.tuning.config import build
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples
 from imagereward.tuning.evaluation.compare import compare
@@ -39,6 +39,7 @@ from imagereward.tuning.objectives.grpo import KL
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA
+from imagereward.tuning.recipe import read_recipe, recipe_names
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.rollouts.times import Times
 from imagereward.tuning.rollouts.window import Window

@@ -12,11 +12,12 @@ from conftest import small_scorer
 from safetensors.torch import load_file
 
 from imagereward.tuning import run_recipe
-from imagereward.tuning.config import build, read_recipe, recipe_names
+from imagereward.tuning.config import build
 from imagereward.tuning.explain import config_of, explain
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.objectives import OBJECTIVES as OF_GENERATORS
 from imagereward.tuning.objectives.config import ObjectiveContext
+from imagereward.tuning.recipe import read_recipe, recipe_names
 from imagereward.tuning.rewards.weighted import open_rewards
 from imagereward.tuning.rollouts.times import Times
 

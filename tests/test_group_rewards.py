@@ -21,7 +21,7 @@ from imagereward.tuning.rewards.groups import GroupReward, PairwiseJudge, win_ra
 from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.rollouts.collect import collect
-from imagereward.tuning.settings import EvaluationConfig
+from imagereward.tuning.trainer_config import EvaluationConfig
 
 NAN = float("nan")
 AT_ONCE = ScoringConfig(retries=2, wait=0.0)

@@ -25,9 +25,9 @@ from imagereward.tuning.rewards.weighted import open_rewards
 from imagereward.tuning.rollouts.latent_images import LatentImages
 from imagereward.tuning.rollouts.window import Window
 from imagereward.tuning.sampling.base import Noise
-from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.accelerate_setup import make_accelerator
 from imagereward.tuning.trainer.trainer import Trainer
+from imagereward.tuning.trainer_config import TrainerConfig
 
 STEPS = 4
 NOISE = {

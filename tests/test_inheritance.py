@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from imagereward.cli import app
 from imagereward.errors import InputError
 from imagereward.tuning import run_recipe
-from imagereward.tuning.config import read_recipe, recipe_header, recipe_summary
 from imagereward.tuning.explain import explain
+from imagereward.tuning.recipe import read_recipe, recipe_header, recipe_summary
 
 BASE = """# The base of the tests.
 objective = "grpo"

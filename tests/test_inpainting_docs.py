@@ -102,7 +102,7 @@ def test_the_page_s_commands_run(model, tmp_path, monkeypatch):
 
 
 def test_the_page_names_every_recipe_of_regions():
-    from imagereward.tuning.config import recipe_names
+    from imagereward.tuning.recipe import recipe_names
 
     text = PAGE.read_text()
     for name in recipe_names():

@@ -19,8 +19,8 @@ from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
-from imagereward.tuning.settings import OptimizerConfig
 from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer
+from imagereward.tuning.trainer_config import OptimizerConfig
 
 
 def watched_steps(monkeypatch, seen):

@@ -18,10 +18,10 @@ from test_refl import brightness, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.errors import ImageRewardError
-from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.sharding import whole
 from imagereward.tuning.trainer.accelerate_setup import make_accelerator
 from imagereward.tuning.trainer.trainer import Trainer
+from imagereward.tuning.trainer_config import TrainerConfig
 
 
 def only_odd_ones(pixels, prompts):

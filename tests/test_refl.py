@@ -23,7 +23,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import imagereward as RM
 from imagereward.errors import CheckpointError, ImageRewardError, InputError, NonFiniteLossError
 from imagereward.tuning import tune
-from imagereward.tuning.config import recipe_file
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
 from imagereward.tuning.families.registry import open_denoiser
@@ -32,6 +31,7 @@ from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig, denoi
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
+from imagereward.tuning.recipe import recipe_file
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.trainer.checkpoint import latest_state
 from imagereward.tuning.trainer.run_directory import create_run_directory

@@ -19,7 +19,7 @@ from imagereward.rewards.jpeg import jpeg_compressibility
 from imagereward.tuning.evaluation.evaluate import Evaluation, sample_images
 from imagereward.tuning.rewards.scoring import RewardPool, ScoredBatch, ScoringConfig, require_scores
 from imagereward.tuning.rewards.weighted import open_rewards
-from imagereward.tuning.settings import EvaluationConfig
+from imagereward.tuning.trainer_config import EvaluationConfig
 
 AT_ONCE = ScoringConfig(wait=0, retries=2)
 

@@ -17,9 +17,9 @@ from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, trainable_parameters
 from imagereward.tuning.rewards.weighted import open_rewards
-from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator
 from imagereward.tuning.trainer.trainer import Trainer
+from imagereward.tuning.trainer_config import TrainerConfig
 
 
 def prediction(policy):

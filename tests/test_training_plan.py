@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from imagereward.cli import app, main
 from imagereward.errors import InputError
 from imagereward.tuning import run_recipe
-from imagereward.tuning.config import build, read_recipe, recipe_header, recipe_names, recipe_summary
+from imagereward.tuning.config import build
 from imagereward.tuning.explain import MISSING, ORIGINS, config_of, explain
 from imagereward.tuning.objectives import OBJECTIVES
 from imagereward.tuning.objectives.config import GeneratorConfig
+from imagereward.tuning.recipe import read_recipe, recipe_header, recipe_names, recipe_summary
 from imagereward.tuning.trainer import progress as telling_module
 from imagereward.tuning.trainer.progress import Pace, duration, headline
 

@@ -34,8 +34,9 @@ from imagereward.models import model_class
 from imagereward.models.imagereward import RewardHead
 from imagereward.models.tokenizer import SPECIAL_TOKENS
 from imagereward.tuning import run_recipe
-from imagereward.tuning.config import build, read_recipe, recipe_names
+from imagereward.tuning.config import build
 from imagereward.tuning.data.image_pairs import ShapesPairs
+from imagereward.tuning.recipe import read_recipe, recipe_names
 from imagereward.tuning.reward_model import image_text
 from imagereward.tuning.reward_model.data import RankedImages, RankingsWithPairs, collate_rankings
 from imagereward.tuning.reward_model.image_text import ImageText, contrastive_loss, masked_words, negatives

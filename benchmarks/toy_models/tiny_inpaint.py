@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.lib.paths import TINY_INPAINT, TINY_SD
 from benchmarks.toy_models.tiny_sd import forget_origin
 from imagereward.shapes.inpainting import InpaintingRow, inpainting_row, measure_inpainting
-from imagereward.tuning.config import build, read_recipe
+from imagereward.tuning.config import build
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Request
@@ -39,6 +39,7 @@ from imagereward.tuning.finetune import train_generator
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.policy.policy import Policy
+from imagereward.tuning.recipe import read_recipe
 
 RECIPE = Path(__file__).with_suffix(".toml")
 ENCODED_AT_ONCE = 32
@@ -167,27 +168,36 @@ def adopt(pipeline: Path) -> None:
     forget_origin(TINY_INPAINT)
 
 
-def sheet(path: Path, model: Path = TINY_INPAINT, count: int = 12) -> dict[str, float]:
-    """Draw original, mask and two painted images of held-out rows; returns mean measurements of 64 rows."""
+def painted(model: Path, rows: list[Request], seeds: int = 1) -> torch.Tensor:
+    """Images [M, seeds, 3, 64, 64] of M rows in [0, 1], painted in 20 steps without guidance."""
     denoiser = open_denoiser(str(model))
+    return sample_images(Policy(denoiser, denoiser.dynamics(20)), rows, seeds, 0, 32, None)
+
+
+def describe(path: Path, model: Path = TINY_INPAINT, shown: int = 12) -> dict[str, float]:
+    """Draw two painted images of held-out rows as a sheet; returns mean measurements of 64 rows."""
     rows = held_out(64)
-    images = sample_images(Policy(denoiser, denoiser.dynamics(20)), rows, 2, 0, 32, None)
+    images = painted(model, rows, seeds=2)
     found = [
         measure_inpainting(image, row.prompt, row.image, row.mask)
         for row, drawn in zip(rows, images, strict=True)
         for image in drawn
     ]
-    shown: list[Any] = []
-    for row, drawn in zip(rows[:count], images, strict=False):
-        shown.append([_tensor(row.image), _tensor(row.mask.convert("RGB")), *drawn])
-    make_grid(shown, [row.prompt for row in rows[:count]], ["original", "mask", "painted", "painted"]).save(
-        path
-    )
+    sheet(path, rows[:shown], [("painted", images[:shown, 0]), ("painted", images[:shown, 1])])
     return {
         "faithfulness": float(np.mean([each.faithfulness for each in found])),
         "faithful": float(np.mean([each.faithful for each in found])),
         "outside": float(np.mean([each.outside for each in found])),
     }
+
+
+def sheet(path: Path, rows: list[Request], columns: list[tuple[str, torch.Tensor]]) -> None:
+    """Draw rows as a picture: original, mask, and columns of (heading, images [M, 3, H, W])."""
+    cells: list[Any] = []
+    for row, *images in zip(rows, *(images for _, images in columns), strict=True):
+        cells.append([_tensor(row.image), _tensor(row.mask.convert("RGB")), *images])
+    headings = ["original", "mask", *(heading for heading, _ in columns)]
+    make_grid(cells, [row.prompt for row in rows], headings).save(path)
 
 
 def _tensor(image) -> torch.Tensor:
@@ -209,7 +219,7 @@ def main() -> None:
         if arguments.adopt:
             adopt(tuned)
     if arguments.sheet is not None:
-        print(sheet(arguments.sheet, arguments.model))
+        print(describe(arguments.sheet, arguments.model))
 
 
 if __name__ == "__main__":

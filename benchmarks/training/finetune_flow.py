@@ -41,8 +41,8 @@ from benchmarks.training.finetune import (
     timed,
 )
 from imagereward.table import table
-from imagereward.tuning.config import read_recipe
 from imagereward.tuning.evaluation.comparison import paired_interval
+from imagereward.tuning.recipe import read_recipe
 
 MODEL = TINY_FLOW
 PICTURE = DOCS / "finetune-flow.png"

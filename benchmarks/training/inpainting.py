@@ -3,6 +3,7 @@
     python -m benchmarks.training.inpainting WORKDIR  what is missing of all runs; then the table
     python -m benchmarks.training.inpainting WORKDIR --only ReFL --run 2  one run alone, or the rest of it
     python -m benchmarks.training.inpainting --table                      the table of the runs that are there
+    python -m benchmarks.training.inpainting WORKDIR --sheet FILE         images before and after training
 
 A finished run has a record of its own, results/inpainting/METHOD-RUN.json, so runs may be made one by one, on
 equal machines; the table is made of the records. Rows of the train split are trained on. Rows of the test
@@ -24,7 +25,7 @@ import torch
 
 from benchmarks.lib import record
 from benchmarks.lib.paths import TINY_INPAINT
-from benchmarks.toy_models.tiny_inpaint import request_of
+from benchmarks.toy_models.tiny_inpaint import painted, request_of, sheet
 from benchmarks.training.finetune import seconds_of, timing
 from benchmarks.training.finetune_flow import slug
 from imagereward.images.image_size import ImageSize
@@ -174,6 +175,14 @@ def tabulate() -> None:
     print(record.write(RECORD, {**result, "environment": record.environment(torch.device("cpu"))}))
 
 
+def draw(path: Path, work: Path, model: Path, count: int = 8) -> None:
+    """Draw test rows before training, and after the first run of each method that is there, as a sheet."""
+    rows = rows_of("test", count)
+    models = {"before": model} | {method: work / slug(method, RUNS[0]) for method in METHODS}
+    there = {name: tuned for name, tuned in models.items() if (tuned / "model_index.json").is_file()}
+    sheet(path, rows, [(name, painted(tuned, rows)[:, 0]) for name, tuned in there.items()])
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -182,6 +191,7 @@ def main() -> None:
     parser.add_argument("--only", choices=METHODS, help="one method")
     parser.add_argument("--run", type=int, choices=RUNS, default=1, help="with --only: which of its runs")
     parser.add_argument("--table", action="store_true", help="only make the table of the records")
+    parser.add_argument("--sheet", type=Path, help="only draw images before and after, as this picture")
     record.add_option(parser)
     options = parser.parse_args()
     if options.table:
@@ -194,6 +204,9 @@ def main() -> None:
             f"{options.model} holds no pipeline: train it with "
             "python -m benchmarks.toy_models.tiny_inpaint WORKDIR --adopt"
         )
+    if options.sheet is not None:
+        draw(options.sheet, options.work, options.model)
+        return
     record.refuse_changes(options.allow_changes)
     options.work.mkdir(parents=True, exist_ok=True)
     missing = [(method, run) for run in RUNS for method in METHODS if record_of(method, run) is None]

@@ -10,12 +10,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imagereward.tuning import RUNNERS
-from imagereward.tuning.config import RECIPES, read_recipe, recipe_file, recipe_names
 from imagereward.tuning.from_scratch.train import AutoencoderConfig, CLIPTextConfig
 from imagereward.tuning.inheritance import INHERITS
 from imagereward.tuning.judges.config import JudgeTrainingConfig
 from imagereward.tuning.objectives import OBJECTIVES, config_class
 from imagereward.tuning.personal.config import PersonalConfig
+from imagereward.tuning.recipe import RECIPES, read_recipe, recipe_file, recipe_names
 from imagereward.tuning.reward_model.config import RewardModelConfig
 
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

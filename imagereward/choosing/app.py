@@ -1,6 +1,7 @@
 """The FastAPI app of the page: state, images, answers, undo, training."""
 
 import io
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -57,35 +58,36 @@ def create_app(session: Session, token: str | None = None) -> FastAPI:
             return JSONResponse({"detail": f"no image {index}"}, 404)
         return Response(encoded(index), media_type="image/webp", headers={"Cache-Control": "max-age=3600"})
 
-    @app.post("/choose")
-    async def choose(request: Request) -> Response:
+    def changed(change: Callable[[], None]) -> Response:
+        """The state after a change; 422 and the reason where the change is refused."""
         try:
-            given = parsed(await request.body())
-            session.answer(whole_numbers(given, "images"), whole_numbers(given, "ranking"))
+            change()
         except ValueError as error:
             return JSONResponse({"detail": str(error)}, 422)
         return JSONResponse(session.state())
+
+    @app.post("/choose")
+    async def choose(request: Request) -> Response:
+        body = await request.body()
+
+        def answer() -> None:
+            given = parsed(body)
+            session.answer(whole_numbers(given, "images"), whole_numbers(given, "ranking"))
+
+        return changed(answer)
 
     @app.post("/show")
     async def show(request: Request) -> Response:
-        try:
-            session.show(parsed(await request.body()).get("count"))  # type: ignore[arg-type]
-        except ValueError as error:
-            return JSONResponse({"detail": str(error)}, 422)
-        return JSONResponse(session.state())
+        body = await request.body()
+        return changed(lambda: session.show(parsed(body).get("count")))  # type: ignore[arg-type]
 
     @app.post("/undo")
     def undo() -> Response:
-        session.undo()
-        return JSONResponse(session.state())
+        return changed(session.undo)
 
     @app.post("/train")
     def train() -> Response:
-        try:
-            session.train()
-        except InputError as error:
-            return JSONResponse({"detail": str(error)}, 422)
-        return JSONResponse(session.state())
+        return changed(session.train)
 
     @app.exception_handler(ImageRewardError)
     async def failed(request: Request, error: Exception) -> Response:

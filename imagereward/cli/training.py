@@ -105,7 +105,7 @@ def tune(
 
     try:
         from imagereward import tuning
-        from imagereward.tuning.config import read_recipe, recipe_names
+        from imagereward.tuning.recipe import read_recipe, recipe_names
     except ImportError as error:
         raise missing_extra("training", "train", error) from error
     if list_recipes:
@@ -136,7 +136,7 @@ def tune(
 
 def _recipes() -> str:
     """A line for each recipe in the package: its name, and the first sentence of its header."""
-    from imagereward.tuning.config import recipe_names, recipe_summary
+    from imagereward.tuning.recipe import recipe_names, recipe_summary
 
     names = recipe_names()
     width = max(map(len, names))
@@ -146,8 +146,9 @@ def _recipes() -> str:
 def _explained(recipe: str, overrides: list[str]) -> str:
     """A recipe's header, every key, and what is wrong with the values or missing."""
     from imagereward.errors import InputError
-    from imagereward.tuning.config import build, read_recipe, recipe_header
+    from imagereward.tuning.config import build
     from imagereward.tuning.explain import as_text, config_of, explain
+    from imagereward.tuning.recipe import read_recipe, recipe_header
 
     values = read_recipe(recipe, overrides)
     text = f"{recipe_header(recipe)}\n\n{as_text(explain(recipe, overrides))}".strip()

@@ -10,10 +10,11 @@ from typing import Any
 
 from imagereward.errors import InputError, missing_extra
 from imagereward.main_guard import check_main_guard
-from imagereward.tuning.config import build, laid_over, read_recipe, recipe_names
+from imagereward.tuning.config import build
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import digest_of
 from imagereward.tuning.objectives import OBJECTIVES
+from imagereward.tuning.recipe import laid_over, read_recipe, recipe_names
 
 GENERATOR = "finetune:tune_generator"
 # A recipe's objective -> what runs it.

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imagereward.errors import InputError
-from imagereward.tuning.config import Config, read_recipe, recipe_file, recipe_name, recipe_values, table_of
+from imagereward.tuning.config import Config, table_of
+from imagereward.tuning.recipe import read_recipe, recipe_file, recipe_name, recipe_values
 
 MISSING = "(must be given)"
 ORIGINS = ("default", "recipe", "command line")

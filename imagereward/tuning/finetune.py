@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 
 from imagereward.precision import DTYPES, Exact, cast, unrounded
@@ -25,7 +26,6 @@ from imagereward.tuning.policy.quantization import quantize_to_4bit
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import set_trainable
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
-from imagereward.tuning.settings import SHARDING_KEYS
 from imagereward.tuning.trainer.accelerate_setup import (
     accelerating,
     join,
@@ -40,6 +40,7 @@ from imagereward.tuning.trainer.plan import generator_plan, outcome
 from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
 from imagereward.tuning.trainer.trainer import Trainer
+from imagereward.tuning.trainer_config import SHARDING_KEYS
 
 
 @accelerating()
@@ -67,57 +68,38 @@ def train_generator(
         return _train(config, model, reward, prompts)
 
 
+class _Prepared(NamedTuple):
+    """A training that is ready to run.
+
+    exact  unrounded values of frozen weights, for the saved result
+    """
+
+    denoiser: Denoiser
+    loop: Trainer
+    evaluation: Evaluation
+    exact: Exact
+
+
 def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[Row] | None) -> Any:
     values = config.model_dump(exclude={"resume"})
     # At a constant learning rate a run is the beginning of a run with more updates, and may be continued.
     may_differ = (*SHARDING_KEYS, *(("updates",) if config.schedule == "constant" else ()))
     output = check_run_directory(config.output, values, config.resume, may_differ)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
-    form = (config.prompt_column, config.encoding)
     for source in (named, config.evaluation.prompts or None):
-        if source is not None:
-            read_prompts(source, *form)  # finds mistakes before gigabytes of weights are loaded
+        if source is not None:  # finds mistakes before gigabytes of weights are loaded
+            read_prompts(source, config.prompt_column, config.encoding)
     accelerator = make_accelerator(config, output, config.sharding != "none")
-    device = accelerator.device
-    if device.type == "cpu":
-        keep_freed_memory()
-    wanted = reward if reward is not None else config.reward
-    rewards = open_rewards(wanted, device) if wanted else None
-    held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
-    denoiser, exact = _open(config, model, device)
-    shard_network(config, denoiser.network, denoiser.blocks, accelerator)
-    rows = read_rows(named, denoiser.inputs, *form) if named is not None else []
-    evaluated = rows
-    if config.evaluation.prompts:
-        evaluated = read_rows(config.evaluation.prompts, denoiser.inputs, *form)
-    evaluation_denoiser = denoiser  # the same modules, for images of another size
-    if config.evaluation.resolution is not None:
-        evaluation_denoiser = open_denoiser(
-            denoiser.pipeline, config.evaluation.resolution, family=config.family
-        )
-    if config.checkpointing:
-        recompute(denoiser, rewards)
-    cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)
-    objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
-    evaluated = evaluated or list(objective.rows[: config.evaluation.count])
-    if config.text_cache:
-        cache_text(denoiser, [*objective.prompts, *prompts_of(evaluated)], Path(config.text_cache))
-    policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)
-    # With LoRA every checkpoint also holds adapters for diffusers' load_lora_weights.
-    write_more = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
-    loop = Trainer(policy, objective, config, output, accelerator, write_more)
+    denoiser, loop, evaluation, exact = _prepare(config, model, reward, named, output, accelerator)
     if accelerator.is_main_process:
         # Only now that everything is in order, so that a corrected mistake finds the directory free.
         create_run_directory(output, values)
-        tell(generator_plan(config, denoiser, objective.prompts, len(evaluated), accelerator))
+        plan = generator_plan(config, denoiser, loop.objective.prompts, len(evaluation.rows), accelerator)
+        tell(plan)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
-    if config.evaluation.tuned_share < 1:
-        policy.snapshots.setdefault(BASE, Snapshot(denoiser.network))
     with encoder_aside(denoiser.autoencoder.vae) if config.latent_cache else nullcontext():
-        ended = loop.run(
-            _evaluation(config, policy, evaluation_denoiser, evaluated, rewards, held_out, output)
-        )
+        ended = loop.run(evaluation)
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
@@ -130,6 +112,36 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
         for value, before in exact:
             value.data = before.to(value.device)
     return denoiser.pipeline
+
+
+def _prepare(
+    config: GeneratorConfig, model: Any, reward: Any, prompts: Any, output: Path, accelerator: Accelerator
+) -> _Prepared:
+    """Load the rewards, the model and the data, fill the caches, and put the trainer around them."""
+    device = accelerator.device
+    if device.type == "cpu":
+        keep_freed_memory()
+    wanted = reward if reward is not None else config.reward
+    rewards = open_rewards(wanted, device) if wanted else None
+    held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
+    denoiser, exact = _open(config, model, device)
+    shard_network(config, denoiser.network, denoiser.blocks, accelerator)
+    form = (denoiser.inputs, config.prompt_column, config.encoding)
+    rows = read_rows(prompts, *form) if prompts is not None else []
+    evaluated = read_rows(config.evaluation.prompts, *form) if config.evaluation.prompts else rows
+    if config.checkpointing:
+        recompute(denoiser, rewards)
+    cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)
+    objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
+    evaluated = (evaluated or list(objective.rows))[: config.evaluation.count]
+    if config.text_cache:
+        cache_text(denoiser, [*objective.prompts, *prompts_of(evaluated)], Path(config.text_cache))
+    policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)
+    # With LoRA every checkpoint also holds adapters for diffusers' load_lora_weights.
+    write_more = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)
+    loop = Trainer(policy, objective, config, output, accelerator, write_more)
+    evaluation = _evaluation(config, policy, evaluated, rewards, held_out, output)
+    return _Prepared(denoiser, loop, evaluation, exact)
 
 
 def recompute(denoiser: Denoiser, rewards: Rewards | None) -> None:
@@ -177,19 +189,17 @@ def cast_frozen(config: GeneratorConfig, denoiser: Denoiser) -> Exact:
 
 
 def _evaluation(
-    config, policy: Policy, denoiser: Denoiser, rows, rewards, held_out, output: Path
+    config: GeneratorConfig, policy: Policy, rows: list[Row], rewards: Any, held_out: Any, output: Path
 ) -> Evaluation:
-    """The evaluation of the policy's network with its guidance, on the pipeline's own sampling grid.
-
-    denoiser  the policy's, or another of the same modules for another size of images
-    """
-    chosen = config.evaluation
-    denoiser.module, denoiser.text = policy.module, policy.denoiser.text
-    dynamics = denoiser.dynamics(chosen.steps or config.steps)
-    evaluated = Policy(denoiser, dynamics, policy.guidance)
+    """The evaluation of the policy's network with its guidance, on the pipeline's own sampling grid."""
+    chosen, denoiser = config.evaluation, policy.denoiser
+    if chosen.resolution is not None:  # the same modules, for images of another size
+        denoiser = open_denoiser(denoiser.pipeline, chosen.resolution, family=config.family)
+        denoiser.module, denoiser.text = policy.module, policy.denoiser.text
+    evaluated = Policy(denoiser, denoiser.dynamics(chosen.steps or config.steps), policy.guidance)
     if chosen.tuned_share < 1:
+        policy.snapshots.setdefault(BASE, Snapshot(denoiser.network))
         evaluated.hybrid = Hybrid(chosen.tuned_share, lambda: policy.using(BASE))
-    rows = rows[: chosen.count]
     return Evaluation(evaluated, rows, rewards, held_out, chosen, output, config.seed, config.scoring)
 
 

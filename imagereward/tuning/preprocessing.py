@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.precision import DTYPES
-from imagereward.tuning.config import build, read_recipe
+from imagereward.tuning.config import build
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.families.latent_cache import CachedPictures
@@ -21,6 +21,7 @@ from imagereward.tuning.families.text_cache import CachedText, facts_of
 from imagereward.tuning.finetune import cast_frozen
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig
+from imagereward.tuning.recipe import read_recipe
 
 
 class Preprocessed(NamedTuple):

@@ -18,7 +18,7 @@ from imagereward.tuning.policy.policy import CURRENT, Policy
 from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.advantages import weighted_sum
-from imagereward.tuning.settings import EvaluationConfig
+from imagereward.tuning.trainer_config import EvaluationConfig
 
 SAMPLES = "samples"  # folder of the grids in the run's directory
 

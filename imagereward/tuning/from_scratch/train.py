@@ -24,13 +24,13 @@ from imagereward.tuning.families.autoencoder import KLAutoencoder
 from imagereward.tuning.from_scratch.autoencoder import Autoencoder
 from imagereward.tuning.from_scratch.contrastive import ContrastiveObjective
 from imagereward.tuning.policy.snapshots import Snapshot
-from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
 from imagereward.tuning.trainer.memory import keep_freed_memory
 from imagereward.tuning.trainer.plan import part_plan
 from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
 from imagereward.tuning.trainer.trainer import Trainer
+from imagereward.tuning.trainer_config import TrainerConfig
 
 # Images on which the scale of the latents is measured.
 MEASURED = 256

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from imagereward.tuning.config import Config
-from imagereward.tuning.settings import ShardedTrainerConfig
+from imagereward.tuning.trainer_config import ShardedTrainerConfig
 
 UNCERTAIN = ("uncertain", "thurstone")
 Loss = Literal["bradley-terry", "ties", "uncertain", "thurstone"]

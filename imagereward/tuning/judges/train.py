@@ -23,7 +23,6 @@ from imagereward.tuning.judges.data import rankings
 from imagereward.tuning.judges.objective import JudgeLearner, JudgeModule, JudgeObjective
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
-from imagereward.tuning.settings import SHARDING_KEYS
 from imagereward.tuning.trainer.accelerate_setup import (
     accelerating,
     join,
@@ -42,6 +41,7 @@ from imagereward.tuning.trainer.run_directory import (
     write_atomically,
 )
 from imagereward.tuning.trainer.trainer import Trainer
+from imagereward.tuning.trainer_config import SHARDING_KEYS
 
 # The snapshot of the weights at the validation with the lowest loss.
 BEST = "best"

@@ -13,7 +13,7 @@ from imagereward.tuning.policy.trainable import LoRA
 from imagereward.tuning.rewards.scoring import ScoringConfig
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.sampling.base import Dynamics
-from imagereward.tuning.settings import EvaluationConfig, ShardedTrainerConfig
+from imagereward.tuning.trainer_config import EvaluationConfig, ShardedTrainerConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

@@ -19,8 +19,8 @@ from imagereward.tuning.distributed import (
     processes_here,
     several_on_cpus,
 )
-from imagereward.tuning.settings import ShardedTrainerConfig, TrainerConfig
 from imagereward.tuning.sharding import shard
+from imagereward.tuning.trainer_config import ShardedTrainerConfig, TrainerConfig
 
 # Processes that each hold all weights, as accelerate starts them; shards are `tuning/sharding.py`'s.
 KINDS = (

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from imagereward.errors import ImageRewardError
-from imagereward.tuning.settings import OptimizerConfig
+from imagereward.tuning.trainer_config import OptimizerConfig
 
 
 def learning_rate_at(update: int, config: OptimizerConfig) -> float:

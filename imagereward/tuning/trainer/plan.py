@@ -7,8 +7,8 @@ from typing import Any
 from imagereward.tuning.export import CARD_FILE, evaluated
 from imagereward.tuning.objectives.config import GeneratorConfig
 from imagereward.tuning.policy.trainable import trainable_parameters
-from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.trainer.progress import facts
+from imagereward.tuning.trainer_config import TrainerConfig
 
 
 def generator_plan(

@@ -25,7 +25,6 @@ from imagereward.tuning.policy.average import move_average
 from imagereward.tuning.policy.policy import Learner
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
-from imagereward.tuning.settings import TrainerConfig
 from imagereward.tuning.sharding import is_sharded, whole
 from imagereward.tuning.trainer.checkpoint import (
     CheckpointContents,
@@ -37,6 +36,7 @@ from imagereward.tuning.trainer.checkpoint import (
 from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer
 from imagereward.tuning.trainer.progress import Pace, headline, tell
 from imagereward.tuning.trainer.run_directory import write_atomically
+from imagereward.tuning.trainer_config import TrainerConfig
 
 log = logging.getLogger(__name__)
 

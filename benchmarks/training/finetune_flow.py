@@ -59,7 +59,6 @@ RECIPES = {
     "DPO on pairs": "tiny/dpo",
     "NFT, scrambled": "tiny/nft",
     "online DPO, scrambled": "tiny/dpo_online",
-    "RAFT, scrambled": "tiny/sft_online",
     "GRPO, JPEG": "tiny/grpo_jpeg",
 }
 RUNS = (1, 2, 3)

@@ -133,7 +133,7 @@ def _prepare(
         recompute(denoiser, rewards)
     cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
-    evaluated = (evaluated or list(objective.rows))[: config.evaluation.count]
+    evaluated = list((evaluated or objective.rows)[: config.evaluation.count])
     if config.text_cache:
         cache_text(denoiser, [*objective.prompts, *prompts_of(evaluated)], Path(config.text_cache))
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)

@@ -240,6 +240,24 @@ def test_a_training_stops_when_its_server_goes_down_and_resumes_to_the_same_weig
     assert whole == broken
 
 
+@pytest.mark.parametrize("bad", [{}, {"hps_score": 0.2}, b'{"hps_score": 0.2, "clip_score": NaN}'])
+def test_an_answer_without_a_number_is_asked_for_again(faulty, bad):
+    """Though another field of it was good."""
+    row = Request("a cat", *pictures())
+    pixels = torch.from_numpy(np.array(row.image)).permute(2, 0, 1)[None].float() / 255
+    faulty.server.answer = lambda asked: (200, bad)
+    hps, clip = (RegionServerReward(faulty.url, field, retries=0) for field in ("hps_score", "clip_score"))
+    if bad:
+        assert float(hps.pixel_rewards(pixels, ["a cat"], [row])) == pytest.approx(0.2)
+    with pytest.raises(RemoteError, match="clip_score"):
+        clip.pixel_rewards(pixels, ["a cat"], [row])
+    faulty.server.answer = lambda asked: (200, GOOD)
+    assert float(clip.pixel_rewards(pixels, ["a cat"], [row])) == pytest.approx(0.3)
+    asked = len(faulty.server.seen)
+    assert float(hps.pixel_rewards(pixels, ["a cat"], [row])) == pytest.approx(0.2)
+    assert len(faulty.server.seen) == asked  # good answers are kept
+
+
 def test_pictures_arrive_as_they_were_sent(faulty):
     row = Request("a cat", *pictures(5))
     pixels = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

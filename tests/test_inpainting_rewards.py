@@ -202,6 +202,41 @@ def test_the_sum_in_a_group_is_the_published_formula():
         assert total[part].numpy() == pytest.approx(expected, abs=1e-6)
 
 
+def test_shares_within_rewards_are_multiplied():
+    mask = np.zeros((10, 20), bool)
+    mask[:4, :15] = True  # 0.3 of the area
+    rows, scorer = [row_of(mask)], FunctionScorer(mean_red, "red")
+    of_mask = ShareWeighted(scorer)
+    for reward, weight in (
+        (InsideMask(of_mask), 0.3),
+        (InsideMask(scorer), None),
+        (ShareWeighted(of_mask, rest=True), 0.3 * 0.7),
+        (ShareWeighted(InsideMask(of_mask)), 0.3 * 0.3),
+    ):
+        found = reward.row_weights(rows, (10, 20))
+        assert (found if found is None else float(found)) == pytest.approx(weight)
+
+
+def shares(pixels, prompts, rows):
+    return torch.zeros(len(rows))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "boundary",
+        "preservation",
+        "inside(ImageReward-tiny)",
+        "mask_share(boundary)",
+        "http://127.0.0.1:1/calculate_reward#hps_score",
+        "test_inpainting_rewards:shares",
+    ],
+)
+def test_inside_refuses_rewards_that_would_see_a_crop_with_the_whole_mask(name):
+    with pytest.raises(InputError, match=r"^inside\(.* expected a scorer of images"):
+        open_reward(f"inside({name})", "cpu")
+
+
 def test_names_open_rewards():
     rewards = open_rewards(
         {"mask_share(inside(ImageReward-tiny, 32))": 1.0, "rest_share(boundary)": 2.0}, "cpu"

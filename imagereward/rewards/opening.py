@@ -1,6 +1,6 @@
 """Opens a reward by its name: a scorer, a server, or a reward of inpainting around another one.
 
-A name is, nested as deeply as it likes:
+A name is one of these, in which NAME stands for another:
 
     boundary                 edges on both sides of the mask's boundary, which should be as strong
     preservation             how far the image moved outside the mask
@@ -12,6 +12,10 @@ A name is, nested as deeply as it likes:
     http://HOST:PORT/score   a server that is asked about one image and prompt a request
     http://HOST:PORT/calculate_reward#FIELD   a field of an inpainting reward server
     anything else            what `imagereward.load` takes
+
+inside() takes a NAME that reads no mask itself: boundary, preservation, inside() and a field of an inpainting
+reward server, which read the mask of the whole image, are refused. The factors of shares within shares are
+multiplied.
 """
 
 import re

@@ -70,6 +70,7 @@ class UnpartedScorer(Scorer):
         super().__init__(ScorerConfig("Unparted"))
         self.inner, self.name = inner, inner.name
         self.takes_turns = inner.takes_turns
+        self.takes_rows = inner.takes_rows
         self.processor = WholeImages()
         self.files = dict(inner.files)
         self._device = device

@@ -358,6 +358,13 @@ FAULTS = [
         "tests/test_inpainting_rewards.py -k multiplied",
     ),
     Fault(
+        "tiles are cut off at their borders",
+        "imagereward/rewards/region.py",
+        "reach = RING // 2",
+        "reach = 0",
+        "tests/test_inpainting_rewards.py -k tiles",
+    ),
+    Fault(
         "a missing score of a server is 0",
         "imagereward/remote/single.py",
         "return math.nan",

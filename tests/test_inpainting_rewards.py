@@ -10,7 +10,7 @@ import imagereward as RM
 from imagereward.errors import InputError
 from imagereward.rewards.inpainting import Boundary, InsideMask, Preservation, ShareWeighted
 from imagereward.rewards.opening import open_reward
-from imagereward.rewards.region import Box, bounding_box, grown, rings
+from imagereward.rewards.region import Box, boundary_of_picture, bounding_box, grown, rings
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
@@ -235,6 +235,16 @@ def shares(pixels, prompts, rows):
 def test_inside_refuses_rewards_that_would_see_a_crop_with_the_whole_mask(name):
     with pytest.raises(InputError, match=r"^inside\(.* expected a scorer of images"):
         open_reward(f"inside({name})", "cpu")
+
+
+def test_the_boundary_of_a_picture_is_that_of_its_tiles():
+    for mask, image in random_masks(50, seed=6):
+        row = row_of(mask, image)
+        whole = Boundary().pixel_rewards(
+            torch.from_numpy(np.array(row.image)).permute(2, 0, 1)[None] / 255, ["a"], [row]
+        )
+        for tile in (5, 16, 512):
+            assert boundary_of_picture(row.image, row.mask, tile) == pytest.approx(float(whole), abs=1e-5)
 
 
 def test_names_open_rewards():

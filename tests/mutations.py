@@ -365,6 +365,13 @@ FAULTS = [
         "tests/test_inpainting_rewards.py -k tiles",
     ),
     Fault(
+        "equal pixels have no PSNR in the summary",
+        "imagereward/inpainting/results.py",
+        'np.minimum(values, MOST_PSNR) if measure == "psnr" else values',
+        "values",
+        "tests/test_inpainting_evaluation.py -k psnr",
+    ),
+    Fault(
         "a missing score of a server is 0",
         "imagereward/remote/single.py",
         "return math.nan",

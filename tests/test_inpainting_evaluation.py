@@ -109,6 +109,18 @@ def test_results_of_other_sizes(folder, tmp_path):
     assert "same proportions" in of_same["000001"]["error"]
 
 
+def test_equal_pixels_count_as_the_highest_psnr(folder):
+    found = evaluate_results(folder, REWARDS, progress=False)
+    assert np.isinf(found.values("same", "psnr")).all()
+    lines = {line["model"]: line for line in found.summary() if line["measure"] == "psnr"}
+    most = 10 * np.log10((2 * 255) ** 2)  # an error of half a step of 8 bits
+    assert lines["same"]["count"] == 5
+    assert lines["same"]["mean"] == pytest.approx(most)
+    moved = found.values("moved", "psnr")[:4]
+    assert lines["moved"]["mean"] == pytest.approx(moved.mean())
+    assert lines["same"]["difference"] == pytest.approx((most - moved).mean())
+
+
 def test_folders_without_results(tmp_path):
     write_data(tmp_path / "set", "shapes", count=1, progress=False)
     with pytest.raises(InputError, match="results"):

@@ -1,5 +1,6 @@
 """Scores of one painted image: rewards on image and region, and PSNR, MSE and LPIPS outside the mask."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from imagereward.scoring.api import PairScorer
 OUTSIDE = ("mse", "psnr", "lpips")
 _MOST_STRETCH = 0.02  # relative difference of proportions up to which sizes count as rounded
 
+# The PSNR of an error of half a step of 8 bits everywhere, 54.15 dB: more than that is not seen in a file.
+MOST_PSNR = 20 * math.log10(2 * 255)
 
 class Painted(NamedTuple):
     """A painted image, the row that it was painted for, and both at the painted image's size.

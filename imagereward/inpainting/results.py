@@ -15,7 +15,7 @@ from tqdm import tqdm
 from imagereward.agreement.intervals import mean_interval
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.inpainting.layout import RESULTS, LayoutRow, read_layout, results_of
-from imagereward.inpainting.measures import open_painted, open_scorers, outside, scores_of
+from imagereward.inpainting.measures import MOST_PSNR, open_painted, open_scorers, outside, scores_of
 from imagereward.pages import render
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.ranking import thumbnail
@@ -51,11 +51,12 @@ class Results:
 
         "mean", "low", "high"; "count" of images; and, for every model but the first, "difference" from the
         first with its interval "difference low" and "difference high", over the images that both have.
+        A PSNR above `MOST_PSNR`, 54.15 dB, counts as that, also the infinite one of equal pixels.
         """
         found = []
         for model in self.models:
             for measure in self.measures:
-                values, first = self.values(model, measure), self.values(self.models[0], measure)
+                values, first = (self._summed(name, measure) for name in (model, self.models[0]))
                 there = values[np.isfinite(values)]
                 line: dict[str, Any] = {"model": model, "measure": measure, "count": len(there)}
                 line |= dict(zip(("mean", "low", "high"), _interval(there), strict=True))
@@ -66,6 +67,10 @@ class Results:
                 line |= dict(zip(names, none if model == self.models[0] else _interval(paired), strict=True))
                 found.append(line)
         return found
+
+    def _summed(self, model: str, measure: str) -> np.ndarray:
+        values = self.values(model, measure)
+        return np.minimum(values, MOST_PSNR) if measure == "psnr" else values
 
 
 def evaluate_results(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from imagereward.agreement.intervals import mean_interval
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.inpainting.layout import RESULTS, LayoutRow, read_layout, results_of
-from imagereward.inpainting.measures import MOST_PSNR, open_painted, open_scorers, outside, scores_of
+from imagereward.inpainting.measures import MOST_PSNR, open_painted, open_scorers, outside, said, scores_of
 from imagereward.pages import render
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.ranking import thumbnail
@@ -86,8 +86,10 @@ def evaluate_results(
     scorers    names as `open_reward` takes them: CLIP, inside(CLIP), boundary, preservation ...; or rewards
     measures   of `measures.OUTSIDE`
 
-    A result that is missing, unreadable, of other proportions, or that a scorer fails on has the reason in
-    `error`, and NaN. Raises InputError for a layout with faults, and for a folder without results.
+    A result that is missing, unreadable or of other proportions has the reason in `error`, and NaN; a scorer
+    that gives an image no score has NaN for it alone, and the reason in `error` too.
+
+    Raises InputError for a layout with faults, and for a folder without results.
     """
     folder = Path(folder).expanduser()
     rows, results = read_layout(folder), results_of(folder)
@@ -107,7 +109,8 @@ def evaluate_results(
             painted = open_painted(row.prompt, results[model][row.name], row.image, row.mask, row.where)
             record["mask_share"] = float(painted.mask.mean())
             record |= outside(painted, measures)
-            record |= scores_of(painted, opened)
+            scores, causes = scores_of(painted, opened)
+            record |= scores | {"error": said(causes)}
         except ImageRewardError as error:
             record["error"] = f"{type(error).__name__}: {error}"
         records.append(record)

@@ -19,6 +19,7 @@ multiplied.
 """
 
 import re
+from typing import Any
 
 import torch
 
@@ -32,8 +33,10 @@ _AROUND = re.compile(r"\s*(inside|mask_share|rest_share)\((.*)\)\s*", re.DOTALL)
 _PIXELS = re.compile(r"(.*),\s*(\d+)\s*", re.DOTALL)
 
 
-def open_reward(name: str, device: torch.device | str | None = None) -> PairScorer:
+def open_reward(name: str, device: torch.device | str | None = None, **options: Any) -> PairScorer:
     """The reward of this name, its models on `device` (default: that of `load`).
+
+    options  further ones of `load`, such as dtype; servers have none of them
 
     Raises InputError for a name that is not closed, and whatever `load` and `connect` raise.
     """
@@ -42,7 +45,7 @@ def open_reward(name: str, device: torch.device | str | None = None) -> PairScor
         least = None
         if kind == "inside" and (sized := _PIXELS.fullmatch(inner)):
             inner, least = sized[1], int(sized[2])
-        scorer = open_reward(inner.strip(), device)
+        scorer = open_reward(inner.strip(), device, **options)
         if kind == "inside":
             return InsideMask(scorer, least, name.strip())
         return ShareWeighted(scorer, rest=kind == "rest_share")
@@ -57,4 +60,4 @@ def open_reward(name: str, device: torch.device | str | None = None) -> PairScor
         if url.rstrip("/").endswith(PATH):
             return RegionServerReward(url, model)
         return imagereward.connect(url, model or None)
-    return imagereward.load(name, device)
+    return imagereward.load(name, device, **options)

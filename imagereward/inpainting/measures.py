@@ -17,7 +17,7 @@ from imagereward.scoring.api import PairScorer
 
 # Measures of what lies outside the mask; lpips downloads the weights of SqueezeNet at its first use.
 OUTSIDE = ("mse", "psnr", "lpips")
-# The PSNR of an error of half a step of 8 bits everywhere, 54.15 dB: more than that is not seen in a file.
+# The PSNR of an error of half a step of 8 bits at every pixel, 54.15 dB: the most that a summary counts.
 MOST_PSNR = 20 * math.log10(2 * 255)
 _MOST_STRETCH = 0.02  # relative difference of proportions up to which sizes count as rounded
 

@@ -346,9 +346,30 @@ FAULTS = [
     Fault(
         "boundary is weighted by the mask's share",
         "imagereward/rewards/inpainting.py",
-        "return 1 - share if self.rest else share",
-        "return share",
+        "weight = 1 - share if self.rest else share",
+        "weight = share",
         "tests/test_inpainting_rewards.py -k formula",
+    ),
+    Fault(
+        "of nested shares the inner one is lost",
+        "imagereward/rewards/inpainting.py",
+        "return weight if inner is None else weight * inner.to(weight)",
+        "return weight",
+        "tests/test_inpainting_rewards.py -k multiplied",
+    ),
+    Fault(
+        "tiles are cut off at their borders",
+        "imagereward/rewards/region.py",
+        "reach = RING // 2",
+        "reach = 0",
+        "tests/test_inpainting_rewards.py -k tiles",
+    ),
+    Fault(
+        "equal pixels have no PSNR in the summary",
+        "imagereward/inpainting/results.py",
+        'np.minimum(values, MOST_PSNR) if measure == "psnr" else values',
+        "values",
+        "tests/test_inpainting_evaluation.py -k psnr",
     ),
     Fault(
         "a missing score of a server is 0",

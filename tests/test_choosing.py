@@ -282,6 +282,26 @@ def test_refits_learn_from_resampled_choices_and_leave_the_scorer_as_it_was(tmp_
     assert len({tuple(each) for each in drawn}) > 5
 
 
+def test_only_the_cut_off_beginning_of_a_choice_is_removed_from_a_file(tmp_path):
+    path = tmp_path / "choices.jsonl"
+    Journal(path).append("a", (tmp_path / "0.png", tmp_path / "1.png"), (1, 2))
+    line = path.read_bytes()
+    path.write_bytes(line * 2 + line[:-9])  # a kill in the middle of a line
+    assert len(Journal(path).records) == 2
+    assert path.read_bytes() == line * 2
+    path.write_bytes(line + line[:-1])  # an editor that left the last line break out
+    journal = Journal(path)
+    assert len(journal.records) == 2
+    assert path.read_bytes() == line * 2
+    journal.undo()
+    assert path.read_bytes() == line
+    for foreign in (b'{"rows": [1, 2]}', b'{"prompt": "a"}', line + b"notes of mine", b"[1", line + b"\0\0"):
+        path.write_bytes(foreign)
+        with pytest.raises(InputError, match=r"choices\.jsonl, line \d is no choice"):
+            Journal(path)
+        assert path.read_bytes() == foreign
+
+
 def test_other_files_are_refused_and_a_full_disk_keeps_whole_lines(tmp_path, monkeypatch):
     (tmp_path / "other.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(InputError, match=r"other\.jsonl, line 1 is no choice of this page"):

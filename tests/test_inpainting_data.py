@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,48 @@ def test_data_sets_are_written_and_read(data, tmp_path):
     (tmp_path / "too" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"mine\.txt"):
         write_data(tmp_path / "too", data, overwrite=True, progress=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_masks_never_replace_what_they_are_made_of(data, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(data, own)
+    (tmp_path / "link").symlink_to(own)
+    record = {"prompt": "a cat", "image": "link/originals/000000.png"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(record) + "\n")
+    before = contents(own)
+    for source in (own, own / "rows.jsonl", tmp_path / "link", tmp_path / "rows.jsonl"):
+        with pytest.raises(InputError, match="is within"):
+            write_data(own, source, overwrite=True, progress=False)
+    assert contents(own) == before
+
+
+def test_only_a_finished_data_set_of_masks_is_replaced_by_a_finished_one(data, tmp_path):
+    photos = tmp_path / "photos"
+    for name in ("originals", "prompts"):
+        shutil.copytree(data / name, photos / name)
+    before = contents(photos)
+    with pytest.raises(OutputError, match=r"holds no rows\.jsonl"):
+        write_data(photos, "shapes", count=1, overwrite=True, progress=False)
+    assert contents(photos) == before
+
+    out = tmp_path / "out"
+    write_data(out, photos, progress=False)
+    (out / "masks/000009.png").write_bytes(b"of an older run")
+    before = contents(out)
+    (photos / "originals/000002.png").write_bytes(b"no image")
+    for place in (out, tmp_path / "new"):
+        with pytest.raises(InputError, match=r"000002: its image cannot be read"):
+            write_data(place, photos, seed=1, overwrite=True, progress=False)
+    assert contents(out) == before
+    assert not (tmp_path / "new").exists()
+    (out / ".writing-77").mkdir()  # left by a run that was killed
+    write_data(out, "shapes", count=1, overwrite=True, progress=False)
+    assert len(contents(out)) == 5
+    assert {path.name for path in out.iterdir()} == {path.name for path in data.iterdir()} - {"paths.jsonl"}
 
 
 def test_jsonl_takes_both_names_of_its_keys(data, tmp_path):
@@ -270,10 +313,6 @@ def test_full_weights_are_saved_with_the_encoder_that_was_aside(model, data, tmp
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "imagereward", "preprocess", "sd_inpaint/refl_lora", *arguments]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_killed_preprocessing_goes_on_and_ends_with_the_same_bytes(model, tmp_path):

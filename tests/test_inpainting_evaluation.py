@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,18 @@ import pipelines
 import pytest
 from PIL import Image
 from scipy import stats
+from test_single_server import Handler
+from typer.testing import CliRunner
 
-from imagereward.errors import InputError, OutputError
+from imagereward.bulk.masked import reads_masks, score_masked_table
+from imagereward.cli import app
+from imagereward.errors import InputError, OutputError, RemoteError
 from imagereward.inpainting.layout import read_layout
 from imagereward.inpainting.measures import open_painted, outside
 from imagereward.inpainting.results import evaluate_results, page, write_results
-from imagereward.inpainting.table import reads_masks, score_masked_table
 from imagereward.inpainting.writing import write_data
 from imagereward.rewards.inpainting import Boundary, Preservation
+from imagereward.scoring.api import PairScorer
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.evaluation.compare import compare
 from imagereward.tuning.evaluation.comparison_page import page as comparison_page
@@ -107,6 +113,52 @@ def test_results_of_other_sizes(folder, tmp_path):
     of_same = {record["name"]: record for record in records if record["model"] == "same"}
     assert of_same["000000"]["error"] == ""
     assert "same proportions" in of_same["000001"]["error"]
+
+
+def test_equal_pixels_count_as_the_highest_psnr(folder):
+    found = evaluate_results(folder, REWARDS, progress=False)
+    assert np.isinf(found.values("same", "psnr")).all()
+    lines = {line["model"]: line for line in found.summary() if line["measure"] == "psnr"}
+    most = 10 * np.log10((2 * 255) ** 2)  # an error of half a step of 8 bits
+    assert lines["same"]["count"] == 5
+    assert lines["same"]["mean"] == pytest.approx(most)
+    moved = found.values("moved", "psnr")[:4]
+    assert lines["moved"]["mean"] == pytest.approx(moved.mean())
+    assert lines["same"]["difference"] == pytest.approx((most - moved).mean())
+
+
+class Paths(PairScorer):
+    """Scores a file by its size, and notes what it is given."""
+
+    name = "paths"
+
+    def __init__(self):
+        self.seen = []
+
+    def score_pairs(self, prompts, images, *, batch_size=None):
+        self.seen += images
+        return [float(image.stat().st_size) for image in images]
+
+
+class Silent(PairScorer):
+    name = "silent"
+
+    def score_pairs(self, prompts, images, *, batch_size=None):
+        raise RemoteError("the server is down")
+
+
+def test_one_scorer_without_an_answer_leaves_the_others_their_scores(folder):
+    """And a scorer that knows no masks is given the files."""
+    paths = Paths()
+    scorers = {"silent": Silent(), "paths": paths, "boundary": Boundary()}
+    found = evaluate_results(folder, scorers, progress=False)
+    files = [folder / f"results/same/{row.name}.png" for row in read_layout(folder)]
+    assert paths.seen[4:] == files
+    assert found.values("same", "paths").tolist() == [path.stat().st_size for path in files]
+    assert np.isfinite(found.values("same", "boundary")).all()
+    assert np.isnan(found.values("same", "silent")).all()
+    errors = [record["error"] for record in found.records if record["model"] == "same"]
+    assert errors == ["silent: RemoteError: the server is down"] * 5
 
 
 def test_folders_without_results(tmp_path):
@@ -198,6 +250,121 @@ def test_tables_of_other_formats_say_the_same(table, tmp_path, suffix):
         assert parquet.read_table(out)["score:boundary"].to_pylist() == expected
     with pytest.raises(OutputError, match="overwrite"):
         score_masked_table(table, out, ["boundary"], progress=False)
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, ["score-table", *map(str, arguments)])
+
+
+def test_options_of_score_table_apply_to_masks_or_are_refused(folder, table, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    refused = {
+        "--markup": "keep",
+        "--batch-size": 4,
+        "--workers": 2,
+        "--cache": tmp_path,
+        "--cache-budget": 1,
+        "--engine": "ray",
+        "--actors": 2,
+    }
+    given = [part for option in refused.items() for part in option]
+    devices = ["--device", "cpu", "--device", "cpu"]
+    found = invoke(table, "--out", out, "-m", "boundary", *given, *devices, "--exif-rotation").exception
+    assert isinstance(found, InputError)
+    assert all(option in str(found) for option in (*refused, "a second --device", "--exif-rotation"))
+    assert not out.exists()
+
+    elsewhere = tmp_path / "tables"
+    elsewhere.mkdir()
+    records = [json.loads(line) for line in table.read_text().splitlines()][:2]
+    lines = [
+        {"said": "x", "shown": each["image"], "mask": each["mask_path"], "who": at, "note": ["a"]}
+        for at, each in enumerate(records)
+    ]
+    (elsewhere / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    common = ["-m", "boundary", "-m", "inside(ImageReward-tiny, 32)", "--images", folder, "--keep", "note"]
+    common += ["--image-column", "shown", "--id-column", "who", "--offline", "--dtype", "bfloat16"]
+    kept = invoke(elsewhere / "rows.jsonl", "--out", out, *common, "--prompt-column", "said")
+    assert kept.exit_code == 0, kept.output
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["id"], row["prompt"], row["note"]) for row in rows] == [
+        ("0", "x", '["a"]'),
+        ("1", "x", '["a"]'),
+    ]
+    assert (tmp_path / rows[0]["image"]).samefile(folder / records[0]["image"])
+    one = invoke(
+        elsewhere / "rows.jsonl", "--out", tmp_path / "one.jsonl", *common, "--prompt", "a red circle"
+    )
+    assert one.exit_code == 0, one.output
+    other = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
+    assert {row["prompt"] for row in other} == {"a red circle"}
+    assert other[0]["score:boundary"] == rows[0]["score:boundary"]
+    with pytest.raises(InputError, match="no column 'nothing'"):
+        score_masked_table(table, tmp_path / "no.csv", ["boundary"], keep=["nothing"], progress=False)
+
+
+def test_a_table_with_masks_is_never_written_over_itself(table, tmp_path):
+    before = table.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(table)
+    for out in (table, tmp_path / "link.jsonl"):
+        with pytest.raises(InputError, match="is part of the input"):
+            score_masked_table(table, out, ["boundary"], overwrite=True, progress=False)
+    assert table.read_bytes() == before
+
+
+def test_text_that_utf_8_cannot_encode_is_written_all_the_same(folder, table, tmp_path):
+    row = json.loads(table.read_text().splitlines()[0])
+    lines = [row, {**row, "image": "\udcff.png", "id": "\udcfe"}]
+    rows = folder / "surrogates.jsonl"
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = score_masked_table(rows, tmp_path / "scores.csv", ["boundary"], progress=False)
+    assert (found.rows, found.failed) == (2, 1)
+    assert "\\udcff.png" in (tmp_path / "scores.csv").read_text(encoding="utf-8")
+
+
+def test_a_server_that_dies_stops_the_table_which_goes_on_from_there(folder, tmp_path):
+    row = read_layout(folder)[0]
+    rows = folder / "many.jsonl"
+    record = {"image": "results/moved/000000.png", "mask": f"masks/{row.name}.png"}
+    rows.write_text("".join(json.dumps({**record, "prompt": f"cat {at}"}) + "\n" for at in range(12)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        name = f"http://127.0.0.1:{server.server_port}/calculate_reward#hps_score"
+        out = tmp_path / "scores.jsonl"
+
+        def score():
+            return score_masked_table(rows, out, ["boundary", name], part_rows=2, progress=False)
+
+        answers = iter([(200, {"hps_score": 0.25})] * 5)
+        server.answer = lambda asked: next(answers, (500, {"detail": "out of memory"}))
+        with pytest.raises(
+            RemoteError, match=r"rows 5, 6, 7, 8, 9, .*out of memory.*the same command goes on"
+        ):
+            score()
+        assert len(server.seen) == 10
+        parts = sorted(path.name for path in (tmp_path / "scores.jsonl.parts").glob("part-*"))
+        assert parts == ["part-00000000.parquet", "part-00000001.parquet"]  # row 5 is not in a finished part
+        assert not out.exists()
+        server.answer = lambda asked: (200, {"hps_score": 0.75})
+        assert score().failed == 0
+        found = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row[f"score:{name}"] for row in found] == [0.25] * 5 + [0.75] * 7
+        assert {row["score:boundary"] for row in found} == {found[0]["score:boundary"]}
+        out.unlink()
+        one_failure = iter([(500, {})])
+        server.answer = lambda asked: next(one_failure, (200, {"hps_score": 0.5}))
+        rows.write_text(rows.read_text().replace("cat", "dog"))
+        assert score().failed == 1
+        (first, *others) = [json.loads(line) for line in out.read_text().splitlines()]
+        assert first[f"score:{name}"] is None
+        assert first["score:boundary"] == found[0]["score:boundary"]
+        assert "RemoteError" in first["error"]
+        assert not any(row["error"] for row in others)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("suffix", ["tar", "zip"])

@@ -10,7 +10,7 @@ import imagereward as RM
 from imagereward.errors import InputError
 from imagereward.rewards.inpainting import Boundary, InsideMask, Preservation, ShareWeighted
 from imagereward.rewards.opening import open_reward
-from imagereward.rewards.region import Box, bounding_box, grown, rings
+from imagereward.rewards.region import Box, boundary_of_picture, bounding_box, grown, rings
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
@@ -200,6 +200,51 @@ def test_the_sum_in_a_group_is_the_published_formula():
         z = {name: (v[part] - v[part].mean()) / (v[part].std() + 1e-8) for name, v in values.items()}
         expected = m * (z["hps"] + z["clip"]) + (1 - m) * z["boundary"]
         assert total[part].numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_shares_within_rewards_are_multiplied():
+    mask = np.zeros((10, 20), bool)
+    mask[:4, :15] = True  # 0.3 of the area
+    rows, scorer = [row_of(mask)], FunctionScorer(mean_red, "red")
+    of_mask = ShareWeighted(scorer)
+    for reward, weight in (
+        (InsideMask(of_mask), 0.3),
+        (InsideMask(scorer), None),
+        (ShareWeighted(of_mask, rest=True), 0.3 * 0.7),
+        (ShareWeighted(InsideMask(of_mask)), 0.3 * 0.3),
+    ):
+        found = reward.row_weights(rows, (10, 20))
+        assert (found if found is None else float(found)) == pytest.approx(weight)
+
+
+def shares(pixels, prompts, rows):
+    return torch.zeros(len(rows))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "boundary",
+        "preservation",
+        "inside(ImageReward-tiny)",
+        "mask_share(boundary)",
+        "http://127.0.0.1:1/calculate_reward#hps_score",
+        "test_inpainting_rewards:shares",
+    ],
+)
+def test_inside_refuses_rewards_that_would_see_a_crop_with_the_whole_mask(name):
+    with pytest.raises(InputError, match=r"^inside\(.* expected a scorer of images"):
+        open_reward(f"inside({name})", "cpu")
+
+
+def test_the_boundary_of_a_picture_is_that_of_its_tiles():
+    for mask, image in random_masks(50, seed=6):
+        row = row_of(mask, image)
+        whole = Boundary().pixel_rewards(
+            torch.from_numpy(np.array(row.image)).permute(2, 0, 1)[None] / 255, ["a"], [row]
+        )
+        for tile in (5, 16, 512):
+            assert boundary_of_picture(row.image, row.mask, tile) == pytest.approx(float(whole), abs=1e-5)
 
 
 def test_names_open_rewards():

@@ -20,6 +20,7 @@ from imagereward.errors import InputError, RemoteError, RewardError
 from imagereward.images.reading import to_pil
 from imagereward.rewards.inpainting import Boundary
 from imagereward.rewards.opening import open_reward
+from imagereward.rewards.region import sobel_magnitude
 from imagereward.rewards.region_server import RegionServerReward
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores
@@ -238,6 +239,41 @@ def test_a_training_stops_when_its_server_goes_down_and_resumes_to_the_same_weig
         for name in ("whole", "broken")
     )
     assert whole == broken
+
+
+@pytest.mark.parametrize("bad", [{}, {"hps_score": 0.2}, b'{"hps_score": 0.2, "clip_score": NaN}'])
+def test_an_answer_without_a_number_is_asked_for_again(faulty, bad):
+    """Though another field of it was good."""
+    row = Request("a cat", *pictures())
+    pixels = torch.from_numpy(np.array(row.image)).permute(2, 0, 1)[None].float() / 255
+    faulty.server.answer = lambda asked: (200, bad)
+    hps, clip = (RegionServerReward(faulty.url, field, retries=0) for field in ("hps_score", "clip_score"))
+    if bad:
+        assert float(hps.pixel_rewards(pixels, ["a cat"], [row])) == pytest.approx(0.2)
+    with pytest.raises(RemoteError, match="clip_score"):
+        clip.pixel_rewards(pixels, ["a cat"], [row])
+    faulty.server.answer = lambda asked: (200, GOOD)
+    assert float(clip.pixel_rewards(pixels, ["a cat"], [row])) == pytest.approx(0.3)
+    asked = len(faulty.server.seen)
+    assert float(hps.pixel_rewards(pixels, ["a cat"], [row])) == pytest.approx(0.2)
+    assert len(faulty.server.seen) == asked  # good answers are kept
+
+
+def test_large_pictures_are_not_in_memory_as_floats(url, monkeypatch):
+    sides = []
+
+    def noted(pixels):
+        sides.extend(pixels.shape[-2:])
+        return sobel_magnitude(pixels)
+
+    monkeypatch.setattr("imagereward.rewards.region.sobel_magnitude", noted)
+    mask = np.zeros((1200, 1100), np.uint8)
+    mask[:20, :30] = mask[-20:, -30:] = 255
+    image = Image.new("RGB", (1100, 1200), (0, 100, 200))
+    answer = post(url, image_b_base64=encoded(image), mask_base64=encoded(Image.fromarray(mask))).json()
+    assert answer["boundary_score"] == pytest.approx(0, abs=1e-6)
+    assert answer["mask_ratio"] == pytest.approx(2 * 20 * 30 / (1200 * 1100))
+    assert 0 < max(sides) < 600
 
 
 def test_pictures_arrive_as_they_were_sent(faulty):

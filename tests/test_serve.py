@@ -19,6 +19,7 @@ from conftest import CONFIGS, PROMPTS, pictures, small_scorer
 
 from benchmarks.lib.serving import Gate, base64_of, client, metric, npy, png, serving, wait_until
 from imagereward.errors import InputError
+from imagereward.scoring.functions import FunctionScorer
 from imagereward.serve import Limits, create_app
 from imagereward.serve.run import by_name, read_token
 
@@ -197,6 +198,34 @@ def test_the_bytes_of_bodies_in_memory_are_bounded():
         slow.sendall(head + b"x" * 980_000)
         wait_until(lambda: client(url).post("/v1/rank", content=b"x" * 500_000).status_code == 429)
     gate.open()
+
+
+def test_the_bytes_of_decoded_images_that_wait_are_bounded():
+    """A function is given images in their own size, so that few of them may be gigabytes."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def brightness(pixels, prompts):
+        begun.set()
+        assert gate.wait(60)
+        return pixels.mean((1, 2, 3))
+
+    image = pictures(1)[0].resize((100, 100))
+    limits = Limits(decoded=5 * 30_000)
+    with (
+        serving(FunctionScorer(brightness), limits=limits, batch_size=1) as url,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        never = client(url).post("/v1/rank", json=rank_request(images=[image] * 6))
+        assert never.status_code == 413
+        assert "more than 150000 bytes" in never.json()["detail"]
+        asked = threads.submit(client(url).post, "/v1/rank", json=rank_request(images=[image] * 3))
+        begun.wait(30)
+        refused = client(url).post("/v1/rank", json=rank_request(images=[image] * 3))
+        assert refused.status_code == 429
+        assert "bytes of decoded images" in refused.json()["detail"]
+        gate.set()
+        assert asked.result().status_code == 200
+        assert client(url).post("/v1/rank", json=rank_request(images=[image] * 5)).status_code == 200
 
 
 def test_a_client_that_leaves_costs_nothing_to_others():

@@ -30,14 +30,14 @@ class BulkSummary:
 
     rows        rows of the output
     failed      rows with an error and no scores
-    truncated   rows whose prompt is longer than one of the models reads
+    truncated   rows whose prompt is longer than one of the models reads; None where it is not counted
     skipped     reason -> number of files (or members of shards) of the input that are in no row
     """
 
     out: Path
     rows: int
     failed: int
-    truncated: int
+    truncated: int | None
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -49,7 +49,9 @@ class BulkSummary:
         failed = "none failed"
         if self.failed:
             failed = f"{self.failed} failed (the column error says why), {self.scored} scored"
-        text = f"{self.out}: {self.rows} rows, {failed}, {self.truncated} with a prompt that was cut"
+        text = f"{self.out}: {self.rows} rows, {failed}"
+        if self.truncated is not None:
+            text += f", {self.truncated} with a prompt that was cut"
         if self.skipped:
             reasons = [f"{count} {reason}" for reason, count in self.skipped.items()]
             text += f"; {sum(self.skipped.values())} skipped: {listing(reasons, MOST_REASONS)}"
@@ -142,15 +144,17 @@ class Output:
         if self.out.suffix.lower() != ".parquet":
             with self._writing(self.out.with_name(f"{self.out.name}.{FINGERPRINT}")) as temporary:
                 temporary.write_text(fingerprint)
-        failed = truncated = at = 0
+        failed = at = 0
         schema = self._schema(0).with_metadata({NAME_IN_PARQUET: fingerprint})
+        truncated = 0 if "truncated" in schema.names else None
         with self._writing(self.out) as temporary, closing(_writer(self.out, temporary, schema)) as writer:
             for table in self._tables(count):
                 if table["row"].to_pylist() != list(range(at, at + table.num_rows)):
                     raise OutputError(f"the parts in {self.directory} do not follow at row {at}; remove it")
                 at += table.num_rows
                 failed += table.num_rows - table["error"].null_count
-                truncated += table["truncated"].to_pylist().count(True)
+                if truncated is not None:
+                    truncated += table["truncated"].to_pylist().count(True)
                 writer.write_table(table)
             if at != rows:
                 raise OutputError(f"the parts in {self.directory} have {at} rows, not {rows}; remove it")

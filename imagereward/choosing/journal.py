@@ -12,13 +12,14 @@ from imagereward.errors import InputError, OutputError
 
 MOST_BYTES = 64 * 2**20
 MOST_IMAGES = 4  # of a choice
+_BEGINS = b'{"prompt": "'  # every line that `append` writes
 
 
 class Journal:
     """Appends choices to a JSON Lines file; goes on with one that exists.
 
-    A line that a crash cut off at the end of the file is removed. Raises InputError for a file that is no
-    journal of this class.
+    A line that a crash cut off at the end of the file is removed; a whole one without its line break gets it.
+    Raises InputError for a file that is no journal of this class, which then stays as it is.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -33,15 +34,18 @@ class Journal:
         if not self.path.is_file() or self.path.stat().st_size > MOST_BYTES:
             raise InputError(f"{self.path} is no file of choices of at most {MOST_BYTES} bytes")
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
         start = 0
-        for number, line in enumerate(whole.splitlines(keepends=True)):
+        for number, line in enumerate(data.splitlines(keepends=True)):
+            if start + len(line) == len(data) and _is_cut_off(line):
+                self._cut(start)
+                return
             if line.strip():
                 self.records.append(self._record(line, number))
                 self._starts.append(start)
             start += len(line)
-        if len(whole) < len(data):
-            self._cut(len(whole))
+        if self.records and not data.endswith(b"\n"):
+            with open(self.path, "ab") as stream:
+                stream.write(b"\n")
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -110,3 +114,14 @@ class Journal:
             stream.truncate(size)
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether a file's last line is the beginning of a record as `append` writes it, and no whole one."""
+    if line.endswith(b"\n") or not line.startswith(_BEGINS[: len(line)]):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,50 +108,66 @@ def score_table(
     After an interruption, the same command continues behind the finished parts.
 
     With rewards of a region as models, such as boundary or "inside(CLIP)", the rows need a mask (and for some
-    an original) beside the painted image; the table is then written at the end.
+    an original) beside the painted image, and are scored one by one, on one device, in this process.
 
     Exit code 0: every row has scores. 3: finished, but some rows have an error instead. 1: not finished.
     """
     from imagereward import bulk
-    from imagereward.inpainting.table import reads_masks, score_masked_table
+    from imagereward.bulk.masked import reads_masks, score_masked_table
 
     allow_pixels(max_pixels)
     names = adapted(model or ["ImageReward-v1.0"], adapter)
     for name in names:
         say_note(name)
-    if any(map(reads_masks, names)):
-        found = score_masked_table(
-            input, out, names, device=device[0] if device else None, encoding=encoding, overwrite=overwrite
+    both: dict[str, Any] = {
+        "prompt": prompt,
+        "prompt_column": prompt_column,
+        "image_column": image_column,
+        "id_column": id_column,
+        "keep": keep or (),
+        "images": images,
+        "encoding": encoding,
+        "dtype": dtype,
+        "part_rows": part_rows,
+        "overwrite": overwrite,
+        "download_root": download_root,
+        "local_files_only": offline,
+    }
+    of_regions = list(filter(reads_masks, names))
+    if of_regions:
+        _refuse_beside_masks(
+            of_regions[0],
+            {
+                "a second --device": len(device or ()) > 1,
+                "--markup": markup != "strip",
+                "--batch-size": batch_size is not None,
+                "--exif-rotation": exif_rotation,
+                "--workers": workers is not None,
+                "--cache": cache is not None,
+                "--cache-budget": cache_budget is not None,
+                "--engine": engine != "local",
+                "--actors": actors is not None,
+            },
         )
-        print(found)
-        raise typer.Exit(SOME_ROWS_FAILED if found.failed else 0)
     try:
-        summary = bulk.score_table(
-            input,
-            out,
-            names,
-            prompt=prompt,
-            prompt_column=prompt_column,
-            image_column=image_column,
-            id_column=id_column,
-            keep=keep or (),
-            images=images,
-            encoding=encoding,
-            markup=markup,  # type: ignore[arg-type]
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            apply_exif_rotation=exif_rotation or None,
-            part_rows=part_rows,
-            workers=workers,
-            cache=cache,
-            cache_budget=cache_budget,
-            engine=engine,
-            actors=actors,
-            overwrite=overwrite,
-            download_root=download_root,
-            local_files_only=offline,
-        )
+        if of_regions:
+            summary = score_masked_table(input, out, names, device=device[0] if device else None, **both)
+        else:
+            summary = bulk.score_table(
+                input,
+                out,
+                names,
+                markup=markup,  # type: ignore[arg-type]
+                device=device,
+                batch_size=batch_size,
+                apply_exif_rotation=exif_rotation or None,
+                workers=workers,
+                cache=cache,
+                cache_budget=cache_budget,
+                engine=engine,
+                actors=actors,
+                **both,
+            )
     except KeyboardInterrupt:
         print(
             f"imagereward: finished parts are kept in {out}.parts; the same command goes on from there",
@@ -160,6 +176,17 @@ def score_table(
         raise
     print(summary)
     raise typer.Exit(SOME_ROWS_FAILED if summary.failed else 0)
+
+
+def _refuse_beside_masks(name: str, given: dict[str, bool]) -> None:
+    """InputError naming the options that were given and have no effect on rows with masks."""
+    from imagereward.errors import InputError, listing
+
+    if extra := [option for option, is_given in given.items() if is_given]:
+        raise InputError(
+            f"{name} scores rows with masks, upright and one by one, on one device, in this process: leave "
+            f"out {listing(extra, 10)}"
+        )
 
 
 @app.command(

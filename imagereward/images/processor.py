@@ -61,6 +61,11 @@ def as_arrays(item: ImageInput) -> np.ndarray | dict[str, np.ndarray]:
     return item.numpy()
 
 
+def bytes_of(item: ImageInput) -> int:
+    """The memory that an image's input takes."""
+    return sum(value.nbytes for value in (item.values() if isinstance(item, Mapping) else [item]))
+
+
 def as_tensors(item: Any) -> ImageInput:
     """The inverse of `as_arrays`."""
     import torch

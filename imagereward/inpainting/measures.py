@@ -1,32 +1,38 @@
 """Scores of one painted image: rewards on image and region, and PSNR, MSE and LPIPS outside the mask."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
-from imagereward.errors import InputError, missing_extra
+from imagereward.errors import ImageRewardError, InputError, NonFiniteScoreError, RemoteError, missing_extra
 from imagereward.images.image_size import ImageSize
 from imagereward.images.reading import ImageLike
 from imagereward.images.row_pictures import cropped_image, cropped_mask, open_pictures
+from imagereward.rewards.inpainting import RowScorer
 from imagereward.rewards.opening import open_reward
 from imagereward.scoring.api import PairScorer
 
 # Measures of what lies outside the mask; lpips downloads the weights of SqueezeNet at its first use.
 OUTSIDE = ("mse", "psnr", "lpips")
+# The PSNR of an error of half a step of 8 bits at every pixel, 54.15 dB: the most that a summary counts.
+MOST_PSNR = 20 * math.log10(2 * 255)
 _MOST_STRETCH = 0.02  # relative difference of proportions up to which sizes count as rounded
 
 
 class Painted(NamedTuple):
     """A painted image, the row that it was painted for, and both at the painted image's size.
 
+    image      as it was given
     row        object with prompt, image (None: no original) and mask, for rewards
     pixels     float32 [1, 3, H, W] in [0, 1]
     original   float32 [1, 3, H, W]; None without one
     mask       float32 [1, 1, H, W] of 0 and 1
     """
 
+    image: ImageLike
     row: Any
     pixels: torch.Tensor
     original: torch.Tensor | None
@@ -55,6 +61,7 @@ def open_painted(
             "expected the same proportions"
         )
     return Painted(
+        image,
         SimpleNamespace(prompt=prompt, image=None if original is None else pictures[0], mask=pictures[-1]),
         cropped_image(found, size)[None],
         None if original is None else cropped_image(pictures[0], size)[None],
@@ -62,25 +69,45 @@ def open_painted(
     )
 
 
-def open_scorers(names: Sequence[str], device: str | None = None) -> dict[str, PairScorer]:
-    """{name: reward} as `open_reward` opens them, frozen."""
-    found = {name: open_reward(name, device) for name in names}
+def open_scorers(names: Sequence[str], device: str | None = None, **options: Any) -> dict[str, PairScorer]:
+    """{name: reward} as `open_reward` opens them with these `options`, frozen."""
+    found = {name: open_reward(name, device, **options) for name in names}
     if not found:
         raise InputError("no scorer: expected at least one name, such as CLIP, inside(CLIP) or boundary")
     return found
 
 
-def scores_of(painted: Painted, scorers: Mapping[str, PairScorer]) -> dict[str, float]:
-    """{name: score} of the image, NaN where a server gave none.
+def scores_of(
+    painted: Painted, scorers: Mapping[str, PairScorer]
+) -> tuple[dict[str, float], dict[str, ImageRewardError]]:
+    """({name: score} of the image, NaN where there is none; {name: why there is none}).
 
-    A scorer without a mask scores the image as a file; a reward of a region its pixels.
+    A scorer that reads no rows scores the image as it was given, as `score_pairs` does; a reward of a region
+    scores pixels, with the row. A server that gives no score (RemoteError) and a score that is not finite
+    leave the other scores as they are.
     """
-    found = {}
-    with torch.no_grad():
-        for name, scorer in scorers.items():
-            rewards = scorer.pixel_rewards(painted.pixels, [painted.row.prompt], [painted.row])
-            found[name] = float(rewards[0])
-    return found
+    found: dict[str, float] = {}
+    causes: dict[str, ImageRewardError] = {}
+    for name, scorer in scorers.items():
+        try:
+            found[name] = _score(painted, scorer)
+            if not math.isfinite(found[name]):
+                raise NonFiniteScoreError(f"{name} gave {found[name]}")
+        except (RemoteError, NonFiniteScoreError) as error:
+            found[name], causes[name] = math.nan, error
+    return found, causes
+
+
+def said(causes: Mapping[str, ImageRewardError]) -> str:
+    """The reasons of `scores_of` as one text, "" for none."""
+    return "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in causes.items())
+
+
+def _score(painted: Painted, scorer: PairScorer) -> float:
+    if isinstance(scorer, RowScorer) or scorer.takes_rows:
+        with torch.no_grad():
+            return float(scorer.pixel_rewards(painted.pixels, [painted.row.prompt], [painted.row])[0])
+    return scorer.score_pairs([painted.row.prompt], [painted.image])[0]
 
 
 def outside(painted: Painted, measures: Sequence[str] = ("mse", "psnr")) -> dict[str, float]:

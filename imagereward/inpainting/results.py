@@ -15,7 +15,7 @@ from tqdm import tqdm
 from imagereward.agreement.intervals import mean_interval
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.inpainting.layout import RESULTS, LayoutRow, read_layout, results_of
-from imagereward.inpainting.measures import open_painted, open_scorers, outside, scores_of
+from imagereward.inpainting.measures import MOST_PSNR, open_painted, open_scorers, outside, said, scores_of
 from imagereward.pages import render
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.ranking import thumbnail
@@ -51,11 +51,12 @@ class Results:
 
         "mean", "low", "high"; "count" of images; and, for every model but the first, "difference" from the
         first with its interval "difference low" and "difference high", over the images that both have.
+        A PSNR above `MOST_PSNR`, 54.15 dB, counts as that, also the infinite one of equal pixels.
         """
         found = []
         for model in self.models:
             for measure in self.measures:
-                values, first = self.values(model, measure), self.values(self.models[0], measure)
+                values, first = (self._summed(name, measure) for name in (model, self.models[0]))
                 there = values[np.isfinite(values)]
                 line: dict[str, Any] = {"model": model, "measure": measure, "count": len(there)}
                 line |= dict(zip(("mean", "low", "high"), _interval(there), strict=True))
@@ -66,6 +67,10 @@ class Results:
                 line |= dict(zip(names, none if model == self.models[0] else _interval(paired), strict=True))
                 found.append(line)
         return found
+
+    def _summed(self, model: str, measure: str) -> np.ndarray:
+        values = self.values(model, measure)
+        return np.minimum(values, MOST_PSNR) if measure == "psnr" else values
 
 
 def evaluate_results(
@@ -81,8 +86,10 @@ def evaluate_results(
     scorers    names as `open_reward` takes them: CLIP, inside(CLIP), boundary, preservation ...; or rewards
     measures   of `measures.OUTSIDE`
 
-    A result that is missing, unreadable, of other proportions, or that a scorer fails on has the reason in
-    `error`, and NaN. Raises InputError for a layout with faults, and for a folder without results.
+    A result that is missing, unreadable or of other proportions has the reason in `error`, and NaN; a scorer
+    that gives an image no score has NaN for it alone, and the reason in `error` too.
+
+    Raises InputError for a layout with faults, and for a folder without results.
     """
     folder = Path(folder).expanduser()
     rows, results = read_layout(folder), results_of(folder)
@@ -102,7 +109,8 @@ def evaluate_results(
             painted = open_painted(row.prompt, results[model][row.name], row.image, row.mask, row.where)
             record["mask_share"] = float(painted.mask.mean())
             record |= outside(painted, measures)
-            record |= scores_of(painted, opened)
+            scores, causes = scores_of(painted, opened)
+            record |= scores | {"error": said(causes)}
         except ImageRewardError as error:
             record["error"] = f"{type(error).__name__}: {error}"
         records.append(record)

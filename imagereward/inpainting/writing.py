@@ -1,9 +1,10 @@
 """Writes inpainting data sets: masks made for images that have none, or scenes of Shapes; a contact sheet."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from imagereward.inpainting.layout import MASKS, ORIGINALS, PROMPTS, files_by_na
 from imagereward.inpainting.makers import make_mask
 from imagereward.records import open_table, read_all
 from imagereward.shapes.inpainting import REGIONS, inpainting_row
-from imagereward.writing import replacing, write_text
+from imagereward.writing import TEMPORARY, replacing, write_text
 
 ROWS_FILE, SHEET_FILE = "rows.jsonl", "contact-sheet.png"
+_OWN = (ROWS_FILE, SHEET_FILE, ORIGINALS, MASKS, PROMPTS)  # the rows, which say whose the others are, first
 SHAPES = "shapes"
 _CELL, _GAP, _LABEL = 160, 6, 14  # pixels of the contact sheet
 _COLUMNS, _MOST_CELLS = 6, 48
@@ -58,13 +60,14 @@ def write_data(
     seed       decides the masks; equal arguments write equal bytes
     count      rows of Shapes; of other sources, the most rows
     split      of Shapes: train, valid or test
-    overwrite  replace a data set that this function wrote
+    overwrite  replace a data set that this function wrote, once the new one is finished
 
     A mask depends on the seed and the row's number alone. Originals are written upright, as PNG. Raises
-    InputError for arguments out of range and, naming the record, for a prompt or an image that is missing or
-    damaged; OutputError if `out` has files already.
+    InputError for arguments out of range, for a source within `out` and, naming the record, for a prompt or
+    an image that is missing or damaged; OutputError if `out` has files already. `out` then stays as it was.
     """
     count, seed = whole_number("count", count, 1), whole_number("seed", seed, 0)
+    out = Path(out).expanduser()
     items: Callable[[], Iterator[Item]]
     if str(source) == SHAPES:
         if kind not in REGIONS:
@@ -72,12 +75,31 @@ def write_data(
         total, items = count, lambda: _shapes(count, seed, split, kind)
     else:
         make_mask(kind, 8, 8, share, np.random.default_rng(0))  # finds wrong arguments
-        rows = list(_sources(Path(source).expanduser()))[:count]
+        source = Path(source).expanduser()
+        rows = list(_sources(source))
+        _refuse_within(out, [source, *(path for *_, path in rows)])
+        if not rows:
+            raise InputError(f"{source} has no rows")
+        rows = rows[:count]
         total, items = len(rows), lambda: _masked(rows, kind, share, seed)
-    out = _make_room(Path(out).expanduser(), overwrite)
+    _check_room(out, overwrite)
+    existed, fresh = out.exists(), out / f"{TEMPORARY}{os.getpid()}"
+    try:
+        _write(fresh, tqdm(items(), "masks", total, unit="image", disable=not progress))
+        _replace(out, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # it holds the data set
+                out.rmdir()
+    return out / SHEET_FILE
+
+
+def _write(out: Path, items: Iterable[Item]) -> None:
+    """Write a data set into an empty directory."""
     records: list[dict[str, str]] = []
     cells: list[tuple[str, Image.Image]] = []
-    for item in tqdm(items(), "masks", total, unit="image", disable=not progress):
+    for item in items:
         mask = Image.fromarray(np.where(item.mask, 255, 0).astype(np.uint8))
         image, grey = f"{ORIGINALS}/{item.name}.png", f"{MASKS}/{item.name}.png"
         for path, picture in ((image, item.image), (grey, mask)):
@@ -90,7 +112,6 @@ def write_data(
     write_text(out / ROWS_FILE, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
     with replacing(out / SHEET_FILE) as temporary:
         contact_sheet(cells).save(temporary, "PNG")
-    return out / SHEET_FILE
 
 
 def masked_thumbnail(image: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -141,7 +162,7 @@ def _sources(source: Path) -> Iterator[tuple[str, str, str, Path]]:
         prompt, image = (record.get(name or "") for name in columns)
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{where} has no prompt: expected text")
-        if not isinstance(image, str) or not image:
+        if not isinstance(image, str) or not image or "\0" in image:
             raise InputError(f"{where} has no image: expected a path")
         yield f"{index:06d}", where, prompt, folder / image
 
@@ -156,18 +177,45 @@ def _masked(rows: Sequence[tuple[str, str, str, Path]], kind: str, share: float,
         yield Item(name, prompt, image, make_mask(kind, image.height, image.width, share, rng))
 
 
-def _make_room(out: Path, overwrite: bool) -> Path:
+def _refuse_within(out: Path, sources: Sequence[Path]) -> None:
+    """InputError if one of the sources is, after links are followed, the directory `out` or in it."""
+    place = os.path.realpath(out)
+    for source in sources:
+        path = os.path.realpath(source)
+        if Path(path).is_relative_to(place):
+            raise InputError(f"{source} is read, and is within {out}, which is written: choose another --out")
+
+
+def _check_room(out: Path, overwrite: bool) -> None:
+    """OutputError unless `out` is new or empty, or, with `overwrite`, a data set that `write_data` wrote."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected the name of a directory")
     found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    found = [name for name in found if not name.startswith(TEMPORARY)]  # left by a run that was killed
     if found and not overwrite:
         raise OutputError(f"{out} exists; pass --overwrite (overwrite=True) to replace it")
-    own = (ORIGINALS, MASKS, PROMPTS, ROWS_FILE, SHEET_FILE)
-    if strangers := [name for name in found if name not in own]:
+    if strangers := [name for name in found if name not in _OWN]:
         raise OutputError(
             f"{out} holds more than a data set of masks ({listing(strangers, 3)}); choose another"
         )
-    for name in found:
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return out
+    if found and ROWS_FILE not in found:
+        raise OutputError(
+            f"{out} holds no {ROWS_FILE}, which is written with masks; choose another directory"
+        )
+
+
+def _replace(out: Path, fresh: Path) -> None:
+    """Move the data set in `fresh` to `out`, whose own one is removed."""
+    try:
+        for name in _OWN:
+            path = out / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        for name in reversed(_OWN):
+            os.replace(fresh / name, out / name)
+        for left in out.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error}") from error

@@ -24,6 +24,7 @@ class RowScorer(PairScorer):
     """A scorer of pixels and rows with pictures; it has no verbs, which know prompts and images alone."""
 
     differentiable = True
+    takes_rows = True
 
     def score_pairs(
         self, prompts: Sequence[str], images: Images, *, batch_size: int | None = None
@@ -66,10 +67,11 @@ class Preservation(RowScorer):
 
 
 class AroundScorer(RowScorer):
-    """A reward made of another one's values, `scorer`: differentiable, and taking turns, if that one is."""
+    """A reward made of another one's values, `scorer`: differentiable, taking turns, weighted by row and
+    decided by files as that one is."""
 
     def __init__(self, scorer: PairScorer, name: str):
-        self.scorer, self.name = scorer, name
+        self.scorer, self.name, self.files = scorer, name, scorer.files
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -81,20 +83,31 @@ class AroundScorer(RowScorer):
         """As the scorer."""
         return self.scorer.takes_turns
 
+    def row_weights(self, rows: Sequence[Any], size: tuple[int, int]) -> torch.Tensor | None:
+        """The scorer's, which a reward of its values keeps."""
+        return self.scorer.row_weights(rows, size)
+
 
 class InsideMask(AroundScorer):
     """Another scorer's score of the mask's bounding box.
 
-    scorer   any scorer. Its gradient reaches the pixels of the box
+    scorer   any scorer that reads no rows, since a row's mask and image are of the whole image. Its gradient
+             reaches the pixels of the box
     least    the box is grown to at least so many pixels a side, within the image; default: the side of the
              scorer's input, 224 for a scorer without one
     name     default: inside(NAME)
+
+    Raises InputError for a scorer that reads rows.
     """
 
     def __init__(self, scorer: PairScorer, least: int | None = None, name: str | None = None):
-        own = getattr(getattr(scorer, "preprocess", None), "size", None)
         super().__init__(scorer, name or f"inside({scorer.name})")
-        self.least = least or own or DEFAULT_LEAST
+        if scorer.takes_rows:
+            raise InputError(
+                f"{self.name}: {scorer.name} reads the mask or other pictures of a row, which are of the "
+                "whole image, and would see a crop of it; expected a scorer of images, such as inside(CLIP)"
+            )
+        self.least = least or least_of(scorer)
 
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
@@ -123,7 +136,8 @@ class InsideMask(AroundScorer):
 class ShareWeighted(AroundScorer):
     """Another reward whose weight in a sum is, row by row, the mask's share m of the image, or 1 - m.
 
-    scorer   any reward; its own values are what is logged, and, with advantages_of="each", standardised
+    scorer   any reward; its own values are what is logged, and, with advantages_of="each", standardised. A
+             weight of its own is multiplied
     rest     False: the weight is m; True: 1 - m
 
     With the names "mask_share(...)" and "rest_share(...)" and rewards standardised in their groups, the sum
@@ -133,6 +147,7 @@ class ShareWeighted(AroundScorer):
     def __init__(self, scorer: PairScorer, rest: bool = False):
         super().__init__(scorer, f"{'rest_share' if rest else 'mask_share'}({scorer.name})")
         self.rest = rest
+        self.takes_rows = scorer.takes_rows
 
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
@@ -141,10 +156,18 @@ class ShareWeighted(AroundScorer):
         return self.scorer.pixel_rewards(pixels_B_3_H_W, prompts, rows)
 
     def row_weights(self, rows: Sequence[Any], size: tuple[int, int]) -> torch.Tensor:
-        """[N] float64 in (0, 1): each row's m or 1 - m, at (height, width) of the generated image."""
+        """[N] float64 in (0, 1): each row's m or 1 - m, at (height, width) of the generated image, times the
+        scorer's own weight."""
         masks = _once(rows, lambda row, where: mask_at(row, ImageSize(*size), where))
         share = masks.double().mean((1, 2, 3))
-        return 1 - share if self.rest else share
+        weight = 1 - share if self.rest else share
+        inner = super().row_weights(rows, size)
+        return weight if inner is None else weight * inner.to(weight)
+
+
+def least_of(scorer: PairScorer) -> int:
+    """The side in pixels to which a box is grown: that of the scorer's input, 224 for one without a size."""
+    return getattr(getattr(scorer, "preprocess", None), "size", None) or DEFAULT_LEAST
 
 
 def masks_of(name: str, pixels_B_3_H_W: torch.Tensor, rows: Sequence[Any] | None) -> torch.Tensor:

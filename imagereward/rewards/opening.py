@@ -1,6 +1,6 @@
 """Opens a reward by its name: a scorer, a server, or a reward of inpainting around another one.
 
-A name is, nested as deeply as it likes:
+A name is one of these, in which NAME stands for another:
 
     boundary                 edges on both sides of the mask's boundary, which should be as strong
     preservation             how far the image moved outside the mask
@@ -12,9 +12,14 @@ A name is, nested as deeply as it likes:
     http://HOST:PORT/score   a server that is asked about one image and prompt a request
     http://HOST:PORT/calculate_reward#FIELD   a field of an inpainting reward server
     anything else            what `imagereward.load` takes
+
+inside() takes a NAME that reads no mask itself: boundary, preservation, inside() and a field of an inpainting
+reward server, which read the mask of the whole image, are refused. The factors of shares within shares are
+multiplied.
 """
 
 import re
+from typing import Any
 
 import torch
 
@@ -28,8 +33,10 @@ _AROUND = re.compile(r"\s*(inside|mask_share|rest_share)\((.*)\)\s*", re.DOTALL)
 _PIXELS = re.compile(r"(.*),\s*(\d+)\s*", re.DOTALL)
 
 
-def open_reward(name: str, device: torch.device | str | None = None) -> PairScorer:
+def open_reward(name: str, device: torch.device | str | None = None, **options: Any) -> PairScorer:
     """The reward of this name, its models on `device` (default: that of `load`).
+
+    options  further ones of `load`, such as dtype; servers have none of them
 
     Raises InputError for a name that is not closed, and whatever `load` and `connect` raise.
     """
@@ -38,7 +45,7 @@ def open_reward(name: str, device: torch.device | str | None = None) -> PairScor
         least = None
         if kind == "inside" and (sized := _PIXELS.fullmatch(inner)):
             inner, least = sized[1], int(sized[2])
-        scorer = open_reward(inner.strip(), device)
+        scorer = open_reward(inner.strip(), device, **options)
         if kind == "inside":
             return InsideMask(scorer, least, name.strip())
         return ShareWeighted(scorer, rest=kind == "rest_share")
@@ -53,4 +60,4 @@ def open_reward(name: str, device: torch.device | str | None = None) -> PairScor
         if url.rstrip("/").endswith(PATH):
             return RegionServerReward(url, model)
         return imagereward.connect(url, model or None)
-    return imagereward.load(name, device)
+    return imagereward.load(name, device, **options)

@@ -3,8 +3,11 @@
 Shapes: masks [B, 1, H, W] of 0 and 1, 1 where the image is painted anew; pixels [B, 3, H, W] in [0, 1].
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+import PIL.Image
 import torch
 from torch.nn import functional
 
@@ -89,6 +92,51 @@ def boundary_score(pixels_B_3_H_W: torch.Tensor, masks_B_1_H_W: torch.Tensor) ->
         (magnitude * ring).sum((1, 2, 3)) / (ring.sum((1, 2, 3)) + _AREA) for ring in rings(masks_B_1_H_W)
     )
     return -(inner - outer).abs()
+
+
+def boundary_of_picture(picture: PIL.Image.Image, mask: PIL.Image.Image, tile: int = 512) -> float:
+    """`boundary_score` of a picture of any size, in memory for a tile of it.
+
+    picture   RGB
+    mask      "L" of the picture's size: 255 where it is painted anew, 0 elsewhere
+    tile      side in pixels of the squares whose sums are added
+
+    Raises InputError for a mask without any white.
+    """
+    totals = torch.zeros(2, 2, dtype=torch.float64)  # (inner, outer) x (sum of magnitudes, area)
+    for seen, kept in _tiles(mask, tile):
+        pixels = torch.from_numpy(np.array(picture.crop(seen).convert("RGB"))).permute(2, 0, 1)[None]
+        white = torch.from_numpy(np.array(mask.crop(seen)))[None, None] / 255
+        magnitude = sobel_magnitude(pixels.float() / 255)
+        for place, ring in enumerate(rings(white)):
+            ring = ring[..., kept[0], kept[1]].double()
+            totals[place] += torch.stack([(magnitude[..., kept[0], kept[1]] * ring).sum(), ring.sum()])
+    inner, outer = totals[:, 0] / (totals[:, 1] + _AREA)
+    return -float((inner - outer).abs())
+
+
+def _tiles(
+    mask: PIL.Image.Image, tile: int
+) -> Iterator[tuple[tuple[int, int, int, int], tuple[slice, slice]]]:
+    """(Pillow's box to read, the rows and columns of it that count): the squares that hold the rings.
+
+    A ring reaches `RING // 2` pixels beyond the mask, and depends on as many around a pixel; a gradient on
+    one.
+    """
+    box = mask.getbbox()
+    if box is None:
+        raise InputError("the mask is empty: expected white where the image is painted anew")
+    reach = RING // 2
+    left, top = max(0, box[0] - reach), max(0, box[1] - reach)
+    right, bottom = min(mask.width, box[2] + reach), min(mask.height, box[3] + reach)
+    for y in range(top, bottom, tile):
+        for x in range(left, right, tile):
+            end_x, end_y = min(x + tile, right), min(y + tile, bottom)
+            seen_x, seen_y = max(0, x - reach), max(0, y - reach)
+            seen = (seen_x, seen_y, min(mask.width, end_x + reach), min(mask.height, end_y + reach))
+            darkest, lightest = mask.crop(seen).getextrema()
+            if darkest != lightest:  # a square of one value has no boundary
+                yield seen, (slice(y - seen_y, end_y - seen_y), slice(x - seen_x, end_x - seen_x))
 
 
 def outside_distance(

@@ -1,6 +1,7 @@
 """Rewards of an inpainting reward server (POST /calculate_reward), an image a request."""
 
 import base64
+import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
@@ -57,7 +58,7 @@ class RegionServerReward(RowScorer):
             for image, mask, prompt in zip(pixels_B_3_H_W, masks, prompts, strict=True)
         ]
         found, causes = each_answer(
-            lambda row: finite_number(_ANSWERS.ask(self.remote, bodies[row]), self.field),
+            lambda row: _ANSWERS.ask(self.remote, bodies[row], self.field),
             len(bodies),
             self.remote.connections,
         )
@@ -73,18 +74,23 @@ class _Answers:
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def ask(self, remote: RemoteScorer, body: dict[str, str]) -> Any:
-        """The server's answer, or the one that is kept; RemoteError if there is none."""
+    def ask(self, remote: RemoteScorer, body: dict[str, str], field: str) -> float:
+        """A field of the server's answer, or of the one that is kept; RemoteError if it is no finite number.
+
+        Neither a failure nor an answer without the number is used again: the next try asks the server.
+        """
         key = hashlib.sha256(repr((remote.url, body)).encode()).digest()
         with self._lock:
-            if key in self._kept:
-                return self._kept[key]
-        answer = remote.ask(PATH, body)  # a failure is not kept: the next field, or retry, asks again
+            kept = self._kept.get(key)
+        with contextlib.suppress(RemoteError):
+            return finite_number(kept, field)
+        answer = remote.ask(PATH, body)
+        number = finite_number(answer, field)
         with self._lock:
             self._kept[key] = answer
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-        return answer
+        return number
 
 
 _ANSWERS = _Answers()

@@ -61,6 +61,8 @@ class PairScorer:
     differentiable = False
     # Whether a score depends on the other images of the call, as a win rate does.
     relative = False
+    # Whether `pixel_rewards` reads the pictures or metadata of `rows`.
+    takes_rows = False
     # Whether only one batch at a time may be scored, as for a model in this process, to save memory.
     takes_turns = False
 

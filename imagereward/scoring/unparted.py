@@ -40,7 +40,11 @@ def as_scorer(scorer: PairScorer, device: torch.device | str = "cpu") -> Scorer:
 
 @dataclass(frozen=True)
 class WholeImages(Processor):
-    """Images in RGB at their own size, uint8; all images of one batch are in memory at once."""
+    """Images in RGB at their own size, uint8: 3 bytes a pixel.
+
+    The server holds all images that wait (`serve.Limits.decoded` bounds their bytes), bulk scoring those of
+    about two parts.
+    """
 
     def load(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
         """{"rgb": uint8 [H, W, 3]}."""
@@ -66,6 +70,7 @@ class UnpartedScorer(Scorer):
         super().__init__(ScorerConfig("Unparted"))
         self.inner, self.name = inner, inner.name
         self.takes_turns = inner.takes_turns
+        self.takes_rows = inner.takes_rows
         self.processor = WholeImages()
         self.files = dict(inner.files)
         self._device = device

@@ -23,10 +23,12 @@ from imagereward.serve.meters import DROPPED, Meters
 # Paths that need no token: they neither run a model nor reveal other requests.
 OPEN = ("/", "/health", "/docs", "/openapi.json")
 RESERVATION = "imagereward.reservation"
+DECODED = "bytes of decoded images"
 
 
 class Capacity:
-    """Counts images and body bytes of all admitted requests, up to `limits.queue` and `limits.held`.
+    """Counts images, body bytes and bytes of decoded images of all admitted requests, up to `limits.queue`,
+    `limits.held` and `limits.decoded`.
 
     seconds_per_image   recent time of the model for an image; gives the Retry-After of a refusal
     gauge               Prometheus gauge that reads the number of images
@@ -35,25 +37,26 @@ class Capacity:
     """
 
     def __init__(self, limits: Limits, seconds_per_image: Callable[[], float], gauge):
-        self._most = {"images": limits.queue, "bytes": limits.held}
-        self._taken = {"images": 0, "bytes": 0}
+        self.most = {"images": limits.queue, "bytes": limits.held, DECODED: limits.decoded}
+        self._taken = dict.fromkeys(self.most, 0)
         self._lock = threading.Lock()
         self._seconds_per_image = seconds_per_image
         gauge.set_function(lambda: self._taken["images"])
 
     def take(self, what: str, count: int) -> None:
-        """Reserve `count` "images" or "bytes"; Refused 429 with Retry-After (1 to 60 s) beyond the limit."""
+        """Reserve `count` "images", "bytes" or `DECODED`; Refused 429 with Retry-After (1 to 60 s) beyond the
+        limit."""
         with self._lock:
-            if self._taken[what] + count <= self._most[what]:
+            if self._taken[what] + count <= self.most[what]:
                 self._taken[what] += count
                 return
             seconds = self._taken["images"] * self._seconds_per_image()
         wait = min(60, max(1, math.ceil(seconds)))
-        reason = f"the server is full: {self._most[what]} {what}; try again in {wait} s"
+        reason = f"the server is full: {self.most[what]} {what}; try again in {wait} s"
         raise Refused(429, reason, headers={"Retry-After": str(wait)})
 
     def give(self, what: str, count: int) -> None:
-        """Give `count` "images" or "bytes" back."""
+        """Give `count` of what was reserved back."""
         with self._lock:
             self._taken[what] -= count
 
@@ -63,7 +66,7 @@ class Reservation:
 
     def __init__(self, capacity: Capacity):
         self._capacity = capacity
-        self._share = {"images": 0, "bytes": 0}
+        self._share = dict.fromkeys(capacity.most, 0)
         self._body = b""
         self._lock = threading.Lock()
         self.closed = False
@@ -76,6 +79,12 @@ class Reservation:
             self._capacity.take(what, count)
             self._share[what] += count
 
+    def take_decoded(self, count: int) -> None:
+        """Reserve the bytes of a decoded image; as `take`, but Refused 413 if they can never fit."""
+        if self._share[DECODED] + count > (most := self._capacity.most[DECODED]):
+            raise Refused(413, f"the images of one request take more than {most} bytes: send fewer")
+        self.take(DECODED, count)
+
     def keep(self, body: bytes) -> None:
         """Store the body until `body` is called."""
         self._body = body
@@ -86,7 +95,7 @@ class Reservation:
         return body
 
     def give(self, what: str) -> None:
-        """Give back all "images" or "bytes" that this request has reserved."""
+        """Give back all "images", "bytes" or `DECODED` that this request has reserved."""
         with self._lock:
             self._capacity.give(what, self._share[what])
             self._share[what] = 0
@@ -95,8 +104,8 @@ class Reservation:
         """End the request: give everything back; later calls of `take` are refused."""
         self.closed = True
         self._body = b""
-        self.give("images")
-        self.give("bytes")
+        for what in self._share:
+            self.give(what)
 
 
 class AdmissionMiddleware:

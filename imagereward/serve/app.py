@@ -179,7 +179,7 @@ class ServerState:
             raise Refused(404, f"no model {name[:100]!r} here; there are: {', '.join(self.scorers)}")
         reservation.take("images", len(question.images) - 1)
         scorer, prompts = self.scorers[name], question.texts()
-        pixels = decode(question.images, scorer.processors, self.limits, lambda: reservation.closed)
+        pixels = decode(question.images, scorer.processors, self.limits, reservation)
         reservation.give("bytes")
         tokens, truncated = scorer.reading(prompts)
         pairs = torch.tensor(question.rows(), dtype=torch.long)

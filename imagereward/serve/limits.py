@@ -20,6 +20,8 @@ class Limits:
     request_pixels           pixels of all images of one request
     queue                    images of all requests that are read, decoded or waiting; beyond: 429
     held                     bytes of all bodies in memory; beyond: 429
+    decoded                  bytes of all images, as their models take them, that wait; beyond: 429, and 413
+                             for one request that has more
     seconds                  to send a body
     unauthenticated          open connections that have not shown the token; beyond: the oldest is closed
     unauthenticated_seconds  after which a connection without a token, or idle between requests, is closed
@@ -36,6 +38,7 @@ class Limits:
     request_pixels: int = 256 * 2**20
     queue: int = 1024
     held: int = 2**30
+    decoded: int = 4 * 2**30
     seconds: int = 60
     unauthenticated: int = 256
     unauthenticated_seconds: int = 10

@@ -10,9 +10,10 @@ from fastapi import Request
 
 from imagereward.errors import ImageRewardError
 from imagereward.images.image_size import ImageSize
-from imagereward.images.row_pictures import cropped_image, cropped_mask, open_pictures
-from imagereward.rewards.inpainting import InsideMask
-from imagereward.rewards.region import boundary_score, bounding_box, grown
+from imagereward.images.processor import bytes_of
+from imagereward.images.row_pictures import WHITE, open_pictures
+from imagereward.rewards.inpainting import least_of
+from imagereward.rewards.region import Box, boundary_of_picture, grown
 from imagereward.scoring.scorer import Scorer
 from imagereward.serve.admission import RESERVATION, Reservation
 from imagereward.serve.batching import ScoringRequest
@@ -74,19 +75,23 @@ def _prepare(state: Any, reservation: Reservation, content_type: str) -> Prepare
     row = SimpleNamespace(image=question.image_b_base64, mask=question.mask_base64)
     try:
         picture, grey = open_pictures(row, ("image", "mask"), "the request")
-        size = ImageSize(picture.height, picture.width)
-        pixels, mask = cropped_image(picture, size)[None], cropped_mask(grey, size, "the request")[None]
     except ImageRewardError as error:
         raise Refused(422, str(error)) from error
     reservation.give("bytes")
+    mask = grey.convert("L").point([0] * WHITE + [255] * (256 - WHITE))
+    bounds, size = mask.getbbox(), ImageSize(picture.height, picture.width)
+    assert bounds is not None  # `open_pictures` refuses a mask without white
+    left, top, right, bottom = bounds
     requests = {}
     for term, name in names.items():
         scorer: Scorer = state.scorers[name]
-        box = grown(bounding_box(mask[0, 0]), InsideMask(scorer).least, size)
+        box = grown(Box(top, left, bottom, right), least_of(scorer), size)
         crop = picture.crop((box.left, box.top, box.right, box.bottom))
         loaded = tuple(processor.load(crop) for processor in scorer.processors)
+        reservation.take_decoded(sum(map(bytes_of, loaded)))
         requests[term] = ScoringRequest(name, [question.prompt], [loaded], torch.tensor([[0, 0]]))
-    terms = {"boundary_score": float(boundary_score(pixels, mask)), "mask_ratio": float(mask.mean())}
+    ratio = mask.histogram()[255] / (mask.width * mask.height)
+    terms = {"boundary_score": boundary_of_picture(picture, mask), "mask_ratio": ratio}
     return Prepared(terms, requests)
 
 

@@ -163,7 +163,7 @@ def _image(value: Any, folder: Path, out: Path) -> tuple[Image | None, str | Non
     if isinstance(value, bytes):
         return value, None, None
     if isinstance(value, Stored):
-        return value, _name(str(value), out), None
+        return value, name_in_output(str(value), out), None
     if not isinstance(value, str) or not value:
         found = "an empty cell" if value in (None, "") else type(value).__name__
         return None, None, f"the row has no image: expected a path or bytes, found {found}"
@@ -174,11 +174,12 @@ def _image(value: Any, folder: Path, out: Path) -> tuple[Image | None, str | Non
     path = os.path.join(folder, value)
     if (inside := IN_ARCHIVE.match(path)) and os.path.isfile(inside[1]):
         error = f"{value} is inside an archive: give {inside[1]} itself as the input"
-        return None, _name(path, out), error
-    return path, _name(path, out), None
+        return None, name_in_output(path, out), error
+    return path, name_in_output(path, out), None
 
 
-def _name(path: str, out: Path) -> str | None:
+def name_in_output(path: str, out: Path) -> str | None:
+    """A picture's path as the output names it: relative to the output's folder `out` if it is relative."""
     if not os.path.isabs(path):
         if os.pardir in Path(path).parts:  # `..` after a linked folder means the parent of its target
             path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))

@@ -1,14 +1,15 @@
 """Decodes the images of a request to pixels, within limits. Runs in threads beside the event loop."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from imagereward.errors import ImageRewardError
-from imagereward.images.processor import Processor
+from imagereward.images.processor import Processor, bytes_of
 from imagereward.images.reading import read_image, size_of
+from imagereward.serve.admission import Reservation
 from imagereward.serve.limits import Limits, Refused
 from imagereward.serve.meters import DROPPED
 
@@ -20,18 +21,19 @@ def decode(
     images: Sequence[bytes | np.ndarray],
     processors: Sequence[Processor],
     limits: Limits,
-    abandoned: Callable[[], bool] = lambda: False,
+    reservation: Reservation,
 ) -> list[tuple[Any, ...]]:
     """For each image a tuple with what each of `processors` loads: for `Preprocess` uint8 [3, S, S].
 
     images      encoded files, or arrays uint8 [H, W, 3]
-    abandoned   asked before each image; True once the client has left
+    reservation the request's, which reserves the bytes of each tuple
 
-    Raises Refused: 413 for too many pixels, 422 naming every image that cannot be read, 499 if abandoned.
+    Raises Refused: 413 for too many pixels or bytes, 422 naming every image that cannot be read, 429 if the
+    server is full, 499 once the client has left.
     """
     decoded, faults, pixels = [], {}, 0
     for index, image in enumerate(images):
-        if abandoned():
+        if reservation.closed:
             raise Refused(DROPPED, "the client has disconnected")
         try:
             height, width = image.shape[:2] if isinstance(image, np.ndarray) else size_of(image, index)[::-1]
@@ -39,6 +41,7 @@ def decode(
             _check_pixels(index, width, height, pixels, limits)
             picture = read_image(image, index)
             decoded.append(tuple(processor.load(picture) for processor in processors))
+            reservation.take_decoded(sum(map(bytes_of, decoded[-1])))
         except (ImageRewardError, ValueError) as error:
             faults[index] = str(error).removeprefix(f"images[{index}] ")
     if faults:

@@ -227,8 +227,8 @@ FAULTS = [
     Fault(
         "an evaluation with its own steps has no guidance",
         TUNING + "finetune.py",
-        "Policy(denoiser, dynamics, policy.guidance)",
-        "Policy(denoiser, dynamics, 1.0 if chosen.steps else policy.guidance)",
+        "chosen.steps or config.steps), policy.guidance)",
+        "chosen.steps or config.steps), 1.0 if chosen.steps else policy.guidance)",
         "tests/test_guidance.py -k evaluation",
     ),
     Fault(

@@ -257,6 +257,26 @@ def test_decomposed_prompts_are_scored_by_their_questions(tiny_vlm, tmp_path):
         judge.score("a dog", images)
 
 
+def test_answers_that_are_no_yes_are_asked_for_in_words_of_their_own(tiny_vlm, tmp_path):
+    row = {"prompt": "a", "vqa_list": [["Which letter?", "A"], ["Is it a cat?", "yes"], ["Is it?", "no"]]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    image, plain = pictures(1)[0], PlainVLM(tiny_vlm())
+    letter = "{image}Which letter? Answer in one word."
+    expected = [
+        plain.probability("A", letter, image) + plain.probability("a", letter, image),
+        plain.probability("Yes", "{image}Is it a cat? Answer Yes or No.", image),
+        plain.probability("No", "{image}Is it? Answer Yes or No.", image),
+    ]
+    # Without template=, the template is the one for questions.
+    judge = RM.load(f"vqa:{tiny_vlm()}", "cpu", questions=str(tmp_path / "q.jsonl"))
+    assert judge.judge.template.name == "question"
+    assert judge.score("a", image) == pytest.approx(np.mean(expected), rel=1e-4)
+    (tmp_path / "q.jsonl").write_text(json.dumps({**row, "vqa_list": [["What is it?", "twelve"]]}))
+    judge = RM.load(f"vqa:{tiny_vlm()}", "cpu", questions=str(tmp_path / "q.jsonl"))
+    with pytest.raises(InputError, match="'open-question': the answer 'twelve' is 6 tokens"):
+        judge.score("a", image)
+
+
 # Verdicts.
 
 

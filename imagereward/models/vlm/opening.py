@@ -152,7 +152,13 @@ def _judge(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
     """(judge, hub id or directory of its model) of a name, with the user's options."""
     if "template" in options:
         options["template"] = template_of(options["template"])
-    _checked(options)
+    judge, source = _named(name, _checked(options))
+    if judge.questions and "template" not in options and judge.template == TEMPLATES["shows"]:
+        judge = replace(judge, template=TEMPLATES["question"])
+    return judge, source
+
+
+def _named(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
     if name in JUDGES:
         judge = replace(JUDGES[name].config(), **options)
         return judge, str(Path(judge.model).expanduser())

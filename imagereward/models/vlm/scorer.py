@@ -8,6 +8,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from imagereward.adapters.streams import TokenStream
 from imagereward.config import ScorerConfig
 from imagereward.errors import InputError, NonFiniteScoreError, UnreadableVerdictWarning
 from imagereward.images.reading import ImageLike, load_pixels
-from imagereward.models.vlm.asking.questions import aggregate, questions_of, read_questions
+from imagereward.models.vlm.asking.questions import Asked, aggregate, questions_of, read_questions
 from imagereward.models.vlm.asking.settings import JudgeConfig
+from imagereward.models.vlm.asking.templates import TEMPLATES
 from imagereward.models.vlm.asking.turns import Turns
 from imagereward.models.vlm.backbone import Backbone, EncodedImage, Row
 from imagereward.models.vlm.heads import RewardHead
@@ -65,7 +67,14 @@ class VLMScorer(Scorer):
             self.reward_head = RewardHead(self.backbone.text_config.hidden_size, judge.head)
         self.answer_ids = self.turns.answer_ids(judge.template.answers) if judge.readout == "answer" else []
         self.writer = Writer(self.backbone, judge) if judge.readout == "verdict" else None
-        self.questions = read_questions(Path(judge.questions).expanduser()) if judge.questions else None
+        self.questions = None
+        if judge.questions:
+            path = Path(judge.questions).expanduser()
+            self.questions = read_questions(path)
+            self.files["questions"] = path.resolve()
+            self.open_turns = Turns(
+                processor, replace(TEMPLATES["open-question"], system=judge.template.system)
+            )
         # Texts without a verdict, and all texts that were written, since the scorer was made.
         self.unreadable = 0
         self.written = 0
@@ -143,14 +152,14 @@ class VLMScorer(Scorer):
         assert self.questions is not None
         asked = [questions_of(self.questions, prompts[prompt], self.judge.questions) for _, prompt in pairs]
         rows = [
-            self.turns.row(question.text, images, [image])
+            (self.open_turns if question.is_open else self.turns).row(question.text, images, [image])
             for (image, _), questions in zip(pairs, asked)
             for question in questions
         ]
-        self._check_length(rows)
-        named = [question.answer for questions in asked for question in questions]
-        own = {answer: self.turns.answer_ids([answer]) for answer in set(named) if answer}
-        ids = [own.get(answer, self.answer_ids) for answer in named]
+        self.check_length(rows)
+        each_question = [question for questions in asked for question in questions]
+        known = {question: self._ids_of(question) for question in dict.fromkeys(each_question)}
+        ids = [known[question] for question in each_question]
         tokens = sorted({token for each in ids for token in each})
         logs = self.log_probabilities(rows, images, tokens)
         chosen = [
@@ -162,6 +171,17 @@ class VLMScorer(Scorer):
             scores.append(aggregate(part, questions, self.judge.aggregate))
             start += len(questions)
         return torch.tensor(scores)
+
+    def _ids_of(self, question: Asked) -> list[int]:
+        """The tokens whose probabilities make that of a question's answer.
+
+        An open answer counts in every case of letters; yes and no as the template's wording has them.
+        """
+        if question.is_open:
+            return self.open_turns.case_ids(question.answer)
+        named = question.answer.capitalize()
+        own = {"", *(answer.strip().capitalize() for answer in self.judge.template.answers)}
+        return self.answer_ids if named in own else self.turns.answer_ids([named])
 
     def outputs(self, rows: Sequence[Row], images: Sequence[EncodedImage]) -> torch.Tensor:
         """float32 [P, C]: the answer's probability, or the reward head's outputs."""

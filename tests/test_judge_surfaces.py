@@ -393,9 +393,47 @@ def test_memory_that_does_not_suffice_is_tried_in_halves_and_then_named(tiny_vlm
     monkeypatch.setattr(type(judge.backbone), "extend", short)
     assert judge.score(PROMPT, images) == pytest.approx(expected, rel=1e-5)
     most = 0
-    judge.states.share = False
-    with pytest.raises(ModelMemoryError, match=r"no memory for one text of .* lower the second of pixels="):
-        judge.score(PROMPT, images)
+    for share in (True, False):
+        judge.states.share = share
+        judge.states.forget()
+        with pytest.raises(
+            ModelMemoryError, match=r"no memory for one text of .* lower the second of pixels="
+        ):
+            judge.score(PROMPT, images)
+
+
+def test_memory_that_ends_at_the_read_out_or_at_shared_images_is_tried_in_halves(tiny_vlm, monkeypatch):
+    judge, images, prompts = RM.load(f"vqa:{tiny_vlm()}", "cpu"), pictures(4), ["a", "b", "c"]
+    expected = judge.score_matrix(prompts, images)
+    logits, extend = type(judge.backbone).logits, type(judge.backbone).extend
+
+    def few(self, hidden):
+        if len(hidden) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(self, hidden)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(judge.backbone), "logits", few)
+        np.testing.assert_allclose(judge.score_matrix(prompts, images), expected, rtol=1e-5)
+
+    most = 3
+
+    def short(self, state, blocks, *rest, **options):
+        # The rows of a state are in memory beside those that pass the model.
+        if len(blocks) > most or (state is not None and len(state.mask) > most):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return extend(self, state, blocks, *rest, **options)
+
+    monkeypatch.setattr(type(judge.backbone), "extend", short)
+    for limit in (3, 1):
+        most = limit
+        np.testing.assert_allclose(judge.score_matrix(prompts, images), expected, rtol=1e-5)
+    most = 0
+    with pytest.raises(ModelMemoryError, match="no memory for one text"):
+        judge.score_matrix(prompts, images)
+    first = Template("t", "Look at this and say what is true: {image}{prompt}", answers=("Yes",))
+    with pytest.raises(ModelMemoryError, match="no memory for one text"):  # at the words that all begin with
+        RM.load(f"vqa:{tiny_vlm()}", "cpu", template=first).score_matrix(prompts, images)
 
 
 @pytest.mark.skipif(qwen_vocabulary_file() is None, reason="Qwen's vocabulary is in the package dashscope")

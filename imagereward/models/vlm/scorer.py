@@ -194,16 +194,13 @@ class VLMScorer(Scorer):
         read_out: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """`read_out` of the last hidden state of every row, in the rows' order."""
-        places: list[int] = []
-        found: list[torch.Tensor] = []
+        found: dict[int, torch.Tensor] = {}
 
-        def use(read: Read) -> None:
-            places.extend(read.places)
-            found.append(read_out(read.hidden))
+        def use(read: Read) -> None:  # a row may come again, where memory was short after it
+            found.update(zip(read.places, read_out(read.hidden)))
 
         self.states.read(rows, images, use)
-        outputs = torch.cat(found)
-        return outputs[torch.tensor(places, device=outputs.device).argsort()]
+        return torch.stack([found[place] for place in range(len(rows))])
 
     def _read_out(self, hidden_R_D: torch.Tensor) -> torch.Tensor:
         if self.reward_head is not None:

@@ -17,7 +17,6 @@ import torch
 from imagereward.config import whole_number
 from imagereward.errors import (
     InputError,
-    NonFiniteScoreError,
     RemoteError,
     UnreadableVerdictWarning,
 )
@@ -31,7 +30,7 @@ from imagereward.remote.chat import (
 )
 from imagereward.remote.chat_client import ChatClient
 from imagereward.scoring.api import PairScorer
-from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, Rows, Scored, one_each
+from imagereward.scoring.questions import Rows, Scored, one_each
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LETTERS_PER_TOKEN = 4  # of English, for the plan before a run
@@ -58,6 +57,8 @@ class ChatJudge(PairScorer):
     A pair that failed has the score NaN in `pixel_rewards`; the verbs raise RemoteError with the causes. A
     text without a verdict is NaN, warned of and counted in `unreadable`. `used` counts requests and tokens.
     """
+
+    may_be_nan = True
 
     def __init__(
         self,
@@ -131,16 +132,6 @@ class ChatJudge(PairScorer):
             ]
             for prompt, url in zip(rows.prompts, [data_url(each, at) for at, each in enumerate(rows.images)])
         ]
-
-    def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
-        scored = self._scored(question.rows, batch_size)
-        if isinstance(question, (Best, Places, Ranked)) and bool(scored.scores.isnan().any()):
-            count = int(scored.scores.isnan().sum())
-            raise NonFiniteScoreError(
-                f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
-                "order; score gives NaN for these"
-            )
-        return question.answer(scored)
 
     def _scored(self, rows: Rows, batch_size: int | None) -> Scored:
         scores, causes = self._answers(rows)

@@ -65,7 +65,7 @@ class UnpartedScorer(Scorer):
     def __init__(self, inner: PairScorer, device: torch.device):
         super().__init__(ScorerConfig("Unparted"))
         self.inner, self.name = inner, inner.name
-        self.takes_turns = inner.takes_turns
+        self.takes_turns, self.may_be_nan = inner.takes_turns, inner.may_be_nan
         self.processor = WholeImages()
         self.files = dict(inner.files)
         self._device = device

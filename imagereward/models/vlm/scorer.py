@@ -17,7 +17,7 @@ import torch
 
 from imagereward.adapters.streams import TokenStream
 from imagereward.config import ScorerConfig
-from imagereward.errors import InputError, NonFiniteScoreError, UnreadableVerdictWarning
+from imagereward.errors import InputError, UnreadableVerdictWarning
 from imagereward.images.reading import ImageLike, load_pixels
 from imagereward.models.vlm.asking.questions import Asked, aggregate, questions_of, read_questions
 from imagereward.models.vlm.asking.settings import JudgeConfig
@@ -30,7 +30,7 @@ from imagereward.models.vlm.saving import save_judge
 from imagereward.models.vlm.shared_prefixes import Read, SharedStates
 from imagereward.models.vlm.streams import image_prefixes, token_streams
 from imagereward.models.vlm.writing import Writer
-from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, one_each
+from imagereward.scoring.questions import one_each
 from imagereward.scoring.scorer import Scorer
 
 MOST_TOKENS = 2048  # of a prompt, by default
@@ -89,6 +89,11 @@ class VLMScorer(Scorer):
         return self.judge.readout != "verdict" and self.questions is None
 
     @property
+    def may_be_nan(self) -> bool:  # type: ignore[override]
+        """Whether the score is a written verdict, which may be unreadable."""
+        return self.writer is not None
+
+    @property
     def device(self) -> torch.device:
         """The device of the model's embeddings."""
         return self.backbone.device
@@ -140,7 +145,7 @@ class VLMScorer(Scorer):
         if self.questions is not None:
             return self._decomposed(images, prompts, pairs_P_2.tolist())
         rows = [self.turns.row(prompts[prompt], images, [image]) for image, prompt in pairs_P_2.tolist()]
-        self._check_length(rows)
+        self.check_length(rows)
         if self.writer is not None:
             return self._verdicts(rows, images)
         return self.outputs(rows, images)[:, 0]
@@ -242,22 +247,7 @@ class VLMScorer(Scorer):
         """Write the model as transformers does, its processor, `judge.json` and the reward head."""
         return save_judge(self, Path(directory).expanduser())
 
-    def check_scores(self, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
-        """Infinite scores are an error, and NaN too, unless it stands for a text without a verdict."""
-        if self.writer is None:
-            super().check_scores(scores, describe)
-
-    def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
-        scored = self._scored(question.rows, batch_size)
-        count = int(scored.scores.isnan().sum())
-        if count and isinstance(question, (Best, Places, Ranked)):
-            raise NonFiniteScoreError(
-                f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
-                "order; score gives NaN for these"
-            )
-        return question.answer(scored)
-
-    def _check_length(self, rows: Sequence[Row]) -> None:
+    def check_length(self, rows: Sequence[Row]) -> None:
         """InputError if a text with its image is longer than the model reads."""
         most = getattr(self.backbone.text_config, "max_position_embeddings", None)
         longest = max(len(row.ids) for row in rows)

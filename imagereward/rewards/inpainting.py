@@ -81,6 +81,11 @@ class AroundScorer(RowScorer):
         """As the scorer."""
         return self.scorer.takes_turns
 
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        """As the scorer."""
+        return self.scorer.relative
+
 
 class InsideMask(AroundScorer):
     """Another scorer's score of the mask's bounding box.

@@ -190,7 +190,7 @@ class Gathered:
             given = (score for row, score in enumerate(scores) if row not in errors)
             if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in given):
                 raise ValueError("scores that are no finite numbers")
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise Failed(f"its answer is not one of a reward server: {error!r}", stop_all=True) from error
         self._scores[part.rows] = scores
         self._causes |= {part.rows[row]: cause for row, cause in errors.items()}

@@ -112,10 +112,10 @@ class PairScorer:
         """
         return None
 
-    def plan(self, rows: int, letters: int = 0) -> str:
+    def plan(self, rows: int, letters: int | None = None) -> str:
         """What scoring so many pairs asks for and costs, in words; "" for a model that runs here.
 
-        letters  of all prompts together
+        letters  of all prompts together; None: not known
         """
         return ""
 

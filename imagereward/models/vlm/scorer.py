@@ -33,7 +33,6 @@ from imagereward.models.vlm.writing import Writer
 from imagereward.scoring.questions import one_each
 from imagereward.scoring.scorer import Scorer
 
-MOST_TOKENS = 2048  # of a prompt, by default
 _INNER = "backbone.model.model"  # path of the towers
 
 
@@ -54,10 +53,12 @@ class VLMScorer(Scorer):
     float32_prefixes: tuple[str, ...] = ("reward_head.",)  # type: ignore[assignment]
 
     def __init__(self, model: Any, processor: Any, judge: JudgeConfig, head: RewardHead | None = None):
-        super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=MOST_TOKENS))
+        super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=judge.max_length))
         self.judge = judge
         self.backbone = Backbone(model, processor, judge.positions)
-        self.processor = VLMImages(processor, judge.pixels, judge.resize == "pillow")
+        self.processor = VLMImages(
+            processor, judge.pixels, judge.resize == "pillow", judge.apply_exif_rotation
+        )
         self.states = SharedStates(self.backbone, adapters=self.adapters)
         self.image_prefixes = image_prefixes(model, _INNER)
         self.turns = Turns(processor, judge.template)

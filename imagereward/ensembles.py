@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import cast
 
@@ -16,7 +16,7 @@ from imagereward.images.preprocess import Preprocess
 from imagereward.images.processor import Processor
 from imagereward.images.reading import as_list
 from imagereward.scoring.api import Images, PairScorer
-from imagereward.scoring.questions import Ranked, Scored, one_prompt
+from imagereward.scoring.questions import Ranked, Rows, Scored, one_prompt, require_order
 from imagereward.scoring.ranking import Ranking
 from imagereward.scoring.scorer import Scorer
 from imagereward.scoring.unparted import as_scorer
@@ -123,6 +123,19 @@ class Ensemble(Scorer):
         """Whether all components are."""
         return all(scorer.differentiable for scorer in self.scorers)
 
+    @property
+    def may_be_nan(self) -> bool:  # type: ignore[override]
+        """Whether a component's score may be."""
+        return any(scorer.may_be_nan for scorer in self.scorers)
+
+    def check_scores(self, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
+        """As each component checks its own, of scores [P, C]; sums [P] may be NaN if a component's may."""
+        if scores.ndim == 1:
+            super().check_scores(scores, describe)
+            return
+        for scorer, column in zip(self.scorers, scores.T, strict=True):
+            scorer.check_scores(column, describe)
+
     def encode_images(self, *pixels: torch.Tensor) -> tuple:
         of = dict(zip(self._processors, pixels))
         return tuple(
@@ -160,6 +173,7 @@ class Ensemble(Scorer):
         question = Ranked(one_prompt(prompt, as_list(images)), self.name)
         scored = self._scored(question.rows, batch_size, head=self.heads)
         total = scored._replace(scores=self._weighted(scored.scores))
+        require_order(self.name, question, total.scores)
         return question.answer(total, self._by_name(scored))
 
     def summands(self) -> tuple[dict[str, tuple[float, PairScorer]], float]:
@@ -171,6 +185,11 @@ class Ensemble(Scorer):
             summands[name] = (weight / std, scorer)
             offset -= weight * mean / std
         return summands, offset
+
+    def _scored(self, rows: Rows, batch_size: int | None, *, head: Callable | None = None) -> Scored:
+        """The sums [P], or what `head` gives; each component's scores are checked before they are added."""
+        scored = super()._scored(rows, batch_size, head=head or self.heads)
+        return scored if head else scored._replace(scores=self._weighted(scored.scores))
 
     def _by_name(self, scored: Scored) -> dict[str, list[float]]:
         return {name: column.tolist() for name, column in zip(self.names, scored.scores.T)}

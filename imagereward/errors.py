@@ -67,11 +67,19 @@ class RemoteError(ImageRewardError, ConnectionError):
 
     `causes` maps each row without a score to the reason; `scores` [P] holds the others, and NaN for
     these. Rows are those of the verb: images for `score` and `rank`, pairs for `score_pairs`, and
-    for `score_matrix` the pairs of image 0 with every prompt, then of image 1, and so on.
+    for `score_matrix` the pairs of image 0 with every prompt, then of image 1, and so on. `permanent` says
+    whether the same would happen again for each row without a score, because the server refused its content.
     """
 
-    def __init__(self, message: str, causes: Mapping[int, str] | None = None, scores: Any = None):
+    def __init__(
+        self,
+        message: str,
+        causes: Mapping[int, str] | None = None,
+        scores: Any = None,
+        permanent: bool = False,
+    ):
         super().__init__(message)
+        self.permanent = permanent
         self.causes = dict(causes or {})
         self.scores = scores
 

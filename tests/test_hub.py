@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import imagereward as RM
 from imagereward.checkpoints import hub
 from imagereward.checkpoints.registry import REGISTRY, File
 from imagereward.errors import CheckpointError, DownloadError
+from imagereward.models.vlm.asking.settings import HeadConfig
 
 PAYLOAD = bytes(range(256)) * 64
 DAMAGED = PAYLOAD[:-1] + b"\0"  # as long as it should be, so that only its hash tells
@@ -597,3 +599,29 @@ def test_a_hub_id_that_is_not_cached_is_a_download_error_with_local_files_only(e
     with pytest.raises(DownloadError, match="me/tiny-reward"):
         RM.load("me/tiny-reward", "cpu", local_files_only=True)
     assert not endpoint.requests
+
+
+def test_a_judge_that_was_pushed_is_loaded_by_its_hub_id(endpoint, tiny_vlm, tmp_path):
+    head = HeadConfig((8,), 1)
+    judge = RM.load(f"vqa:{tiny_vlm()}", "cpu", readout="head", template="preference", head=head)
+    saved = judge.save_pretrained(tmp_path / "saved")
+    names = [path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()]
+    tree = []
+    for name in names:
+        content = (saved / name).read_bytes()
+        endpoint.put(content, name=name)
+        endpoint.files[f"/{REPO}/resolve/{COMMIT}/{name}"] = content
+        tree.append({"type": "file", "path": name, "size": len(content), "oid": sha256(content)})
+    listed = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+    endpoint.files[f"/api/models/{REPO}/revision/main"] = json.dumps(listed).encode()
+    # Newer versions of huggingface_hub ask for the tree.
+    endpoint.files[f"/api/models/{REPO}/tree/{COMMIT}?recursive=true&expand=false"] = json.dumps(
+        tree
+    ).encode()
+    found = RM.load(REPO, "cpu")
+    assert found.name == REPO
+    assert found.score("a", pictures(2)) == judge.score("a", pictures(2))
+    endpoint.close()
+    assert RM.load(REPO, "cpu", local_files_only=True).score("a", pictures(2)) == judge.score(
+        "a", pictures(2)
+    )

@@ -26,14 +26,19 @@ from imagereward.errors import (
     InputError,
     ModelMemoryError,
     NonFiniteScoreError,
+    PromptTruncatedWarning,
     UnreadableVerdictWarning,
 )
+from imagereward.images.reading import to_pil
 from imagereward.models.vlm.asking.settings import HeadConfig, JudgeConfig
 from imagereward.models.vlm.asking.templates import TEMPLATES, Template
 from imagereward.models.vlm.catalogue import JUDGES
 from imagereward.models.vlm.scorer import VLMScorer
 from imagereward.models.vlm.writing import Writer
+from imagereward.rewards.inpainting import InsideMask
 from imagereward.tuning import tune
+from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig
+from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 
 PROMPT = "a red bicycle"
 VERDICT = "Alignment: 5\nCoherence: 3\nAesthetics: 1"
@@ -225,15 +230,63 @@ def test_a_group_is_ranked_by_comparisons_within_a_budget(tiny_vlm):
     assert math.isfinite(judge.bias)
     fitted = RM.load(f"compare:{tiny_vlm()}", "cpu", budget=3).score(PROMPT, images)
     assert np.mean(fitted) == pytest.approx(0, abs=1e-6)
-    assert RM.load(f"compare:{tiny_vlm()}", "cpu").score(PROMPT, images[0]) == 0.0
-    rewards = judge.pixel_rewards(torch.rand(4, 3, 16, 16), ["a", "a", "b", "b"])
-    assert rewards[:2].sum().item() == pytest.approx(1, abs=1e-5)
     with pytest.raises(InputError, match="budget=2 comparisons for 4 images"):
         RM.load(f"compare:{tiny_vlm()}", "cpu", budget=2).score(PROMPT, images)
     with pytest.raises(InputError, match="shows one image"):
         RM.load(f"compare:{tiny_vlm()}", "cpu", template="shows")
     with pytest.raises(InputError, match="method='elo'"):
         RM.load(f"compare:{tiny_vlm()}", "cpu", method="elo")
+
+
+def test_rows_with_one_prompt_are_a_group_in_every_verb_and_a_lone_image_is_refused(tiny_vlm):
+    judge, images = RM.load(f"compare:{tiny_vlm()}", "cpu"), pictures(5)
+    first, second = judge.score("a", images[::2]), judge.score("b", images[1::2])
+    assert len({*first, *second}) == 5
+    mixed = judge.score_pairs(["a", "b", "a", "b", "a"], images)
+    assert mixed == pytest.approx([first[0], second[0], first[1], second[1], first[2]], abs=1e-5)
+    table = judge.score_matrix(["a", "b", "a"], images[::2])
+    np.testing.assert_allclose(table[[0, 2]], [first, first], atol=1e-5)
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    rewards = judge.pixel_rewards(pixels, ["a", "a", "b", "b"])
+    assert rewards.tolist()[:2] == pytest.approx(
+        judge.pixel_rewards(pixels[:2], ["a", "a"]).tolist(), abs=1e-5
+    )
+    assert len(set(rewards.tolist())) == 4
+    for alone in (lambda: judge.score("a", images[0]), lambda: judge.score_pairs(["a", "b"], images[:2])):
+        with pytest.raises(
+            InputError, match="one image for 'a': a comparing judge needs all images of a prompt"
+        ):
+            alone()
+
+
+def test_a_comparing_judge_is_given_whole_groups_in_training(tiny_vlm):
+    rewards = open_rewards({f"compare:{tiny_vlm()}": 1.0}, "cpu")
+    (name,) = rewards.of_groups
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with RewardPool(rewards, ScoringConfig(retries=0), 2) as pool:
+        for row, prompt in enumerate(["a", "a", "b", "b"]):  # batches that divide the groups
+            pool.submit(pixels[row : row + 1], [prompt])
+        found = torch.cat([batch.rewards[name] for batch in pool.results()])
+    judge = RM.load(f"compare:{tiny_vlm()}", "cpu")
+    expected = [*judge.score("a", [*map(to_pil, pixels[:2])]), *judge.score("b", [*map(to_pil, pixels[2:])])]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == 4
+    with pytest.raises(InputError, match="is given whole groups of images, and here are none"):
+        rewards(pixels, ["a"] * 4)
+    assert Rewards({"inside": (1.0, InsideMask(judge))}).of_groups == ["inside"]
+
+
+def test_a_comparing_judge_reads_what_the_options_say(tiny_vlm, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(VLMScorer, "compile_towers", lambda self: compiled.append(self))
+    judge = RM.load(f"compare:{tiny_vlm()}", "cpu", max_length=3, compile=True)
+    assert compiled == [judge.judge]
+    images, long = pictures(2), "one two three four five six"
+    cut = judge.judge.encode_prompts([long])[0]
+    with pytest.warns(PromptTruncatedWarning):
+        scores = judge.score(long, images)
+    assert scores == judge.score(cut, images) != RM.load(f"compare:{tiny_vlm()}", "cpu").score(long, images)
+    assert judge.compare(long, *images) == judge.compare(cut, *images)
 
 
 # Questions.
@@ -255,6 +308,26 @@ def test_decomposed_prompts_are_scored_by_their_questions(tiny_vlm, tmp_path):
         assert scores == pytest.approx([mean(each) for each in expected], rel=1e-4)
     with pytest.raises(InputError, match="no questions for the prompt 'a dog'"):
         judge.score("a dog", images)
+
+
+def test_answers_that_are_no_yes_are_asked_for_in_words_of_their_own(tiny_vlm, tmp_path):
+    row = {"prompt": "a", "vqa_list": [["Which letter?", "A"], ["Is it a cat?", "yes"], ["Is it?", "no"]]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    image, plain = pictures(1)[0], PlainVLM(tiny_vlm())
+    letter = "{image}Which letter? Answer in one word."
+    expected = [
+        plain.probability("A", letter, image) + plain.probability("a", letter, image),
+        plain.probability("Yes", "{image}Is it a cat? Answer Yes or No.", image),
+        plain.probability("No", "{image}Is it? Answer Yes or No.", image),
+    ]
+    # Without template=, the template is the one for questions.
+    judge = RM.load(f"vqa:{tiny_vlm()}", "cpu", questions=str(tmp_path / "q.jsonl"))
+    assert judge.judge.template.name == "question"
+    assert judge.score("a", image) == pytest.approx(np.mean(expected), rel=1e-4)
+    (tmp_path / "q.jsonl").write_text(json.dumps({**row, "vqa_list": [["What is it?", "twelve"]]}))
+    judge = RM.load(f"vqa:{tiny_vlm()}", "cpu", questions=str(tmp_path / "q.jsonl"))
+    with pytest.raises(InputError, match="'open-question': the answer 'twelve' is 6 tokens"):
+        judge.score("a", image)
 
 
 # Verdicts.
@@ -373,9 +446,47 @@ def test_memory_that_does_not_suffice_is_tried_in_halves_and_then_named(tiny_vlm
     monkeypatch.setattr(type(judge.backbone), "extend", short)
     assert judge.score(PROMPT, images) == pytest.approx(expected, rel=1e-5)
     most = 0
-    judge.states.share = False
-    with pytest.raises(ModelMemoryError, match=r"no memory for one text of .* lower the second of pixels="):
-        judge.score(PROMPT, images)
+    for share in (True, False):
+        judge.states.share = share
+        judge.states.forget()
+        with pytest.raises(
+            ModelMemoryError, match=r"no memory for one text of .* lower the second of pixels="
+        ):
+            judge.score(PROMPT, images)
+
+
+def test_memory_that_ends_at_the_read_out_or_at_shared_images_is_tried_in_halves(tiny_vlm, monkeypatch):
+    judge, images, prompts = RM.load(f"vqa:{tiny_vlm()}", "cpu"), pictures(4), ["a", "b", "c"]
+    expected = judge.score_matrix(prompts, images)
+    logits, extend = type(judge.backbone).logits, type(judge.backbone).extend
+
+    def few(self, hidden):
+        if len(hidden) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(self, hidden)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(judge.backbone), "logits", few)
+        np.testing.assert_allclose(judge.score_matrix(prompts, images), expected, rtol=1e-5)
+
+    most = 3
+
+    def short(self, state, blocks, *rest, **options):
+        # The rows of a state are in memory beside those that pass the model.
+        if len(blocks) > most or (state is not None and len(state.mask) > most):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return extend(self, state, blocks, *rest, **options)
+
+    monkeypatch.setattr(type(judge.backbone), "extend", short)
+    for limit in (3, 1):
+        most = limit
+        np.testing.assert_allclose(judge.score_matrix(prompts, images), expected, rtol=1e-5)
+    most = 0
+    with pytest.raises(ModelMemoryError, match="no memory for one text"):
+        judge.score_matrix(prompts, images)
+    first = Template("t", "Look at this and say what is true: {image}{prompt}", answers=("Yes",))
+    with pytest.raises(ModelMemoryError, match="no memory for one text"):  # at the words that all begin with
+        RM.load(f"vqa:{tiny_vlm()}", "cpu", template=first).score_matrix(prompts, images)
 
 
 @pytest.mark.skipif(qwen_vocabulary_file() is None, reason="Qwen's vocabulary is in the package dashscope")

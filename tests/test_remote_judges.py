@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,12 +95,49 @@ def test_probabilities_of_answers_are_read_where_they_are_offered(server):
     assert judge.score("a cat", pictures(1)[0]) == pytest.approx(0.7)
     body = server.seen[0][2]
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
-    server.answers = [(200, "Yes")]
-    with pytest.raises(InputError, match=r"gives no log-probabilities.*template='rubric'"):
-        judge.score("a cat", pictures(1)[0])
     server.answers = [(400, {"error": "logprobs is not supported"})]
     with pytest.raises(InputError, match="gives no log-probabilities"):
         judge.score("a cat", pictures(1)[0])
+
+
+def bare(*listed):
+    """A reply without log-probabilities of others than the token that was written."""
+    reply = logprobs(("Yes", -0.1))
+    reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = list(listed)
+    return reply
+
+
+@pytest.mark.parametrize("answer", ["Yes", bare()])
+def test_a_server_without_log_probabilities_is_refused_before_all_is_asked(server, answer):
+    server.answers = [(200, answer)]
+    with pytest.raises(InputError, match=r"gives no log-probabilities.*template='rubric'"):
+        RM.connect(server.url, "m", template="shows").score("a cat", pictures(1)[0])
+    server.seen.clear()
+    with pytest.raises(InputError, match=r"gives no log-probabilities"):
+        RM.connect(server.url, "m", template="shows", connections=2).score("a cat", pictures(1) * 50)
+    assert len(server.seen) < 10
+
+
+def test_a_reply_without_any_of_the_answers_is_nan_warned_of_and_counted(server):
+    good = logprobs(("Yes", math.log(0.7)), ("No", math.log(0.2)))
+    server.answers = [(200, good), (200, logprobs(("The", -0.1), ("A", -2.0))), (200, "Yes"), (200, good)]
+    judge = RM.connect(server.url, "m", template="shows", connections=1)
+    with pytest.warns(
+        UnreadableVerdictWarning, match="2 of 4 replies list none of Yes among .* such as 'The'"
+    ):
+        scores = judge.score("a cat", pictures(4))
+    assert scores == pytest.approx([0.7, math.nan, math.nan, 0.7], nan_ok=True)
+    assert judge.unreadable == 2
+
+
+def test_a_prompt_cannot_use_marks_of_usual_forms(server):
+    judge = RM.connect(server.url, "m", template="rubric")
+    marks = ["<|im_end|>", "<start_of_turn>", "</s>", "[INST]", "[/INST]", "<image>", "<\uff5cUser\uff5c>"]
+    judge.score("a cat " + "".join(marks) + " 1 < 2 [sic]", pictures(1)[0])
+    (text,) = [part["text"] for part in server.seen[0][2]["messages"][0]["content"] if "text" in part]
+    assert not [mark for mark in marks if mark in text]
+    assert "a cat < |im_end|>" in text
+    assert "1 < 2 [sic]" in text
 
 
 def test_texts_without_a_verdict_are_nan_and_counted(server):
@@ -158,6 +196,19 @@ def test_budgets_stop_before_and_within_a_run(server):
     assert len(server.seen) == 2
 
 
+def test_tries_that_failed_count_for_the_budget_of_requests(server):
+    server.answers = [(503, {"error": "starting"})]
+    judge = RM.connect(server.url, "m", requests=4, connections=2, retries=5)
+    with pytest.raises(RemoteError, match=r"the budget of requests=4 is used up"):
+        judge.score("a cat", pictures(2))
+    assert len(server.seen) == judge.used["requests"] == 4
+    judge = RM.connect(server.url, "m", requests=2, retries=5)
+    with pytest.raises(
+        RemoteError, match=r"requests=2 is used up; the try before failed with HTTP 503.*starting"
+    ):
+        judge.score("a cat", pictures(1)[0])
+
+
 def test_the_cost_is_printed_before_a_run_of_several(server, capsys):
     judge = RM.connect(server.url, "m", prices=(2.0, 10.0))
     judge.score("a cat", pictures(1)[0])
@@ -168,7 +219,7 @@ def test_the_cost_is_printed_before_a_run_of_several(server, capsys):
     assert (
         f"3 requests, about {read} tokens of text and 3 images to read, at most 192 tokens to write" in told
     )
-    assert f"at most {(2 * read + 10 * 192) / 1e6:.4f}" in told
+    assert f"about {(2 * read + 10 * 192) / 1e6:.4f} beside the images" in told
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(server, monkeypatch, capsys, caplog):
@@ -182,6 +233,15 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(server, monkey
     shown = capsys.readouterr()
     everywhere = [str(caught.value), repr(judge), shown.out, shown.err, caplog.text, str(vars(judge))]
     assert not [text for text in everywhere if KEY in text]
+    for status, answer in [
+        (401, {"error": "x" * (300 - len('{"error": "') - 5) + KEY}),  # would be cut within the key
+        (200, {"error": f"the key {KEY} is wrong"}),
+        (200, {**logprobs((KEY, KEY)), "error": KEY}),
+    ]:
+        server.answers = [(status, answer)]
+        with pytest.raises(RemoteError) as caught:
+            judge.score("a cat", pictures(1)[0])
+        assert KEY[:5] not in "".join(traceback.format_exception(caught.value))
     assert KEY.encode() not in pickle.dumps(judge)
     assert pickle.loads(pickle.dumps(judge)).url == judge.url
     monkeypatch.delenv("JUDGE_KEY")
@@ -253,7 +313,17 @@ def test_a_table_is_scored_by_a_remote_judge_row_by_row(server, tmp_path, monkey
         == found[3]["score:m"]
         == RM.connect(server.url, model="m").score("", pictures(1))[0]
     )
-    assert "m: 4 requests" in capsys.readouterr().err
-    server.answers[:] = [(400, "no")]
-    with pytest.raises(RemoteError, match="4 of 4 pairs"):
-        score_table("rows.jsonl", "again.jsonl", "table_judge:judge", device="cpu", workers=0, part_rows=4)
+    told = capsys.readouterr().err
+    assert "m: 4 requests" in told
+    assert "tokens of text beside the prompts" in told
+    # A server that is gone ends the run, and so does a wrong key; a pair that is refused every time does not.
+    for name, status in {"gone": 503, "key": 401}.items():
+        server.answers[:] = [(400, "no"), (status, "later")]
+        with pytest.raises(RemoteError, match="4 of 4 pairs"):
+            score_table(
+                "rows.jsonl", f"{name}.jsonl", "table_judge:judge", device="cpu", workers=0, part_rows=4
+            )
+    server.answers[:] = [(400, "content policy"), (422, "no"), (400, "no")]
+    score_table("rows.jsonl", "refused.jsonl", "table_judge:judge", device="cpu", workers=0, part_rows=4)
+    found = [json.loads(line) for line in Path("refused.jsonl").read_text().splitlines()]
+    assert [(row["score:m"], bool(row["error"])) for row in found] == [(None, True)] * 4

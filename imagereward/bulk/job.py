@@ -17,8 +17,9 @@ from imagereward.bulk.inputs.rows import Columns, Image, TablePart, parts_of, ro
 from imagereward.bulk.inputs.source import Source
 from imagereward.bulk.scoring import Advance, PartScorer, ignore
 from imagereward.bulk.versions import versions
+from imagereward.checkpoints.adapted import with_adapter
 from imagereward.checkpoints.hub import sha256_of
-from imagereward.checkpoints.loading import load
+from imagereward.checkpoints.loading import judge_source, load
 from imagereward.ensembles import Ensemble, ensemble
 from imagereward.images.processor import Processor
 from imagereward.scoring.scorer import Scorer
@@ -95,8 +96,18 @@ class BulkJob:
         return found | models
 
     def scorers(self) -> list[Scorer]:
-        """The models on the CPU, with weights that are mapped and not read: to describe them."""
-        return [as_scorer(load(model, "cpu", **self.load_options)) for model in self.models]
+        """The models, to describe them: with weights that are mapped and not read, or of judges with none."""
+        return [
+            as_scorer(load(model, **self._describing(model), **self.load_options)) for model in self.models
+        ]
+
+    def _describing(self, model: str) -> dict[str, Any]:
+        """The device and dtype to describe a model by."""
+        base, adapter = with_adapter(model)
+        if judge_source(os.fspath(base), self.load_options.get("local_files_only", False)) is None:
+            return {"device": "cpu"}
+        # An adapter checks the weights that it is put on.
+        return {"device": "meta" if adapter is None else "cpu", "dtype": self.dtype}
 
     def models_fingerprint(self, scorers: Sequence[Scorer]) -> dict[str, Any]:
         """The models' part of the fingerprint: names, configs, SHA-256 of weights, versions of libraries.
@@ -113,7 +124,8 @@ class BulkJob:
 
     def decoding_loader(self) -> Loader:
         """The loader for a machine that decodes but does not score: without the feature cache."""
-        return self.loader(self._ensemble(device="cpu").processors)
+        each = [processor for scorer in self.scorers() for processor in scorer.processors]
+        return self.loader(tuple(dict.fromkeys(each)))
 
     def parts(self, wanted: Container[int]) -> Iterator[TablePart]:
         """The parts with these indices, in order."""

@@ -105,6 +105,21 @@ def fetch_from_hub(
         raise DownloadError(f"hub {repo}/{name}: {type(error).__name__}: {reason[0]}") from error
 
 
+def fetch_repository(repo: str, local_files_only=False) -> Path:
+    """The directory, in the hub cache, with all files of the hub repository `repo`; DownloadError."""
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                local_files_only=_offline(local_files_only),
+                endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
+            )
+        )
+    except Exception as error:  # of requests or httpx, by huggingface_hub's version, without a common base
+        reason = str(error).strip().splitlines() or [""]
+        raise DownloadError(f"hub {repo}: {type(error).__name__}: {reason[0]}") from error
+
+
 def fetch_from_url(url: str, target: Path, file: File | None = None) -> Path:
     """Download `url` to `target`; returns `target`.
 

@@ -11,7 +11,7 @@ import torch
 from imagereward.checkpoints import hub
 from imagereward.checkpoints.adapted import put_on, with_adapter
 from imagereward.checkpoints.assembling import assemble, resolve_device
-from imagereward.checkpoints.judges import load_judge
+from imagereward.checkpoints.judges import HUB_ID, judge_on_hub, load_judge
 from imagereward.checkpoints.own import load_own
 from imagereward.checkpoints.registry import REGISTRY, File
 from imagereward.checkpoints.state_dicts import read_state_dict
@@ -25,8 +25,6 @@ from imagereward.scoring.saving import CONFIG_FILE, WEIGHTS_FILE
 from imagereward.scoring.scorer import Scorer
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
-# "owner/name" in the letters that the hub allows; "./name" and "../name" are paths instead.
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def load(
@@ -54,12 +52,14 @@ def load(
                       asked, by its hub id or directory
     device            default: the first GPU if there is one, else the CPU
     download_root     where released files are looked for and put; default: the original's
-                      ~/.cache/ImageReward, then the hub cache
+                      ~/.cache/ImageReward, then the hub cache. The models of judges are in the hub cache, or
+                      else in such a cache here
     med_config        a JSON file with the text encoder's shape, as the original takes it
     kind              for a checkpoint file: the registry name whose definition of the score to use,
                       when the keys do not tell (`"HPSv2.1"`)
     dtype             float32 (default), float16, bfloat16 or float64, as torch dtype or string
-    max_length        prompt tokens to read: up to 512 for BLIP kinds (released: 35), 77 for CLIP kinds
+    max_length        prompt tokens to read: up to 512 for BLIP kinds (released: 35), 77 for CLIP kinds; of
+                      judges 2048 by default
     compile           put the towers through torch.compile: slow first call, faster ones after
     local_files_only  never touch the network
     apply_exif_rotation   turn photos as their EXIF orientation says before they are scored; default: as the
@@ -80,14 +80,16 @@ def load(
         more: dict[str, Any] = {"kind": kind, "dtype": dtype, "max_length": max_length, **judge}
         more |= {"local_files_only": local_files_only, "apply_exif_rotation": apply_exif_rotation}
         return put_on(load(name, device, download_root, med_config, **more), adapter, local_files_only)
-    if is_judge(label := os.fspath(name)):
+    if (asked := judge_source(label := os.fspath(name), local_files_only)) is not None:
         return load_judge(
-            label,
+            asked,
             device,
             dtype,
+            label=label,
             refused={"kind": kind, "med_config": med_config},
             max_length=max_length,
             compile=compile,
+            download_root=download_root,
             local_files_only=local_files_only,
             apply_exif_rotation=apply_exif_rotation,
             options=judge,
@@ -129,6 +131,19 @@ def load(
     if compile:
         scorer.compile_towers()
     return scorer
+
+
+def judge_source(label: str, local_files_only: bool = False) -> str | None:
+    """What `load_judge` opens for a name: the name itself, or the directory of a judge on the hub; else None.
+
+    Raises DownloadError for a judge on the hub of which a file cannot be had.
+    """
+    if is_judge(label):
+        return label
+    path, exists = _local(label)
+    if exists or label in REGISTRY or path.suffix in WEIGHT_SUFFIXES:
+        return None
+    return judge_on_hub(label, local_files_only)
 
 
 def load_score(

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from imagereward.cli.options import Format
 
 
 def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
-    """Print rows, dicts with the same keys, to stdout in the given format."""
+    """Print rows, dicts with the same keys, to stdout in the given format; NaN is null in JSON."""
     if format == Format.json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        found = [{name: None if is_nan(value) else value for name, value in row.items()} for row in rows]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
     elif format == Format.csv:
         writer = csv.DictWriter(sys.stdout, list(rows[0]))
         writer.writeheader()
@@ -23,6 +25,11 @@ def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
         from imagereward.table import table
 
         print(table(rows))
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value is a float without a number."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,13 +13,23 @@ from imagereward.remote import protocol
 # The first bytes of formats that every such server reads -> their media type.
 FORMATS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 MOST_LISTED = 20  # top log-probabilities that the protocol allows
+# Where a mark begins to which a model may give a meaning: <|im_end|>, <start_of_turn>, </s>, [INST].
+MARKS = re.compile(r"<(?=[|\uff5c]|/?[A-Za-z_][\w.:-]*>)|\[(?=/?[A-Z_]+\])")
 
 
 class Reply(NamedTuple):
-    """An answer's text, and the log-probabilities of likely first tokens by text; None where not offered."""
+    """An answer's text, and the log-probabilities of likely first tokens by text; None where it has none."""
 
     text: str
     first: Mapping[str, float] | None
+
+
+def as_data(prompt: str) -> str:
+    """The prompt with a space in each mark of a usual form, such as "< |im_end|>", so that it is plain text.
+
+    The server's tokenizer is not known: marks of other forms stay as they are.
+    """
+    return MARKS.sub(r"\g<0> ", prompt)
 
 
 def data_url(image: ImageLike, index: int) -> str:
@@ -33,12 +44,12 @@ def data_url(image: ImageLike, index: int) -> str:
 def request_of(
     template: Template, model: str, prompt: str, urls: Sequence[str], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The body of POST /chat/completions: the template's turns with the prompt and the images.
+    """The body of POST /chat/completions: the template's turns with the prompt, `as_data`, and the images.
 
     urls     the images' data: URLs, one for each place
     options  further fields, such as max_tokens and temperature
     """
-    images = iter(urls)
+    prompt, images = as_data(prompt), iter(urls)
     content = [
         {"type": "image_url", "image_url": {"url": next(images)}}
         if part is None
@@ -51,33 +62,33 @@ def request_of(
 
 
 def replies_of(body: Any) -> list[Reply]:
-    """The replies in an answer; ValueError for another form."""
+    """The replies in an answer; ValueError, without the answer's content, for another form."""
     try:
         return [_reply(choice) for choice in body["choices"]]
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"no chat completion: {body!r:.200}") from error
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError):
+        raise ValueError("no chat completion") from None
 
 
 def _reply(choice: Mapping[str, Any]) -> Reply:
     text = choice["message"].get("content") or ""
-    listed = ((choice.get("logprobs") or {}).get("content") or [None])[0]
-    if listed is None:
+    listed = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
+    if not listed:
         return Reply(str(text), None)
-    top = listed.get("top_logprobs") or [listed]
-    return Reply(str(text), {str(each["token"]): float(each["logprob"]) for each in top})
+    return Reply(str(text), {str(each["token"]): float(each["logprob"]) for each in listed})
 
 
 def usage_of(body: Any) -> tuple[int, int]:
     """(tokens read, tokens written) as the server counts them; 0 where it does not say."""
     usage = body.get("usage") if isinstance(body, dict) else None
     counted = usage if isinstance(usage, dict) else {}
-    read, written = (counted.get(name) or 0 for name in ("prompt_tokens", "completion_tokens"))
-    return int(read), int(written)
+    read, written = (counted.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return int(read) if isinstance(read, int) else 0, int(written) if isinstance(written, int) else 0
 
 
 def probability(first: Mapping[str, float], answers: Sequence[str]) -> float:
-    """The sum of the answers' probabilities among the likely first tokens.
+    """The sum of the answers' probabilities among the likely first tokens; NaN if none of them is listed.
 
-    An answer that is not listed counts as 0, at most one listed token's probability too low.
+    Of several answers, one that is not listed counts as 0, at most one listed token's probability too low.
     """
-    return sum(math.exp(value) for token, value in first.items() if token in answers)
+    found = [math.exp(value) for token, value in first.items() if token in answers]
+    return sum(found) if found else math.nan

@@ -1,4 +1,4 @@
-"""ChatClient: sends chat completions to one address, with retries, a budget of tokens, and a key."""
+"""ChatClient: sends chat completions to one address, with retries, budgets, and a key."""
 
 import os
 import threading
@@ -17,7 +17,10 @@ except ImportError:  # in an extra, which ChatClient() names
     httpx2 = None  # type: ignore[assignment]
 
 RETRIED = (408, 409, 429, 500, 502, 503, 504)
+# Refused for its content: the same request would be refused again, and another one may not be.
+REFUSED = (400, 413, 415, 422)
 PATH = "/chat/completions"
+SHOWN = 300  # letters of an answer in a message
 
 
 class ChatClient:
@@ -27,14 +30,22 @@ class ChatClient:
     key_variable  environment variable with the key, which is read for every request and kept nowhere
     timeout       seconds to wait for an answer
     retries       of a request that found the server full, restarting or gone
-    tokens        most tokens, read and written, as the server counts them; None: no limit
+    tokens        most tokens, read and written, as the server counts them; None: no limit. No request begins
+                  after that; those under way then may exceed it
+    requests      most requests, tries that failed included; None: no limit
 
     `used` counts requests and tokens. Raises InputError for an invalid address, or one with a user name;
     MissingExtraError without httpx2.
     """
 
     def __init__(
-        self, url: str, key_variable: str, timeout: float = 120.0, retries: int = 5, tokens: int | None = None
+        self,
+        url: str,
+        key_variable: str,
+        timeout: float = 120.0,
+        retries: int = 5,
+        tokens: int | None = None,
+        requests: int | None = None,
     ):
         if httpx2 is None:
             raise missing_extra("a remote judge", "serve")
@@ -44,7 +55,8 @@ class ChatClient:
                 f"an address with a user name: a judge takes its key from the variable {key_variable}"
             )
         self.url = str(address).rstrip("/")
-        self.key_variable, self.timeout, self.retries, self.tokens = key_variable, timeout, retries, tokens
+        self.key_variable, self.timeout, self.retries = key_variable, timeout, retries
+        self.tokens, self.requests = tokens, requests
         self.used = {"requests": 0, "tokens read": 0, "tokens written": 0}
         self._lock = threading.Lock()
         self._clients: dict[tuple[int, int], Any] = {}
@@ -57,12 +69,13 @@ class ChatClient:
         self._lock, self._clients = threading.Lock(), {}
 
     def reply(self, body: dict[str, Any]) -> Reply:
-        """The reply to a request, tried again where the server may recover; RemoteError with the cause."""
+        """The reply to a request, tried again where the server may recover.
+
+        RemoteError with the cause, permanent if the server refused the request's content.
+        """
         cause = ""
         for attempt in range(self.retries + 1):
-            used = self.used["tokens read"] + self.used["tokens written"]
-            if self.tokens is not None and used >= self.tokens:
-                raise RemoteError(f"the budget of tokens={self.tokens} is used up")
+            self._begin(cause)
             try:
                 response = self._post(body)
             except httpx2.RequestError as error:
@@ -72,14 +85,26 @@ class ChatClient:
                     return self._counted(response)
                 cause, after = self._refusal(response), response.headers.get("Retry-After")
                 if response.status_code not in RETRIED:
-                    break
+                    raise RemoteError(cause, permanent=response.status_code in REFUSED)
             if attempt < self.retries:
                 time.sleep(protocol.wait(attempt, after))
         raise RemoteError(cause)
 
-    def _post(self, body: dict[str, Any]) -> Any:
+    def _begin(self, cause: str) -> None:
+        """Count a request that is about to be sent; RemoteError if a budget is used up.
+
+        cause  why the try before failed; "": it is the first
+        """
         with self._lock:
+            used = self.used["tokens read"] + self.used["tokens written"]
+            spent = {"tokens": (used, self.tokens), "requests": (self.used["requests"], self.requests)}
+            for name, (count, most) in spent.items():
+                if most is not None and count >= most:
+                    last = f"; the try before failed with {cause}" if cause else ""
+                    raise RemoteError(f"the budget of {name}={most} is used up{last}")
             self.used["requests"] += 1
+
+    def _post(self, body: dict[str, Any]) -> Any:
         headers = {}
         if key := os.environ.get(self.key_variable):
             checked = protocol.checked_token(key, f"the key in {self.key_variable}")
@@ -94,18 +119,22 @@ class ChatClient:
             return self._clients[key]
 
     def _refusal(self, response: Any) -> str:
-        """The server's reason, without the key."""
-        reason = response.text[:300]
-        if key := os.environ.get(self.key_variable):
-            reason = reason.replace(key.strip(), "***")
-        return f"HTTP {response.status_code}: {reason}"
+        return f"HTTP {response.status_code}: {self._shown(response.text)}"
+
+    def _shown(self, text: str) -> str:
+        """The beginning of what the server wrote, without the key: it is replaced before the text is cut."""
+        if key := os.environ.get(self.key_variable, "").strip():
+            text = text.replace(key, "***")
+        return text[:SHOWN]
 
     def _counted(self, response: Any) -> Reply:
         try:
             body = response.json()
             (reply,) = replies_of(body)
-        except ValueError as error:
-            raise RemoteError(f"{self.url} answered in another form: {error}") from error
+        except ValueError:
+            raise RemoteError(
+                f"{self.url} answered in another form than a chat completion: {self._shown(response.text)}"
+            ) from None  # the cause would show the answer with the key
         read, written = usage_of(body)
         with self._lock:
             self.used["tokens read"] += read

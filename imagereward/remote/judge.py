@@ -17,7 +17,6 @@ import torch
 from imagereward.config import whole_number
 from imagereward.errors import (
     InputError,
-    NonFiniteScoreError,
     RemoteError,
     UnreadableVerdictWarning,
 )
@@ -31,7 +30,7 @@ from imagereward.remote.chat import (
 )
 from imagereward.remote.chat_client import ChatClient
 from imagereward.scoring.api import PairScorer
-from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, Rows, Scored, one_each
+from imagereward.scoring.questions import Rows, Scored, one_each
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LETTERS_PER_TOKEN = 4  # of English, for the plan before a run
@@ -48,16 +47,20 @@ class ChatJudge(PairScorer):
     timeout       seconds to wait for an answer
     retries       of a request that found the server full, restarting or gone
     connections   requests at a time
-    requests      most requests in this object's life; None: no limit
-    tokens        most tokens, read and written, as the server counts them; None: no limit
+    requests      most requests in this object's life, tries that failed included; None: no limit
+    tokens        most tokens, read and written, as the server counts them; None: no limit. Requests under way
+                  when it is reached may exceed it
     prices        (read, written): price of a million tokens, for the plan that is printed; None: none
     new_tokens    most tokens that are written about a pair
     samples       texts for a pair; their scores are averaged
     temperature   of sampling
 
     A pair that failed has the score NaN in `pixel_rewards`; the verbs raise RemoteError with the causes. A
-    text without a verdict is NaN, warned of and counted in `unreadable`. `used` counts requests and tokens.
+    text without a verdict is NaN, warned of and counted in `unreadable`; so is a reply that lists none of the
+    answers among its likely first tokens. `used` counts requests and tokens.
     """
+
+    may_be_nan = True
 
     def __init__(
         self,
@@ -76,7 +79,14 @@ class ChatJudge(PairScorer):
         samples: int = 1,
         temperature: float = 0.0,
     ):
-        self.client = ChatClient(url, key_variable, timeout, whole_number("retries", retries, 0), tokens)
+        self.client = ChatClient(
+            url,
+            key_variable,
+            timeout,
+            whole_number("retries", retries, 0),
+            None if tokens is None else whole_number("tokens", tokens, 0),
+            None if requests is None else whole_number("requests", requests, 0),
+        )
         self.url = self.client.url
         self.name, self.template = model, template_of(template)
         if self.template.compares or not (self.template.grammar or self.template.answers):
@@ -84,8 +94,8 @@ class ChatJudge(PairScorer):
                 f"template {self.template.name!r} gives no score of one image: expected a grammar, or answers"
             )
         self.connections = whole_number("connections", connections, 1)
-        self.requests = requests
         self.unreadable = 0
+        self._offers = False  # whether a reply has had log-probabilities
         self._planned = 1  # most pairs of a call whose plan was printed
         self.prices = prices
         self.samples = whole_number("samples", samples, 1)
@@ -103,19 +113,21 @@ class ChatJudge(PairScorer):
     def __repr__(self) -> str:
         return f"ChatJudge({self.url!r}, model={self.name!r}, template={self.template.name!r})"
 
-    def plan(self, rows: int, letters: int = 0) -> str:
-        """The requests, the tokens and, with `prices`, the most that so many pairs cost."""
+    def plan(self, rows: int, letters: int | None = None) -> str:
+        """The requests, the tokens and, with `prices`, about what so many pairs cost."""
         count = rows * self.samples
-        text = count * len(self.template.text + self.template.system) + letters * self.samples
+        text = count * len(self.template.text + self.template.system) + (letters or 0) * self.samples
         read, written = text // LETTERS_PER_TOKEN, count * self.options["max_tokens"]
+        beside = "" if letters is not None else " beside the prompts"
         told = (
-            f"{self.name}: {count} requests, about {read} tokens of text and {count} images to read, at most "
+            f"{self.name}: {count} requests, about {read} tokens of text{beside} and {count} images to read, "
         )
-        told += f"{written} tokens to write"
+        told += f"at most {written} tokens to write"
         if self.prices is None:
             return told + "; give prices= to see the cost"
         cost = (read * self.prices[0] + written * self.prices[1]) / 1e6
-        return f"{told}: at most {cost:.4f} beside the images, which the server counts in tokens of its own"
+        rest = "the images" if letters is not None else "the prompts and images"
+        return f"{told}: about {cost:.4f} beside {rest}, which the server counts in tokens of its own"
 
     def written_texts(self, prompts: Sequence[str], images: Sequence[Any]) -> list[list[str]]:
         """The `samples` texts that the model writes about prompt i and image i, for each i.
@@ -132,24 +144,15 @@ class ChatJudge(PairScorer):
             for prompt, url in zip(rows.prompts, [data_url(each, at) for at, each in enumerate(rows.images)])
         ]
 
-    def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
-        scored = self._scored(question.rows, batch_size)
-        if isinstance(question, (Best, Places, Ranked)) and bool(scored.scores.isnan().any()):
-            count = int(scored.scores.isnan().sum())
-            raise NonFiniteScoreError(
-                f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
-                "order; score gives NaN for these"
-            )
-        return question.answer(scored)
-
     def _scored(self, rows: Rows, batch_size: int | None) -> Scored:
-        scores, causes = self._answers(rows)
+        scores, causes, permanent = self._answers(rows)
         if causes:
             row, cause = next(iter(causes.items()))
             raise RemoteError(
                 f"{self.url} gave no score for {len(causes)} of {len(scores)} pairs; row {row}: {cause}",
                 causes,
                 torch.tensor(scores),
+                permanent,
             )
         unread = [0] * len(rows.prompts)
         return Scored(torch.tensor(scores, dtype=torch.float32), unread, [False] * len(unread))
@@ -165,8 +168,8 @@ class ChatJudge(PairScorer):
                 raise
             return torch.as_tensor(error.scores, dtype=torch.float32)
 
-    def _answers(self, rows: Rows) -> tuple[list[float], dict[int, str]]:
-        """(score of each pair, causes by row of those without an answer)."""
+    def _answers(self, rows: Rows) -> tuple[list[float], dict[int, str], bool]:
+        """(score of each pair, causes by row of those without an answer, whether all are permanent)."""
         pairs = rows.pairs_P_2.tolist()
         if not pairs:
             raise InputError(f"nothing to score: {len(rows.prompts)} prompts and {len(rows.images)} images")
@@ -177,7 +180,9 @@ class ChatJudge(PairScorer):
             letters = sum(len(rows.prompts[prompt]) for _, prompt in pairs)
             print(f"imagereward: {self.plan(len(pairs), letters)}", file=sys.stderr)
         causes: dict[int, str] = {}
+        passing: list[int] = []
         unread: list[str] = []
+        bare: list[Reply] = []
 
         def score(row: int) -> float:
             image, prompt = pairs[row]
@@ -188,8 +193,9 @@ class ChatJudge(PairScorer):
                 if "logprobs" in self.options and "logprobs" in str(error):
                     raise InputError(f"{self._no_probabilities()} ({error})") from error
                 causes[row] = str(error)
+                passing.extend([] if error.permanent else [row])
                 return math.nan
-            return self._score(replies, unread)
+            return self._score(replies, unread, bare)
 
         with ThreadPoolExecutor(min(self.connections, len(pairs)), "imagereward-judge") as threads:
             try:
@@ -197,27 +203,45 @@ class ChatJudge(PairScorer):
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
+        if bare and not self._offers:
+            raise InputError(self._no_probabilities())
         self._tell_unread(unread, len(pairs) * self.samples)
-        return scores, causes
+        return scores, causes, not passing
 
-    def _score(self, replies: Sequence[Reply], unread: list[str]) -> float:
-        grammar = self.template.grammar
-        if grammar is not None:
-            unread += [reply.text for reply in replies if grammar.numbers(reply.text) is None]
-            return grammar.mean_score(reply.text for reply in replies)
-        found = []
+    def _score(self, replies: Sequence[Reply], unread: list[str], bare: list[Reply]) -> float:
+        """The mean score of the replies that have one; NaN if none has.
+
+        unread  gets the texts of the others
+        bare    gets the replies without log-probabilities; InputError once there are many, and no others
+        """
+        grammar, found = self.template.grammar, []
         for reply in replies:
-            if reply.first is None:
-                raise InputError(self._no_probabilities())
-            found.append(probability(reply.first, self.template.answers))
-        return sum(found) / len(found)
+            if grammar is not None:
+                value = grammar.score(reply.text)
+            elif reply.first is not None:
+                self._offers = True
+                value = probability(reply.first, self.template.answers)
+            else:
+                bare.append(reply)
+                if len(bare) > self.connections and not self._offers:
+                    raise InputError(self._no_probabilities())
+                value = math.nan
+            if math.isnan(value):
+                unread.append(reply.text)
+            else:
+                found.append(value)
+        return sum(found) / len(found) if found else math.nan
 
     def _tell_unread(self, unread: Sequence[str], count: int) -> None:
         self.unreadable += len(unread)
         if unread:
+            lack = f"texts hold no verdict in the form of template {self.template.name!r}"
+            if self.template.grammar is None:
+                answers = ", ".join(self.template.answers)
+                lack = f"replies list none of {answers} among the likeliest first tokens"
             warnings.warn(
-                f"{self.name}: {len(unread)} of {count} texts hold no verdict in the form of template "
-                f"{self.template.name!r}, such as {unread[0][:80]!r}; they count as NaN",
+                f"{self.name}: {len(unread)} of {count} {lack}, such as {unread[0][:80]!r}; they count as "
+                "NaN",
                 UnreadableVerdictWarning,
                 stacklevel=2,
             )
@@ -230,9 +254,10 @@ class ChatJudge(PairScorer):
 
     def _check_budget(self, count: int) -> None:
         """InputError before anything is sent, if `count` requests are more than are left."""
-        left = None if self.requests is None else self.requests - self.client.used["requests"]
+        most = self.client.requests
+        left = None if most is None else most - self.client.used["requests"]
         if left is not None and count > left:
-            raise InputError(f"{count} requests, and {left} are left of requests={self.requests}")
+            raise InputError(f"{count} requests, and {left} are left of requests={most}")
 
 
 def is_chat_address(url: str, options: Any) -> bool:

@@ -31,6 +31,7 @@ LOSSLESS = {
 }
 # HTTP statuses of a server that is full or starting, or of its proxy: the same request may succeed later.
 TRANSIENT = (429, 502, 503, 504)
+OWN_FAULTS = (400, 413, 422, 500)  # faults of one request; other requests may succeed
 FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0  # seconds, without Retry-After
 LONGEST_ASKED_WAIT = 120.0  # seconds, with it
 BODY_SHARE = 0.9  # share of the largest body that images may take; the rest is for prompts and pairs
@@ -174,21 +175,26 @@ class Gathered:
         self._server = server
         self._scores = np.full(len(rows.pairs_P_2), np.nan, dtype=np.float32)
         self._causes: dict[int, str] = {}
+        self._refused: set[int] = set()  # rows whose content is at fault
         self._tokens: dict[str, tuple[int, bool]] = {}
         self.stopped_by: str | None = None  # the cause, if no further request can succeed
 
     def put(self, part: Part, answer: Any) -> None:
         """Store the server's answer to a part; Failed if the answer lacks scores of the part's rows."""
         try:
-            scores = list(answer["scores"])
+            errors = {int(row): str(cause) for row, cause in answer.get("errors", {}).items()}
+            scores = [math.nan if row in errors else each for row, each in enumerate(answer["scores"])]
             read = list(zip(answer["tokens"], answer["truncated"], strict=True))
             if len(scores) != len(part.rows) or len(read) != len(part.prompts):
                 raise ValueError(f"{len(scores)} scores for {len(part.rows)} rows")
-            if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+            given = (score for row, score in enumerate(scores) if row not in errors)
+            if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in given):
                 raise ValueError("scores that are no finite numbers")
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise Failed(f"its answer is not one of a reward server: {error!r}", stop_all=True) from error
         self._scores[part.rows] = scores
+        self._causes |= {part.rows[row]: cause for row, cause in errors.items()}
+        self._refused |= {part.rows[row] for row in errors}
         for prompt, known in zip(part.prompts, read):
             self._tokens[self._rows.prompts[prompt]] = known
 
@@ -206,6 +212,7 @@ class Gathered:
             elif image in failed.images:
                 index = part.images[image]
                 self._causes[row] = f"{name_of(self._rows.images[index], index)} {failed.images[image]}"
+                self._refused.add(row)
         rest = part.of(place for place in places if place not in failed.images)
         return [rest] if failed.images and rest.rows and not failed.stop_all else []
 
@@ -221,12 +228,10 @@ class Gathered:
                 f"\n  row {listing(rows, 5)}: {cause}" for cause, rows in list(rows_of.items())[:8]
             )
             more = f"\n  and {len(rows_of) - 8} causes more" if len(rows_of) > 8 else ""
-            raise RemoteError(
-                f"{self._server}: {len(self._causes)} of {len(self._scores)} rows have no score "
-                f"(`causes` has all reasons, `scores` the rest):{faults}{more}",
-                self._causes,
-                self._scores,
-            )
+            message = f"{self._server}: {len(self._causes)} of {len(self._scores)} rows have no score "
+            message += f"(`causes` has all reasons, `scores` the rest):{faults}{more}"
+            permanent = self._refused >= self._causes.keys()
+            raise RemoteError(message, self._causes, self._scores, permanent)
         read = [self._tokens[prompt] for prompt in self._rows.prompts]
         tokens, truncated = [count for count, _ in read], [cut for _, cut in read]
         return Scored(torch.from_numpy(self._scores), tokens, truncated)
@@ -242,16 +247,10 @@ def answer_of(response) -> Any:
         return content
     reason = content.get("detail", content) if isinstance(content, dict) else content
     images = content.get("images", {}) if isinstance(content, dict) else {}
-    own = response.status_code in (
-        400,
-        413,
-        422,
-        500,
-    )  # faults of this request; other requests may succeed
     raise Failed(
         f"HTTP {response.status_code}: {reason}",
         {int(index): str(fault) for index, fault in images.items()},
-        stop_all=not own,
+        stop_all=response.status_code not in OWN_FAULTS,
     )
 
 

@@ -87,6 +87,16 @@ class AroundScorer(RowScorer):
         """The scorer's, which a reward of its values keeps."""
         return self.scorer.row_weights(rows, size)
 
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        """As the scorer."""
+        return self.scorer.relative
+
+    @property
+    def may_be_nan(self) -> bool:  # type: ignore[override]
+        """As the scorer."""
+        return self.scorer.may_be_nan
+
 
 class InsideMask(AroundScorer):
     """Another scorer's score of the mask's bounding box.

@@ -32,6 +32,7 @@ from imagereward.scoring.questions import (
     every_prompt,
     one_each,
     one_prompt,
+    require_order,
 )
 from imagereward.scoring.ranking import Ranking
 
@@ -63,14 +64,16 @@ class PairScorer:
     relative = False
     # Whether `pixel_rewards` reads the pictures or metadata of `rows`.
     takes_rows = False
+    # Whether NaN may stand for a score: where a text holds no verdict. Anywhere else NaN is an error.
+    may_be_nan = False
     # Whether only one batch at a time may be scored, as for a model in this process, to save memory.
     takes_turns = False
 
     def _scored(self, rows: Rows, batch_size: int | None) -> Scored:
         """Scores [P] of the rows, here by `score_pairs`.
 
-        Raises InputError for nothing to score, and for scores of another shape; NonFiniteScoreError for a
-        score that is NaN or infinite.
+        Raises InputError for nothing to score, and for scores of another shape; NonFiniteScoreError for an
+        infinite score, and for NaN unless the scorer `may_be_nan`.
         """
         if type(self).score_pairs is PairScorer.score_pairs:
             raise NotImplementedError(f"{type(self).__name__} defines neither score_pairs nor _scored")
@@ -82,12 +85,15 @@ class PairScorer:
         scores = torch.tensor(self.score_pairs(prompts, images, batch_size=batch_size), dtype=torch.float32)
         if scores.shape != (len(prompts),):
             raise InputError(f"{self.name} gave scores {list(scores.shape)}; expected [{len(prompts)}]")
-        if bad := (~scores.isfinite()).nonzero().flatten().tolist():
+        wrong = scores.isinf() if self.may_be_nan else ~scores.isfinite()
+        if bad := wrong.nonzero().flatten().tolist():
             raise NonFiniteScoreError(f"{self.name} gave {scores[bad[0]]} for {prompts[bad[0]][:40]!r}")
         return Scored(scores, [0] * len(rows.prompts), [False] * len(rows.prompts))
 
     def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
-        return question.answer(self._scored(question.rows, batch_size))
+        scored = self._scored(question.rows, batch_size)
+        require_order(self.name, question, scored.scores)
+        return question.answer(scored)
 
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
@@ -108,10 +114,10 @@ class PairScorer:
         """
         return None
 
-    def plan(self, rows: int, letters: int = 0) -> str:
+    def plan(self, rows: int, letters: int | None = None) -> str:
         """What scoring so many pairs asks for and costs, in words; "" for a model that runs here.
 
-        letters  of all prompts together
+        letters  of all prompts together; None: not known
         """
         return ""
 

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from imagereward.errors import InputError
+from imagereward.errors import InputError, NonFiniteScoreError
 from imagereward.images.reading import name_of
 from imagereward.scoring.ranking import Ranking, ranks_of
 
@@ -50,6 +50,8 @@ class Question(Generic[Result]):
     """
 
     rows: Rows
+    # Whether the result is an order of the images, which needs a score of each.
+    orders = False
 
     def answer(self, scored: Scored) -> Result:
         """The verb's result from the scores of `rows`."""
@@ -76,6 +78,8 @@ class Places(Question[tuple[list[int] | int, list[float] | float]]):
     One image gives a number each instead of two lists, as in the original implementation.
     """
 
+    orders = True
+
     def answer(self, scored: Scored) -> tuple[list[int] | int, list[float] | float]:
         scores = scored.scores
         places = torch.empty(len(scores), dtype=torch.long, device=CPU)
@@ -88,6 +92,7 @@ class Best(Question[list[int]]):
     """The indices of the `k` images with the highest scores, best first; equal scores in list order."""
 
     k: int
+    orders = True
 
     def answer(self, scored: Scored) -> list[int]:
         return scored.scores.argsort(descending=True, stable=True)[: self.k].tolist()
@@ -106,6 +111,7 @@ class Ranked(Question[Ranking]):
     """A `Ranking` of one prompt's images; `model` is the scorer's name in it."""
 
     model: str
+    orders = True
 
     def answer(self, scored: Scored, components: dict[str, list[float]] | None = None) -> Ranking:
         """The ranking; `components` are the scores of an ensemble's components by name."""
@@ -120,6 +126,16 @@ class Ranked(Question[Ranking]):
             tokens=scored.tokens[0],
             truncated=scored.truncated[0],
             components=components or {},
+        )
+
+
+def require_order(name: str, question: Question, scores: torch.Tensor) -> None:
+    """Raises NonFiniteScoreError if the question asks for an order, and a score is NaN."""
+    count = int(scores.isnan().sum())
+    if count and question.orders:
+        raise NonFiniteScoreError(
+            f"{name} gave no verdict on {count} of {len(scores)} images, so they have no order; score gives "
+            "NaN for these"
         )
 
 

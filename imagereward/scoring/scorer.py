@@ -253,8 +253,11 @@ class Scorer(PairScorer, nn.Module):
             return Scored(scores, tokens, truncated)
 
     def check_scores(self, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
-        """Raises NonFiniteScoreError if a score is NaN or infinite; `describe` names a row by its index."""
-        check_finite(self.name, scores, describe)
+        """Raises NonFiniteScoreError for an infinite score, and for NaN unless the scorer `may_be_nan`.
+
+        describe  names a row by its index
+        """
+        check_finite(self.name, scores.nan_to_num(nan=0.0) if self.may_be_nan else scores, describe)
 
     def encode_pixels(self, batches: list[Any]):
         """The image features of a batch for each processor, as from its `collate` or `from_pixels`."""

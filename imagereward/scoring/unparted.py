@@ -69,8 +69,8 @@ class UnpartedScorer(Scorer):
     def __init__(self, inner: PairScorer, device: torch.device):
         super().__init__(ScorerConfig("Unparted"))
         self.inner, self.name = inner, inner.name
-        self.takes_turns = inner.takes_turns
-        self.takes_rows = inner.takes_rows
+        self.takes_turns, self.takes_rows = inner.takes_turns, inner.takes_rows
+        self.may_be_nan = inner.may_be_nan
         self.processor = WholeImages()
         self.files = dict(inner.files)
         self._device = device
@@ -111,11 +111,16 @@ class UnpartedScorer(Scorer):
         return scores.to(self.device, torch.float32)
 
     def _of_pairs(self, prompts: list[str], images: list[PIL.Image.Image]) -> torch.Tensor:
-        """Scores [P], NaN where a remote scorer gave none; RemoteError if it gave none at all."""
+        """Scores [P], NaN where a remote scorer gave none.
+
+        RemoteError if it gave none at all, unless it refused each pair for its content: a server that is gone
+        should end a run, and a pair that is refused every time should not.
+        """
         try:
             return torch.tensor(self.inner.score_pairs(prompts, images))
         except RemoteError as error:
-            if error.scores is None or not bool(torch.as_tensor(error.scores).isfinite().any()):
+            none = error.scores is None or not bool(torch.as_tensor(error.scores).isfinite().any())
+            if error.scores is None or (none and not error.permanent):
                 raise
             log.warning("%s", error)
             return torch.as_tensor(error.scores)
@@ -140,7 +145,7 @@ class UnpartedScorer(Scorer):
         """The inner scorer's."""
         return self.inner.row_weights(rows, size)
 
-    def plan(self, rows: int, letters: int = 0) -> str:
+    def plan(self, rows: int, letters: int | None = None) -> str:
         """The inner scorer's."""
         return self.inner.plan(rows, letters)
 

@@ -1,6 +1,14 @@
 """Pydantic models of the server's answers, which make their JSON and their documentation."""
 
+import math
+from typing import Any
+
+import torch
 from pydantic import BaseModel, Field
+
+from imagereward.serve.limits import Refused
+
+UNREADABLE = "the judge gave no verdict that can be read, so there is no score"
 
 
 class Answer(BaseModel):
@@ -16,12 +24,14 @@ class Answer(BaseModel):
 class ScoreAnswer(Answer):
     """One score a pair, in the order of the pairs."""
 
-    scores: list[float]
+    scores: list[float | None] = Field(description="null for a pair without a score.")
+    errors: dict[str, str] = Field({}, description="Index of a pair without a score -> the reason.")
 
 
-class RankAnswer(ScoreAnswer):
+class RankAnswer(Answer):
     """One score an image, in the order of the images."""
 
+    scores: list[float]
     ranks: list[int] = Field(description="Rank of each image, 1 the best; equal scores share a rank.")
     order: list[int] = Field(description="Indices of the images, best first.")
 
@@ -29,7 +39,9 @@ class RankAnswer(ScoreAnswer):
 class MatrixAnswer(Answer):
     """scores[m][n] is the score of prompt m with image n."""
 
-    scores: list[list[float]]
+    scores: list[list[float | None]] = Field(
+        description="null where a judge gave no verdict that can be read."
+    )
 
 
 class SimpleAnswer(BaseModel):
@@ -76,3 +88,22 @@ class Fault(BaseModel):
 
     detail: str
     images: dict[str, str] = Field({}, description="Index of a faulty image -> its fault.")
+
+
+def numbers(scores: torch.Tensor) -> list[Any]:
+    """The scores as (nested) lists, with None for NaN, which JSON lacks."""
+    if scores.ndim > 1:
+        return [numbers(row) for row in scores]
+    return [None if math.isnan(score) else score for score in scores.tolist()]
+
+
+def reasons(scores: torch.Tensor) -> dict[str, str]:
+    """The `errors` of a `ScoreAnswer` with scores [P]."""
+    return {str(row): UNREADABLE for row in scores.isnan().nonzero().flatten().tolist()}
+
+
+def complete(scores: torch.Tensor) -> list[float]:
+    """The scores [N] of N images; Refused, 422 naming the images, where one has none."""
+    if faults := reasons(scores):
+        raise Refused(422, UNREADABLE, images={int(index): reason for index, reason in faults.items()})
+    return scores.tolist()

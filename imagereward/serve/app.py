@@ -61,7 +61,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
         404: "No such model.",
         413: "Too large, too many images, prompts, pairs or pixels.",
         415: "Another format.",
-        422: "Fields missing, unknown or wrong; an image that cannot be read.",
+        422: "Fields missing, unknown or wrong; an image that cannot be read, or has no score.",
         429: "The server is full; `Retry-After` says when to come again.",
     }.items()
 }
@@ -239,13 +239,14 @@ def _add_routes(app: FastAPI, state: ServerState) -> None:
     async def score(request: Request) -> Response:
         """One score a pair: image i with prompt i, or the [image, prompt] indices in `pairs`."""
         _, scores, facts = await state.answer(ScoreQuestion, request)
-        return _json(answers.ScoreAnswer(**facts, scores=scores.tolist()))
+        numbers, errors = answers.numbers(scores), answers.reasons(scores)
+        return _json(answers.ScoreAnswer(**facts, scores=numbers, errors=errors))
 
     @app.post("/v1/rank", **_asks(RankQuestion, answers.RankAnswer))
     async def rank(request: Request) -> Response:
         """Scores and ranks of several images for one prompt."""
         _, scores, facts = await state.answer(RankQuestion, request)
-        rewards = scores.tolist()
+        rewards = answers.complete(scores)
         order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
         return _json(answers.RankAnswer(**facts, scores=rewards, ranks=ranks_of(rewards), order=order))
 
@@ -253,13 +254,14 @@ def _add_routes(app: FastAPI, state: ServerState) -> None:
     async def matrix(request: Request) -> Response:
         """scores[m][n] of prompt m with image n; each image is encoded once."""
         scored, scores, facts = await state.answer(MatrixQuestion, request)
-        return _json(answers.MatrixAnswer(**facts, scores=scores.view(len(scored.prompts), -1).tolist()))
+        table = answers.numbers(scores.view(len(scored.prompts), -1))
+        return _json(answers.MatrixAnswer(**facts, scores=table))
 
     @app.post("/score", **_asks(SimpleQuestion, answers.SimpleAnswer))
     async def simple(request: Request) -> Response:
         """One image, one prompt, one score."""
         _, scores, _ = await state.answer(SimpleQuestion, request)
-        return _json(answers.SimpleAnswer(score=scores.item()))
+        return _json(answers.SimpleAnswer(score=answers.complete(scores)[0]))
 
     @app.post("/calculate_reward", **_asks(RegionQuestion, answers.RegionAnswer))
     async def calculate_reward(request: Request) -> Response:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from imagereward.errors import InputError
-from imagereward.scoring.pair_scoring import check_finite, score_pixels
+from imagereward.scoring.pair_scoring import score_pixels
 from imagereward.scoring.scorer import Scorer
 
 
@@ -37,7 +37,8 @@ class Batcher:
     A batch is full with `batch_size` images, and starts when it is full or its oldest request has waited
     `window` seconds; requests that arrive while the model is busy form the next batch. A request with more
     images than `batch_size` is scored alone, in several passes. A cancelled request is left out. If a batch
-    fails, its requests are scored one by one, so that only the faulty one gets the exception.
+    fails, its requests are scored one by one, so that only the faulty one gets the exception. Scores are NaN
+    where the scorer `may_be_nan`.
     `seconds_per_image` is a moving average (weight 0.2) over batches; 0 before the first.
 
     observe   called with (model, images) after each batch
@@ -144,7 +145,7 @@ class Batcher:
         self._observe(model, images)
         for request, part in zip(requests, scores.split([len(request.pairs_P_2) for request in requests])):
             try:
-                check_finite(model, part, lambda row: f"row {row}")
+                scorer.check_scores(part, lambda row: f"row {row}")
             except ArithmeticError as error:
                 request.answer.set_exception(error)
             else:

@@ -16,6 +16,7 @@ from imagereward.rewards.inpainting import least_of
 from imagereward.rewards.region import Box, boundary_of_picture, grown
 from imagereward.scoring.scorer import Scorer
 from imagereward.serve.admission import RESERVATION, Reservation
+from imagereward.serve.answers import complete
 from imagereward.serve.batching import ScoringRequest
 from imagereward.serve.limits import Refused
 from imagereward.serve.parsing.bodies import read
@@ -51,7 +52,7 @@ async def region_rewards(state: Any, request: Request) -> dict[str, float]:
     waiting = [asyncio.wrap_future(state.batcher.submit(each)) for each in prepared.requests.values()]
     scores = await asyncio.gather(*waiting)
     return prepared.terms | {
-        term: float(score) for term, score in zip(prepared.requests, scores, strict=True)
+        term: complete(score)[0] for term, score in zip(prepared.requests, scores, strict=True)
     }
 
 

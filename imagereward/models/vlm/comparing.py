@@ -39,9 +39,9 @@ class PairwiseJudge(PairScorer):
     method   "bradley-terry" or "win-rate"
     budget   most comparisons for a group of images, each in both orders; None: every pair
 
-    `score`, `rank` and `best_of` compare the images of one call; a score says nothing beyond them. An image
-    that is alone has score 0, or a win rate of 1/2. `bias` is the mean position bias of the last call, as log
-    odds.
+    Every verb compares the images that one call has for a prompt, in whatever rows they are; a score says
+    nothing beyond them. InputError for a prompt with a single image, which has nothing to be compared with.
+    `bias` is the mean position bias of the last call, as log odds.
     """
 
     relative = True
@@ -71,32 +71,31 @@ class PairwiseJudge(PairScorer):
 
     def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Comparison:
         """Which of two images is better for the prompt; both orders are asked."""
-        (found,) = self._comparisons([prompt], self._encoded([a, b]), [(0, 0, 1)])
+        (found,) = self._comparisons(self._encoded([a, b]), [(prompt, 0, 1)])
         self.bias = found.bias
         return found
 
     def _scored(self, rows: Rows, batch_size: int | None) -> Scored:
         if not rows.prompts or not rows.images:
             raise InputError(f"nothing to score: {len(rows.prompts)} prompts and {len(rows.images)} images")
-        groups: dict[int, list[int]] = {}
-        for row, (_, prompt) in enumerate(rows.pairs_P_2.tolist()):
-            groups.setdefault(prompt, []).append(row)
+        tokens, truncated = self.judge.reading(rows.prompts)
+        self.judge._warn_truncated(tokens, truncated)
+        groups = _groups(rows)
         encoded = self._encoded(rows.images, batch_size)
+        pairs = {prompt: schedule(len(places), self.budget) for prompt, places in groups.items()}
         asked = []
-        for prompt, those in groups.items():
-            images = [int(rows.pairs_P_2[row, 0]) for row in those]
-            asked += [(prompt, images, pair) for pair in schedule(len(those), self.budget)]
-        found = self._comparisons(
-            rows.prompts, encoded, [(prompt, images[a], images[b]) for prompt, images, (a, b) in asked]
-        )
-        self.bias = sum(each.bias for each in found) / len(found) if found else math.nan
+        for prompt, places in groups.items():
+            images = list(places)
+            asked += [(prompt, images[a], images[b]) for a, b in pairs[prompt]]
+        found = self._comparisons(encoded, asked)
+        self.bias = sum(each.bias for each in found) / len(found)
+        verdicts = iter(found)
         scores = torch.empty(len(rows.pairs_P_2))
-        for prompt, those in groups.items():
-            outcomes = [
-                Outcome(*pair, each.probability) for (at, _, pair), each in zip(asked, found) if at == prompt
-            ]
-            scores[those] = torch.from_numpy(strengths(len(those), outcomes, self.method)).float()
-        return Scored(scores, self.judge.count_tokens(rows.prompts), [False] * len(rows.prompts))
+        for prompt, places in groups.items():
+            outcomes = [Outcome(*pair, next(verdicts).probability) for pair in pairs[prompt]]
+            for those, strength in zip(places.values(), strengths(len(places), outcomes, self.method)):
+                scores[those] = float(strength)
+        return Scored(scores, tokens, truncated)
 
     def _encoded(self, images: Sequence[ImageLike], batch_size: int | None = None) -> list[EncodedImage]:
         """Every image, encoded once."""
@@ -112,14 +111,14 @@ class PairwiseJudge(PairScorer):
         return encoded
 
     def _comparisons(
-        self, prompts: Sequence[str], images: Sequence[EncodedImage], asked: Sequence[tuple[int, int, int]]
+        self, images: Sequence[EncodedImage], asked: Sequence[tuple[str, int, int]]
     ) -> list[Comparison]:
-        """The verdicts on (prompt, image a, image b), as indices."""
-        if not asked:
-            return []
+        """The verdicts on (prompt, index of image a, index of image b); prompts are cut as for one image."""
         turns: Any = self.judge.turns
-        orders = [(prompt, pair) for prompt, a, b in asked for pair in ((a, b), (b, a))]
-        rows = [turns.row(prompts[prompt], images, pair) for prompt, pair in orders]
+        prompts = self.judge.encode_prompts([prompt for prompt, _, _ in asked])
+        orders = [(prompt, pair) for prompt, (_, a, b) in zip(prompts, asked) for pair in ((a, b), (b, a))]
+        rows = [turns.row(prompt, images, pair) for prompt, pair in orders]
+        self.judge.check_length(rows)
         with torch.inference_mode(), self.judge.evaluating():
             logs = self.judge.log_probabilities(rows, images, [*self._first, *self._second]).double()
         first, second = logs.split([len(self._first), len(self._second)], 1)
@@ -128,3 +127,16 @@ class PairwiseJudge(PairScorer):
             Comparison(float((ahead - behind) / 2), float((ahead + behind) / 2))
             for ahead, behind in odds.tolist()
         ]
+
+
+def _groups(rows: Rows) -> dict[str, dict[int, list[int]]]:
+    """{prompt: {index of an image: its rows}}; InputError for a prompt with one image."""
+    groups: dict[str, dict[int, list[int]]] = {}
+    for row, (image, prompt) in enumerate(rows.pairs_P_2.tolist()):
+        groups.setdefault(rows.prompts[prompt], {}).setdefault(image, []).append(row)
+    if alone := [prompt for prompt, places in groups.items() if len(places) == 1]:
+        raise InputError(
+            f"one image for {alone[0][:60]!r}: a comparing judge needs all images of a prompt in one call, "
+            "two or more; a judge such as vqa:MODEL scores an image alone"
+        )
+    return groups

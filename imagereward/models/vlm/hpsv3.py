@@ -1,4 +1,4 @@
-"""open_hpsv3: the model of HPSv3, from its published file of weights and the base model's config."""
+"""open_hpsv3: the model of HPSv3, from its published file of weights (fetch_hpsv3) and the base's config."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from imagereward.errors import CheckpointError, listing
+from imagereward.errors import CheckpointError, DownloadError, listing
 from imagereward.models.unsaved_buffers import make_unsaved_buffers
 from imagereward.models.vlm.asking.hpsv3 import TOKEN
 from imagereward.models.vlm.asking.settings import HeadConfig
 from imagereward.models.vlm.heads import RewardHead
 
+PUBLISHED = ("MizzenAI/HPSv3", "HPSv3.safetensors")  # hub id, file
 HEAD = "rm_head."
 # Prefixes of names as the file has them, of transformers 4.45 -> as transformers has them since 5.
 RENAMED = (("visual.", "model.visual."), ("model.", "model.language_model."))
@@ -54,9 +55,31 @@ def open_hpsv3(
     if "lm_head.weight" not in state:  # scores need no next tokens
         model.lm_head = nn.Identity()
     for module, found in ((model, state), (head, head_state)):
-        _fill(module, found, weights, dtype if module is model else torch.float32)
+        _fill(module, found, weights, device, dtype if module is model else torch.float32)
     make_unsaved_buffers(model)
     return model.to(device), processor, head.to(device)
+
+
+def fetch_hpsv3(root: Path | None, local_files_only: bool) -> Path:
+    """The published file of weights: in the directory `root`, in the hub cache, or else downloaded.
+
+    Raises DownloadError if it cannot be had.
+    """
+    import huggingface_hub
+
+    root = None if root is None else root.expanduser()
+    if root is not None and (root / PUBLISHED[1]).is_file():
+        return root / PUBLISHED[1]
+    cached = huggingface_hub.try_to_load_from_cache(*PUBLISHED)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        found = huggingface_hub.hf_hub_download(*PUBLISHED, local_dir=root, local_files_only=local_files_only)
+    except Exception as error:  # of requests or httpx, by huggingface_hub's version, without a common base
+        reason = (str(error).strip().splitlines() or [""])[0]
+        looked = "" if root is None else f", and it is not in {root}"
+        raise DownloadError(f"hub {'/'.join(PUBLISHED)}: {type(error).__name__}: {reason}{looked}") from error
+    return Path(found)
 
 
 def current_name(name: str) -> str:
@@ -76,7 +99,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype) -> None:
+def _fill(
+    module: nn.Module, state: dict[str, torch.Tensor], path: Path, device: torch.device, dtype: torch.dtype
+) -> None:
     expected = module.state_dict()
     faults = {
         "missing": [name for name in expected if name not in state],
@@ -90,4 +115,4 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path, dtype: 
             f"{path} does not fit HPSv3 on this base:"
             + "".join(f"\n  {len(bad)} {what}: {listing(bad)}" for what, bad in faults.items() if bad)
         )
-    module.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
+    module.load_state_dict({name: value.to(device, dtype) for name, value in state.items()}, assign=True)

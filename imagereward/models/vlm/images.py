@@ -22,12 +22,19 @@ class VLMImages(Processor):
     processor   the model's `transformers.ProcessorMixin`
     pixels      (least, most) pixels after resizing; None: the processor's own
     pillow      whether Pillow resizes to `pixels` first, so that the processor finds nothing to do
+    apply_exif_rotation   whether images are turned as their EXIF orientation says
     """
 
-    def __init__(self, processor: Any, pixels: tuple[int, int] | None = None, pillow: bool = False):
+    def __init__(
+        self,
+        processor: Any,
+        pixels: tuple[int, int] | None = None,
+        pillow: bool = False,
+        apply_exif_rotation: bool = False,
+    ):
         self.processor = processor
         self.pixels, self.pillow = pixels, pillow
-        self.apply_exif_rotation = False
+        self.apply_exif_rotation = apply_exif_rotation
         self.options: dict[str, Any] = {}
         if pixels is not None and not pillow:
             size = getattr(processor.image_processor, "size", None) or {}

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from imagereward.config import read_json
@@ -24,18 +23,16 @@ from imagereward.models.vlm.asking.settings import JudgeConfig
 from imagereward.models.vlm.asking.templates import TEMPLATES, Template, template_of
 from imagereward.models.vlm.catalogue import HPSV3, JUDGES
 from imagereward.models.vlm.comparing import PairwiseJudge
-from imagereward.models.vlm.heads import RewardHead
-from imagereward.models.vlm.hpsv3 import open_hpsv3
-from imagereward.models.vlm.images import VLMImages
-from imagereward.models.vlm.saving import HEAD_FILE, add_saved_adapters
+from imagereward.models.vlm.hpsv3 import fetch_hpsv3, open_hpsv3
+from imagereward.models.vlm.saving import HEAD_FILE, add_saved_adapters, saved_head
 from imagereward.models.vlm.scorer import VLMScorer
 
 QUANTIZATIONS = ("4bit", "8bit")
 # Options that decide how the model is placed, not what it scores.
 PAIRWISE = ("method", "budget")
-HPSV3_FILE = ("MizzenAI/HPSv3", "HPSv3.safetensors")
 PLACING = ("device_map", "quantize", "attention")
 FLOOR = (5, 24)
+NO_CODE = {"trust_remote_code": False}  # options of `from_pretrained`: no code of the hub is run
 
 
 def open_judge(
@@ -43,21 +40,18 @@ def open_judge(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    max_length: int | None = None,
+    download_root: Path | None = None,
     local_files_only: bool = False,
-    apply_exif_rotation: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> VLMScorer | PairwiseJudge:
     """The judge of that name, in eval mode and frozen.
 
-    name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers; a
-                      .toml file with the keys of `JudgeConfig`, or a
-                      directory
-                      that `save_pretrained` of a judge wrote
-    device, dtype     of the model; the reward head stays float32
-    max_length        most tokens of a prompt; default 2048
+    name              "vqa:MODEL" or "judge:MODEL" with a hub id or a directory of transformers; a .toml file
+                      with the keys of `JudgeConfig`; or a directory that `save_pretrained` of a judge wrote
+    device, dtype     of the model; the reward head stays float32. Device "meta": the weights of the model are
+                      neither read nor in memory, as is enough to describe the judge
+    download_root     where files of the hub are looked for, and put if the hub cache does not have them
     local_files_only  never touch the network
-    apply_exif_rotation   turn images as their EXIF orientation says
     options           fields of `JudgeConfig`, which take the place of the judge's own; `template` also as the
                       name of a built-in one or a file; and device_map, quantize and attention, see
                       `open_model`
@@ -70,24 +64,22 @@ def open_judge(
     comparing = name.startswith("compare:")
     pairwise = {key: values.pop(key) for key in PAIRWISE if comparing and key in values}
     placing = {key: values.pop(key) for key in PLACING if key in values}
+    where: dict[str, Any] = {**NO_CODE, "local_files_only": local_files_only}
     if name == HPSV3:
-        scorer = _hpsv3(values, device, dtype, local_files_only, placing)
+        scorer = _hpsv3(values, device, dtype, download_root, where, placing)
     else:
         judge, source = _judge(name, values)
-        model, processor = open_model(source, device, dtype, local_files_only, **placing)
-        head = None
-        if judge.readout == "head" and (weights := Path(source) / HEAD_FILE).is_file():
-            head = _read_head(weights, model.config.get_text_config().hidden_size, judge)
+        where["cache_dir"] = _cache_of(source, download_root)
+        model, processor = open_model(source, device, dtype, where, **placing)
+        head, saved = None, (Path(source) / HEAD_FILE).is_file()
+        if judge.head is not None and judge.readout == "head" and (saved or "head" not in values):
+            head = saved_head(Path(source), model.config.get_text_config().hidden_size, judge.head)
         scorer = VLMScorer(model, processor, judge, head)
-        scorer.files = weights_of(Path(source))
+        scorer.files |= weights_of(Path(source))
         add_saved_adapters(scorer, Path(source))
     if scorer.reward_head is not None:
         scorer.reward_head.to(device)
-    if max_length is not None:
-        scorer.config = replace(scorer.config, max_length=max_length)
     scorer.name = _short(name)
-    assert isinstance(scorer.processor, VLMImages)
-    scorer.processor.apply_exif_rotation = apply_exif_rotation
     scorer.eval().requires_grad_(False)
     return PairwiseJudge(scorer, **pairwise) if comparing else scorer
 
@@ -109,8 +101,26 @@ def _short(name: str) -> str:
     return short if name in JUDGES or short else Path(name).resolve().name
 
 
+def _cache_of(source: str, root: Path | None) -> str | None:
+    """The directory of the hub cache to use: `root`, or None, the usual one, if that has the model."""
+    if root is None or Path(source).exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        known = isinstance(try_to_load_from_cache(source, "config.json"), str)
+    except ValueError:  # no hub id, as transformers will say
+        return None
+    return None if known else str(root.expanduser())
+
+
 def _hpsv3(
-    values: dict[str, Any], device: torch.device, dtype: torch.dtype, local: bool, placing: dict[str, Any]
+    values: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    root: Path | None,
+    where: dict[str, Any],
+    placing: dict[str, Any],
 ) -> VLMScorer:
     """HPSv3: options `weights` (its file) and `template` (where its instruction is, or another template)."""
     if placing:
@@ -123,8 +133,8 @@ def _hpsv3(
     own = isinstance(given, Template) or Path(str(given)).suffix in (".toml", ".json")
     template = template_of(given) if own else hpsv3_template(None if given is None else Path(given))
     judge = replace(judge, template=template)
-    path = Path(weights).expanduser() if weights else fetch_hpsv3(local)
-    where = {"local_files_only": local, "trust_remote_code": False}
+    path = Path(weights).expanduser() if weights else fetch_hpsv3(root, where["local_files_only"])
+    where["cache_dir"] = _cache_of(judge.model, root)
     try:
         model, processor, head = open_hpsv3(_transformers(), judge.model, path, device, dtype, where)
     except ImageRewardError:
@@ -132,27 +142,24 @@ def _hpsv3(
     except Exception as error:
         raise _cannot_open(judge.model, error) from error
     scorer = VLMScorer(model, processor, judge, head)
-    scorer.files = {path.name: path.resolve()}
+    scorer.files[path.name] = path.resolve()
     return scorer
 
 
-def fetch_hpsv3(local_files_only: bool) -> Path:
-    """The published file of weights, from the hub or its cache; DownloadError if it cannot be had."""
-    import huggingface_hub
-
-    try:
-        found = huggingface_hub.hf_hub_download(*HPSV3_FILE, local_files_only=local_files_only)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise DownloadError(f"hub {'/'.join(HPSV3_FILE)}: {type(error).__name__}: {reason}") from error
-    return Path(found)
-
-
 def _judge(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
-    """(judge, hub id or directory of its model) of a name, with the user's options."""
+    """(judge, hub id or directory of its model) of a name, with the user's options.
+
+    A judge with questions, and no other template than the default, asks them by the template "question".
+    """
     if "template" in options:
         options["template"] = template_of(options["template"])
-    _checked(options)
+    judge, source = _named(name, _checked(options))
+    if judge.questions and "template" not in options and judge.template == TEMPLATES["shows"]:
+        judge = replace(judge, template=TEMPLATES["question"])
+    return judge, source
+
+
+def _named(name: str, options: dict[str, Any]) -> tuple[JudgeConfig, str]:
     if name in JUDGES:
         judge = replace(JUDGES[name].config(), **options)
         return judge, str(Path(judge.model).expanduser())
@@ -186,7 +193,7 @@ def open_model(
     source: str,
     device: torch.device,
     dtype: torch.dtype,
-    local_files_only: bool = False,
+    where: Mapping[str, Any] = NO_CODE,
     *,
     device_map: Any = None,
     quantize: str | None = None,
@@ -195,6 +202,8 @@ def open_model(
     """(model, processor) of transformers, without code from the hub.
 
     source      hub id or directory
+    device      "meta": the weights are neither read nor in memory
+    where       options of transformers' `from_pretrained`, such as local_files_only and cache_dir
     device_map  as of transformers, such as "auto", to divide the model over devices; needs accelerate
     quantize    "4bit" or "8bit" by bitsandbytes; None: not quantized
     attention   attention of transformers: "sdpa" is torch's
@@ -203,7 +212,7 @@ def open_model(
     that cannot be loaded; DownloadError if it cannot be had.
     """
     transformers = _transformers()
-    where = {"local_files_only": local_files_only, "trust_remote_code": False}
+    where = {**where, **NO_CODE}
     settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, **where}
     if quantize is not None:
         settings["quantization_config"] = _quantization(transformers, quantize, dtype)
@@ -222,8 +231,13 @@ def open_model(
         raise InputError(
             f"{source} has no chat template, so it is no model to ask; take its -Instruct or -it version"
         )
+    found = transformers.AutoModelForImageTextToText
     try:
-        model = transformers.AutoModelForImageTextToText.from_pretrained(source, **settings)
+        if device.type == "meta":
+            config = transformers.AutoConfig.from_pretrained(source, **where)
+            with device:
+                return found.from_config(config, dtype=dtype), processor
+        model = found.from_pretrained(source, **settings)
     except ImportError as error:
         raise missing_extra(f"loading {source} with these options", "judges", error) from error
     except Exception as error:
@@ -234,16 +248,6 @@ def open_model(
 def weights_of(directory: Path) -> dict[str, Path]:
     """The files of weights in a directory, by name; none for a hub id."""
     return {path.name: path.resolve() for path in sorted(directory.glob("*.safetensors"))}
-
-
-def _read_head(path: Path, width: int, judge: JudgeConfig) -> RewardHead:
-    assert judge.head is not None
-    head = RewardHead(width, judge.head)
-    try:
-        head.load_state_dict(safetensors.torch.load_file(path))
-    except (RuntimeError, OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} does not fit the reward head of {judge.head}: {error}") from error
-    return head
 
 
 def _transformers() -> Any:

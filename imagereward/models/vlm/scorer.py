@@ -8,6 +8,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import torch
 
 from imagereward.adapters.streams import TokenStream
 from imagereward.config import ScorerConfig
-from imagereward.errors import InputError, NonFiniteScoreError, UnreadableVerdictWarning
+from imagereward.errors import InputError, UnreadableVerdictWarning
 from imagereward.images.reading import ImageLike, load_pixels
-from imagereward.models.vlm.asking.questions import aggregate, questions_of, read_questions
+from imagereward.models.vlm.asking.questions import Asked, aggregate, questions_of, read_questions
 from imagereward.models.vlm.asking.settings import JudgeConfig
+from imagereward.models.vlm.asking.templates import TEMPLATES
 from imagereward.models.vlm.asking.turns import Turns
 from imagereward.models.vlm.backbone import Backbone, EncodedImage, Row
 from imagereward.models.vlm.heads import RewardHead
@@ -28,10 +30,9 @@ from imagereward.models.vlm.saving import save_judge
 from imagereward.models.vlm.shared_prefixes import Read, SharedStates
 from imagereward.models.vlm.streams import image_prefixes, token_streams
 from imagereward.models.vlm.writing import Writer
-from imagereward.scoring.questions import Best, Places, Question, Ranked, Result, one_each
+from imagereward.scoring.questions import one_each
 from imagereward.scoring.scorer import Scorer
 
-MOST_TOKENS = 2048  # of a prompt, by default
 _INNER = "backbone.model.model"  # path of the towers
 
 
@@ -52,10 +53,12 @@ class VLMScorer(Scorer):
     float32_prefixes: tuple[str, ...] = ("reward_head.",)  # type: ignore[assignment]
 
     def __init__(self, model: Any, processor: Any, judge: JudgeConfig, head: RewardHead | None = None):
-        super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=MOST_TOKENS))
+        super().__init__(ScorerConfig("VLM", {"judge": judge.to_dict()}, max_length=judge.max_length))
         self.judge = judge
         self.backbone = Backbone(model, processor, judge.positions)
-        self.processor = VLMImages(processor, judge.pixels, judge.resize == "pillow")
+        self.processor = VLMImages(
+            processor, judge.pixels, judge.resize == "pillow", judge.apply_exif_rotation
+        )
         self.states = SharedStates(self.backbone, adapters=self.adapters)
         self.image_prefixes = image_prefixes(model, _INNER)
         self.turns = Turns(processor, judge.template)
@@ -65,7 +68,14 @@ class VLMScorer(Scorer):
             self.reward_head = RewardHead(self.backbone.text_config.hidden_size, judge.head)
         self.answer_ids = self.turns.answer_ids(judge.template.answers) if judge.readout == "answer" else []
         self.writer = Writer(self.backbone, judge) if judge.readout == "verdict" else None
-        self.questions = read_questions(Path(judge.questions).expanduser()) if judge.questions else None
+        self.questions = None
+        if judge.questions:
+            path = Path(judge.questions).expanduser()
+            self.questions = read_questions(path)
+            self.files["questions"] = path.resolve()
+            self.open_turns = Turns(
+                processor, replace(TEMPLATES["open-question"], system=judge.template.system)
+            )
         # Texts without a verdict, and all texts that were written, since the scorer was made.
         self.unreadable = 0
         self.written = 0
@@ -78,6 +88,11 @@ class VLMScorer(Scorer):
     def differentiable(self) -> bool:  # type: ignore[override]
         """Whether gradients reach pixels: a written verdict passes none, nor do questions from a file."""
         return self.judge.readout != "verdict" and self.questions is None
+
+    @property
+    def may_be_nan(self) -> bool:  # type: ignore[override]
+        """Whether the score is a written verdict, which may be unreadable."""
+        return self.writer is not None
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +146,7 @@ class VLMScorer(Scorer):
         if self.questions is not None:
             return self._decomposed(images, prompts, pairs_P_2.tolist())
         rows = [self.turns.row(prompts[prompt], images, [image]) for image, prompt in pairs_P_2.tolist()]
-        self._check_length(rows)
+        self.check_length(rows)
         if self.writer is not None:
             return self._verdicts(rows, images)
         return self.outputs(rows, images)[:, 0]
@@ -143,14 +158,14 @@ class VLMScorer(Scorer):
         assert self.questions is not None
         asked = [questions_of(self.questions, prompts[prompt], self.judge.questions) for _, prompt in pairs]
         rows = [
-            self.turns.row(question.text, images, [image])
+            (self.open_turns if question.is_open else self.turns).row(question.text, images, [image])
             for (image, _), questions in zip(pairs, asked)
             for question in questions
         ]
-        self._check_length(rows)
-        named = [question.answer for questions in asked for question in questions]
-        own = {answer: self.turns.answer_ids([answer]) for answer in set(named) if answer}
-        ids = [own.get(answer, self.answer_ids) for answer in named]
+        self.check_length(rows)
+        each_question = [question for questions in asked for question in questions]
+        known = {question: self._ids_of(question) for question in dict.fromkeys(each_question)}
+        ids = [known[question] for question in each_question]
         tokens = sorted({token for each in ids for token in each})
         logs = self.log_probabilities(rows, images, tokens)
         chosen = [
@@ -163,6 +178,17 @@ class VLMScorer(Scorer):
             start += len(questions)
         return torch.tensor(scores)
 
+    def _ids_of(self, question: Asked) -> list[int]:
+        """The tokens whose probabilities make that of a question's answer.
+
+        An open answer counts in every case of letters; yes and no as the template's wording has them.
+        """
+        if question.is_open:
+            return self.open_turns.case_ids(question.answer)
+        named = question.answer.capitalize()
+        own = {"", *(answer.strip().capitalize() for answer in self.judge.template.answers)}
+        return self.answer_ids if named in own else self.turns.answer_ids([named])
+
     def outputs(self, rows: Sequence[Row], images: Sequence[EncodedImage]) -> torch.Tensor:
         """float32 [P, C]: the answer's probability, or the reward head's outputs."""
         return self._in_order(rows, images, self._read_out)
@@ -174,16 +200,13 @@ class VLMScorer(Scorer):
         read_out: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """`read_out` of the last hidden state of every row, in the rows' order."""
-        places: list[int] = []
-        found: list[torch.Tensor] = []
+        found: dict[int, torch.Tensor] = {}
 
-        def use(read: Read) -> None:
-            places.extend(read.places)
-            found.append(read_out(read.hidden))
+        def use(read: Read) -> None:  # a row may come again, where memory was short after it
+            found.update(zip(read.places, read_out(read.hidden)))
 
         self.states.read(rows, images, use)
-        outputs = torch.cat(found)
-        return outputs[torch.tensor(places, device=outputs.device).argsort()]
+        return torch.stack([found[place] for place in range(len(rows))])
 
     def _read_out(self, hidden_R_D: torch.Tensor) -> torch.Tensor:
         if self.reward_head is not None:
@@ -225,22 +248,7 @@ class VLMScorer(Scorer):
         """Write the model as transformers does, its processor, `judge.json` and the reward head."""
         return save_judge(self, Path(directory).expanduser())
 
-    def check_scores(self, scores: torch.Tensor, describe: Callable[[int], str]) -> None:
-        """Infinite scores are an error, and NaN too, unless it stands for a text without a verdict."""
-        if self.writer is None:
-            super().check_scores(scores, describe)
-
-    def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
-        scored = self._scored(question.rows, batch_size)
-        count = int(scored.scores.isnan().sum())
-        if count and isinstance(question, (Best, Places, Ranked)):
-            raise NonFiniteScoreError(
-                f"{self.name} gave no verdict on {count} of {len(scored.scores)} images, so they have no "
-                "order; score gives NaN for these"
-            )
-        return question.answer(scored)
-
-    def _check_length(self, rows: Sequence[Row]) -> None:
+    def check_length(self, rows: Sequence[Row]) -> None:
         """InputError if a text with its image is longer than the model reads."""
         most = getattr(self.backbone.text_config, "max_position_embeddings", None)
         longest = max(len(row.ids) for row in rows)

@@ -64,45 +64,47 @@ class SharedStates:
 
         keep  whether `use` needs the state, to go on from
 
+        Where memory is short, a part is halved, and `use` may be called again for rows that it has had.
         Raises ModelMemoryError if memory does not suffice for one row.
         """
         blocks = [self.backbone.block(row, images) for row in rows]
+        lengths = {place: len(block.ids) for place, block in enumerate(blocks)}
 
-        def finish(source: State | None, owners: list[int], places: list[int], tails: list[Block]) -> None:
-            """`use` after `tails`, which follow rows `owners` of `source`; in halves if memory is short."""
-            try:
-                # A layer that is computed again would not know which tokens are real.
-                again = not at_positions(self.adapters)
-                state = select(source, owners)
-                hidden, state = self.backbone.extend(state, tails, images, keep=keep, recompute=again)
-                following = [block.positions[:, -1:] + 1 for block in tails]
-                return use(Read(places, hidden, following, state))
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(places) == 1 or self.at_once:
-                    raise self._memory_error(len(blocks[places[0]].ids)) from error
-            half = len(places) // 2
-            for part in (slice(half), slice(half, None)):
-                finish(source, owners[part], places[part], tails[part])
+        def finish(part: list[int], source: State | None, owner: dict[int, int], tails: list[Block]) -> None:
+            """`use` after the `tails` of rows `part`, each of which follows row `owner` of `source`."""
+            # A layer that is computed again would not know which tokens are real.
+            again = not at_positions(self.adapters)
+            state = select(source, [owner[place] for place in part] if owner else [])
+            hidden, state = self.backbone.extend(state, tails, images, keep=keep, recompute=again)
+            use(Read(part, hidden, [block.positions[:, -1:] + 1 for block in tails], state))
+
+        def finish_whole(part: list[int]) -> None:
+            finish(part, None, {}, [blocks[place] for place in part])
 
         if not self._shares(blocks):
-            for part in self._parts({place: len(block.ids) for place, block in enumerate(blocks)}):
-                finish(None, [], part, [blocks[place] for place in part])
+            self._in_parts(lengths, finish_whole)
             return
         start = self._common_beginning(rows)
         root = self._state_of(blocks[0], start) if start else None
         alone, groups = self._groups(rows, start)
-        for part in self._parts({place: len(blocks[place].ids) for place in alone}):
-            finish(root, [0] * len(part), part, [blocks[place].cut(start) for place in part])
-        for many in self._parts({first: group.end for first, group in groups.items()}):
+
+        def finish_alone(part: list[int]) -> None:
+            finish(part, root, dict.fromkeys(part, 0), [blocks[place].cut(start) for place in part])
+
+        def finish_groups(many: list[int]) -> None:
             heads = [blocks[first].cut(start, groups[first].end) for first in many]
             _, state = self.backbone.extend(select(root, [0] * len(many)), heads, images, keep=True)
             owner = {place: at for at, first in enumerate(many) for place in groups[first].places}
             ends = [groups[first].end for first in many]
-            for part in self._parts({place: len(blocks[place].ids) for place in owner}):
+
+            def finish_tails(part: list[int]) -> None:
                 tails = [blocks[place].cut(ends[owner[place]])._replace(images=()) for place in part]
-                finish(state, [owner[place] for place in part], part, tails)
+                finish(part, state, owner, tails)
+
+            self._in_parts({place: lengths[place] for place in owner}, finish_tails)
+
+        self._in_parts({place: lengths[place] for place in alone}, finish_alone)
+        self._in_parts({first: group.end for first, group in groups.items()}, finish_groups)
 
     def forget(self) -> None:
         """Drop the kept beginning, as after a change of the weights."""
@@ -148,7 +150,12 @@ class SharedStates:
         return self._beginning[1]
 
     def _computed(self, block: Block, end: int) -> State:
-        _, state = self.backbone.extend(None, [block.cut(0, end)._replace(images=())], (), keep=True)
+        try:
+            _, state = self.backbone.extend(None, [block.cut(0, end)._replace(images=())], (), keep=True)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._memory_error(end) from error
         assert state is not None
         return state
 
@@ -168,6 +175,26 @@ class SharedStates:
             else:
                 alone += places
         return alone, groups
+
+    def _in_parts(self, lengths: dict[int, int], work: Callable[[list[int]], None]) -> None:
+        """`work` on the places, in parts whose tokens should fit into memory; in halves if they do not."""
+        for part in self._parts(lengths):
+            self._in_halves(part, lengths, work)
+
+    def _in_halves(self, part: list[int], lengths: dict[int, int], work: Callable[[list[int]], None]) -> None:
+        try:
+            return work(part)
+        except (RuntimeError, ModelMemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(part) == 1 or self.at_once:
+                if isinstance(error, ModelMemoryError):
+                    raise
+                raise self._memory_error(lengths[part[0]]) from error
+        # Outside the except block, which keeps the tensors of the failed attempt.
+        half = len(part) // 2
+        for smaller in (part[:half], part[half:]):
+            self._in_halves(smaller, lengths, work)
 
     def _parts(self, lengths: dict[int, int]) -> Iterable[list[int]]:
         """The places, rows of similar length together, in parts whose tokens fit into memory."""
@@ -216,9 +243,10 @@ def select(state: State | None, rows: Sequence[int]) -> State | None:
     return State(cache, state.mask[indices])
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch found no memory, on a GPU or on the CPU, also if it was named already."""
+    named = (torch.OutOfMemoryError, ModelMemoryError)
+    return isinstance(error, named) or "allocate memory" in str(error)
 
 
 def _token_bytes(config: Any, size: int) -> int:

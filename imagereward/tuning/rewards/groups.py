@@ -1,15 +1,18 @@
-"""GroupReward: a reward that is given all images of a group at once; PairwiseJudge: one by its win rates.
+"""GroupReward: a reward that is given all images of a group at once; PairwiseJudge, GroupScorer: kinds of it.
 
 G images of one row are a group; P pairs of them are compared.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from imagereward.errors import InputError
 from imagereward.lookup import find, is_reference
+from imagereward.models.judge_names import is_judge
+from imagereward.scoring.api import PairScorer
 from imagereward.tuning.data.requests import Request
 
 
@@ -43,6 +46,28 @@ class GroupReward(ABC):
         It is called in a thread, without gradient. Any exception but InputError, and any NaN, makes the group
         be asked again, as often as `scoring.retries` says; the newest answer counts.
         """
+
+    def row_weights(self, rows: Sequence[Any], size: tuple[int, int]) -> torch.Tensor | None:
+        """As `PairScorer.row_weights`: None, 1 for all rows."""
+        return None
+
+
+class GroupScorer(GroupReward):
+    """A scorer whose scores depend on the other images of a call (`PairScorer.relative`), such as
+    "compare:MODEL", as a reward of groups: every call is about one whole group.
+    """
+
+    def __init__(self, scorer: PairScorer):
+        self.scorer, self.name, self.takes_turns = scorer, scorer.name, scorer.takes_turns
+
+    def group_rewards(self, pixels_G_3_H_W: torch.Tensor, row: Request) -> torch.Tensor:
+        """The scorer's scores [G] of the group."""
+        count = len(pixels_G_3_H_W)
+        return self.scorer.pixel_rewards(pixels_G_3_H_W, [row.prompt] * count, [row] * count)
+
+    def row_weights(self, rows: Sequence[Any], size: tuple[int, int]) -> torch.Tensor | None:
+        """The scorer's."""
+        return self.scorer.row_weights(rows, size)
 
 
 class PairwiseJudge(GroupReward):
@@ -115,7 +140,7 @@ def find_group_reward(name: str) -> GroupReward | None:
 
     Raises InputError for a module or an attribute that is not there.
     """
-    if not is_reference(name):
+    if not is_reference(name) or is_judge(name):
         return None
     found: Any = find(name, "scorer")
     if isinstance(found, type) and issubclass(found, GroupReward):

@@ -10,7 +10,7 @@ from imagereward.scoring.api import PairScorer
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.data.requests import Row, as_request, prompts_of
-from imagereward.tuning.rewards.groups import GroupReward, find_group_reward
+from imagereward.tuning.rewards.groups import GroupReward, GroupScorer, find_group_reward
 
 # A scorer, or a function (pixels [B, 3, H, W] in [0, 1], prompts) -> rewards [B]. The function may have a
 # parameter `rows`, which gets the requests with their pictures and metadata.
@@ -22,8 +22,9 @@ class Rewards:
 
     A call with pixels [B, 3, H, W] in [0, 1] and B rows returns (sum [B], {name: unweighted rewards [B]}).
 
-    parts    {name: (weight, scorer, function or GroupReward)}. Functions become a `FunctionScorer`. Scorers
-             are frozen in place, so that their weights get no gradients
+    parts    {name: (weight, scorer, function or GroupReward)}. Functions become a `FunctionScorer`, scorers
+             that compare the images of a call a `GroupScorer`. Scorers are frozen in place, so that their
+             weights get no gradients
     offset   added to the sum; default 0
 
     A call raises NonFiniteScoreError for an image or a reward that is not finite, InputError if there is a
@@ -87,7 +88,7 @@ class Rewards:
         asked = list(map(as_request, rows))
         found: dict[str, float | torch.Tensor] = {}
         for name, (weight, part) in self.parts.items():
-            factor = None if isinstance(part, GroupReward) else part.row_weights(asked, size)
+            factor = part.row_weights(asked, size)
             found[name] = weight if factor is None else weight * factor
         return found
 
@@ -177,6 +178,9 @@ def _innermost(part: PairScorer | GroupReward) -> PairScorer | GroupReward:
 
 
 def _part(source: RewardSource, name: str | None = None) -> PairScorer | GroupReward:
+    """The part; a scorer that compares the images of a call becomes a reward of whole groups."""
+    if isinstance(source, PairScorer) and source.relative:
+        return GroupScorer(source)
     return source if isinstance(source, PairScorer | GroupReward) else FunctionScorer(source, name)
 
 

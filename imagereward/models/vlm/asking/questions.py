@@ -19,6 +19,7 @@ MOST_BYTES = 2**28
 MOST_QUESTIONS = 1000  # of a prompt
 QUESTION_KEYS = ("question_natural_language", "question")
 LEAST = 1e-12  # a probability of 0 in a geometric mean
+YES_OR_NO = ("yes", "no")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Asked:
     text: str
     answer: str = ""
     parents: tuple[int, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the answer that counts is neither the template's, nor yes or no."""
+        return bool(self.answer) and self.answer.lower() not in YES_OR_NO
 
 
 def read_questions(path: Path) -> dict[str, tuple[Asked, ...]]:

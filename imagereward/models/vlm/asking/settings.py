@@ -11,6 +11,7 @@ READOUTS = ("answer", "head", "verdict")
 RESIZES = ("processor", "pillow")
 AGGREGATES = ("arithmetic", "geometric")
 POSITIONS = ("model", "sequential")
+MOST_TOKENS = 2048  # of a prompt, by default
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class JudgeConfig:
     samples      texts that are written for a pair; their scores are averaged
     temperature  of sampling; 0: the likeliest token each time
     seed         of sampling
+    max_length   tokens of a prompt that are read
+    apply_exif_rotation   turn images as their EXIF orientation says before they are judged
     """
 
     model: str = ""
@@ -72,6 +75,8 @@ class JudgeConfig:
     samples: int = 1
     temperature: float = 0.0
     seed: int = 0
+    max_length: int = MOST_TOKENS
+    apply_exif_rotation: bool = False
 
     def __post_init__(self) -> None:
         if self.readout not in READOUTS:
@@ -86,6 +91,9 @@ class JudgeConfig:
             raise InputError(f"questions={self.questions!r} need readout='answer', not {self.readout!r}")
         whole_number("new_tokens", self.new_tokens, 1, 4096)
         whole_number("samples", self.samples, 1, 1000)
+        whole_number("max_length", self.max_length, 2)
+        if not isinstance(self.apply_exif_rotation, bool):
+            raise InputError(f"apply_exif_rotation={self.apply_exif_rotation!r}: expected true or false")
         if not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature <= 10:
             raise InputError(f"temperature={self.temperature!r}: expected in [0, 10]")
         if self.samples > 1 and self.temperature == 0:

@@ -151,6 +151,7 @@ TEMPLATES: dict[str, Template] = {
     for each in (
         Template("shows", '{image}Does this picture show "{prompt}"? Answer Yes or No.', answers=YES),
         Template("question", "{image}{prompt} Answer Yes or No.", answers=YES),
+        Template("open-question", "{image}{prompt} Answer in one word."),
         Template(
             "rubric",
             _RUBRIC,

@@ -80,6 +80,16 @@ class Turns:
                 )
         return list(dict.fromkeys(ids[0] for ids in wrong.values()))
 
+    def case_ids(self, answer: str) -> list[int]:
+        """The tokens of those spellings of an answer, in lower and upper case, that are one token.
+
+        Raises InputError, as `answer_ids`, if none is.
+        """
+        before, word = self.chat(""), answer.strip()
+        cased = dict.fromkeys((word, word.lower(), word.capitalize(), word.upper()))
+        single = [each for each in cased if len(self._after(before, each)) == 1]
+        return self.answer_ids(single or [answer])
+
     def _after(self, before: str, answer: str) -> list[int]:
         """The tokens that `answer` adds; more than one also if it changes the tokens before it."""
         start, whole = self._tokens(before), self._tokens(before + answer)

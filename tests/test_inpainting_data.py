@@ -316,7 +316,7 @@ def test_latents_that_cannot_be_read_are_named(data, tmp_path):
     cache_pictures(denoiser, rows, tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(CheckpointError, match=r"row 0 .*latents-.*safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"000000.*latents-.*safetensors cannot be read"):
         denoiser.encode(rows)
 
 
@@ -381,6 +381,46 @@ def test_training_reads_preprocessed_rows(elsewhere, tmp_path):
     assert (tmp_path / "run/pytorch_lora_weights.safetensors").is_file()
 
 
+def test_a_mask_that_the_crop_loses_is_named_before_the_training(tmp_path):
+    rows = []
+    for name, edge in (("middle", 16), ("left", 8)):
+        Image.new("RGB", (32, 16)).save(tmp_path / f"{name}-image.png")
+        mask = Image.new("L", (32, 16))
+        mask.paste(255, (0, 0, edge, 16))
+        mask.save(tmp_path / f"{name}.png")
+        rows.append({"prompt": "a cat", "image": f"{name}-image.png", "mask": f"{name}.png"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "good.jsonl").write_text(json.dumps(rows[0]))
+    message = r"rows\.jsonl.*record 1: its mask .*left\.png, at 16 x 16 \(height x width\), is empty"
+    for names in ({"prompts": "rows"}, {"prompts": "good", "evaluation": "rows"}):
+        evaluation = {"count": 2, "seeds": 1, "held_out": ""}
+        if "evaluation" in names:
+            evaluation["prompts"] = str(tmp_path / "rows.jsonl")
+        with pytest.raises(InputError, match=message):
+            tune(
+                pipelines.sd_inpaint(),
+                str(tmp_path / f"{names['prompts']}.jsonl"),
+                reward="boundary",
+                output=tmp_path / "run",
+                recipe="sd_inpaint/refl_lora",
+                **{**SMALL, "evaluation": evaluation},
+            )
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_row_keeps_its_name_in_later_messages(tmp_path):
+    write_data(tmp_path / "data", "shapes", count=2, progress=False)
+    row = read_rows(tmp_path / "data/rows.jsonl", INPUTS)[1]
+    Image.new("L", (64, 64)).save(row.mask)  # after it was checked
+    denoiser = open_denoiser(pipelines.sd_inpaint(), 16)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"rows\.jsonl, record 1: its mask .*000001\.png is empty"):
+            denoiser.encode([row])
+        denoiser.pictures = CachedPictures(
+            denoiser.pictures, denoiser.autoencoder, denoiser.resolution, tmp_path / "cache"
+        )
+
+
 def spoil(folder: Path, fault: str) -> str:
     records = json.loads((folder / "metadata.json").read_text())
     masked = folder / "masked_latents" / "1_masked.pt"
@@ -408,6 +448,9 @@ def spoil(folder: Path, fault: str) -> str:
     elif fault == "nan":
         torch.save(torch.full((4, 8, 8), torch.nan), masked)
         message = r"record 1: .*1_masked\.pt has values that are NaN"
+    elif fault == "an empty mask":
+        torch.save(torch.zeros(1, 16, 16), folder / "mask_latents/1_mask.pt")
+        message = r"record 1: its mask .*1_mask\.pt is empty"
     elif fault == "no caption":
         del records[1]["caption"]
         message = "record 1 has no caption"
@@ -421,7 +464,7 @@ def spoil(folder: Path, fault: str) -> str:
     return message
 
 
-SPOILT = ("outside", "a link outside", "missing", "damaged", "code", "a dict", "nan")
+SPOILT = ("outside", "a link outside", "missing", "damaged", "code", "a dict", "nan", "an empty mask")
 
 
 @pytest.mark.parametrize("fault", [*SPOILT, "no caption", "no latents", "no mask"])
@@ -433,9 +476,20 @@ def test_faulty_preprocessed_rows_are_named(fault, elsewhere):
 
 def test_preprocessed_rows_of_another_size_are_refused(elsewhere):
     rows, denoiser = read_rows(elsewhere, INPUTS), open_denoiser(pipelines.flux_fill(), 32)
+    message = r"record 0: .*masked.* another autoencoder or resolution"
     cache_pictures(denoiser, rows, None)
-    with pytest.raises(InputError, match=r"row 0 .*masked.* another autoencoder or resolution"):
+    with pytest.raises(InputError, match=message):
         denoiser.encode(rows)
+    with pytest.raises(InputError, match=message):
+        tune(
+            pipelines.flux_fill(),
+            str(elsewhere),
+            reward="boundary",
+            output=elsewhere / "run",
+            recipe="flux_fill/refl_lora",
+            **{**SMALL, "resolution": 32, "gradient": {"mode": "last", "count": 1}},
+        )
+    assert not (elsewhere / "run").exists()
 
 
 def test_rewards_that_need_the_original_say_so_of_preprocessed_rows(elsewhere, tmp_path):

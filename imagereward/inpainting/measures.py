@@ -9,7 +9,7 @@ import torch
 from imagereward.errors import InputError, missing_extra
 from imagereward.images.image_size import ImageSize
 from imagereward.images.reading import ImageLike
-from imagereward.images.row_pictures import cropped_image, cropped_mask, open_pictures
+from imagereward.images.row_pictures import cropped_image, cropped_mask, mask_name, open_pictures
 from imagereward.rewards.opening import open_reward
 from imagereward.scoring.api import PairScorer
 
@@ -58,7 +58,7 @@ def open_painted(
         SimpleNamespace(prompt=prompt, image=None if original is None else pictures[0], mask=pictures[-1]),
         cropped_image(found, size)[None],
         None if original is None else cropped_image(pictures[0], size)[None],
-        cropped_mask(pictures[-1], size, where)[None],
+        cropped_mask(pictures[-1], size, mask_name(row, where))[None],
     )
 
 

@@ -10,7 +10,7 @@ from fastapi import Request
 
 from imagereward.errors import ImageRewardError
 from imagereward.images.image_size import ImageSize
-from imagereward.images.row_pictures import cropped_image, cropped_mask, open_pictures
+from imagereward.images.row_pictures import cropped_image, cropped_mask, mask_name, open_pictures
 from imagereward.rewards.inpainting import InsideMask
 from imagereward.rewards.region import boundary_score, bounding_box, grown
 from imagereward.scoring.scorer import Scorer
@@ -74,8 +74,8 @@ def _prepare(state: Any, reservation: Reservation, content_type: str) -> Prepare
     row = SimpleNamespace(image=question.image_b_base64, mask=question.mask_base64)
     try:
         picture, grey = open_pictures(row, ("image", "mask"), "the request")
-        size = ImageSize(picture.height, picture.width)
-        pixels, mask = cropped_image(picture, size)[None], cropped_mask(grey, size, "the request")[None]
+        size, name = ImageSize(picture.height, picture.width), mask_name(row, "the request")
+        pixels, mask = cropped_image(picture, size)[None], cropped_mask(grey, size, name)[None]
     except ImageRewardError as error:
         raise Refused(422, str(error)) from error
     reservation.give("bytes")

@@ -127,8 +127,13 @@ def _prepare(
     denoiser, exact = _open(config, model, device)
     shard_network(config, denoiser.network, denoiser.blocks, accelerator)
     form = (denoiser.inputs, config.prompt_column, config.encoding)
-    rows = read_rows(prompts, *form) if prompts is not None else []
-    evaluated = read_rows(config.evaluation.prompts, *form) if config.evaluation.prompts else rows
+    images = (denoiser.resolution, denoiser.autoencoder.shape)
+    rows = read_rows(prompts, *form, *images) if prompts is not None else []
+    evaluated = rows
+    if config.evaluation.prompts:
+        # Rows that are only drawn at another size are all drawn before the training.
+        same = config.evaluation.resolution is None or config.latent_cache
+        evaluated = read_rows(config.evaluation.prompts, *form, *(images if same else ()))
     if config.checkpointing:
         recompute(denoiser, rewards)
     cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)

@@ -100,7 +100,7 @@ def _encode(values: dict[str, Any], recipe: str, rank: int, processes: int, devi
     cast_frozen(config, denoiser)
     for part in denoiser.frozen:
         part.to(where)
-    rows = _rows(config, denoiser.inputs)
+    rows = _rows(config, denoiser.inputs, denoiser.resolution, denoiser.autoencoder.shape)
     if config.text_cache:
         text = CachedText(denoiser.text, facts_of(denoiser), Path(config.text_cache), denoiser.text_sequences)
         prompts = list(dict.fromkeys([*prompts_of(rows), ""]))[rank::processes]
@@ -117,8 +117,9 @@ def _encode(values: dict[str, Any], recipe: str, rank: int, processes: int, devi
             cached.fill(row)
 
 
-def _rows(config: GeneratorConfig, inputs: Sequence[str]) -> list[Row]:
-    form = (config.prompt_column, config.encoding)
+def _rows(config: GeneratorConfig, inputs: Sequence[str], *images: Any) -> list[Row]:
+    """The rows of training and evaluation; `images` are the size and the latents' shape for `read_rows`."""
+    form = (config.prompt_column, config.encoding, *images)
     rows: list[Row] = []
     for source in (getattr(config, "prompts", None), config.evaluation.prompts):
         if source:

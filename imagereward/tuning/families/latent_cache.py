@@ -114,16 +114,7 @@ class CachedPictures:
         return self.directory / f"latents-{digest.hexdigest()[:32]}.safetensors"
 
     def _preprocessed(self, row: PreprocessedRow, where: str) -> Latents:
-        wanted = {"masked": self.autoencoder.shape, "mask": (1, *self.size)}
-        if "mask" not in self.inputs:
-            wanted = {"source": self.autoencoder.shape}
-        found = {name: row.tensor(name, where) for name in wanted}
-        for name, shape in wanted.items():
-            if found[name].shape != shape:
-                raise InputError(
-                    f"{where}: {row.files[name]} is {list(found[name].shape)}; expected {list(shape)}, as "
-                    f"this model has it at {self.size}: it is of another autoencoder or resolution"
-                )
+        found = row.conditions(self.inputs, where, self.size, self.autoencoder.shape)
         return {
             name: (value >= 0.5).to(torch.uint8) if name == "mask" else value.float()
             for name, value in found.items()

@@ -25,6 +25,7 @@ from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictures
 from imagereward.tuning.families.registry import open_denoiser
+from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.preprocessing import preprocess
 
 INPUTS = ("image", "mask")
@@ -359,6 +360,7 @@ def test_preprocessed_rows_are_used_as_they_are(data, elsewhere):
     expected = denoiser.encode(direct).tensors
     denoiser.pipeline.text_encoder = denoiser.pipeline.text_encoder_2 = None  # nothing is encoded again
     cache_pictures(denoiser, rows, None)
+    cache_text(denoiser, [], None, rows)
     found = denoiser.encode(rows).tensors
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=0.05, rtol=0.01), name
@@ -377,8 +379,37 @@ def test_training_reads_preprocessed_rows(elsewhere, tmp_path):
         output=tmp_path / "run",
         recipe="flux_fill/refl_lora",
         **settings,
+        text_cache=str(tmp_path / "cache"),
     )
     assert (tmp_path / "run/pytorch_lora_weights.safetensors").is_file()
+    # The rows' embeddings are another program's: what the model itself encodes is the empty prompt alone.
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("first", ["the rows", "the model"])
+def test_embeddings_of_rows_and_of_the_model_are_kept_apart(first, data, elsewhere, tmp_path):
+    for path in (elsewhere / "prompt_embed").iterdir():
+        torch.save(torch.full_like(torch.load(path), 7), path)
+    rows, prompts = read_rows(elsewhere, INPUTS), [row.prompt for row in read_rows(data, INPUTS)]
+    own, given = (open_denoiser(pipelines.flux_fill(), 16) for _ in range(2))
+    expected = own.text(prompts)
+    if first == "the rows":
+        cache_text(given, prompts, tmp_path / "cache", rows)
+        cache_text(own, prompts, tmp_path / "cache")
+    else:
+        cache_text(own, prompts, tmp_path / "cache")
+        cache_text(given, prompts, tmp_path / "cache", rows)
+    for name, value in own.text(prompts).items():
+        assert torch.equal(value, expected[name]), name
+    assert (given.text(prompts)["encoder_hidden_states"] == 7).all()
+
+
+def test_preprocessing_encodes_no_prompt_that_rows_bring(elsewhere, tmp_path):
+    pipelines.flux_fill().save_pretrained(tmp_path / "model")
+    given = settings(tmp_path / "model", elsewhere, tmp_path / "run", text_cache=tmp_path / "cache")
+    given = [f"prompts={elsewhere}" if each.startswith("prompts=") else each for each in given]
+    found = preprocess("flux_fill/refl_lora", given, device="cpu")
+    assert found.encoded == len(list((tmp_path / "cache").glob("*.safetensors"))) == 1  # the empty prompt
 
 
 def test_a_mask_that_the_crop_loses_is_named_before_the_training(tmp_path):

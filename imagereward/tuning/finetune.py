@@ -139,8 +139,8 @@ def _prepare(
     cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
     evaluated = list((evaluated or objective.rows)[: config.evaluation.count])
-    if config.text_cache:
-        cache_text(denoiser, [*objective.prompts, *prompts_of(evaluated)], Path(config.text_cache))
+    directory = Path(config.text_cache) if config.text_cache else None
+    cache_text(denoiser, [*objective.prompts, *prompts_of(evaluated)], directory, [*rows, *evaluated])
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)
     # With LoRA every checkpoint also holds adapters for diffusers' load_lora_weights.
     write_more = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)

@@ -10,7 +10,7 @@ from imagereward.errors import InputError, missing_extra
 from imagereward.images.image_size import ImageSize
 from imagereward.images.reading import ImageLike
 from imagereward.images.row_pictures import cropped_image, cropped_mask, mask_name, open_pictures
-from imagereward.rewards.opening import open_reward
+from imagereward.rewards.opening import by_shown_name, open_reward
 from imagereward.scoring.api import PairScorer
 
 # Measures of what lies outside the mask; lpips downloads the weights of SqueezeNet at its first use.
@@ -63,8 +63,8 @@ def open_painted(
 
 
 def open_scorers(names: Sequence[str], device: str | None = None) -> dict[str, PairScorer]:
-    """{name: reward} as `open_reward` opens them, frozen."""
-    found = {name: open_reward(name, device) for name in names}
+    """{shown name: reward} as `open_reward` opens them, frozen; see `shown_name`."""
+    found = {shown: open_reward(name, device) for shown, name in by_shown_name(names).items()}
     if not found:
         raise InputError("no scorer: expected at least one name, such as CLIP, inside(CLIP) or boundary")
     return found

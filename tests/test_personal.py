@@ -12,7 +12,7 @@ from personal_choices import labels, pairs, picture, rankings, ratings, written
 
 import imagereward as RM
 from imagereward.config import AdapterConfig
-from imagereward.errors import InputError, PositionsClampedWarning
+from imagereward.errors import CheckpointError, InputError, PositionsClampedWarning
 from imagereward.tuning import run_recipe
 from imagereward.tuning.personal import train
 from imagereward.tuning.personal.choices import Choice, read_choices
@@ -261,6 +261,47 @@ def test_the_recipe_writes_an_adapter_that_load_takes_and_resumes_bit_for_bit(tm
     assert len(calls) == 1  # no fold again
     for name, value in resumed.weights().items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize(("patience", "stopped_after"), [(5, 2), (1, 4)])
+def test_a_held_out_share_is_measured_alike_after_a_resume(
+    patience, stopped_after, tmp_path, models, monkeypatch
+):
+    data = written(pairs(12), tmp_path)
+    changes = [
+        *(f"data={data}", f"scorer={models['ImageReward']}", "folds=0", "epochs=4", "device=cpu"),
+        *(f"patience={patience}", "learning_rate=0.3", "held_out=0.5"),
+    ]
+    whole = run_recipe("imagereward/personal", [*changes, f"output={tmp_path / 'whole'}"])
+    expected = {name: value.clone() for name, value in whole.weights().items()}
+    real = train.fit
+
+    def stopped(*args, **options):
+        real(*args, **{**options, "epochs": stopped_after})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", stopped)
+    cut = [*changes, f"output={tmp_path / 'again'}"]
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe("imagereward/personal", cut)
+    monkeypatch.setattr(train, "fit", real)
+    curve = tmp_path / "again/held_out.json"
+    curve.rename(tmp_path / "aside.json")
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-\d+ cannot be resumed.*held_out\.json cannot be read"
+    ):
+        run_recipe("imagereward/personal", [*cut, "resume=true"])
+    (tmp_path / "aside.json").rename(curve)
+    resumed = run_recipe("imagereward/personal", [*cut, "resume=true"])
+    found, summary = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("again", "whole")
+    )
+    assert {**found, "seconds": 0} == {**summary, "seconds": 0}
+    for name, value in resumed.weights().items():
+        assert torch.equal(value, expected[name]), name
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
+        *("README.md", "adapter.safetensors", "config.json", "run.json", "summary.json")
+    }
 
 
 def test_a_failed_training_leaves_the_scorer_as_it_was():

@@ -26,7 +26,7 @@ from imagereward.tuning.personal.card import CARD_FILE, card
 from imagereward.tuning.personal.choices import Choices, read_choices
 from imagereward.tuning.personal.config import LearningConfig, PersonalConfig
 from imagereward.tuning.personal.data import ChoiceData
-from imagereward.tuning.personal.fit import Curve, fit
+from imagereward.tuning.personal.fit import CURVE_FILE, Curve, fit
 from imagereward.tuning.personal.folds import best_epoch, groups_of, held_out, nested_epochs, split
 from imagereward.tuning.personal.learner import Learned, Learner, ready
 from imagereward.tuning.personal.summary import Summary, measured
@@ -260,6 +260,7 @@ def save_result(adapter: Adapter, summary: Summary, output: Path) -> Summary:
     write_atomically(output / SUMMARY_FILE, json.dumps(summary.to_dict(), indent=1) + "\n")
     for leftover in [*output.glob("checkpoint-*"), output / FOLDS]:
         shutil.rmtree(leftover, ignore_errors=True)
+    (output / CURVE_FILE).unlink(missing_ok=True)
     return summary
 
 

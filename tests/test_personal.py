@@ -417,6 +417,20 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         RM.personalise(scorer, rankings(6), output=tmp_path / "full", **QUICK)
 
 
+def test_another_gpu_than_the_first_is_refused_and_not_swapped(tmp_path, monkeypatch):
+    message = r"device='cuda:1': .* first GPU .*CUDA_VISIBLE_DEVICES=1"
+    given = [f"data={written(rankings(6), tmp_path)}", f"output={tmp_path / 'out'}", "device=cuda:1"]
+    for recipe in ("imagereward/personal", "imagereward/preference"):
+        with pytest.raises(InputError, match=message):
+            run_recipe(recipe, given)
+    assert not (tmp_path / "out").exists()
+    scorer = small_scorer("ImageReward")
+    monkeypatch.setattr(type(scorer), "device", torch.device("cuda:1"))
+    with pytest.raises(InputError, match=message):
+        RM.personalise(scorer, rankings(6), **QUICK)
+    assert not len(scorer.adapters)
+
+
 def test_rankings_in_published_layouts_are_read(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):

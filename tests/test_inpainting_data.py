@@ -26,6 +26,7 @@ from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictures
 from imagereward.tuning.families.registry import open_denoiser
+from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.preprocessing import preprocess
 
 INPUTS = ("image", "mask")
@@ -355,7 +356,7 @@ def test_latents_that_cannot_be_read_are_named(data, tmp_path):
     cache_pictures(denoiser, rows, tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(CheckpointError, match=r"row 0 .*latents-.*safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"000000.*latents-.*safetensors cannot be read"):
         denoiser.encode(rows)
 
 
@@ -398,6 +399,7 @@ def test_preprocessed_rows_are_used_as_they_are(data, elsewhere):
     expected = denoiser.encode(direct).tensors
     denoiser.pipeline.text_encoder = denoiser.pipeline.text_encoder_2 = None  # nothing is encoded again
     cache_pictures(denoiser, rows, None)
+    cache_text(denoiser, [], None, rows)
     found = denoiser.encode(rows).tensors
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=0.05, rtol=0.01), name
@@ -416,8 +418,77 @@ def test_training_reads_preprocessed_rows(elsewhere, tmp_path):
         output=tmp_path / "run",
         recipe="flux_fill/refl_lora",
         **settings,
+        text_cache=str(tmp_path / "cache"),
     )
     assert (tmp_path / "run/pytorch_lora_weights.safetensors").is_file()
+    # The rows' embeddings are another program's: what the model itself encodes is the empty prompt alone.
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("first", ["the rows", "the model"])
+def test_embeddings_of_rows_and_of_the_model_are_kept_apart(first, data, elsewhere, tmp_path):
+    for path in (elsewhere / "prompt_embed").iterdir():
+        torch.save(torch.full_like(torch.load(path), 7), path)
+    rows, prompts = read_rows(elsewhere, INPUTS), [row.prompt for row in read_rows(data, INPUTS)]
+    own, given = (open_denoiser(pipelines.flux_fill(), 16) for _ in range(2))
+    expected = own.text(prompts)
+    if first == "the rows":
+        cache_text(given, prompts, tmp_path / "cache", rows)
+        cache_text(own, prompts, tmp_path / "cache")
+    else:
+        cache_text(own, prompts, tmp_path / "cache")
+        cache_text(given, prompts, tmp_path / "cache", rows)
+    for name, value in own.text(prompts).items():
+        assert torch.equal(value, expected[name]), name
+    assert (given.text(prompts)["encoder_hidden_states"] == 7).all()
+
+
+def test_preprocessing_encodes_no_prompt_that_rows_bring(elsewhere, tmp_path):
+    pipelines.flux_fill().save_pretrained(tmp_path / "model")
+    given = settings(tmp_path / "model", elsewhere, tmp_path / "run", text_cache=tmp_path / "cache")
+    given = [f"prompts={elsewhere}" if each.startswith("prompts=") else each for each in given]
+    found = preprocess("flux_fill/refl_lora", given, device="cpu")
+    assert found.encoded == len(list((tmp_path / "cache").glob("*.safetensors"))) == 1  # the empty prompt
+
+
+def test_a_mask_that_the_crop_loses_is_named_before_the_training(tmp_path):
+    rows = []
+    for name, edge in (("middle", 16), ("left", 8)):
+        Image.new("RGB", (32, 16)).save(tmp_path / f"{name}-image.png")
+        mask = Image.new("L", (32, 16))
+        mask.paste(255, (0, 0, edge, 16))
+        mask.save(tmp_path / f"{name}.png")
+        rows.append({"prompt": "a cat", "image": f"{name}-image.png", "mask": f"{name}.png"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "good.jsonl").write_text(json.dumps(rows[0]))
+    message = r"rows\.jsonl.*record 1: its mask .*left\.png, at 16 x 16 \(height x width\), is empty"
+    for names in ({"prompts": "rows"}, {"prompts": "good", "evaluation": "rows"}):
+        evaluation = {"count": 2, "seeds": 1, "held_out": ""}
+        if "evaluation" in names:
+            evaluation["prompts"] = str(tmp_path / "rows.jsonl")
+        with pytest.raises(InputError, match=message):
+            tune(
+                pipelines.sd_inpaint(),
+                str(tmp_path / f"{names['prompts']}.jsonl"),
+                reward="boundary",
+                output=tmp_path / "run",
+                recipe="sd_inpaint/refl_lora",
+                **{**SMALL, "evaluation": evaluation},
+            )
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_row_keeps_its_name_in_later_messages(tmp_path):
+    write_data(tmp_path / "data", "shapes", count=2, progress=False)
+    row = read_rows(tmp_path / "data/rows.jsonl", INPUTS)[1]
+    Image.new("L", (64, 64)).save(row.mask)  # after it was checked
+    denoiser = open_denoiser(pipelines.sd_inpaint(), 16)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"rows\.jsonl, record 1: its mask .*000001\.png is empty"):
+            denoiser.encode([row])
+        denoiser.pictures = CachedPictures(
+            denoiser.pictures, denoiser.autoencoder, denoiser.resolution, tmp_path / "cache"
+        )
 
 
 def spoil(folder: Path, fault: str) -> str:
@@ -447,6 +518,9 @@ def spoil(folder: Path, fault: str) -> str:
     elif fault == "nan":
         torch.save(torch.full((4, 8, 8), torch.nan), masked)
         message = r"record 1: .*1_masked\.pt has values that are NaN"
+    elif fault == "an empty mask":
+        torch.save(torch.zeros(1, 16, 16), folder / "mask_latents/1_mask.pt")
+        message = r"record 1: its mask .*1_mask\.pt is empty"
     elif fault == "no caption":
         del records[1]["caption"]
         message = "record 1 has no caption"
@@ -460,7 +534,7 @@ def spoil(folder: Path, fault: str) -> str:
     return message
 
 
-SPOILT = ("outside", "a link outside", "missing", "damaged", "code", "a dict", "nan")
+SPOILT = ("outside", "a link outside", "missing", "damaged", "code", "a dict", "nan", "an empty mask")
 
 
 @pytest.mark.parametrize("fault", [*SPOILT, "no caption", "no latents", "no mask"])
@@ -472,9 +546,20 @@ def test_faulty_preprocessed_rows_are_named(fault, elsewhere):
 
 def test_preprocessed_rows_of_another_size_are_refused(elsewhere):
     rows, denoiser = read_rows(elsewhere, INPUTS), open_denoiser(pipelines.flux_fill(), 32)
+    message = r"record 0: .*masked.* another autoencoder or resolution"
     cache_pictures(denoiser, rows, None)
-    with pytest.raises(InputError, match=r"row 0 .*masked.* another autoencoder or resolution"):
+    with pytest.raises(InputError, match=message):
         denoiser.encode(rows)
+    with pytest.raises(InputError, match=message):
+        tune(
+            pipelines.flux_fill(),
+            str(elsewhere),
+            reward="boundary",
+            output=elsewhere / "run",
+            recipe="flux_fill/refl_lora",
+            **{**SMALL, "resolution": 32, "gradient": {"mode": "last", "count": 1}},
+        )
+    assert not (elsewhere / "run").exists()
 
 
 def test_rewards_that_need_the_original_say_so_of_preprocessed_rows(elsewhere, tmp_path):

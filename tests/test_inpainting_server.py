@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import threading
 from http.server import ThreadingHTTPServer
 from types import SimpleNamespace
@@ -207,6 +208,18 @@ def test_a_server_that_is_down_is_tried_again_then_nan_then_a_stop(faulty):
         require_scores(found, "update 1")
     faulty.server.answer = lambda body: (200, GOOD)  # up again: the failure was not kept
     assert float(reward.pixel_rewards(pixels, ["a cat"], [row])) == pytest.approx(0.2)
+
+
+def test_a_training_shows_no_password(faulty, tmp_path, capsys):
+    faulty.server.answer = lambda asked: (200, GOOD)
+    address = faulty.url.replace("http://", "http://me:secret@")
+    reward = {f"{address}#{field}": 1.0 for field in ("hps_score", "clip_score")}
+    out = tmp_path / "run"
+    run("sft_online", out, family="sd_inpaint", reward=reward, updates=1)
+    written = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert f"evaluation/reward/{faulty.url}#hps_score" in json.loads(written["history.json"])[0]
+    assert {name for name, data in written.items() if b"secret" in data} == {"run.json"}
+    assert "secret" not in "".join(capsys.readouterr())
 
 
 def test_a_training_stops_when_its_server_goes_down_and_resumes_to_the_same_weights(faulty, tmp_path):

@@ -12,7 +12,7 @@ from personal_choices import labels, pairs, picture, rankings, ratings, written
 
 import imagereward as RM
 from imagereward.config import AdapterConfig
-from imagereward.errors import InputError, PositionsClampedWarning
+from imagereward.errors import CheckpointError, InputError, PositionsClampedWarning
 from imagereward.tuning import run_recipe
 from imagereward.tuning.personal import train
 from imagereward.tuning.personal.choices import Choice, read_choices
@@ -263,6 +263,47 @@ def test_the_recipe_writes_an_adapter_that_load_takes_and_resumes_bit_for_bit(tm
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.parametrize(("patience", "stopped_after"), [(5, 2), (1, 4)])
+def test_a_held_out_share_is_measured_alike_after_a_resume(
+    patience, stopped_after, tmp_path, models, monkeypatch
+):
+    data = written(pairs(12), tmp_path)
+    changes = [
+        *(f"data={data}", f"scorer={models['ImageReward']}", "folds=0", "epochs=4", "device=cpu"),
+        *(f"patience={patience}", "learning_rate=0.3", "held_out=0.5"),
+    ]
+    whole = run_recipe("imagereward/personal", [*changes, f"output={tmp_path / 'whole'}"])
+    expected = {name: value.clone() for name, value in whole.weights().items()}
+    real = train.fit
+
+    def stopped(*args, **options):
+        real(*args, **{**options, "epochs": stopped_after})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", stopped)
+    cut = [*changes, f"output={tmp_path / 'again'}"]
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe("imagereward/personal", cut)
+    monkeypatch.setattr(train, "fit", real)
+    curve = tmp_path / "again/held_out.json"
+    curve.rename(tmp_path / "aside.json")
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-\d+ cannot be resumed.*held_out\.json cannot be read"
+    ):
+        run_recipe("imagereward/personal", [*cut, "resume=true"])
+    (tmp_path / "aside.json").rename(curve)
+    resumed = run_recipe("imagereward/personal", [*cut, "resume=true"])
+    found, summary = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("again", "whole")
+    )
+    assert {**found, "seconds": 0} == {**summary, "seconds": 0}
+    for name, value in resumed.weights().items():
+        assert torch.equal(value, expected[name]), name
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
+        *("README.md", "adapter.safetensors", "config.json", "run.json", "summary.json")
+    }
+
+
 def test_a_failed_training_leaves_the_scorer_as_it_was():
     scorer, image = small_scorer("ImageReward"), picture(0.5, np.random.default_rng(1))
     before = scorer.score("a cat", image)
@@ -374,6 +415,20 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "full/file").write_text("")
     with pytest.raises(InputError, match="already holds something else"):
         RM.personalise(scorer, rankings(6), output=tmp_path / "full", **QUICK)
+
+
+def test_another_gpu_than_the_first_is_refused_and_not_swapped(tmp_path, monkeypatch):
+    message = r"device='cuda:1': .* first GPU .*CUDA_VISIBLE_DEVICES=1"
+    given = [f"data={written(rankings(6), tmp_path)}", f"output={tmp_path / 'out'}", "device=cuda:1"]
+    for recipe in ("imagereward/personal", "imagereward/preference"):
+        with pytest.raises(InputError, match=message):
+            run_recipe(recipe, given)
+    assert not (tmp_path / "out").exists()
+    scorer = small_scorer("ImageReward")
+    monkeypatch.setattr(type(scorer), "device", torch.device("cuda:1"))
+    with pytest.raises(InputError, match=message):
+        RM.personalise(scorer, rankings(6), **QUICK)
+    assert not len(scorer.adapters)
 
 
 def test_rankings_in_published_layouts_are_read(tmp_path):

@@ -187,6 +187,16 @@ def test_rows_carry_the_pictures_that_the_model_takes(folder, kind):
     assert opened(folder, [ranked], kind, inputs=BOTH).rows == [both] * 5
 
 
+def test_a_mask_that_the_crop_loses_is_named(folder):
+    Image.new("RGB", (32, 16)).save(folder / "wide.png")
+    edge = Image.new("L", (32, 16))
+    edge.paste(255, (0, 0, 8, 16))
+    edge.save(folder / "edge.png")
+    record = {**RANKED, "image": "wide.png", "mask": "edge.png"}
+    with pytest.raises(InputError, match=r"record 0: its mask .*edge\.png, at 16 x 16 .* is empty"):
+        opened(folder, [record], inputs=BOTH)
+
+
 def test_pictures_may_be_bytes(folder):
     mask = encoded(half_white())
     record = pick(0, 50, 1.0, image=encoded(grey(9)), mask=mask)

@@ -103,7 +103,9 @@ def test_pictures_of_a_record_are_turned_alike(folder):
     exif[0x0112] = 6  # stored lying on its side
     wide = pipelines.pictures(side=32)["image"].crop((0, 0, 32, 16))
     wide.save(folder / "turned.png", exif=exif)
-    Image.new("L", (16, 32)).save(folder / "tall.png")
+    mask = Image.new("L", (16, 32))
+    mask.paste(255, (0, 0, 8, 32))
+    mask.save(folder / "tall.png")
     pairs = opened(write(folder, [{"prompt": "x", "image": "turned.png", "mask": "tall.png"}]), BOTH)
     upright = wide.transpose(Image.Transpose.ROTATE_270).crop((0, 8, 16, 24))
     assert (pairs[0]["pixels"].permute(1, 2, 0).numpy() == np.array(upright)).all()
@@ -172,12 +174,22 @@ def test_what_shapes_cannot_draw_is_refused(inputs, size, message):
         (IMAGE, {"prompt": 5}, r"record 1 has no prompt: .*found int"),
         (BOTH, {"target": "wide.png"}, r"record 1: expected pictures of one size, got .*target 20x16 pixels"),
         (BOTH, {"mask": "wide.png"}, r"record 1: expected pictures of one size, got .*mask 20x16"),
+        (BOTH, {"mask": "black.png"}, r"record 1: its mask .*black\.png is empty"),
+        (
+            BOTH,
+            {"image": "wide.png", "target": "wide.png", "mask": "edge.png"},
+            r"record 1: its mask .*edge\.png, at 16 x 16 \(height x width\), is empty",
+        ),
         (IMAGE, {"target": "no.png"}, r"1 of 6 images cannot be used: .*record 1, target: .*no\.png"),
         (IMAGE, {"image": "pairs.jsonl"}, r"1 of 6 images cannot be used: .*record 1, image: "),
     ],
 )
 def test_a_bad_record_is_named(folder, inputs, change, message):
     Image.new("RGB", (20, 16)).save(folder / "wide.png")
+    Image.new("L", (16, 16)).save(folder / "black.png")
+    edge = Image.new("L", (20, 16))
+    edge.paste(255, (0, 0, 2, 16))  # which the crop to a square cuts off
+    edge.save(folder / "edge.png")
     found = records(*inputs, "target")
     found[1].update(change)
     with pytest.raises(InputError, match=rf"pairs\.jsonl.*{message}"):

@@ -18,6 +18,7 @@ from benchmarks.lib.serving import serving
 from benchmarks.lib.small_scorers import small_scorer
 from imagereward.errors import InputError, RemoteError, RewardError
 from imagereward.images.reading import to_pil
+from imagereward.inpainting.table import score_masked_table
 from imagereward.remote import protocol
 from imagereward.remote.single import SingleScorer
 from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores
@@ -97,6 +98,37 @@ def test_a_request_is_an_image_and_its_prompt_and_nothing_else(plain):
     assert sorted(asked["prompt"] for _, asked in plain.server.seen) == sorted(PROMPTS)
     assert {path for path, _ in plain.server.seen} == {"/score"}
     assert all(set(asked) == {"image_base64", "prompt"} for _, asked in plain.server.seen)
+
+
+def test_no_name_of_a_reward_shows_a_password(plain, tmp_path, caplog):
+    address, shown = plain.url.replace("http://", "http://me:se@cret@"), plain.url
+    rewards = open_rewards({address: 1.0, f"inside({address}#m, 8)": 2.0})
+    assert rewards.weights == {shown: 1.0, f"inside({shown}#m, 8)": 2.0}
+    assert all("cret" not in part.name for _, part in rewards.parts.values())
+    plain.server.answer = lambda asked: (500, {"detail": "down"})
+    with RewardPool(open_rewards(address), ScoringConfig(workers=1, retries=0)) as pool:
+        pool.submit(pixels(1), PROMPTS[:1])
+        found = concatenated(pool.results())
+    assert list(found.rewards) == [shown]
+    with pytest.raises(RewardError, match="down") as caught:
+        require_scores(found, "update 1")
+    assert "cret" not in str(caught.value) + caplog.text
+    with pytest.raises(InputError, match=f"two rewards are named {shown}, with different users") as twice:
+        open_rewards({address: 1.0, plain.url: 1.0})
+    assert "cret" not in str(twice.value)
+    plain.server.answer = brightness
+    to_pil(pixels(1)[0]).save(tmp_path / "image.png")
+    mask = Image.new("L", (40, 40))
+    mask.paste(255, (0, 0, 20, 40))
+    mask.save(tmp_path / "mask.png")
+    record = {"prompt": "a cat", "image": "image.png", "mask": "mask.png"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(record))
+    score_masked_table(
+        tmp_path / "rows.jsonl", tmp_path / "out.jsonl", [f"inside({address})"], progress=False
+    )
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert row[f"score:inside({shown})"] is not None
+    assert "cret" not in json.dumps(row)
 
 
 FAULTS = [

@@ -42,8 +42,13 @@ def open_pictures(row: Any, inputs: Sequence[str], where: str) -> list[PIL.Image
     if "mask" in inputs:
         grey = found[list(inputs).index("mask")].convert("L")
         white = np.asarray(grey) >= WHITE
-        _check_mask(bool(white.any()), bool(white.all()), f"{where}: its mask{_path(row.mask)}")
+        check_mask(bool(white.any()), bool(white.all()), mask_name(row, where))
     return found
+
+
+def name_row(row: Any, index: int) -> str:
+    """The row's name in error messages: its own (`where`), else its index from 0 and its prompt."""
+    return getattr(row, "where", "") or f"row {index} ({getattr(row, 'prompt', row)!r})"
 
 
 def mask_at(row: Any, size: ImageSize, where: str) -> torch.Tensor:
@@ -52,7 +57,7 @@ def mask_at(row: Any, size: ImageSize, where: str) -> torch.Tensor:
     Raises InputError as `open_pictures` does, and for a mask of which the crop leaves nothing or everything.
     """
     inputs = ("mask",) if getattr(row, "image", None) is None else ("image", "mask")
-    return cropped_mask(open_pictures(row, inputs, where)[-1], size, where)
+    return cropped_mask(open_pictures(row, inputs, where)[-1], size, mask_name(row, where))
 
 
 def image_at(row: Any, size: ImageSize, where: str) -> torch.Tensor:
@@ -65,23 +70,32 @@ def cropped_image(image: PIL.Image.Image, size: ImageSize) -> torch.Tensor:
     return CoverCrop(size).pixels(image).float() / 255
 
 
-def cropped_mask(mask: PIL.Image.Image, size: ImageSize, where: str) -> torch.Tensor:
+def cropped_mask(mask: PIL.Image.Image, size: ImageSize, name: str) -> torch.Tensor:
     """float32 [1, H, W] of a PIL mask, 1 where it is at least half white, cropped as its image is.
 
-    where   the row's name in error messages
+    name    the mask's in error messages, from `mask_name`
 
     Raises InputError for a mask of which the crop leaves no white pixel, or white pixels only.
     """
     found = CoverCrop(size).mask(mask)
-    _check_mask(bool(found.any()), bool(found.all()), f"{where}: its mask, at {size} (height x width),")
+    check_mask(bool(found.any()), bool(found.all()), f"{name}, at {size} (height x width),")
     return found
 
 
-def _check_mask(any_white: bool, all_white: bool, what: str) -> None:
+def mask_name(row: Any, where: str) -> str:
+    """The name of the row's mask in error messages, with its path; `where` is the row's name."""
+    return f"{where}: its mask{_path(row.mask)}"
+
+
+def check_mask(any_white: bool, all_white: bool, name: str) -> None:
+    """Raises InputError for a mask without any white pixel, or with white pixels only.
+
+    name    the mask's in the message
+    """
     if not any_white:
-        raise InputError(f"{what} is empty: expected white (128 to 255) where the image is painted anew")
+        raise InputError(f"{name} is empty: expected white (128 to 255) where the image is painted anew")
     if all_white:
-        raise InputError(f"{what} is white everywhere: expected black where the image is kept")
+        raise InputError(f"{name} is white everywhere: expected black where the image is kept")
 
 
 def _path(picture: Any) -> str:

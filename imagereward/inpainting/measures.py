@@ -10,9 +10,9 @@ import torch
 from imagereward.errors import ImageRewardError, InputError, NonFiniteScoreError, RemoteError, missing_extra
 from imagereward.images.image_size import ImageSize
 from imagereward.images.reading import ImageLike
-from imagereward.images.row_pictures import cropped_image, cropped_mask, open_pictures
+from imagereward.images.row_pictures import cropped_image, cropped_mask, mask_name, open_pictures
 from imagereward.rewards.inpainting import RowScorer
-from imagereward.rewards.opening import open_reward
+from imagereward.rewards.opening import by_shown_name, open_reward
 from imagereward.scoring.api import PairScorer
 
 # Measures of what lies outside the mask; lpips downloads the weights of SqueezeNet at its first use.
@@ -65,13 +65,13 @@ def open_painted(
         SimpleNamespace(prompt=prompt, image=None if original is None else pictures[0], mask=pictures[-1]),
         cropped_image(found, size)[None],
         None if original is None else cropped_image(pictures[0], size)[None],
-        cropped_mask(pictures[-1], size, where)[None],
+        cropped_mask(pictures[-1], size, mask_name(row, where))[None],
     )
 
 
 def open_scorers(names: Sequence[str], device: str | None = None, **options: Any) -> dict[str, PairScorer]:
-    """{name: reward} as `open_reward` opens them with these `options`, frozen."""
-    found = {name: open_reward(name, device, **options) for name in names}
+    """{shown name: reward} as `open_reward` opens them with these `options`, frozen; see `shown_name`."""
+    found = {shown: open_reward(name, device, **options) for shown, name in by_shown_name(names).items()}
     if not found:
         raise InputError("no scorer: expected at least one name, such as CLIP, inside(CLIP) or boundary")
     return found

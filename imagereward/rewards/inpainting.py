@@ -13,7 +13,7 @@ import torch
 
 from imagereward.errors import InputError
 from imagereward.images.image_size import ImageSize
-from imagereward.images.row_pictures import image_at, mask_at
+from imagereward.images.row_pictures import image_at, mask_at, name_row
 from imagereward.rewards.region import boundary_score, bounding_box, grown, outside_distance
 from imagereward.scoring.api import Images, PairScorer
 
@@ -198,5 +198,5 @@ def _once(rows: Sequence[Any], read: Any) -> torch.Tensor:
     found: dict[int, torch.Tensor] = {}
     for index, row in enumerate(rows):
         if id(row) not in found:
-            found[id(row)] = read(row, f"row {index} ({getattr(row, 'prompt', row)!r})")
+            found[id(row)] = read(row, name_row(row, index))
     return torch.stack([found[id(row)] for row in rows])

@@ -19,6 +19,7 @@ multiplied.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from imagereward.scoring.api import PairScorer
 
 _AROUND = re.compile(r"\s*(inside|mask_share|rest_share)\((.*)\)\s*", re.DOTALL)
 _PIXELS = re.compile(r"(.*),\s*(\d+)\s*", re.DOTALL)
+_USER = re.compile(r"(https?://)[^/?#]*@")
 
 
 def open_reward(name: str, device: torch.device | str | None = None, **options: Any) -> PairScorer:
@@ -47,10 +49,10 @@ def open_reward(name: str, device: torch.device | str | None = None, **options: 
             inner, least = sized[1], int(sized[2])
         scorer = open_reward(inner.strip(), device, **options)
         if kind == "inside":
-            return InsideMask(scorer, least, name.strip())
+            return InsideMask(scorer, least, shown_name(name.strip()))
         return ShareWeighted(scorer, rest=kind == "rest_share")
     if re.match(r"\s*(inside|mask_share|rest_share)\(", name):
-        raise InputError(f"reward {name!r}: expected a closing parenthesis, as in inside(CLIP)")
+        raise InputError(f"reward {shown_name(name)!r}: expected a closing parenthesis, as in inside(CLIP)")
     if name == Boundary.name:
         return Boundary()
     if name == Preservation.name:
@@ -61,3 +63,20 @@ def open_reward(name: str, device: torch.device | str | None = None, **options: 
             return RegionServerReward(url, model)
         return imagereward.connect(url, model or None)
     return imagereward.load(name, device, **options)
+
+
+def shown_name(name: str) -> str:
+    """A reward's name for logs and tables: without the user name and the password of a server's address."""
+    return _USER.sub(r"\1", name)
+
+
+def by_shown_name(names: Iterable[str]) -> dict[str, str]:
+    """{shown name: name}. Raises InputError for two names that differ in a user or a password alone."""
+    found: dict[str, str] = {}
+    for name in names:
+        shown = shown_name(name)
+        if found.setdefault(shown, name) != name:
+            raise InputError(
+                f"two rewards are named {shown}, with different users: expected each server and model once"
+            )
+    return found

@@ -38,11 +38,11 @@ class RegionServerReward(RowScorer):
     differentiable = False
 
     def __init__(self, url: str, field: str, **options: Any):
-        if field not in FIELDS:
-            raise InputError(f"{url}#{field}: expected one of {', '.join('#' + each for each in FIELDS)}")
         self.field = field
         self.remote = RemoteScorer(url.rstrip("/").removesuffix(PATH), **options)
         self.name = f"{self.remote.url}{PATH}#{field}"
+        if field not in FIELDS:
+            raise InputError(f"{self.name}: expected one of {', '.join('#' + each for each in FIELDS)}")
 
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None

@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagereward.errors import InputError
 from imagereward.images.reading import to_pil
-from imagereward.images.row_pictures import open_pictures
+from imagereward.images.row_pictures import name_row, open_pictures
 from imagereward.shapes.inpainting import measure_inpainting
 from imagereward.shapes.measure import Measurement, measure
 
@@ -42,6 +42,6 @@ def painted(
         raise InputError("painted reads the mask of each row: expected rows with an image and a mask")
     found = []
     for index, (image, prompt, row) in enumerate(zip(pixels_B_3_H_W, prompts, rows, strict=True)):
-        original, mask = open_pictures(row, ("image", "mask"), f"row {index} ({prompt!r})")
+        original, mask = open_pictures(row, ("image", "mask"), name_row(row, index))
         found.append(measure_inpainting(to_pil(image), prompt, original, mask).faithfulness)
     return torch.tensor(found)

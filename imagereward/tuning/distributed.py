@@ -1,12 +1,13 @@
 """The processes of a training: their number, checks that they found each other, gathering and sums."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from imagereward.errors import ImageRewardError
+from imagereward.errors import ImageRewardError, InputError
 
 
 def is_first_process() -> bool:
@@ -38,6 +39,21 @@ def check_together(processes: int) -> None:
             f"{_launched()} processes were launched (WORLD_SIZE), but {processes} found each other, and each "
             "would train alone, over the others' files; expected accelerate launch or torchrun, and as many "
             "devices as processes"
+        )
+
+
+def check_first_gpu(device: torch.device | str | None) -> None:
+    """Raises InputError for a GPU such as "cuda:1", on which transformers' Trainer cannot train.
+
+    TrainingArguments moves a process that is alone to the first GPU that it sees. Processes of a launcher
+    have a GPU each, whatever `device` is.
+    """
+    number = re.fullmatch(r"cuda:0*([1-9]\d*)", str(device))
+    if number and not launched_together():
+        raise InputError(
+            f"device={str(device)!r}: this training runs on the first GPU that the process sees; set the "
+            f"environment variable CUDA_VISIBLE_DEVICES={number[1]} before Python starts, and take "
+            'device="cuda"'
         )
 
 

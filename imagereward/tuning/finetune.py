@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 
 from imagereward.precision import DTYPES, Exact, cast, unrounded
+from imagereward.rewards.opening import shown_name
 from imagereward.tuning.config import build
 from imagereward.tuning.data.prompts import read_prompts, read_rows
 from imagereward.tuning.data.requests import Row, prompts_of
@@ -54,10 +55,11 @@ def train_generator(
     prompts  rows instead of the config's file of prompts
 
     `output` then holds the pipeline, or with LoRA the adapters' weights, a model card, `run.json` (the
-    config), `history.json` (logged numbers), `samples/` (grids of images) and the last checkpoints. Raises
-    InputError for settings or data that cannot be trained, NonFiniteLossError for a loss or a gradient that
-    is not finite, RewardError for a reward that fails for all images, CheckpointError for a checkpoint that
-    cannot be written or read, ProcessLostError in all other processes if one of several ends too early.
+    config), `history.json` (logged numbers), `samples/` (grids of images) and the last checkpoints. The user
+    name and the password of a reward server's address are in `run.json` and nowhere else. Raises InputError
+    for settings or data that cannot be trained, NonFiniteLossError for a loss or a gradient that is not
+    finite, RewardError for a reward that fails for all images, CheckpointError for a checkpoint that cannot
+    be written or read, ProcessLostError in all other processes if one of several ends too early.
 
     With sharding only the first process's returned pipeline has the full weights, on the CPU, and with LoRA
     none has: load the result from `output`.
@@ -91,20 +93,22 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
             read_prompts(source, config.prompt_column, config.encoding)
     accelerator = make_accelerator(config, output, config.sharding != "none")
     denoiser, loop, evaluation, exact = _prepare(config, model, reward, named, output, accelerator)
+    shown = _shown(config)
     if accelerator.is_main_process:
         # Only now that everything is in order, so that a corrected mistake finds the directory free.
         create_run_directory(output, values)
-        plan = generator_plan(config, denoiser, loop.objective.prompts, len(evaluation.rows), accelerator)
+        plan = generator_plan(shown, denoiser, loop.objective.prompts, len(evaluation.rows), accelerator)
         tell(plan)
     accelerator.wait_for_everyone()
-    start_trackers(accelerator, config)
+    start_trackers(accelerator, shown)
     with encoder_aside(denoiser.autoencoder.vae) if config.latent_cache else nullcontext():
         ended = loop.run(evaluation)
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
         with unrounded(exact):
-            save_result(denoiser, learned, output, values, loop.history, ended)
+            described = shown.model_dump(exclude={"resume"})
+            save_result(denoiser, learned, output, described, loop.history, ended)
         tell(outcome(loop.history, output, ended, loading_lines(denoiser.pipeline, output, values)))
     accelerator.wait_for_everyone()
     if config.lora is None:  # the network is float32; the frozen parts get their unrounded weights back
@@ -112,6 +116,18 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
         for value, before in exact:
             value.data = before.to(value.device)
     return denoiser.pipeline
+
+
+def _shown(config: GeneratorConfig) -> GeneratorConfig:
+    """The config for logs, trackers and the card: without users and passwords of reward servers."""
+
+    def names(reward: str | dict[str, float]) -> str | dict[str, float]:
+        if isinstance(reward, str):
+            return shown_name(reward)
+        return {shown_name(name): weight for name, weight in reward.items()}
+
+    evaluation = config.evaluation.model_copy(update={"held_out": names(config.evaluation.held_out)})
+    return config.model_copy(update={"reward": names(config.reward), "evaluation": evaluation})
 
 
 def _prepare(
@@ -127,15 +143,20 @@ def _prepare(
     denoiser, exact = _open(config, model, device)
     shard_network(config, denoiser.network, denoiser.blocks, accelerator)
     form = (denoiser.inputs, config.prompt_column, config.encoding)
-    rows = read_rows(prompts, *form) if prompts is not None else []
-    evaluated = read_rows(config.evaluation.prompts, *form) if config.evaluation.prompts else rows
+    images = (denoiser.resolution, denoiser.autoencoder.shape)
+    rows = read_rows(prompts, *form, *images) if prompts is not None else []
+    evaluated = rows
+    if config.evaluation.prompts:
+        # Rows that are only drawn at another size are all drawn before the training.
+        same = config.evaluation.resolution is None or config.latent_cache
+        evaluated = read_rows(config.evaluation.prompts, *form, *(images if same else ()))
     if config.checkpointing:
         recompute(denoiser, rewards)
     cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)
     objective = config.make(ObjectiveContext(denoiser, rewards, rows, output))
     evaluated = list((evaluated or objective.rows)[: config.evaluation.count])
-    if config.text_cache:
-        cache_text(denoiser, [*objective.prompts, *prompts_of(evaluated)], Path(config.text_cache))
+    directory = Path(config.text_cache) if config.text_cache else None
+    cache_text(denoiser, [*objective.prompts, *prompts_of(evaluated)], directory, [*rows, *evaluated])
     policy = Policy(denoiser, config.dynamics(denoiser), config.guidance)
     # With LoRA every checkpoint also holds adapters for diffusers' load_lora_weights.
     write_more = None if config.lora is None else lambda path, weights: save_lora(denoiser, weights, path)

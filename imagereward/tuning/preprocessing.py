@@ -17,7 +17,7 @@ from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.families.latent_cache import CachedPictures
 from imagereward.tuning.families.registry import open_denoiser
-from imagereward.tuning.families.text_cache import CachedText, facts_of
+from imagereward.tuning.families.text_cache import CachedText, brought_text, facts_of
 from imagereward.tuning.finetune import cast_frozen
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig
@@ -51,10 +51,11 @@ def preprocess(
     processes          share the rows; each opens the model
     device             default: the GPUs in turn, else the CPU
 
-    Every row and prompt is encoded by itself, and its file is there whole or not at all: a run that was
-    killed goes on where it stopped, and ends with the same bytes. Files that killed processes of this machine
-    left unfinished are removed. Raises InputError for a recipe without data or without a cache, and for data
-    that `read_rows` refuses; ImageRewardError if a process ended before its rows were done.
+    What preprocessed rows bring is not encoded. Every other row and prompt is encoded by itself, and its file
+    is there whole or not at all: a run that was killed goes on where it stopped, and ends with the same
+    bytes. Files that killed processes of this machine left unfinished are removed. Raises InputError for a
+    recipe without data or without a cache, and for data that `read_rows` refuses; ImageRewardError if a
+    process ended before its rows were done.
     """
     values = read_recipe(recipe, list(overrides))
     values.setdefault("output", "preprocessed")
@@ -100,10 +101,12 @@ def _encode(values: dict[str, Any], recipe: str, rank: int, processes: int, devi
     cast_frozen(config, denoiser)
     for part in denoiser.frozen:
         part.to(where)
-    rows = _rows(config, denoiser.inputs)
+    rows = _rows(config, denoiser.inputs, denoiser.resolution, denoiser.autoencoder.shape)
     if config.text_cache:
         text = CachedText(denoiser.text, facts_of(denoiser), Path(config.text_cache), denoiser.text_sequences)
-        prompts = list(dict.fromkeys([*prompts_of(rows), ""]))[rank::processes]
+        brought = brought_text(denoiser, rows)
+        own = [prompt for prompt in dict.fromkeys([*prompts_of(rows), ""]) if prompt not in brought]
+        prompts = own[rank::processes]
         for prompt in tqdm(text.missing(prompts), f"prompts, process {rank}", unit="prompt", position=rank):
             text.fill([prompt])
     if config.latent_cache and denoiser.inputs:
@@ -117,8 +120,9 @@ def _encode(values: dict[str, Any], recipe: str, rank: int, processes: int, devi
             cached.fill(row)
 
 
-def _rows(config: GeneratorConfig, inputs: Sequence[str]) -> list[Row]:
-    form = (config.prompt_column, config.encoding)
+def _rows(config: GeneratorConfig, inputs: Sequence[str], *images: Any) -> list[Row]:
+    """The rows of training and evaluation; `images` are the size and the latents' shape for `read_rows`."""
+    form = (config.prompt_column, config.encoding, *images)
     rows: list[Row] = []
     for source in (getattr(config, "prompts", None), config.evaluation.prompts):
         if source:

@@ -51,7 +51,8 @@ class MaskedRows(Sequence[Row]):
         if not 0 <= index < self.number:
             raise IndexError(index)
         scene = shapes.masked_scene(index, self.seed, size=self.size, most_things=self.most_things)
-        return Request(scene.prompt, scene.image, scene.mask)
+        where = f"scene {index} of Shapes (seed {self.seed})"
+        return Request(scene.prompt, scene.image, scene.mask, where=where)
 
 
 class MaskedShapes(Dataset):

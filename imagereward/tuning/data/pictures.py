@@ -13,9 +13,10 @@ from tqdm import tqdm
 from imagereward.errors import ImageReadError, InputError, listing
 from imagereward.images.orientation import upright
 from imagereward.images.reading import read_encoded, read_image
+from imagereward.images.row_pictures import cropped_mask, mask_name
 from imagereward.records import find_column, prompt_error
-from imagereward.tuning.data.image_size import CoverCrop
-from imagereward.tuning.data.requests import Request, Row
+from imagereward.tuning.data.image_size import CoverCrop, ImageSize
+from imagereward.tuning.data.requests import Request, Row, as_request, name_row, open_pictures
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def with_pictures(
     for name, picture in pictures.items():
         if picture is None:
             raise InputError(f"{where} has no {name}: this model takes {', '.join(('prompt', *inputs))}")
-    return Request(prompt, **pictures)
+    return Request(prompt, **pictures, where=where)
 
 
 def pictures_of(row: Row, inputs: Sequence[str]) -> dict[str, Picture]:
@@ -130,6 +131,24 @@ def check_sizes(pictures: Mapping[str, Picture], checked: Mapping[Picture, Check
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {width}x{height}" for name, (width, height) in sizes.items())
         raise InputError(f"{where}: expected pictures of one size, got {found} pixels")
+
+
+def check_masks(rows: Sequence[Row], size: ImageSize) -> None:
+    """Read every mask of the rows once, and no other picture, in threads.
+
+    Raises InputError naming the row for a mask that is empty or white everywhere, or of which the crop to
+    `size` leaves nothing or everything.
+    """
+
+    def check(row: Row) -> None:
+        where = name_row(row, 0)
+        cropped_mask(open_pictures(row, ("mask",), where)[0], size, mask_name(row, where))
+
+    of_mask: dict[Any, Row] = {}
+    for row in rows:
+        of_mask.setdefault(as_request(row).mask, row)
+    for _ in _in_threads(check, list(of_mask.values())):
+        pass
 
 
 def check_held(path: Path) -> None:
@@ -176,11 +195,11 @@ def report_unusable(
         log.warning("%s%s; they are skipped", found, listing(causes, 20))
 
 
-def _in_threads(check: Any, pictures: Sequence[Picture]) -> Iterable[Any]:
+def _in_threads(check: Any, items: Sequence[Any]) -> Iterable[Any]:
     with ThreadPoolExecutor(thread_name_prefix="imagereward-check") as pool:
-        found = pool.map(check, pictures)
-        disable = len(pictures) < 5000
-        yield from tqdm(found, "checking images", len(pictures), disable=disable, unit="image")
+        found = pool.map(check, items)
+        disable = len(items) < 5000
+        yield from tqdm(found, "checking images", len(items), disable=disable, unit="image")
 
 
 def _fault(picture: Picture) -> str | None:

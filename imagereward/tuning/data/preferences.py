@@ -14,6 +14,7 @@ from imagereward.tuning.data.pictures import (
     DistinctImages,
     Images,
     Picture,
+    check_masks,
     check_pictures,
     check_sizes,
     pictures_of,
@@ -76,9 +77,9 @@ def open_preferences(
     count, seed, things  for "shapes": number of pairs, seed, and most things in a scene
 
     All images of a table are decoded once at the start. Raises InputError as `read_preferences` does, for a
-    pair whose images are the same file or have the same bytes, for a mask of another size than its image,
-    for more unusable images than `max_bad_share`, for a table without a pair that can be used, and as
-    `drawn_preprocess` does for "shapes".
+    pair whose images are the same file or have the same bytes, for a mask of another size than its image, or
+    that is empty or white everywhere, in its file or as the crop leaves it, for more unusable images than
+    `max_bad_share`, for a table without a pair that can be used, and as `drawn_preprocess` does for "shapes".
     """
     if data == "shapes":
         return _drawn(size, inputs, count, seed, things)
@@ -92,6 +93,8 @@ def open_preferences(
     usable = [each for each in preferences.found if _usable(each, checked, inputs)]
     if not usable:
         raise InputError(f"{path} holds no pair of images that can be used")
+    if "mask" in inputs:
+        check_masks([each.row for each in usable], size)
     return _distinct(usable, checked, CoverCrop(size), preferences)
 
 

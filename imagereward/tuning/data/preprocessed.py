@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from imagereward.errors import CheckpointError, InputError
+from imagereward.images.row_pictures import check_mask
 from imagereward.records import prompt_error
+from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.requests import Request
 
 METADATA_FILE = "metadata.json"
@@ -35,12 +37,14 @@ class PreprocessedRow(Request):
     prompt  the caption
     files   {name of `FILES`: path}; "prompt" [T, D], "pooled" [D], "source" and "masked" [C, h, w], already
             shifted and scaled as the generator takes them, "mask" [1, H, W] in pixels, 1 where to paint anew
+    where   its name in error messages: the file and the record
     """
 
     files: Mapping[str, Path]
 
-    def __init__(self, prompt: str, files: Mapping[str, Path], metadata: Mapping[str, Any]):
-        for name, value in (("prompt", prompt), ("files", files), ("metadata", metadata)):
+    def __init__(self, prompt: str, files: Mapping[str, Path], metadata: Mapping[str, Any], where: str):
+        values = {"prompt": prompt, "files": files, "metadata": metadata, "where": where}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -51,17 +55,43 @@ class PreprocessedRow(Request):
     @property
     def mask(self) -> torch.Tensor | None:  # type: ignore[override]
         """float32 [1, H, W] of 0 and 1; None without a file."""
-        return (self.tensor("mask", repr(self.prompt)) >= 0.5).float() if "mask" in self.files else None
+        return (self.tensor("mask", self.where) >= 0.5).float() if "mask" in self.files else None
 
     @property
     def has_text(self) -> bool:
         """Whether the prompt's embedding is there."""
         return "prompt" in self.files
 
-    def check(self, inputs: Sequence[str], where: str) -> None:
-        """Raises InputError or CheckpointError for a file that a model with these inputs lacks."""
-        for name in ("masked", "mask") if "mask" in inputs else ("source",):
-            self.tensor(name, where)
+    def conditions(
+        self,
+        inputs: Sequence[str],
+        where: str,
+        size: ImageSize | None = None,
+        latents: Sequence[int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """{name: tensor}, checked, that a model with these inputs takes: "source", or "masked" and "mask".
+
+        where    the row's name in error messages
+        size     of the model's images; None: any
+        latents  shape (C, h, w) of their latents; None: any
+
+        Raises InputError and CheckpointError as `tensor` does, and InputError for a tensor of another shape
+        and for a mask that is empty or 1 everywhere.
+        """
+        names = ("masked", "mask") if "mask" in inputs else ("source",)
+        found = {name: self.tensor(name, where) for name in names}
+        mask_shape = None if size is None else (1, *size)
+        for name, value in found.items():
+            expected = mask_shape if name == "mask" else latents
+            if expected is not None and list(value.shape) != list(expected):
+                raise InputError(
+                    f"{where}: {self.files[name]} is {list(value.shape)}; expected {list(expected)}, as this "
+                    f"model has it at {size}: it is of another autoencoder or resolution"
+                )
+        if "mask" in found:
+            white = found["mask"] >= 0.5
+            check_mask(bool(white.any()), bool(white.all()), f"{where}: its mask {self.files['mask']}")
+        return found
 
     def tensor(self, name: str, where: str) -> torch.Tensor:
         """One of the row's tensors, on the CPU.
@@ -128,7 +158,7 @@ def _row(record: Any, root: Path, where: str) -> PreprocessedRow:
         raise InputError(f"{where} has no latents: expected masked_latents_path or source_latents_path")
     known = {key for _, keys in FILES.values() for key in keys} | {"caption", "text_ids"}
     metadata = {key: value for key, value in record.items() if key not in known}
-    return PreprocessedRow(str(caption), files, metadata)
+    return PreprocessedRow(str(caption), files, metadata, where)
 
 
 def _inside(root: Path, folder: str, value: Any, where: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imagereward.errors import InputError, listing
+from imagereward.images.row_pictures import cropped_mask, mask_name
 from imagereward.inpainting.layout import is_layout, read_layout
 from imagereward.records import (
     SUFFIXES,
@@ -18,6 +19,7 @@ from imagereward.records import (
     read_prompt_lines,
     usual_columns,
 )
+from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.preprocessed import PreprocessedRow, is_preprocessed, read_preprocessed
 from imagereward.tuning.data.requests import Request, Row, open_pictures
 
@@ -50,6 +52,8 @@ def read_rows(
     inputs: Sequence[str],
     column: str | None = None,
     encoding: str | None = None,
+    size: ImageSize | None = None,
+    latents: Sequence[int] | None = None,
 ) -> list[Row]:
     """Rows from a list or a file as `read_prompts` takes them, with pictures and metadata.
 
@@ -58,11 +62,16 @@ def read_rows(
     masks/, prompts/ (see `imagereward.inpainting.layout`), or as another program's preprocessed rows (see
     `imagereward.tuning.data.preprocessed`).
 
-    inputs  the pictures that the model takes, of "image" and "mask". They are decoded once, to find damaged
-            ones; other pictures are only passed to rewards
+    inputs   the pictures that the model takes, of "image" and "mask". They are decoded once, to find damaged
+             ones; other pictures are only passed to rewards
+    size     of the images that the model will make; None: not known yet. Then masks are checked as they are
+             in their files, and not as the crop to this size leaves them
+    latents  shape (C, h, w) of such an image's latents, which those of preprocessed rows must have
 
     Paths of pictures are relative to the file's folder. Raises InputError as `read_prompts` does, for a
-    picture in `inputs` that is missing or unreadable, and for a mask of another size than its image.
+    picture in `inputs` that is missing or unreadable, for a mask of another size than its image, for a mask,
+    or what the crop leaves of it, that is empty or white everywhere, and for a preprocessed row of another
+    size. All of them name the record.
     """
     folder = Path(source).expanduser().parent if isinstance(source, str | os.PathLike) else Path()
     items, column = _items(source, column, encoding)
@@ -71,10 +80,12 @@ def read_rows(
         return rows
 
     def check(row: Row, where: str) -> None:
-        if not isinstance(row, PreprocessedRow):
-            open_pictures(row, inputs, where)
-        elif inputs:
-            row.check(inputs, where)
+        if isinstance(row, PreprocessedRow):
+            row.conditions(inputs, where, size, latents)
+            return
+        pictures = open_pictures(row, inputs, where)
+        if size is not None and "mask" in inputs:
+            cropped_mask(pictures[list(inputs).index("mask")], size, mask_name(row, where))
 
     with ThreadPoolExecutor(thread_name_prefix="imagereward-check") as pool:
         list(pool.map(check, rows, [where for _, where in items]))
@@ -97,7 +108,8 @@ def _row(item: Any, where: str, column: str | None, folder: Path) -> Row:
         return prompt
     pictures = {name: _picture(record.get(key or ""), folder) for name, key in names.items()}
     shown = any(picture is not None for picture in pictures.values())
-    return Request(prompt, **pictures, metadata=metadata) if shown or metadata else prompt
+    found = Request(prompt, **pictures, metadata=metadata, where=where)
+    return found if shown or metadata else prompt
 
 
 def _picture(value: Any, folder: Path) -> Any:

@@ -15,6 +15,7 @@ from imagereward.tuning.data.pictures import (
     DistinctImages,
     Picture,
     check_held,
+    check_masks,
     check_pictures,
     check_sizes,
     picture_in,
@@ -50,7 +51,8 @@ class RequestPairs(Dataset):
 
     All pictures are decoded once at the start, and turned upright. Raises InputError naming the file and the
     record for one without a prompt, a picture or a target, for a mask, or beside a mask a target, of another
-    size than the image, for more damaged pictures than `max_bad_share`, and for a table without usable pairs.
+    size than the image, for a mask that is empty or white everywhere, in its file or as the crop leaves it,
+    for more damaged pictures than `max_bad_share`, and for a table without usable pairs.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class RequestPairs(Dataset):
         if not usable:
             raise InputError(f"{path} holds no pair of a prompt and a usable target")
         self.rows: list[Row] = [each.row for each in usable]
+        if "mask" in inputs:
+            check_masks(self.rows, preprocess.size)
         self.skipped = len(examples) - len(usable)
         targets = {checked[each.target].digest: each.target for each in usable}
         places = {digest: place for place, digest in enumerate(targets)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from imagereward.images.reading import ImageLike, read_image
-from imagereward.images.row_pictures import open_pictures
+from imagereward.images.row_pictures import name_row, open_pictures
 
 __all__ = [
     "Request",
@@ -29,12 +29,15 @@ class Request:
     image     the image that the model changes
     mask      a picture of the image's size, white where the model paints anew
     metadata  the record's other keys, for rewards to read: the number of things to count, for example
+    where     the row's name in error messages, such as its file and record; default: it has none. Rows that
+              differ in nothing else are equal
     """
 
     prompt: str
     image: ImageLike | None = None
     mask: ImageLike | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False, repr=False)
 
 
 # A string is a row that has neither pictures nor metadata.
@@ -71,11 +74,6 @@ def _known(picture: ImageLike | None) -> str | None:
     if isinstance(picture, str | os.PathLike):
         return str(picture)
     return hashlib.sha256(read_image(picture).tobytes()).hexdigest()
-
-
-def name_row(row: Row, index: int) -> str:
-    """The row's name in error messages: its index from 0, and its prompt."""
-    return f"row {index} ({prompt_of(row)!r})"
 
 
 def without_prompt(row: Row) -> Row:

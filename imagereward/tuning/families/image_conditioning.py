@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from imagereward.images.row_pictures import cropped_image, cropped_mask
+from imagereward.images.row_pictures import cropped_image, cropped_mask, mask_name
 from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 from imagereward.tuning.data.requests import Row, name_row, open_pictures
 from imagereward.tuning.families.autoencoder import Autoencoder
@@ -53,7 +53,9 @@ class ImageConditioning:
                 self.inputs, columns, open_pictures(row, self.inputs, where), strict=True
             ):
                 column.append(
-                    cropped_mask(picture, size, where) if name == "mask" else cropped_image(picture, size)
+                    cropped_mask(picture, size, mask_name(row, where))
+                    if name == "mask"
+                    else cropped_image(picture, size)
                 )
         return [torch.stack(column) for column in columns]
 

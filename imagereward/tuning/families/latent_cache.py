@@ -19,7 +19,6 @@ from imagereward.tuning.data.requests import Row, name_row, prompt_of
 from imagereward.tuning.families.autoencoder import Autoencoder, digest_of_autoencoder
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.image_conditioning import ImageConditioning, Latents
-from imagereward.tuning.families.text import Text
 from imagereward.tuning.families.text_cache import claim, store
 
 FACTS_FILE = "latents.json"
@@ -114,61 +113,24 @@ class CachedPictures:
         return self.directory / f"latents-{digest.hexdigest()[:32]}.safetensors"
 
     def _preprocessed(self, row: PreprocessedRow, where: str) -> Latents:
-        wanted = {"masked": self.autoencoder.shape, "mask": (1, *self.size)}
-        if "mask" not in self.inputs:
-            wanted = {"source": self.autoencoder.shape}
-        found = {name: row.tensor(name, where) for name in wanted}
-        for name, shape in wanted.items():
-            if found[name].shape != shape:
-                raise InputError(
-                    f"{where}: {row.files[name]} is {list(found[name].shape)}; expected {list(shape)}, as "
-                    f"this model has it at {self.size}: it is of another autoencoder or resolution"
-                )
+        found = row.conditions(self.inputs, where, self.size, self.autoencoder.shape)
         return {
             name: (value >= 0.5).to(torch.uint8) if name == "mask" else value.float()
             for name, value in found.items()
         }
 
 
-class PreprocessedText:
-    """A family's `text` that reads the embeddings of preprocessed rows, and encodes all other prompts."""
-
-    def __init__(self, encode: Text, rows: Iterable[Row]):
-        self.encode = encode
-        self.rows = {row.prompt: row for row in rows if isinstance(row, PreprocessedRow) and row.has_text}
-
-    def __call__(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        if not any(prompt in self.rows for prompt in prompts):
-            return self.encode(prompts)
-        each = [self._one(prompt) for prompt in prompts]
-        return {name: torch.cat([found[name].to(value) for found in each]) for name, value in each[0].items()}
-
-    def _one(self, prompt: str) -> dict[str, torch.Tensor]:
-        if prompt not in self.rows:
-            return self.encode([prompt])
-        row = self.rows[prompt]
-        names = {"encoder_hidden_states": "prompt", "pooled_projections": "pooled"}
-        return {
-            name: row.tensor(kept, repr(prompt)).float()[None]
-            for name, kept in names.items()
-            if kept in row.files
-        }
-
-
 def cache_pictures(denoiser: Denoiser, rows: Sequence[Row], directory: Path | None) -> None:
     """Make `denoiser` read rows' latents from the directory, where missing ones are first encoded.
 
-    rows       of the whole training. Of preprocessed rows, embeddings and latents are read as they are
+    rows       of the whole training. Latents of preprocessed rows are read as they are
     directory  None: only preprocessed rows are read; nothing is kept
 
     Raises as `CachedPictures`.
     """
     shown: Any = denoiser
-    there = [row for row in rows if isinstance(row, PreprocessedRow)]
-    if not denoiser.inputs or (directory is None and not there):
+    if not denoiser.inputs or (directory is None and all(map(_encodes, rows))):
         return
-    if there:
-        denoiser.text = PreprocessedText(denoiser.text, there)
     cached = CachedPictures(shown.pictures, denoiser.autoencoder, denoiser.resolution, directory)
     for row in cached.missing(rows):
         cached.fill(row)

@@ -1,4 +1,4 @@
-"""Keeps text embeddings on disk, so that every prompt is encoded once and text encoders leave the device."""
+"""Keeps text embeddings on disk, so that each prompt is encoded once; reads those of preprocessed rows."""
 
 import hashlib
 import json
@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from imagereward.errors import CheckpointError, InputError
+from imagereward.tuning.data.preprocessed import PreprocessedRow
+from imagereward.tuning.data.requests import Row
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.text import FIXED_LENGTH, Text
@@ -25,21 +27,69 @@ FORMAT = "1"
 NEUTRAL_FACTS = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
 
 
-def cache_text(denoiser: Denoiser, prompts: Iterable[str], directory: Path) -> None:
-    """Encode the prompts that the directory lacks, and make `denoiser.text` read embeddings from there.
+def cache_text(
+    denoiser: Denoiser, prompts: Iterable[str], directory: Path | None, rows: Sequence[Row] = ()
+) -> None:
+    """Make `denoiser.text` read embeddings: a preprocessed row's from its files, others from the directory.
 
-    The text encoders are on the autoencoder's device only meanwhile; prompts that come later are encoded on
-    the CPU. Raises InputError for a directory that holds another model's embeddings.
+    prompts    those whose embeddings the directory lacks are encoded first
+    directory  None: nothing is kept, and only embeddings of preprocessed rows are read
+    rows       of the whole training, for the preprocessed ones among them
+
+    What rows bring is another program's, and never enters the directory. With a directory the text encoders
+    are on the autoencoder's device only meanwhile; prompts that come later are encoded on the CPU. Raises
+    InputError for a directory that holds another model's embeddings.
     """
-    encoders = [encoder.to("cpu") for encoder in _encoders(denoiser)]
-    cached = CachedText(denoiser.text, facts_of(denoiser), directory, denoiser.text_sequences)
-    if missing := cached.missing([*prompts, ""]):
-        for encoder in encoders:
-            encoder.to(denoiser.autoencoder.vae.device)
-        cached.fill(missing)
-        for encoder in encoders:
-            encoder.to("cpu")
-    denoiser.text = cached
+    brought = brought_text(denoiser, rows)
+    if directory is not None:
+        encoders = [encoder.to("cpu") for encoder in _encoders(denoiser)]
+        cached = CachedText(denoiser.text, facts_of(denoiser), directory, denoiser.text_sequences)
+        if missing := cached.missing(prompt for prompt in [*prompts, ""] if prompt not in brought):
+            for encoder in encoders:
+                encoder.to(denoiser.autoencoder.vae.device)
+            cached.fill(missing)
+            for encoder in encoders:
+                encoder.to("cpu")
+        denoiser.text = cached
+    if brought:
+        denoiser.text = PreprocessedText(denoiser.text, brought)
+
+
+def brought_text(denoiser: Denoiser, rows: Iterable[Row]) -> dict[str, PreprocessedRow]:
+    """{prompt: its row} of the preprocessed rows whose embeddings `denoiser` takes as they are.
+
+    None for a model that takes no pictures: it encodes the captions of such rows itself.
+    """
+    shown = rows if denoiser.inputs else ()
+    return {row.prompt: row for row in shown if isinstance(row, PreprocessedRow) and row.has_text}
+
+
+class PreprocessedText:
+    """A family's `text` that reads embeddings from rows' files, and leaves all other prompts to `encode`.
+
+    encode  prompts -> tensors [B, ...] by name
+    rows    {prompt: the row that brings its embedding}, from `brought_text`
+    """
+
+    def __init__(self, encode: Text, rows: Mapping[str, PreprocessedRow]):
+        self.encode, self.rows = encode, rows
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        if not any(prompt in self.rows for prompt in prompts):
+            return self.encode(prompts)
+        each = [self._one(prompt) for prompt in prompts]
+        return {name: torch.cat([found[name].to(value) for found in each]) for name, value in each[0].items()}
+
+    def _one(self, prompt: str) -> dict[str, torch.Tensor]:
+        if prompt not in self.rows:
+            return self.encode([prompt])
+        row = self.rows[prompt]
+        names = {"encoder_hidden_states": "prompt", "pooled_projections": "pooled"}
+        return {
+            name: row.tensor(kept, row.where).float()[None]
+            for name, kept in names.items()
+            if kept in row.files
+        }
 
 
 class CachedText:

@@ -9,6 +9,7 @@ import numpy as np
 
 from imagereward.precision import on_cpu
 from imagereward.scoring.scorer import Scorer
+from imagereward.tuning.distributed import check_first_gpu
 from imagereward.tuning.personal.choices import Choices
 from imagereward.tuning.personal.config import LearningConfig
 from imagereward.tuning.personal.fit import fit
@@ -38,6 +39,7 @@ def refits(
     Adapters of the scorer are off meanwhile, and afterwards as before. The draws and the adapters' initial
     weights depend on the config's seed. It raises what `personalise_scorer` does.
     """
+    check_first_gpu(scorer.device)
     choices = decided(choices, config)
     groups = np.array(groups_of(choices.items))
     found = []

@@ -45,7 +45,7 @@ class LearningConfig(Config):
         5, ge=1, description="passes without a lower held-out loss after which a training stops"
     )
     seed: int = Field(0, ge=0, description="initial weights, the order of choices and the folds depend on it")
-    device: str | None = Field(None, description='such as "cpu"; default: a GPU if there is one')
+    device: str | None = Field(None, description='"cpu" or "cuda"; default: a GPU if there is one')
     trainer: dict[str, Any] = Field({}, description="further keys of transformers.TrainingArguments")
 
     @field_validator("trainer")

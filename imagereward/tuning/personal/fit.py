@@ -1,5 +1,6 @@
 """fit: one training of a Learner with transformers' Trainer, with its held-out losses and scores by epoch."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from imagereward.errors import InputError, NonFiniteScoreError
+from imagereward.errors import CheckpointError, InputError, NonFiniteScoreError
 from imagereward.tuning.distributed import check_together, several_on_cpus
 from imagereward.tuning.personal.config import LearningConfig
 from imagereward.tuning.personal.data import ChoiceData, collate_comparisons, collate_values
 from imagereward.tuning.personal.learner import Learner
+from imagereward.tuning.trainer.run_directory import STATE_FILE, write_atomically
+
+CURVE_FILE = "held_out.json"  # the curve of a training that can be resumed, beside its checkpoints
 
 
 class Curve(NamedTuple):
@@ -31,11 +35,24 @@ class Curve(NamedTuple):
 
 
 class Fold(TrainerCallback):
-    """Keeps what evaluations find, and stops a training `patience` evaluations after its lowest loss."""
+    """Keeps what evaluations find, and stops a training `patience` evaluations after its lowest loss.
 
-    def __init__(self, learner: Learner, valid: ChoiceData, patience: int):
-        self.learner, self.valid, self.patience = learner, valid, patience
-        self.curve = Curve([], [])
+    file    where the curve is kept; None: nowhere
+    resume  a checkpoint to go on from, whose evaluations and earlier ones are read from `file`; None: none
+
+    Raises CheckpointError for a curve that cannot be read or lacks the checkpoint's epoch.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        valid: ChoiceData,
+        patience: int,
+        file: Path | None = None,
+        resume: str | None = None,
+    ):
+        self.learner, self.valid, self.patience, self.file = learner, valid, patience, file
+        self.curve = Curve([], []) if file is None or resume is None else _curve_until(file, Path(resume))
         self._batch = collator(learner)([valid[index] for index in range(len(valid))])
 
     def metrics(self, prediction: Any) -> dict[str, float]:
@@ -56,11 +73,41 @@ class Fold(TrainerCallback):
         self.curve.scores.append([row[:count].tolist() for row, count in zip(rows, counts, strict=True)])
         return {"held_out_loss": loss}
 
+    @property
+    def epochs(self) -> int:
+        """Epochs after which there was an evaluation."""
+        return len(self.curve.losses) - 1
+
+    @property
+    def over(self) -> bool:
+        """Whether the loss has not fallen for long enough."""
+        return self.epochs - int(np.argmin(self.curve.losses)) >= self.patience
+
     def on_evaluate(self, args, state, control, **kwargs):
-        """Stops once the loss has not fallen for long enough."""
-        losses = self.curve.losses
-        if len(losses) - 1 - int(np.argmin(losses)) >= self.patience:
+        """Keeps the curve, before the epoch's checkpoint is written; stops a training that is over."""
+        if self.file is not None and state.is_world_process_zero:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.file, json.dumps(self.curve))
+        if self.over:
             control.should_training_stop = True
+
+
+def _curve_until(file: Path, checkpoint: Path) -> Curve:
+    """The curve of a file, up to the epoch of a checkpoint."""
+    try:
+        epochs = round(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["epoch"])
+        found = Curve(*json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{checkpoint} cannot be resumed, because {file} cannot be read: {error}; delete the checkpoints "
+            "to train from the start"
+        ) from error
+    if min(map(len, found)) <= epochs:
+        raise CheckpointError(
+            f"{checkpoint} is of epoch {epochs}, after which {file} has no evaluation; delete the "
+            "checkpoints to train from the start"
+        )
+    return Curve(*(each[: epochs + 1] for each in found))
 
 
 class Together(Trainer):
@@ -104,13 +151,17 @@ def fit(
     valid      held-out choices, measured before the training and after every epoch. With `save` the weights
                of the lowest loss are taken at the end
     epochs     default: the config's
-    save       whether a checkpoint is written after every epoch
-    resume     a checkpoint to go on from
+    save       whether a checkpoint, and with `valid` the curve, is written after every epoch
+    resume     a checkpoint to go on from, as if the training had not been stopped
 
     The learning rate rises over the same number of updates whatever `epochs` is, and then stays.
     """
-    fold = None if valid is None else Fold(learner, valid, config.patience)
-    arguments = _arguments(learner, config, directory, len(train), epochs or config.epochs, fold, save)
+    fold, epochs = None, epochs or config.epochs
+    if valid is not None:
+        fold = Fold(learner, valid, config.patience, directory / CURVE_FILE if save else None, resume)
+        if resume is not None and fold.over:  # the training had ended; its best weights are loaded again
+            epochs = fold.epochs
+    arguments = _arguments(learner, config, directory, len(train), epochs, fold, save)
     trainer = Together(
         learner,
         arguments,
@@ -144,7 +195,7 @@ def _arguments(
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_gradient_norm,
         "eval_strategy": "no" if fold is None else "epoch",
-        "eval_on_start": fold is not None,
+        "eval_on_start": fold is not None and not fold.curve.losses,
         "save_strategy": "epoch" if save else "no",
         "save_total_limit": 1,
         "load_best_model_at_end": best,

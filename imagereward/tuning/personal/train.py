@@ -21,12 +21,17 @@ from imagereward.errors import InputError, PositionsClampedWarning
 from imagereward.precision import on_cpu
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.config import build
-from imagereward.tuning.distributed import is_first_process, of_first_process, wait_for_everyone
+from imagereward.tuning.distributed import (
+    check_first_gpu,
+    is_first_process,
+    of_first_process,
+    wait_for_everyone,
+)
 from imagereward.tuning.personal.card import CARD_FILE, card
 from imagereward.tuning.personal.choices import Choices, read_choices
 from imagereward.tuning.personal.config import LearningConfig, PersonalConfig
 from imagereward.tuning.personal.data import ChoiceData
-from imagereward.tuning.personal.fit import Curve, fit
+from imagereward.tuning.personal.fit import CURVE_FILE, Curve, fit
 from imagereward.tuning.personal.folds import best_epoch, groups_of, held_out, nested_epochs, split
 from imagereward.tuning.personal.learner import Learned, Learner, ready
 from imagereward.tuning.personal.summary import Summary, measured
@@ -74,10 +79,11 @@ def personalise_scorer(
                epochs as were best. 0: a `share` of the prompts is held out, and the best epoch is taken
     directory  for the parts' results and checkpoints; None: nothing is kept
 
-    If the training fails, the adapter is taken off again. Raises InputError for choices that say nothing, and
-    for a config that does not suit the scorer.
+    If the training fails, the adapter is taken off again. Raises InputError for choices that say nothing, for
+    a config that does not suit the scorer, and for a scorer on another GPU than the first.
     """
     began = time.monotonic()
+    check_first_gpu(scorer.device)
     join_processes()
     choices = decided(choices, config)
     groups = groups_of(choices.items)
@@ -212,6 +218,7 @@ def _clamped(scorer: Scorer, choices: Choices, config: LearningConfig) -> int:
 def tune_personal(values: dict[str, Any], source: str) -> Adapter:
     """Train an adapter as a recipe's values say, and write it to its output directory; returns it."""
     config = build(PersonalConfig, values, source)
+    check_first_gpu(config.device)
     described = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, described, config.resume)
     choices = read_choices(config.data, config.images, config.encoding)
@@ -260,6 +267,7 @@ def save_result(adapter: Adapter, summary: Summary, output: Path) -> Summary:
     write_atomically(output / SUMMARY_FILE, json.dumps(summary.to_dict(), indent=1) + "\n")
     for leftover in [*output.glob("checkpoint-*"), output / FOLDS]:
         shutil.rmtree(leftover, ignore_errors=True)
+    (output / CURVE_FILE).unlink(missing_ok=True)
     return summary
 
 

@@ -120,7 +120,7 @@ class RewardModelConfig(ScheduleConfig):
     workers: int = Field(
         0, ge=0, description="number of processes that decode images; 0: the training's own process"
     )
-    device: str | None = Field(None, description='such as "cpu"; default: a GPU if there is one')
+    device: str | None = Field(None, description='"cpu" or "cuda"; default: a GPU if there is one')
     seed: int = Field(0, ge=0, description="seed of random weights and of the order of prompts")
     resume: bool = Field(False, description="resume from the last checkpoint in `output`")
     trainer: dict[str, Any] = Field({}, description="further keys of transformers.TrainingArguments")

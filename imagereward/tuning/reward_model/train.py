@@ -27,7 +27,12 @@ from imagereward.precision import DTYPES
 from imagereward.scoring.saving import WEIGHTS_FILE
 from imagereward.tuning.config import build
 from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs, collate_pairs
-from imagereward.tuning.distributed import check_together, is_first_process, several_on_cpus
+from imagereward.tuning.distributed import (
+    check_first_gpu,
+    check_together,
+    is_first_process,
+    several_on_cpus,
+)
 from imagereward.tuning.reward_model.callbacks import StopDeadHead, TellsPace, WriteScorerConfig
 from imagereward.tuning.reward_model.card import CARD_FILE, amount, card, outcome, plan
 from imagereward.tuning.reward_model.config import RewardModelConfig, ScheduleConfig, WarmupConfig
@@ -56,9 +61,11 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
 
     `output` then holds the scorer for `imagereward.load`, a model card, `run.json` (the config),
     `history.json` (losses, accuracies and learning rates by update), `skipped.json` (unusable images) and the
-    last checkpoints. Raises InputError for bad data or config, and for an output directory that holds another
-    run; DeadHeadError when the head learns nothing; NonFiniteScoreError for scores that are not finite.
+    last checkpoints. Raises InputError for bad data or config, for a `device` that is another GPU than the
+    first, and for an output directory that holds another run; DeadHeadError when the head learns nothing;
+    NonFiniteScoreError for scores that are not finite.
     """
+    check_first_gpu(config.device)
     values = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, values, config.resume)
     arguments = _arguments(config, config, output)  # what cannot be run is refused before anything is loaded

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from imagereward.errors import InputError, NonFiniteScoreError
-from imagereward.rewards.opening import open_reward
+from imagereward.rewards.opening import by_shown_name, open_reward
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.scoring.scorer import Scorer
@@ -146,18 +146,20 @@ def open_rewards(
     reward  a name is anything that `imagereward.load` takes, "module:name" of a GroupReward, a reward
             server's address, where "#model" after the address chooses a model (default: the server's first),
             or a reward of inpainting, such as "inside(CLIP)" or "boundary" (see
-            `imagereward.rewards.opening`). The components of an ensemble object become parts of their own,
-            so that each is logged
+            `imagereward.rewards.opening`). A part has that name, without the user name and the password of
+            an address. The components of an ensemble object become parts of their own, so that each is
+            logged
     device  device for the scorers; default: that of `load`, or the scorer's own
 
-    Raises InputError for any other type.
+    Raises InputError for any other type, and for two parts of one name.
     """
     if isinstance(reward, Rewards):
         return reward
     if isinstance(reward, str):
         reward = {reward: 1.0}
     if isinstance(reward, Mapping):
-        return Rewards({name: (weight, _open(name, device)) for name, weight in reward.items()})
+        names = by_shown_name(reward).items()
+        return Rewards({shown: (reward[name], _open(name, device)) for shown, name in names})
     if isinstance(reward, GroupReward):
         return Rewards({reward.name: (1.0, reward)})
     if not callable(reward) and not isinstance(reward, PairScorer):

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from imagereward.tuning.finetune import cast_frozen
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig
 from imagereward.tuning.recipe import read_recipe
+from imagereward.writing import remove_abandoned
 
 
 class Preprocessed(NamedTuple):
@@ -67,7 +67,7 @@ def preprocess(
         Path(name).expanduser() for name in dict.fromkeys((config.text_cache, config.latent_cache)) if name
     ]
     for directory in directories:
-        _remove_unfinished(directory)
+        remove_abandoned(directory)
     before = _files(directories)
     if processes == 1:
         _encode(values, str(recipe), 0, 1, device)
@@ -133,22 +133,3 @@ def _device(rank: int) -> str:
 
 def _files(directories: Sequence[Path]) -> int:
     return sum(1 for directory in directories for _ in directory.glob("*.safetensors"))
-
-
-def _remove_unfinished(directory: Path) -> None:
-    """Remove files NAME.PID of processes that are gone."""
-    for path in directory.glob("*.*") if directory.is_dir() else ():
-        number = path.suffix[1:]
-        if number.isdigit() and not _alive(int(number)):
-            with suppress(FileNotFoundError):
-                path.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -86,9 +86,11 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
     may_differ = (*SHARDING_KEYS, *(("updates",) if config.schedule == "constant" else ()))
     output = check_run_directory(config.output, values, config.resume, may_differ)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
-    for source in (named, config.evaluation.prompts or None):
-        if source is not None:  # finds mistakes before gigabytes of weights are loaded
-            read_prompts(source, config.prompt_column, config.encoding)
+    # Finds mistakes before gigabytes of weights are loaded.
+    if named is not None:
+        read_prompts(named, config.prompt_column, config.encoding)
+    if config.evaluation.prompts:
+        read_prompts(config.evaluation.prompts, config.evaluation_column, config.encoding)
     accelerator = make_accelerator(config, output, config.sharding != "none")
     denoiser, loop, evaluation, exact = _prepare(config, model, reward, named, output, accelerator)
     if accelerator.is_main_process:
@@ -126,9 +128,9 @@ def _prepare(
     held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
     denoiser, exact = _open(config, model, device)
     shard_network(config, denoiser.network, denoiser.blocks, accelerator)
-    form = (denoiser.inputs, config.prompt_column, config.encoding)
-    rows = read_rows(prompts, *form) if prompts is not None else []
-    evaluated = read_rows(config.evaluation.prompts, *form) if config.evaluation.prompts else rows
+    inputs, encoding, other = denoiser.inputs, config.encoding, config.evaluation.prompts
+    rows = read_rows(prompts, inputs, config.prompt_column, encoding) if prompts is not None else []
+    evaluated = read_rows(other, inputs, config.evaluation_column, encoding) if other else rows
     if config.checkpointing:
         recompute(denoiser, rewards)
     cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)

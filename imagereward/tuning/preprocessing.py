@@ -118,11 +118,11 @@ def _encode(values: dict[str, Any], recipe: str, rank: int, processes: int, devi
 
 
 def _rows(config: GeneratorConfig, inputs: Sequence[str]) -> list[Row]:
-    form = (config.prompt_column, config.encoding)
     rows: list[Row] = []
-    for source in (getattr(config, "prompts", None), config.evaluation.prompts):
-        if source:
-            rows += read_rows(source, inputs, *form)
+    if source := getattr(config, "prompts", None):
+        rows += read_rows(source, inputs, config.prompt_column, config.encoding)
+    if source := config.evaluation.prompts:
+        rows += read_rows(source, inputs, config.evaluation_column, config.encoding)
     return rows
 
 

@@ -62,6 +62,7 @@ class DPOConfig(GeneratorConfig):
             inputs=job.denoiser.inputs,
             pairs_of=part.pairs_of,
             encoding=self.encoding,
+            column=self.prompt_column,
             count=part.pairs,
             seed=self.seed,
             things=part.things,

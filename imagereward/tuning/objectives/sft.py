@@ -48,6 +48,9 @@ class Pretraining(PairsConfig):
 
     weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
     batch_size: int = Field(8, ge=1, description="samples in an update, over all processes")
+    prompt_column: str | None = Field(
+        None, description="column of the prompts in this table; default: prompt, text, caption or txt"
+    )
 
 
 class SFTConfig(GeneratorConfig):
@@ -57,11 +60,15 @@ class SFTConfig(GeneratorConfig):
     pairs: PairsConfig = Field(description="the (prompt, image) pairs")
 
     def make(self, job: ObjectiveContext) -> "SFT":
-        return sft_on(self.pairs, self, job)
+        return sft_on(self.pairs, self, job, column=self.prompt_column)
 
 
 def sft_on(
-    part: PairsConfig, config: GeneratorConfig, job: ObjectiveContext, batch_size: int | None = None
+    part: PairsConfig,
+    config: GeneratorConfig,
+    job: ObjectiveContext,
+    batch_size: int | None = None,
+    column: str | None = None,
 ) -> "SFT":
     """The objective SFT on the pairs that `part` names.
 
@@ -69,6 +76,7 @@ def sft_on(
     job         the loaded generator and the run's directory
     batch_size  samples in an update, over all processes; default: the config's. For SFT beside another
                 objective
+    column      the table's column of prompts; default: by the usual names
 
     Raises InputError for min-SNR weights with a flow model, and for data that `open_pairs` refuses.
     """
@@ -83,6 +91,7 @@ def sft_on(
         seed=config.seed,
         things=part.things,
         encoding=config.encoding,
+        column=column,
         inputs=denoiser.inputs,
     )
     data = LatentImages(pairs, denoiser.autoencoder, job.output if part.cache else None)
@@ -150,5 +159,5 @@ def with_pretraining(
     """
     if part is None:
         return objective
-    beside = sft_on(part, config, job, part.batch_size)
+    beside = sft_on(part, config, job, part.batch_size, part.prompt_column)
     return Weighted({config.objective: (1.0, objective), "pretraining": (part.weight, beside)})

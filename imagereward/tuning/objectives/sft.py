@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from imagereward.errors import InputError
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import open_pairs
@@ -51,6 +52,18 @@ class Pretraining(PairsConfig):
     prompt_column: str | None = Field(
         None, description="column of the prompts in this table; default: prompt, text, caption or txt"
     )
+
+    def check_processes(self, micro_batch: int, ranks: int, sharded: bool) -> None:
+        """Raises InputError for a batch that `ranks` processes with sharded weights cannot share.
+
+        Where each process has all weights, one without a part of it computes a pass that counts nothing.
+        """
+        parts = -(-self.batch_size // micro_batch)
+        if sharded and parts % ranks:
+            raise InputError(
+                f"pretraining.batch_size={self.batch_size}, micro_batch={micro_batch}: an update has {parts} "
+                f"parts for {ranks} processes; expected a multiple of {ranks}, which shards ask for"
+            )
 
 
 class SFTConfig(GeneratorConfig):
@@ -122,8 +135,13 @@ class SFT(Objective):
         return self.data.texts
 
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, with this process's chunks as its minibatches."""
-        yield plan.resized(self.batch_size or plan.batch_size).mine
+        """One step of the optimizer, with this process's chunks as its minibatches.
+
+        A process without a chunk gets a sample with a share of 0, because processes wait for each other in
+        the backward pass, and another objective in the sum may have nothing to learn in this update.
+        """
+        resized = plan.resized(self.batch_size or plan.batch_size)
+        yield resized.mine or [resized.spare]
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The chunk's mean loss; metric: `error`, the squared error without weights."""

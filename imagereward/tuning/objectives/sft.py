@@ -3,7 +3,7 @@
 Ho et al. 2020 (arXiv:2006.11239), equation 14; min-SNR weights: Hang et al. 2023 (arXiv:2303.09556).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,8 +14,10 @@ from imagereward.tuning.config import Config
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import open_pairs
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import without_prompt
+from imagereward.tuning.data.requests import Row, without_prompt
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
+from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.objectives.weighted import Weighted
@@ -119,8 +121,8 @@ class SFT(Objective):
     t_b is drawn as the family draws training times, x_t is the image's latents with noise of that time, and
     target is the noise or the velocity. w(t) = 1, or the min-SNR weight min(SNR(t), gamma) / SNR(t) for a
     network that predicts noise, / (SNR(t) + 1) for v-prediction. A share `config.prompt_dropout` of the
-    samples gets the empty prompt, with its pictures if the model takes any; classifier-free guidance needs
-    that prediction.
+    samples gets no prompt, as classifier-free guidance predicts without one (`Denoiser.unprompted`), but its
+    pictures if the model takes any.
 
     batch_size  samples in an update, over all processes; default: the plan's
     """
@@ -151,12 +153,12 @@ class SFT(Objective):
         dropped = [float(torch.rand((), generator=source)) < self.config.prompt_dropout for source in sources]
         indices = rows_for_samples(chunk.samples, len(self.data), self.seed)
         rows = [self.data.rows[index] for index in indices]
-        rows = [without_prompt(row) if drop else row for drop, row in zip(dropped, rows, strict=True)]
         clean = self.data.latents(indices).to(policy.device)
         noise = noise_for_samples(chunk.samples, denoiser.autoencoder.shape, self.seed, "sft").to(
             policy.device
         )
-        prediction = policy.predict_at(dynamics.add_noise(clean, noise, time), time, denoiser.encode(rows))
+        condition = encode_without(denoiser, rows, dropped)
+        prediction = policy.predict_at(dynamics.add_noise(clean, noise, time), time, condition)
         error = (prediction - dynamics.target(clean, noise, time)).square().flatten(1).mean(1)
         weights = torch.ones_like(error)
         if self.config.min_snr_gamma is not None:
@@ -166,6 +168,21 @@ class SFT(Objective):
     def prompts_in(self, chunk: Chunk) -> list[str]:
         """The chunk's prompts."""
         return [self.data.texts[row] for row in rows_for_samples(chunk.samples, len(self.data), self.seed)]
+
+
+def encode_without(denoiser: Denoiser, rows: Sequence[Row], dropped: Sequence[bool]) -> Condition:
+    """The condition of the rows, in which the `dropped` ones have no prompt, but their pictures."""
+    kept = [without_prompt(row) if drop else row for drop, row in zip(dropped, rows, strict=True)]
+    encoded = denoiser.encode(kept)
+    if not any(dropped):
+        return encoded
+    each = [encoded[[place]] for place in range(len(rows))]
+    return Condition.cat(
+        [
+            row.with_others(denoiser.unprompted) if drop else row
+            for drop, row in zip(dropped, each, strict=True)
+        ]
+    )
 
 
 def with_pretraining(

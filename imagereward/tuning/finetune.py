@@ -20,6 +20,7 @@ from imagereward.tuning.families.latent_cache import cache_pictures, encoder_asi
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.objectives import config_class
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.policy.policy import BASE, Hybrid, Policy
 from imagereward.tuning.policy.quantization import quantize_to_4bit
@@ -100,8 +101,11 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
         tell(plan)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
-    with encoder_aside(denoiser.autoencoder.vae) if config.latent_cache else nullcontext():
+    loop.objective.prepare()
+    aside = _spares_encoder(config, denoiser, loop.objective)
+    with encoder_aside(denoiser.autoencoder.vae) if aside else nullcontext():
         ended = loop.run(evaluation)
+    denoiser.network.eval()
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
@@ -144,6 +148,12 @@ def _prepare(
     loop = Trainer(policy, objective, config, output, accelerator, write_more)
     evaluation = _evaluation(config, policy, evaluated, rewards, held_out, output)
     return _Prepared(denoiser, loop, evaluation, exact)
+
+
+def _spares_encoder(config: GeneratorConfig, denoiser: Denoiser, objective: Objective) -> bool:
+    """Whether all pictures are in the latent cache, so that nothing encodes any during the training."""
+    elsewhere = bool(denoiser.inputs) and config.evaluation.resolution is not None
+    return bool(config.latent_cache) and not objective.encodes_images and not elsewhere
 
 
 def recompute(denoiser: Denoiser, rewards: Rewards | None) -> None:

@@ -88,7 +88,7 @@ class GeneratorConfig(ShardedTrainerConfig):
     latent_cache: str = Field(
         "",
         description="directory to keep the latents of rows' pictures in, which may be that of text_cache; "
-        "the autoencoder's encoder then leaves the device",
+        "the autoencoder's encoder then leaves the device, unless the training encodes other images",
     )
     vae_precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="number format of the autoencoder"

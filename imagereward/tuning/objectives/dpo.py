@@ -131,6 +131,15 @@ class DPO(Objective):
         return self.pairs.prompts
 
     @property
+    def encodes_images(self) -> bool:
+        """Whether the source of pairs does."""
+        return self.pairs.encodes_images
+
+    def prepare(self) -> None:
+        """Prepares the source of pairs."""
+        self.pairs.prepare()
+
+    @property
     def snapshots(self) -> tuple[str, ...]:
         """("reference",)."""
         return ("reference",)

@@ -136,6 +136,15 @@ class SFT(Objective):
         """The prompts of all rows of the training data."""
         return self.data.texts
 
+    @property
+    def encodes_images(self) -> bool:
+        """Yes, unless the latents are cached and rows have no pictures."""
+        return self.data.encodes
+
+    def prepare(self) -> None:
+        """Fills the cache of latents, if the config has one."""
+        self.data.fill()
+
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
         """One step of the optimizer, with this process's chunks as its minibatches.
 

@@ -1,6 +1,9 @@
 """Writes files atomically, and refuses to replace existing ones without `overwrite`."""
 
 import os
+import re
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +12,9 @@ from imagereward.errors import OutputError
 
 # Prefix of the names of temporary files.
 TEMPORARY = ".writing-"
+# PREFIX NAME@HOST@PROCESS@RANDOM; a host's name has no @.
+FORM = re.compile(re.escape(TEMPORARY) + r".*@(?P<host>[^@]+)@(?P<process>\d+)@[0-9a-f]{16}", re.DOTALL)
+MOST_OF_NAME = 32  # characters of a file's name in that of its temporary file
 
 
 def check_free(path: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -19,6 +25,37 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> Path:
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; pass --overwrite (overwrite=True) to replace it")
     return path
+
+
+def temporary_for(path: Path, folder: Path | None = None) -> Path:
+    """A new name for a temporary file of `path`, which no other process on any machine has.
+
+    folder   of the temporary file; default: the folder of `path`
+    """
+    name = f"{path.name[:MOST_OF_NAME]}@{socket.gethostname()}@{os.getpid()}@{secrets.token_hex(8)}"
+    return (folder or path.parent) / f"{TEMPORARY}{name}"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that processes of this machine left in a folder when they were killed.
+
+    Files of running processes, of other machines, and of other names stay.
+    """
+    for path in folder.glob(f"{TEMPORARY}*") if folder.is_dir() else ():
+        form = FORM.fullmatch(path.name)
+        mine = form is not None and form["host"] == socket.gethostname() and not _runs(int(form["process"]))
+        if mine and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager
@@ -32,7 +69,7 @@ def replacing(path: str | os.PathLike, folder: Path | None = None) -> Iterator[P
     OutputError that names `path`.
     """
     path = Path(path).expanduser()
-    temporary = (folder or path.parent) / f"{TEMPORARY}{path.name}-{os.getpid()}"
+    temporary = temporary_for(path, folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import test_refl
 import test_samples
 import torch
 from torch import nn
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.tuning.sharding import is_sharded, local_bytes, whole
@@ -114,6 +115,39 @@ def trained_in_each(directory, name, of_rank):
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     train(name, out, **more)
+
+
+def failing_after_a_checkpoint(directory, seen):
+    """Train NFT, whose first process fails in update 3; checkpoint-2 is written in the background before.
+
+    seen  whether the first process waits for that checkpoint to be there before it fails; else the write
+          ends after it has failed
+    """
+    write, failing = HuggingFaceStorageWriter.write_data, threading.Event()
+
+    def later(self, *arguments):
+        if not seen and os.environ["RANK"] == "0":
+            failing.wait(60)
+            time.sleep(0.5)
+        return write(self, *arguments)
+
+    HuggingFaceStorageWriter.write_data = later
+    out, steps = directory / "out", []
+
+    def fail(*_):
+        steps.append(1)
+        if os.environ.get("RANK", "0") != "0" or len(steps) < 3:
+            return
+        end = time.monotonic() + 60
+        while seen and not (out / "checkpoint-2").is_dir() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert (out / "checkpoint-2").is_dir() == seen
+        failing.set()
+        raise OSError("the update failed")
+
+    register_optimizer_step_pre_hook(fail)
+    every = {"updates": 4, "save_every": 2, "evaluate_every": 4}
+    train("nft", out, lora=LORA, sharding="full", save_in_background=True, **every)
 
 
 class Plain(nn.Module):

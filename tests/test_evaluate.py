@@ -8,6 +8,7 @@ import torch
 from conftest import small_scorer
 from test_refl import PROMPTS, evaluations, run, settings
 
+from imagereward.errors import InputError
 from imagereward.tuning import run_recipe
 from imagereward.tuning.evaluation.evaluate import diversity, sample_images
 from imagereward.tuning.families.registry import open_denoiser
@@ -42,6 +43,25 @@ def redness(pixels, prompts):
 
 def darkness(pixels, prompts):
     return -pixels.mean((1, 2, 3))
+
+
+def test_a_column_of_the_prompts_is_none_of_a_file_of_lines_to_evaluate(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "no", "words": "a red circle"}\n')
+    (tmp_path / "watch.txt").write_text("a green ring\ntwo blue stars\n")
+    seen = {**settings()["evaluation"], "prompts": str(tmp_path / "watch.txt")}
+    told = []
+
+    def judge(pixels, prompts):
+        told.extend(prompts)
+        return redness(pixels, prompts)
+
+    changes = {"evaluation": seen, "prompt_column": "words", "updates": 1}
+    run(tmp_path / "out", reward=judge, prompts=str(tmp_path / "train.jsonl"), **changes)
+    assert {"a red circle", "a green ring", "two blue stars"} >= set(told) > {"a green ring"}
+    with pytest.raises(
+        InputError, match=r"watch\.txt has a prompt a line and no columns; leave out .*'words'"
+    ):
+        run(tmp_path / "other", reward=judge, prompts=str(tmp_path / "watch.txt"), **changes)
 
 
 BOTH = '{"test_evaluate:redness" = 1.0, "test_evaluate:darkness" = 0.5}'

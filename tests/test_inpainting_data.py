@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictu
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.preprocessing import preprocess
+from imagereward.writing import remove_abandoned, temporary_for
 
 INPUTS = ("image", "mask")
 
@@ -334,10 +336,36 @@ def test_killed_preprocessing_goes_on_and_ends_with_the_same_bytes(model, tmp_pa
     process.wait()
     there = len(list(killed.glob("*.safetensors")))
     assert 3 <= there < files
-    (killed / f"latents-torn.{process.pid}").write_bytes(b"torn")  # as a kill within a write leaves it
+    torn = temporary_for(killed / "latents-torn.safetensors")  # as a kill within a write leaves it
+    torn.with_name(torn.name.replace(f"@{os.getpid()}@", f"@{process.pid}@")).write_bytes(b"torn")
     rest = preprocess("sd_inpaint/refl_lora", given(killed))
     assert contents(killed) == contents(whole)
     assert (rest.rows, rest.encoded) == (40, files - there)
+
+
+def test_only_what_a_process_of_this_machine_left_is_removed(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    name = temporary_for(tmp_path / "latents.safetensors").name
+    assert name != temporary_for(tmp_path / "latents.safetensors").name
+    ours = name.replace(f"@{os.getpid()}@", f"@{gone.pid}@")
+    host = socket.gethostname()
+    kept = [
+        name,
+        ours.replace(f"@{host}@", f"@{host}2@"),
+        ours.replace(f"@{host}@", f"@2{host}@"),
+        ours[:-1],
+        f"latents.{gone.pid}",
+        f"notes.{gone.pid}",
+        f"x{ours}",
+    ]
+    for each in (*kept, ours):
+        (tmp_path / each).write_text("")
+    folder = tmp_path / ours.replace("latents", "folder")
+    folder.mkdir()
+    remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, folder.name}
+    remove_abandoned(tmp_path / "nowhere")
 
 
 def test_caches_of_another_model_or_size_are_refused(data, tmp_path):

@@ -93,6 +93,19 @@ def test_named_pairs_come_from_any_table(folder, kind):
     assert pairs.rows == ["one", "two"]
 
 
+def test_prompts_may_be_in_a_column_of_any_name(folder):
+    named = [{"text": "no", "words": "one", "chosen": "a.png", "rejected": "b.png"}]
+    assert opened(folder, named, column="words").texts == ["one"]
+    picked = [pick(0, 50, 1, caption="no", words="one")]
+    assert opened(folder, picked, "parquet", column="words").texts == ["one"]
+    with pytest.raises(InputError, match=r"pairs\.jsonl has no column 'wort' of prompts; .*words"):
+        opened(folder, named, column="wort")
+    with pytest.raises(
+        InputError, match="rankings, whose prompts are in the column 'prompt'; leave out 'words'"
+    ):
+        opened(folder, [RANKED | {"words": "x"}], "json", column="words")
+
+
 def test_images_are_cropped_to_the_size_and_turned_upright(folder):
     wide = Image.fromarray(np.repeat(np.arange(48, dtype=np.uint8)[None], 16, 0)).convert("RGB")
     exif = Image.Exif()

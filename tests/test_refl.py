@@ -25,6 +25,7 @@ from imagereward.errors import CheckpointError, ImageRewardError, InputError, No
 from imagereward.tuning import tune
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
+from imagereward.tuning.evaluation.evaluate import Evaluation
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.finetune import recompute
 from imagereward.tuning.objectives.refl import Gradient, ReFL, ReFLConfig, denoise, draw_span, hinge
@@ -456,6 +457,37 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(lora, tmp_pa
     assert resumed is not None
     check_same_checkpoint(whole / "checkpoint-5", broken / "checkpoint-5")
     assert (whole / "history.json").read_text() == (broken / "history.json").read_text()
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_an_evaluation_that_fails_leaves_the_checkpoint_of_its_update(stops, tmp_path, monkeypatch):
+    """And the resumed run has the history, and the reason to stop, of one whose evaluation did not fail."""
+    held_out = "test_refl:darkness" if stops else "test_refl:brightness"
+    watch = {"held_out": held_out, "patience": 1, "count": 2, "seeds": 1, "batch_size": 2}
+    options = {"evaluation": watch, "evaluate_every": 2, "save_every": 2, "learning_rate": 1e-2, "ema": 0.9}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(whole, updates=4, **options)
+    original = Evaluation.measure
+
+    def failing(self, images, update):
+        if update == 2:
+            raise Stop
+        return original(self, images, update)
+
+    monkeypatch.setattr(Evaluation, "measure", failing)
+    with pytest.raises(Stop):
+        run(broken, updates=4, **options)
+    assert latest_state(broken).name == "checkpoint-2"
+    with pytest.raises(Stop):
+        run(broken, updates=4, **options, resume=True)
+    monkeypatch.undo()
+    run(broken, updates=4, **options, resume=True)
+    last = latest_state(whole)
+    assert last.name == ("checkpoint-2" if stops else "checkpoint-4")
+    check_same_checkpoint(last, broken / last.name)
+    assert (whole / "history.json").read_text() == (broken / "history.json").read_text()
+    monkeypatch.setattr(Evaluation, "measure", None)  # what is in the checkpoint is not evaluated again
+    run(broken, updates=4, **options, resume=True)
 
 
 def test_a_run_with_moments_in_eight_bits_resumes_as_if_it_had_not_stopped(tmp_path):

@@ -13,12 +13,15 @@ from PIL import Image
 from test_refl import policy_of
 
 from imagereward.errors import InputError
+from imagereward.images.preprocess import Preprocess
 from imagereward.tuning.data.image_pairs import ImagePairs, open_pairs
 from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Request, without_prompt
 from imagereward.tuning.data.seeding import rows_for_samples
 from imagereward.tuning.finetune import train_generator
+from imagereward.tuning.objectives import config_class
+from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.sft import SFT, PairsConfig, SFTConfig
 from imagereward.tuning.rollouts.latent_images import LatentImages
 
@@ -123,6 +126,47 @@ def test_a_model_of_words_alone_takes_texts_and_images(folder):
     pairs = opened(write(folder, records("image", "mask", "target")), ())
     assert isinstance(pairs, ImagePairs)
     assert pairs.rows == pairs.texts == list(pipelines.PROMPTS)
+
+
+@pytest.mark.parametrize("inputs", [(), BOTH])
+def test_prompts_may_be_in_a_column_of_any_name(folder, inputs):
+    path = write(folder, [{**each, "words": "so"} for each in records("image", "mask", "target")])
+    pairs = open_pairs(path, SIZE, 0, count=5, seed=0, things=2, inputs=inputs, column="words")
+    assert pairs.texts == ["so"] * 3
+    with pytest.raises(InputError, match=r"pairs\.jsonl has no column 'wort' of prompts; .*words"):
+        open_pairs(path, SIZE, 0, count=5, seed=0, things=2, inputs=inputs, column="wort")
+
+
+PAIRS = {"objective": "sft", "pairs": {"data": ""}}
+PREFERENCES = {"objective": "dpo", "preferences": {"data": ""}, "beta": 1.0}
+
+
+@pytest.mark.parametrize("values", [PAIRS, PREFERENCES], ids=["pairs", "preferences"])
+def test_the_column_of_a_training_is_that_of_its_table(folder, values):
+    found = [{"prompt": "no", "words": "so", "image": "image-0.png"}]
+    found[0] |= {"chosen": "image-0.png", "rejected": "image-1.png"}
+    part = "pairs" if values is PAIRS else "preferences"
+    filled = values | {part: {"data": write(folder, found)}, "prompt_column": "words"}
+    config = config_class(filled["objective"])(model="m", output="o", **filled)
+    made = config.make(ObjectiveContext(policy_of("sd").denoiser, None, [], folder))
+    assert list(made.prompts) == ["so"]
+    with pytest.raises(InputError, match="no column 'wort'"):
+        config.model_copy(update={"prompt_column": "wort"}).make(
+            ObjectiveContext(policy_of("sd").denoiser, None, [], folder)
+        )
+
+
+def test_a_generators_images_are_turned_upright(folder):
+    """With or without pictures beside the prompt; a reward model's images stay as scorers see them."""
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    image = pipelines.pictures(side=16)["image"]
+    image.save(folder / "turned.png", exif=exif)
+    pairs = opened(write(folder, [{"prompt": "x", "image": "turned.png"}]), ())
+    turned = image.transpose(Image.Transpose.ROTATE_180)
+    assert (pairs[0]["pixels"].permute(1, 2, 0).numpy() == np.array(turned)).all()
+    plain = ImagePairs(folder / "pairs.jsonl", Preprocess(16))
+    assert (plain[0]["pixels"].permute(1, 2, 0).numpy() == np.array(image)).all()
 
 
 # Drawn scenes.

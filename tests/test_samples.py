@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pipelines
 import pytest
@@ -11,15 +12,19 @@ from test_refl import PROMPTS, brightness, policy_of
 
 from imagereward.errors import DistilledModelWarning, InputError
 from imagereward.tuning import tune
+from imagereward.tuning.config import build
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.objectives import config_class
-from imagereward.tuning.objectives.awm import matching_logp
+from imagereward.tuning.objectives.awm import AWM, matching_logp
 from imagereward.tuning.objectives.config import ObjectiveContext
 from imagereward.tuning.objectives.dpo import dpo_loss
 from imagereward.tuning.objectives.nft import OldPolicy, implicit_policies, nft_loss, optimality_of
 from imagereward.tuning.objectives.sft_online import softmax_weights
 from imagereward.tuning.policy.distilled import distilled_because
+from imagereward.tuning.policy.snapshots import Snapshot
+from imagereward.tuning.policy.trainable import trainable_parameters
+from imagereward.tuning.recipe import read_recipe
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.rollouts.advantages import group_advantages
 from imagereward.tuning.rollouts.clean import add_noise, clean_batches, mean_square
@@ -147,6 +152,28 @@ def test_the_old_policys_decay_follows_the_published_schedules(old, expected):
 
 
 # AWM.
+
+
+def test_the_quick_average_of_awm_follows_more_slowly_with_time_if_asked():
+    """As published: its decay is min(0.3, 0.001 n) after n steps; by default 0.3 from the first update."""
+    values = {"model": "m", "output": "o", "prompts": "p", "group": 2, "batch_size": 4}
+    plain = config_class("awm")(**values)
+    assert [plain.decay_after(steps) for steps in (1, 500)] == [0.3, 0.3]
+    published = build(config_class("awm"), {**read_recipe("sd3/awm"), "output": "o"}, "sd3/awm")
+    found = [published.decay_after(steps) for steps in (1, 200, 300, 500)]
+    assert found == pytest.approx([0.001, 0.2, 0.3, 0.3])
+    policy = policy_of("sd3")
+    objective = AWM(
+        plain.model_copy(update={"average_rate": 0.1, "average_weight": 1.0}),
+        SimpleNamespace(rows=PROMPTS, metrics={}),
+    )
+    weight = next(iter(trainable_parameters(policy.denoiser.network).values()))
+    policy.snapshots["average"] = Snapshot(policy.denoiser.network)
+    before = weight.detach().clone()
+    weight.data += 1
+    objective.end_update(policy, 0)
+    moved = next(iter(policy.snapshots["average"].weights.values()))
+    torch.testing.assert_close(moved, before + 0.9)  # 0.1 of the old, 0.9 of the new
 
 
 def test_the_log_probabilities_of_awm_by_hand():

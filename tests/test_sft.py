@@ -9,6 +9,7 @@ import torch
 from diffusers.training_utils import compute_snr
 from PIL import Image
 from test_refl import PROMPTS, brightness, policy_of, settings
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
@@ -17,8 +18,11 @@ from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.from_scratch.autoencoder import kl_to_normal
+from imagereward.tuning.objectives import config_class
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.sft import SFT, PairsConfig
 from imagereward.tuning.objectives.weighted import Weighted
+from imagereward.tuning.rollouts import latent_images
 from imagereward.tuning.rollouts.latent_images import LatentImages
 from imagereward.tuning.sampling.diffusion import Diffusion
 
@@ -77,6 +81,128 @@ def test_prompts_are_dropped_as_often_as_asked(drop, least, most):
     with torch.no_grad():
         objective.loss(policy, UpdatePlan(0, 200, 200).chunks[0])
     assert least <= texts.count("") <= most
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_a_dropped_prompt_is_what_guidance_takes_for_none(zeros):
+    """SDXL's pipelines have zeros for it, or the encoded empty prompt; sizes stay."""
+    policy, seen = policy_of("sdxl"), {}
+    policy.denoiser.pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+    predict = policy.denoiser.predict
+
+    def watched(x, time, condition, guidance=1.0):
+        seen.update(condition.tensors)
+        return predict(x, time, condition, guidance)
+
+    policy.denoiser.predict = watched
+    objective = sft_of(policy, prompt_dropout=0.5)
+    encoded, chunk = [], UpdatePlan(0, 6, 6).chunks[0]
+    encode = policy.denoiser.encode
+    policy.denoiser.encode = lambda rows: encoded.extend(rows) or encode(rows)
+    with torch.no_grad():
+        objective.loss(policy, chunk)
+    assert {"", *objective.prompts_in(chunk)} > {""}
+    assert 0 < encoded.count("") < 6
+    plain = encode(encoded).tensors
+    assert plain.keys() == seen.keys()
+    for name, tensor in seen.items():
+        for row, prompt in enumerate(encoded):
+            nothing = zeros and not prompt and name != "time_ids"
+            expected = torch.zeros_like(tensor[row]) if nothing else plain[name][row]
+            torch.testing.assert_close(tensor[row], expected)
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_a_process_without_pretraining_has_a_pass_that_counts_nothing(rank):
+    """Also where the other objective has nothing to learn in the update."""
+
+    class Nothing(Objective):
+        rows = PROMPTS
+
+        def minibatches(self, policy, plan):
+            yield from ()
+
+        def loss(self, policy, minibatch):
+            raise NotImplementedError
+
+        def prompts_in(self, minibatch):
+            return []
+
+    policy = policy_of()
+    sft = sft_of(policy)
+    sft.batch_size = 3
+    both = Weighted({"nothing": (1.0, Nothing()), "pretraining": (1.0, sft)})
+    (step,) = both.minibatches(policy, UpdatePlan(5, 12, 2, rank, 3))
+    assert [part.share for part in step] == [[2 / 3], [1 / 3], [0.0]][rank]
+    with torch.no_grad():
+        loss, metrics = both.loss(policy, step[0])
+    assert torch.isfinite(loss)
+    assert metrics.keys() == {"pretraining/error"}
+
+
+@pytest.mark.parametrize("kind", ["refl", "nft"])
+def test_a_pretraining_batch_that_shards_cannot_share_is_refused_by_its_name(kind):
+    values = {"model": "m", "output": "o", "prompts": "p", "batch_size": 48, "micro_batch": 4}
+    config = config_class(kind)(**values, pretraining={"data": "shapes", "batch_size": 8})
+    config.check_processes(4, sharded=False)
+    refused = (
+        "pretraining.batch_size=8, micro_batch=4: an update has 2 parts for 4 processes; .* multiple of 4"
+    )
+    with pytest.raises(InputError, match=refused):
+        config.check_processes(4, sharded=True)
+
+
+def test_the_first_process_fills_the_cache_and_the_others_wait(tmp_path, monkeypatch):
+    latents, met = open_denoiser(pipelines.sd(), 16).autoencoder, []
+    pairs = ShapesPairs(70, 0, Preprocess(16))
+    monkeypatch.setattr(latent_images, "MET_AFTER", latent_images.ENCODED_AT_ONCE)
+    monkeypatch.setattr(latent_images, "wait_for_everyone", lambda: met.append(1))
+    LatentImages(pairs, latents, tmp_path).fill()
+    (file,) = tmp_path.iterdir()
+    assert len(met) == 4  # three batches, and the end
+    monkeypatch.setattr(latent_images, "share", lambda: (1, 2))
+    monkeypatch.setattr(latent_images, "of_first_process", lambda value: False)
+    monkeypatch.setattr(latents, "encode", None)
+    other = tmp_path / "other"
+    other.mkdir()
+
+    def finish():
+        met.append(1)
+        if len(met) == 8:
+            (other / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(latent_images, "wait_for_everyone", finish)
+    data = LatentImages(pairs, latents, other)
+    data.fill()
+    assert len(met) == 8
+    assert torch.equal(data.latents([69]), LatentImages(pairs, latents, tmp_path).latents([69]))
+
+
+@pytest.mark.parametrize(("kept", "there"), [(False, True), (True, False)])
+def test_the_encoder_leaves_the_device_only_if_nothing_is_encoded(kept, there, tmp_path):
+    """A module beside the device is hidden from the autoencoder's parameters."""
+    pipeline, seen = pipelines.sd(), []
+
+    def look(*_):
+        seen.append(any(name.startswith("encoder.") for name, _ in pipeline.vae.named_parameters()))
+
+    changes = {"lora": {"rank": 2, "dropout": 0.1}, "latent_cache": str(tmp_path / "cache"), "updates": 1}
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        tuned = tune(
+            pipeline,
+            output=tmp_path / "out",
+            **{"recipe": "tiny/sft", "resolution": 16, "steps": 4, "batch_size": 2, "micro_batch": 2},
+            pairs={"data": "shapes", "pairs": 4, "cache": kept},
+            evaluation={"count": 1, "seeds": 1, "steps": 2, "batch_size": 2, "held_out": ""},
+            **changes,
+        )
+    finally:
+        hook.remove()
+    assert seen == [there]
+    assert any(name.startswith("encoder.") for name, _ in pipeline.vae.named_parameters())
+    assert not any(module.training for module in tuned.unet.modules())
+    assert len(list((tmp_path / "out").glob("latents-*"))) == kept
 
 
 def test_cached_latents_are_those_of_the_images(tmp_path):

@@ -188,6 +188,16 @@ def test_a_checkpoint_of_another_model_is_refused_by_all(tmp_path):
         assert "checkpoint-2 cannot be read as a checkpoint" in Path(f"{log}.{rank}").read_text()
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_checkpoint_written_in_the_background_is_there_before_the_next_save(seen, tmp_path):
+    """As soon as it is whole, and if the training fails while it is written."""
+    function = sharded_trainings.failing_after_a_checkpoint
+    ended = run(function, tmp_path, seen, log=tmp_path / "log", ranks=2, codes=())
+    assert ended.codes == [1, 1]
+    assert "the update failed" in Path(f"{tmp_path / 'log'}.0").read_text()
+    assert [path.name for path in (tmp_path / "out").glob("*checkpoint*")] == ["checkpoint-2"]
+
+
 # Processes that end.
 
 

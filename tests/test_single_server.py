@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from imagereward.inpainting.table import score_masked_table
 from PIL import Image
 
 import imagereward as RM
@@ -18,7 +19,6 @@ from benchmarks.lib.serving import serving
 from benchmarks.lib.small_scorers import small_scorer
 from imagereward.errors import InputError, RemoteError, RewardError
 from imagereward.images.reading import to_pil
-from imagereward.inpainting.table import score_masked_table
 from imagereward.remote import protocol
 from imagereward.remote.single import SingleScorer
 from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores

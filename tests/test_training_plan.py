@@ -3,12 +3,13 @@
 import logging
 import re
 import sys
+from types import SimpleNamespace
 
 import pipelines
 import pytest
 from accelerate import Accelerator
 from forked import run_forked
-from test_refl import PROMPTS, brightness, evaluations, run
+from test_refl import PROMPTS, brightness, evaluations, policy_of, run
 from typer.testing import CliRunner
 
 from imagereward.cli import app, main
@@ -16,10 +17,11 @@ from imagereward.errors import InputError
 from imagereward.tuning import run_recipe
 from imagereward.tuning.config import build
 from imagereward.tuning.explain import MISSING, ORIGINS, config_of, explain
-from imagereward.tuning.objectives import OBJECTIVES
+from imagereward.tuning.objectives import OBJECTIVES, config_class
 from imagereward.tuning.objectives.config import GeneratorConfig
 from imagereward.tuning.recipe import read_recipe, recipe_header, recipe_names, recipe_summary
 from imagereward.tuning.trainer import progress as telling_module
+from imagereward.tuning.trainer.plan import generator_plan
 from imagereward.tuning.trainer.progress import Pace, duration, headline
 
 
@@ -52,6 +54,23 @@ def test_a_generators_training_tells_its_plan_its_pace_and_what_came_of_it(lora,
     before, after = (evaluations(output, "reward")[at] for at in (0, -1))
     assert f"{before:>10.4f}  {after:>10.4f}" in rest
     assert f"the result is in {output}, with README.md and samples/ with pictures; to load it:" in rest
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"objective": "dpo", "preferences": {"data": "prefs.parquet"}, "beta": 1.0},
+            "prefs.parquet: 3 pairs",
+        ),
+        ({"objective": "sft", "pairs": {"data": "pairs.jsonl"}}, "pairs.jsonl: 3 pairs"),
+        ({"objective": "refl", "prompts": "prompts.txt"}, "prompts.txt: 3 prompts"),
+    ],
+)
+def test_a_plan_names_the_data_and_what_it_holds(values, said):
+    config = config_class(values["objective"])(model="m", output="o", **values)
+    accelerator = SimpleNamespace(num_processes=1, device="cpu")
+    assert f"  data       {said}\n" in generator_plan(config, policy_of().denoiser, PROMPTS, 1, accelerator)
 
 
 def test_evaluations_have_a_bar_that_says_which_they_are(tmp_path, capsys):

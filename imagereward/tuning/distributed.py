@@ -66,6 +66,13 @@ def gather_objects(mine: Any, ranks: int) -> list[Any]:
     return every
 
 
+def add_share(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor, share: float) -> None:
+    """Add (share * value, share) to sums[name], [2]; their quotient is the weighted mean."""
+    value = value.detach().float()
+    part = torch.stack([value * share, torch.full_like(value, share)])
+    sums[name] = sums[name] + part if name in sums else part
+
+
 def all_reduce_sums(
     mine: Mapping[str, torch.Tensor], ranks: int, device: torch.device
 ) -> dict[str, list[float]]:

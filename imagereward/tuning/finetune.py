@@ -21,6 +21,7 @@ from imagereward.tuning.families.latent_cache import cache_pictures, encoder_asi
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.objectives import config_class
+from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.policy.policy import BASE, Hybrid, Policy
 from imagereward.tuning.policy.quantization import quantize_to_4bit
@@ -88,9 +89,11 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
     may_differ = (*SHARDING_KEYS, *(("updates",) if config.schedule == "constant" else ()))
     output = check_run_directory(config.output, values, config.resume, may_differ)
     named = prompts if prompts is not None else getattr(config, "prompts", None)
-    for source in (named, config.evaluation.prompts or None):
-        if source is not None:  # finds mistakes before gigabytes of weights are loaded
-            read_prompts(source, config.prompt_column, config.encoding)
+    # Finds mistakes before gigabytes of weights are loaded.
+    if named is not None:
+        read_prompts(named, config.prompt_column, config.encoding)
+    if config.evaluation.prompts:
+        read_prompts(config.evaluation.prompts, config.evaluation_column, config.encoding)
     accelerator = make_accelerator(config, output, config.sharding != "none")
     denoiser, loop, evaluation, exact = _prepare(config, model, reward, named, output, accelerator)
     shown = _shown(config)
@@ -101,8 +104,11 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
         tell(plan)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, shown)
-    with encoder_aside(denoiser.autoencoder.vae) if config.latent_cache else nullcontext():
+    loop.objective.prepare()
+    aside = _spares_encoder(config, denoiser, loop.objective)
+    with encoder_aside(denoiser.autoencoder.vae) if aside else nullcontext():
         ended = loop.run(evaluation)
+    denoiser.network.eval()
     loop.settle()
     learned = loop.learned()
     if accelerator.is_main_process:
@@ -142,14 +148,15 @@ def _prepare(
     held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
     denoiser, exact = _open(config, model, device)
     shard_network(config, denoiser.network, denoiser.blocks, accelerator)
-    form = (denoiser.inputs, config.prompt_column, config.encoding)
+    inputs, encoding, other = denoiser.inputs, config.encoding, config.evaluation.prompts
     images = (denoiser.resolution, denoiser.autoencoder.shape)
-    rows = read_rows(prompts, *form, *images) if prompts is not None else []
+    rows = read_rows(prompts, inputs, config.prompt_column, encoding, *images) if prompts is not None else []
     evaluated = rows
-    if config.evaluation.prompts:
+    if other:
         # Rows that are only drawn at another size are all drawn before the training.
         same = config.evaluation.resolution is None or config.latent_cache
-        evaluated = read_rows(config.evaluation.prompts, *form, *(images if same else ()))
+        column = config.evaluation_column
+        evaluated = read_rows(other, inputs, column, encoding, *(images if same else ()))
     if config.checkpointing:
         recompute(denoiser, rewards)
     cache_pictures(denoiser, [*rows, *evaluated], Path(config.latent_cache) if config.latent_cache else None)
@@ -163,6 +170,12 @@ def _prepare(
     loop = Trainer(policy, objective, config, output, accelerator, write_more)
     evaluation = _evaluation(config, policy, evaluated, rewards, held_out, output)
     return _Prepared(denoiser, loop, evaluation, exact)
+
+
+def _spares_encoder(config: GeneratorConfig, denoiser: Denoiser, objective: Objective) -> bool:
+    """Whether all pictures are in the latent cache, so that nothing encodes any during the training."""
+    elsewhere = bool(denoiser.inputs) and config.evaluation.resolution is not None
+    return bool(config.latent_cache) and not objective.encodes_images and not elsewhere
 
 
 def recompute(denoiser: Denoiser, rewards: Rewards | None) -> None:

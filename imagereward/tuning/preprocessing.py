@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from imagereward.tuning.finetune import cast_frozen
 from imagereward.tuning.objectives import config_class
 from imagereward.tuning.objectives.config import GeneratorConfig
 from imagereward.tuning.recipe import read_recipe
+from imagereward.writing import remove_abandoned
 
 
 class Preprocessed(NamedTuple):
@@ -68,7 +68,7 @@ def preprocess(
         Path(name).expanduser() for name in dict.fromkeys((config.text_cache, config.latent_cache)) if name
     ]
     for directory in directories:
-        _remove_unfinished(directory)
+        remove_abandoned(directory)
     before = _files(directories)
     if processes == 1:
         _encode(values, str(recipe), 0, 1, device)
@@ -122,11 +122,11 @@ def _encode(values: dict[str, Any], recipe: str, rank: int, processes: int, devi
 
 def _rows(config: GeneratorConfig, inputs: Sequence[str], *images: Any) -> list[Row]:
     """The rows of training and evaluation; `images` are the size and the latents' shape for `read_rows`."""
-    form = (config.prompt_column, config.encoding, *images)
     rows: list[Row] = []
-    for source in (getattr(config, "prompts", None), config.evaluation.prompts):
-        if source:
-            rows += read_rows(source, inputs, *form)
+    if source := getattr(config, "prompts", None):
+        rows += read_rows(source, inputs, config.prompt_column, config.encoding, *images)
+    if source := config.evaluation.prompts:
+        rows += read_rows(source, inputs, config.evaluation_column, config.encoding, *images)
     return rows
 
 
@@ -137,22 +137,3 @@ def _device(rank: int) -> str:
 
 def _files(directories: Sequence[Path]) -> int:
     return sum(1 for directory in directories for _ in directory.glob("*.safetensors"))
-
-
-def _remove_unfinished(directory: Path) -> None:
-    """Remove files NAME.PID of processes that are gone."""
-    for path in directory.glob("*.*") if directory.is_dir() else ():
-        number = path.suffix[1:]
-        if number.isdigit() and not _alive(int(number)):
-            with suppress(FileNotFoundError):
-                path.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

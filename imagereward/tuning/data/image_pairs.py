@@ -11,12 +11,13 @@ from torch.utils.data import Dataset
 
 from imagereward import shapes
 from imagereward.errors import InputError, listing
+from imagereward.images.orientation import upright
 from imagereward.images.preprocess import Preprocess
 from imagereward.images.reading import read_image
 from imagereward.records import Table, open_table, prompt_error, read_all
 from imagereward.tuning.data.drawn import MaskedShapes, drawn_preprocess
 from imagereward.tuning.data.image_size import CoverCrop, ImageSize
-from imagereward.tuning.data.pictures import Images, report_unusable, unreadable
+from imagereward.tuning.data.pictures import Images, prompt_column, report_unusable, unreadable
 from imagereward.tuning.data.request_pairs import RequestPairs
 from imagereward.tuning.data.requests import Row
 
@@ -46,6 +47,7 @@ def open_pairs(
     seed: int,
     things: int,
     encoding: str | None = None,
+    column: str | None = None,
     inputs: Sequence[str] = (),
 ) -> Pairs:
     """(row, image) pairs with all images of one size.
@@ -57,6 +59,7 @@ def open_pairs(
     max_bad_share  largest share of images that may be missing or damaged, 0..1
     count, seed, things  for "shapes": number of pairs, seed, and most things in a scene
     encoding       encoding of a text file; default: its byte order mark, else UTF-8
+    column         the table's column of prompts; default: by the usual names
     inputs         the pictures that the model takes, of "image" and "mask", as `Denoiser.inputs` names them
 
     Raises InputError for "shapes" as `drawn_preprocess` does, and for a table that `ImagePairs` or
@@ -66,8 +69,8 @@ def open_pairs(
         kind = MaskedShapes if inputs else ShapesPairs
         return kind(count, seed, drawn_preprocess(size, inputs), things)
     if inputs:
-        return RequestPairs(data, inputs, CoverCrop(size), max_bad_share, encoding)
-    return ImagePairs(data, CoverCrop(size), max_bad_share, encoding)
+        return RequestPairs(data, inputs, CoverCrop(size), max_bad_share, encoding, column)
+    return ImagePairs(data, CoverCrop(size), max_bad_share, encoding, column)
 
 
 WRONG_PROMPTS = 2  # wrong prompts for each image of Shapes
@@ -79,9 +82,11 @@ class ImagePairs(Dataset):
     path           the table; paths of images are relative to its folder. Its columns are found by their
                    usual names: `image`, `image_path` …; `prompt`, `text` …. Records may have `wrong`: a list
                    of prompts that describe the image almost correctly, of the same length in every record
-    preprocess     resizes and crops an image; its `pixels(image)` is uint8 [3, H, W]
+    preprocess     resizes and crops an image; its `pixels(image)` is uint8 [3, H, W]. For a generator it is a
+                   `CoverCrop`, and images are turned upright by their EXIF orientation
     max_bad_share  largest share of images that may be missing or damaged, 0..1; such images are skipped
     encoding       encoding of a text file; default: its byte order mark, else UTF-8
+    column         the table's column of prompts; default: by the usual names
 
     All images are decoded once to find damaged ones, as in `RankedImages`. Raises InputError naming the file
     and the record without a prompt or a path, and for more damaged images than `max_bad_share` allows.
@@ -93,14 +98,16 @@ class ImagePairs(Dataset):
         preprocess: Preprocess | CoverCrop,
         max_bad_share: float = 0.01,
         encoding: str | None = None,
+        column: str | None = None,
     ):
         path = Path(path).expanduser()
-        pairs = list(_pairs(open_table(path, encoding=encoding)))
+        pairs = list(_pairs(open_table(path, encoding=encoding), column))
         if len(numbers := {len(wrong) for _, _, wrong in pairs}) > 1:
             raise InputError(
                 f"{path}: records have {listing(sorted(numbers))} wrong prompts; expected as many in each"
             )
         self.preprocess = preprocess
+        self.turns = isinstance(preprocess, CoverCrop)
         self.skipped = skipped(path, [image for _, image, _ in pairs], max_bad_share)
         self.pairs = [pair for pair in pairs if str(pair[1]) not in self.skipped]
         if not self.pairs:
@@ -125,19 +132,21 @@ class ImagePairs(Dataset):
         files = [
             (text, str(path), path.stat().st_size, path.stat().st_mtime_ns) for text, path, _ in self.pairs
         ]
-        return repr((self.preprocess, files))
+        return repr((self.preprocess, "upright" if self.turns else "as stored", files))
 
     def __getitem__(self, index: int) -> dict:
         prompt, path, wrong = self.pairs[index]
-        return {"prompt": prompt, "wrong": wrong, "pixels": self.preprocess.pixels(read_image(path, index))}
+        image = read_image(path, index)
+        pixels = self.preprocess.pixels(upright(image) if self.turns else image)
+        return {"prompt": prompt, "wrong": wrong, "pixels": pixels}
 
 
-def _pairs(table: Table) -> Iterator[tuple[str, Path, list[str]]]:
+def _pairs(table: Table, column: str | None) -> Iterator[tuple[str, Path, list[str]]]:
     columns: tuple[str | None, str | None] | None = None
     for where, record, folder in read_all(table):
         if isinstance(record, str):
             raise InputError(f"{where}: {record}")
-        columns = columns or (table.find_column("prompt"), table.find_column("image"))
+        columns = columns or (prompt_column(table, column), table.find_column("image"))
         prompt, image = (record.get(name or "") for name in columns)
         yield _pair(prompt, image, record.get("wrong") or [], where, folder)
 

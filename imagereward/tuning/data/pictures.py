@@ -14,7 +14,7 @@ from imagereward.errors import ImageReadError, InputError, listing
 from imagereward.images.orientation import upright
 from imagereward.images.reading import read_encoded, read_image
 from imagereward.images.row_pictures import cropped_mask, mask_name
-from imagereward.records import find_column, prompt_error
+from imagereward.records import Table, find_column, prompt_error
 from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 from imagereward.tuning.data.requests import Request, Row, as_request, name_row, open_pictures
 
@@ -89,6 +89,20 @@ def picture_in(record: Mapping[str, Any], name: str, where: str, folder: Path) -
     if not isinstance(cell, str):
         raise InputError(f"{where}, {name}: expected a path or bytes, found {type(cell).__name__}")
     return folder / cell
+
+
+def prompt_column(table: Table, wanted: str | None) -> str | None:
+    """The column of a table's prompts: `wanted`, or else by the usual names; None without any.
+
+    Raises InputError, naming the table and its columns, if it lacks the column `wanted`.
+    """
+    if wanted is None:
+        return table.find_column("prompt")
+    if wanted not in (present := table.columns()):
+        raise InputError(
+            f"{table.name} has no column {wanted!r} of prompts; its columns are {listing(present)}"
+        )
+    return wanted
 
 
 def row_in(

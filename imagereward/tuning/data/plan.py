@@ -65,6 +65,11 @@ class UpdatePlan:
             )
         return [chunk for chunk, owner in dealt if owner == self.rank]
 
+    @property
+    def spare(self) -> Chunk:
+        """The update's first sample with a share of 0: a pass that adds nothing to the loss."""
+        return Chunk(self.update, 0, (self.first,), 0.0)
+
     def resized(self, batch_size: int, micro_batch: int | None = None) -> "UpdatePlan":
         """The same update and process with another batch size, for a second objective in a weighted sum."""
         return replace(self, batch_size=batch_size, micro_batch=micro_batch or self.micro_batch)

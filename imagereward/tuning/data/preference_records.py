@@ -11,7 +11,14 @@ from imagereward.errors import InputError, listing
 from imagereward.records import Table, find_column, open_table, read_all
 from imagereward.records.columns import folded
 from imagereward.records.layouts import ListColumns, layout_of
-from imagereward.tuning.data.pictures import Picture, check_held, picture_in, row_in, with_pictures
+from imagereward.tuning.data.pictures import (
+    Picture,
+    check_held,
+    picture_in,
+    prompt_column,
+    row_in,
+    with_pictures,
+)
 from imagereward.tuning.data.requests import Row
 
 PairsOf = Literal["all", "extremes"]
@@ -53,7 +60,11 @@ class Preferences:
 
 
 def read_preferences(
-    path: Path, inputs: Sequence[str], pairs_of: PairsOf = "all", encoding: str | None = None
+    path: Path,
+    inputs: Sequence[str],
+    pairs_of: PairsOf = "all",
+    encoding: str | None = None,
+    column: str | None = None,
 ) -> Preferences:
     """The preferences of a table in one file; no picture is decoded.
 
@@ -63,19 +74,24 @@ def read_preferences(
     inputs    the pictures that the model takes, of "image" and "mask": further columns of every record
     pairs_of  for rankings: "all" pairs of unequal rank, or only the "extremes": best against worst
     encoding  of text files; default: by the byte order mark, else UTF-8
+    column    of the prompts; default: by the usual names. Rankings have their prompts in "prompt"
 
     Pictures are paths relative to the table's folder or, in Parquet, bytes. Raises InputError, naming file
     and record, for a record without a prompt, an image or a picture of `inputs`, for a label of another
-    value, and for a table without columns of images.
+    value, for a table without columns of images or without `column`, and for another `column` of rankings.
     """
     check_held(path)
     table = open_table(path, encoding=encoding, split=False)
     columns = {folded(name) for name in table.columns()}
     if columns >= {"chosen", "rejected"}:
-        return _named(table, inputs)
+        return _named(table, inputs, prompt_column(table, column))
     if columns >= {"jpg_0", "jpg_1", "label_0"}:
-        return _labelled(table, inputs)
+        return _labelled(table, inputs, prompt_column(table, column))
     if columns & RANKED:
+        if column is not None and folded(column) != "prompt":
+            raise InputError(
+                f"{path} has rankings, whose prompts are in the column 'prompt'; leave out {column!r}"
+            )
         return _ranked(table, path, inputs, pairs_of, encoding)
     if columns >= {"image_0_url", "image_1_url"}:
         raise InputError(f"{path} names images by address; this library fetches none: {EXPECTED}")
@@ -99,8 +115,8 @@ def _image(record: dict[str, Any], name: str, where: str, folder: Path) -> Pictu
     return image
 
 
-def _named(table: Table, inputs: Sequence[str]) -> Preferences:
-    preferences, column = Preferences(), table.find_column("prompt")
+def _named(table: Table, inputs: Sequence[str], column: str | None) -> Preferences:
+    preferences = Preferences()
     for where, record, folder in _records(table):
         row = row_in(record, column, inputs, where, folder)
         images = (_image(record, name, where, folder) for name in ("chosen", "rejected"))
@@ -108,8 +124,8 @@ def _named(table: Table, inputs: Sequence[str]) -> Preferences:
     return preferences
 
 
-def _labelled(table: Table, inputs: Sequence[str]) -> Preferences:
-    preferences, column = Preferences(), table.find_column("prompt")
+def _labelled(table: Table, inputs: Sequence[str], column: str | None) -> Preferences:
+    preferences = Preferences()
     for where, record, folder in _records(table):
         compared = _cell(record, "has_label", where)
         if compared is not None and str(compared).strip().lower() in UNLABELLED:

@@ -60,6 +60,7 @@ def open_preferences(
     inputs: Sequence[str] = (),
     pairs_of: PairsOf = "all",
     encoding: str | None = None,
+    column: str | None = None,
     count: int = 10_000,
     seed: int = 0,
     things: int = MOST_THINGS,
@@ -74,6 +75,7 @@ def open_preferences(
     inputs         the pictures that the model takes, of "image" and "mask", as `Denoiser.inputs` names them
     pairs_of       for rankings: "all" pairs of unequal rank, or only the "extremes": best against worst
     encoding       encoding of a text file; default: its byte order mark, else UTF-8
+    column         the table's column of prompts, not for rankings; default: by the usual names
     count, seed, things  for "shapes": number of pairs, seed, and most things in a scene
 
     All images of a table are decoded once at the start. Raises InputError as `read_preferences` does, for a
@@ -84,7 +86,7 @@ def open_preferences(
     if data == "shapes":
         return _drawn(size, inputs, count, seed, things)
     path = Path(data).expanduser()
-    preferences = read_preferences(path, inputs, pairs_of, encoding)
+    preferences = read_preferences(path, inputs, pairs_of, encoding, column)
     _tell_left_out(path, preferences)
     for each in preferences.found:
         if each.chosen == each.rejected:

@@ -116,6 +116,11 @@ def _picture(value: Any, folder: Path) -> Any:
     return folder / value if isinstance(value, str | os.PathLike) else value
 
 
+def has_lines(source: str | os.PathLike) -> bool:
+    """Whether a file has a prompt in every line, and so no columns."""
+    return Path(source).suffix.lower() in LINES
+
+
 def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[tuple[Any, str]], str | None]:
     """([(item, its name in error messages)], column of the prompts or None for each record's own)."""
     if not isinstance(source, str | os.PathLike):
@@ -128,7 +133,7 @@ def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[
     elif is_layout(path):
         rows = read_layout(path)
         items = [(Request(row.prompt, row.image, row.mask), row.where) for row in rows]
-    elif path.suffix.lower() in LINES:
+    elif has_lines(path):
         lines = read_prompt_lines(path, encoding)
         items = [(line, f"{path}: record {i}") for i, line in enumerate(lines)]
         if column is not None:

@@ -20,6 +20,7 @@ from imagereward.tuning.data.pictures import (
     check_sizes,
     picture_in,
     pictures_of,
+    prompt_column,
     row_in,
 )
 from imagereward.tuning.data.requests import Row, prompts_of
@@ -48,6 +49,7 @@ class RequestPairs(Dataset):
     preprocess     resizes and crops a target
     max_bad_share  largest share of pictures that may be missing or damaged, 0..1; their pairs are skipped
     encoding       encoding of a text file; default: its byte order mark, else UTF-8
+    column         the table's column of prompts; default: by the usual names
 
     All pictures are decoded once at the start, and turned upright. Raises InputError naming the file and the
     record for one without a prompt, a picture or a target, for a mask, or beside a mask a target, of another
@@ -62,9 +64,10 @@ class RequestPairs(Dataset):
         preprocess: CoverCrop,
         max_bad_share: float = 0.01,
         encoding: str | None = None,
+        column: str | None = None,
     ):
         path = Path(path).expanduser()
-        examples = _examples(path, inputs, encoding)
+        examples = _examples(path, inputs, encoding, column)
         names: dict[Picture, str] = {}
         for each in examples:
             for name, picture in each.pictures.items():
@@ -100,10 +103,10 @@ class RequestPairs(Dataset):
         return {"prompt": prompts_of([self.rows[index]])[0], "wrong": [], **pixels}
 
 
-def _examples(path: Path, inputs: Sequence[str], encoding: str | None) -> list[Example]:
+def _examples(path: Path, inputs: Sequence[str], encoding: str | None, column: str | None) -> list[Example]:
     check_held(path)
     table = open_table(path, encoding=encoding, split=False)
-    column, examples = table.find_column("prompt"), []
+    column, examples = prompt_column(table, column), []
     for where, record, folder in read_all(table):
         if isinstance(record, str):
             raise InputError(f"{where}: {record}")

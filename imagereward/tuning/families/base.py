@@ -57,6 +57,13 @@ class Denoiser(Protocol):
         Raises InputError for a picture that is missing, or a mask that is not of its image's size.
         """
 
+    @property
+    def unprompted(self) -> Condition:
+        """A row of the tensors that depend on the prompt, of a sample without one, as guidance uses it.
+
+        It is on the autoencoder's device.
+        """
+
     def predict(
         self, x: torch.Tensor, time_B: torch.Tensor, condition: Condition, guidance: float = 1.0
     ) -> torch.Tensor:

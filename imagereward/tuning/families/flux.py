@@ -81,10 +81,11 @@ class FluxDenoiser:
     ) -> torch.Tensor:
         if takes_guidance(self.network):
             return self._forward(x, time_B, condition, x.new_full((len(x),), guidance))
-        return with_guidance(self._forward, x, time_B, condition, lambda: self._unprompted, guidance)
+        return with_guidance(self._forward, x, time_B, condition, lambda: self.unprompted, guidance)
 
     @cached_property
-    def _unprompted(self) -> Condition:
+    def unprompted(self) -> Condition:
+        """The encoded empty prompt."""
         return Condition(self.text([""])).to(self.autoencoder.vae.device)
 
     def _encode_text(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:

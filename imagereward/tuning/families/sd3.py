@@ -76,10 +76,11 @@ class SD3Denoiser:
     def predict(
         self, x: torch.Tensor, time_B: torch.Tensor, condition: Condition, guidance: float = 1.0
     ) -> torch.Tensor:
-        return with_guidance(self._forward, x, time_B, condition, lambda: self._unprompted, guidance)
+        return with_guidance(self._forward, x, time_B, condition, lambda: self.unprompted, guidance)
 
     @cached_property
-    def _unprompted(self) -> Condition:
+    def unprompted(self) -> Condition:
+        """The encoded empty prompt."""
         return Condition(self.text([""])).to(self.autoencoder.vae.device)
 
     @property

@@ -65,10 +65,11 @@ class SDXLDenoiser:
     def predict(
         self, x: torch.Tensor, time_B: torch.Tensor, condition: Condition, guidance: float = 1.0
     ) -> torch.Tensor:
-        return with_guidance(self._forward, x, time_B, condition, lambda: self._unprompted, guidance)
+        return with_guidance(self._forward, x, time_B, condition, lambda: self.unprompted, guidance)
 
     @cached_property
-    def _unprompted(self) -> Condition:
+    def unprompted(self) -> Condition:
+        """The condition without a prompt; zeros where the pipeline has force_zeros_for_empty_prompt."""
         tensors = self.text([""])
         if self.pipeline.config.get("force_zeros_for_empty_prompt", False):
             tensors = {name: torch.zeros_like(value) for name, value in tensors.items()}

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from imagereward.tuning.data.requests import Row
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.text import FIXED_LENGTH, Text
+from imagereward.writing import replacing, write_text
 
 FACTS_FILE = "embeddings.json"
 ENCODED_AT_ONCE = 16
@@ -152,11 +152,8 @@ def claim(path: Path, facts: dict[str, str], what: str) -> None:
 
     Raises InputError naming the facts that differ.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        write_text(path, json.dumps(facts, indent=1) + "\n")
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -171,11 +168,9 @@ def claim(path: Path, facts: dict[str, str], what: str) -> None:
 
 def store(path: Path, tensors: dict[str, torch.Tensor], prompt: str) -> None:
     """Write tensors to a safetensors file, which is there whole or not at all."""
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file(
-        {name: value.cpu().contiguous() for name, value in tensors.items()}, unfinished, {"prompt": prompt}
-    )
-    os.replace(unfinished, path)
+    kept = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(kept, temporary, {"prompt": prompt})
 
 
 def facts_of(denoiser: Denoiser) -> dict[str, str]:

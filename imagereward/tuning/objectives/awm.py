@@ -52,9 +52,20 @@ class AWMConfig(AdvantageConfig, SampledConfig):
         1.0, ge=0, description="weight of the distance to the predictions of a quick average of the weights"
     )
     average_decay: float = Field(0.3, ge=0, lt=1, description="decay of that average in each update")
+    average_rate: float | None = Field(
+        None,
+        gt=0,
+        description="that decay rises from 0 by so much with each step of the optimizer, to average_decay; "
+        "null: it is average_decay from the first update",
+    )
     times: Times = Field(
         Times(draw="grid", count=6, first=1), description="the training times of each sample in an update"
     )
+
+    def decay_after(self, steps: int) -> float:
+        """The decay of the quick average after so many steps of the optimizer."""
+        rate = self.average_rate
+        return self.average_decay if rate is None else min(self.average_decay, rate * steps)
 
     def make(self, job: ObjectiveContext) -> Objective:
         self.times.passes(self.steps)
@@ -121,7 +132,8 @@ class AWM(Objective):
 
     def end_update(self, policy: Policy, update: int) -> dict[str, float]:
         """Moves the average, and the weights that draw; metrics of the rollout, see `Rollout.metrics`."""
-        for name, decay in (("old", 0.0), ("average", self.config.average_decay)):
+        average = self.config.decay_after((update + 1) * self.config.optimizer_steps)
+        for name, decay in (("old", 0.0), ("average", average)):
             if name in self.snapshots:
                 policy.snapshots[name].update(policy.denoiser.network, decay)
         return self.source.metrics

@@ -52,6 +52,20 @@ class Objective(ABC):
         """
         return ()
 
+    @property
+    def encodes_images(self) -> bool:
+        """Whether minibatches encode images, other than the pictures of rows of the config's prompts.
+
+        The autoencoder's encoder then stays on the device, also with latent_cache. Default: no.
+        """
+        return False
+
+    def prepare(self) -> None:  # noqa: B027  # optional
+        """Called once in every process, in the run's directory, before the first update: fills caches.
+
+        Default: does nothing.
+        """
+
     @abstractmethod
     def minibatches(self, policy: Any, plan: UpdatePlan) -> Iterator[Sequence[Any]]:
         """This process's minibatches of one update: a list for every step of the optimizer, in order.

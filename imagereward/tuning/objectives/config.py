@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from imagereward.errors import InputError
 from imagereward.tuning.data.image_size import Resolution, parse_resolution
+from imagereward.tuning.data.prompts import has_lines
 from imagereward.tuning.data.requests import Row
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.policy.trainable import LoRA
@@ -51,7 +52,9 @@ class GeneratorConfig(ShardedTrainerConfig):
     )
     output: str = Field(description="a new or empty directory for the result")
     prompt_column: str | None = Field(
-        None, description="column of a table of prompts; default: prompt, text, caption or txt"
+        None,
+        description="column of the prompts in tables of prompts, pairs and preferences; default: prompt, "
+        "text, caption or txt",
     )
     encoding: str | None = Field(
         None,
@@ -85,7 +88,7 @@ class GeneratorConfig(ShardedTrainerConfig):
     latent_cache: str = Field(
         "",
         description="directory to keep the latents of rows' pictures in, which may be that of text_cache; "
-        "the autoencoder's encoder then leaves the device",
+        "the autoencoder's encoder then leaves the device, unless the training encodes other images",
     )
     vae_precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="number format of the autoencoder"
@@ -113,6 +116,11 @@ class GeneratorConfig(ShardedTrainerConfig):
                 "which torch cannot shard; such a network mostly fits one card: leave sharding out"
             )
         return self
+
+    @property
+    def evaluation_column(self) -> str | None:
+        """The column of the prompts in `evaluation.prompts`; None for a file of lines, which has none."""
+        return None if has_lines(self.evaluation.prompts) else self.prompt_column
 
     def dynamics(self, denoiser: Denoiser) -> Dynamics:
         """The sampling grid of training, with `steps` steps, deterministic."""

@@ -62,6 +62,7 @@ class DPOConfig(GeneratorConfig):
             inputs=job.denoiser.inputs,
             pairs_of=part.pairs_of,
             encoding=self.encoding,
+            column=self.prompt_column,
             count=part.pairs,
             seed=self.seed,
             things=part.things,
@@ -128,6 +129,15 @@ class DPO(Objective):
     def prompts(self) -> Sequence[str]:
         """The prompts of all training data."""
         return self.pairs.prompts
+
+    @property
+    def encodes_images(self) -> bool:
+        """Whether the source of pairs does."""
+        return self.pairs.encodes_images
+
+    def prepare(self) -> None:
+        """Prepares the source of pairs."""
+        self.pairs.prepare()
 
     @property
     def snapshots(self) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ class ReFLConfig(GeneratorConfig):
 
     def check_processes(self, ranks: int, sharded: bool) -> None:
         super().check_processes(ranks, sharded)
+        if self.pretraining is not None:
+            self.pretraining.check_processes(self.micro_batch, ranks, sharded)
         mode = self.gradient.mode
         drawn, several = mode != "last", mode == "suffix" or (mode == "last" and self.gradient.count > 1)
         if sharded and drawn and self.gradient.shared_by % ranks:

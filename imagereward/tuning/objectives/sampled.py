@@ -60,6 +60,11 @@ class SampledConfig(GeneratorConfig):
             raise ValueError(f"optimizer_steps={self.optimizer_steps}: an update has {parts} micro-batches")
         return self
 
+    def check_processes(self, ranks: int, sharded: bool) -> None:
+        super().check_processes(ranks, sharded)
+        if self.pretraining is not None:
+            self.pretraining.check_processes(self.micro_batch, ranks, sharded)
+
     def dynamics(self, denoiser: Denoiser) -> Dynamics:
         dynamics = super().dynamics(denoiser)
         if self.shift is None and not self.whole_times:

@@ -3,18 +3,21 @@
 Ho et al. 2020 (arXiv:2006.11239), equation 14; min-SNR weights: Hang et al. 2023 (arXiv:2303.09556).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 
+from imagereward.errors import InputError
 from imagereward.tuning.config import Config
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import open_pairs
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.data.requests import without_prompt
+from imagereward.tuning.data.requests import Row, without_prompt
 from imagereward.tuning.data.seeding import noise_for_samples, random_generator, rows_for_samples
+from imagereward.tuning.families.base import Denoiser
+from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.objectives.config import GeneratorConfig, ObjectiveContext
 from imagereward.tuning.objectives.weighted import Weighted
@@ -48,6 +51,21 @@ class Pretraining(PairsConfig):
 
     weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
     batch_size: int = Field(8, ge=1, description="samples in an update, over all processes")
+    prompt_column: str | None = Field(
+        None, description="column of the prompts in this table; default: prompt, text, caption or txt"
+    )
+
+    def check_processes(self, micro_batch: int, ranks: int, sharded: bool) -> None:
+        """Raises InputError for a batch that `ranks` processes with sharded weights cannot share.
+
+        Where each process has all weights, one without a part of it computes a pass that counts nothing.
+        """
+        parts = -(-self.batch_size // micro_batch)
+        if sharded and parts % ranks:
+            raise InputError(
+                f"pretraining.batch_size={self.batch_size}, micro_batch={micro_batch}: an update has {parts} "
+                f"parts for {ranks} processes; expected a multiple of {ranks}, which shards ask for"
+            )
 
 
 class SFTConfig(GeneratorConfig):
@@ -57,11 +75,15 @@ class SFTConfig(GeneratorConfig):
     pairs: PairsConfig = Field(description="the (prompt, image) pairs")
 
     def make(self, job: ObjectiveContext) -> "SFT":
-        return sft_on(self.pairs, self, job)
+        return sft_on(self.pairs, self, job, column=self.prompt_column)
 
 
 def sft_on(
-    part: PairsConfig, config: GeneratorConfig, job: ObjectiveContext, batch_size: int | None = None
+    part: PairsConfig,
+    config: GeneratorConfig,
+    job: ObjectiveContext,
+    batch_size: int | None = None,
+    column: str | None = None,
 ) -> "SFT":
     """The objective SFT on the pairs that `part` names.
 
@@ -69,6 +91,7 @@ def sft_on(
     job         the loaded generator and the run's directory
     batch_size  samples in an update, over all processes; default: the config's. For SFT beside another
                 objective
+    column      the table's column of prompts; default: by the usual names
 
     Raises InputError for min-SNR weights with a flow model, and for data that `open_pairs` refuses.
     """
@@ -83,6 +106,7 @@ def sft_on(
         seed=config.seed,
         things=part.things,
         encoding=config.encoding,
+        column=column,
         inputs=denoiser.inputs,
     )
     data = LatentImages(pairs, denoiser.autoencoder, job.output if part.cache else None)
@@ -97,8 +121,8 @@ class SFT(Objective):
     t_b is drawn as the family draws training times, x_t is the image's latents with noise of that time, and
     target is the noise or the velocity. w(t) = 1, or the min-SNR weight min(SNR(t), gamma) / SNR(t) for a
     network that predicts noise, / (SNR(t) + 1) for v-prediction. A share `config.prompt_dropout` of the
-    samples gets the empty prompt, with its pictures if the model takes any; classifier-free guidance needs
-    that prediction.
+    samples gets no prompt, as classifier-free guidance predicts without one (`Denoiser.unprompted`), but its
+    pictures if the model takes any.
 
     batch_size  samples in an update, over all processes; default: the plan's
     """
@@ -112,9 +136,23 @@ class SFT(Objective):
         """The prompts of all rows of the training data."""
         return self.data.texts
 
+    @property
+    def encodes_images(self) -> bool:
+        """Yes, unless the latents are cached and rows have no pictures."""
+        return self.data.encodes
+
+    def prepare(self) -> None:
+        """Fills the cache of latents, if the config has one."""
+        self.data.fill()
+
     def minibatches(self, policy: Policy, plan: UpdatePlan) -> Iterator[list[Chunk]]:
-        """One step of the optimizer, with this process's chunks as its minibatches."""
-        yield plan.resized(self.batch_size or plan.batch_size).mine
+        """One step of the optimizer, with this process's chunks as its minibatches.
+
+        A process without a chunk gets a sample with a share of 0, because processes wait for each other in
+        the backward pass, and another objective in the sum may have nothing to learn in this update.
+        """
+        resized = plan.resized(self.batch_size or plan.batch_size)
+        yield resized.mine or [resized.spare]
 
     def loss(self, policy: Policy, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The chunk's mean loss; metric: `error`, the squared error without weights."""
@@ -124,12 +162,12 @@ class SFT(Objective):
         dropped = [float(torch.rand((), generator=source)) < self.config.prompt_dropout for source in sources]
         indices = rows_for_samples(chunk.samples, len(self.data), self.seed)
         rows = [self.data.rows[index] for index in indices]
-        rows = [without_prompt(row) if drop else row for drop, row in zip(dropped, rows, strict=True)]
         clean = self.data.latents(indices).to(policy.device)
         noise = noise_for_samples(chunk.samples, denoiser.autoencoder.shape, self.seed, "sft").to(
             policy.device
         )
-        prediction = policy.predict_at(dynamics.add_noise(clean, noise, time), time, denoiser.encode(rows))
+        condition = encode_without(denoiser, rows, dropped)
+        prediction = policy.predict_at(dynamics.add_noise(clean, noise, time), time, condition)
         error = (prediction - dynamics.target(clean, noise, time)).square().flatten(1).mean(1)
         weights = torch.ones_like(error)
         if self.config.min_snr_gamma is not None:
@@ -141,6 +179,21 @@ class SFT(Objective):
         return [self.data.texts[row] for row in rows_for_samples(chunk.samples, len(self.data), self.seed)]
 
 
+def encode_without(denoiser: Denoiser, rows: Sequence[Row], dropped: Sequence[bool]) -> Condition:
+    """The condition of the rows, in which the `dropped` ones have no prompt, but their pictures."""
+    kept = [without_prompt(row) if drop else row for drop, row in zip(dropped, rows, strict=True)]
+    encoded = denoiser.encode(kept)
+    if not any(dropped):
+        return encoded
+    each = [encoded[[place]] for place in range(len(rows))]
+    return Condition.cat(
+        [
+            row.with_others(denoiser.unprompted) if drop else row
+            for drop, row in zip(dropped, each, strict=True)
+        ]
+    )
+
+
 def with_pretraining(
     part: Pretraining | None, config: GeneratorConfig, job: ObjectiveContext, objective: Objective
 ) -> Objective:
@@ -150,5 +203,5 @@ def with_pretraining(
     """
     if part is None:
         return objective
-    beside = sft_on(part, config, job, part.batch_size)
+    beside = sft_on(part, config, job, part.batch_size, part.prompt_column)
     return Weighted({config.objective: (1.0, objective), "pretraining": (part.weight, beside)})

@@ -47,6 +47,16 @@ class Weighted(Objective):
         """The names of the snapshots of all objectives, without repeats."""
         return list(dict.fromkeys(name for _, child in self.children for name in child.snapshots))
 
+    @property
+    def encodes_images(self) -> bool:
+        """Whether an objective does."""
+        return any(child.encodes_images for _, child in self.children)
+
+    def prepare(self) -> None:
+        """Prepares all objectives."""
+        for _, child in self.children:
+            child.prepare()
+
     def minibatches(self, policy: Any, plan: UpdatePlan) -> Iterator[list[WeightedMinibatch]]:
         """The k-th list holds the minibatches of every objective's k-th list.
 

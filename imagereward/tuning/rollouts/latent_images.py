@@ -1,8 +1,8 @@
 """LatentImages, LatentPairs: the images of pairs as latents, encoded at each access or once, in a file."""
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,9 +12,12 @@ from tqdm import tqdm
 from imagereward.tuning.data.image_pairs import Pairs
 from imagereward.tuning.data.pictures import Images
 from imagereward.tuning.data.preferences import PreferencePairs
+from imagereward.tuning.distributed import of_first_process, share, wait_for_everyone
 from imagereward.tuning.families.autoencoder import Autoencoder, digest_of_autoencoder
+from imagereward.writing import replacing
 
 ENCODED_AT_ONCE = 32  # images in a batch of the autoencoder, to fill the file
+MET_AFTER = 64 * ENCODED_AT_ONCE  # images after which waiting processes are met
 
 
 class Latents:
@@ -23,7 +26,8 @@ class Latents:
     images       of the autoencoder's size
     autoencoder  encodes an image to the mean of its posterior
     cache        directory for a file with all latents, whose name has a digest of the images and the
-                 autoencoder; the file is written at the first access. None: each access encodes anew
+                 autoencoder; the file is written by `fill`, or else at the first access. None: each access
+                 encodes anew
     """
 
     def __init__(self, images: Images, autoencoder: Autoencoder, cache: Path | None = None):
@@ -36,32 +40,56 @@ class Latents:
 
     def __call__(self, indices: Sequence[int]) -> torch.Tensor:
         """The latents [B, C, h, w] float32 of the images with these indices."""
-        if self._cache is None:
+        if self._file is None:
             return self._encoded(indices)
         if self._cached is None:
-            path = self._cache / f"latents-{self._key()}.safetensors"
-            if not path.is_file():
-                self._fill(path)
-            self._cached = load_file(path)["latents"]
+            if not self._file.is_file():
+                self._fill(self._file)
+            self._cached = load_file(self._file)["latents"]
         return self._cached[list(indices)]
+
+    @property
+    def cached(self) -> bool:
+        """Whether there is a cache, so that no access but the first encodes."""
+        return self._cache is not None
+
+    def fill(self) -> None:
+        """Write the file, if there is a cache without one: the first process does, while the others wait.
+
+        All joined processes must call this.
+        """
+        if self._file is None:
+            return
+        if not of_first_process(self._file.is_file()):
+            self._fill(self._file, share()[0] == 0, wait_for_everyone)
+        wait_for_everyone()
 
     def _encoded(self, indices: Sequence[int]) -> torch.Tensor:
         pixels = torch.stack([self._images[index]["pixels"] for index in indices])
         return self._autoencoder.encode(pixels.to(self._autoencoder.vae.device).float() / 255)
 
-    def _fill(self, path: Path) -> None:
-        starts = tqdm(range(0, len(self), ENCODED_AT_ONCE), desc="latents", unit="batch")
-        parts = [self._encoded(range(at, min(at + ENCODED_AT_ONCE, len(self)))).cpu() for at in starts]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        save_file({"latents": torch.cat(parts).contiguous()}, unfinished)
-        os.replace(unfinished, path)
+    def _fill(self, path: Path, mine: bool = True, meet: Callable[[], None] = lambda: None) -> None:
+        """Encode all images, where `mine` is true; `meet` is called in between, as often in every process."""
+        parts = []
+        starts = range(0, len(self), ENCODED_AT_ONCE)
+        for at in tqdm(starts, desc="latents", unit="batch", disable=not mine):
+            if mine:
+                parts.append(self._encoded(range(at, min(at + ENCODED_AT_ONCE, len(self)))).cpu())
+            if at % MET_AFTER == 0:  # processes do not wait for each other for hours
+                meet()
+        if mine:
+            with replacing(path) as temporary:
+                save_file({"latents": torch.cat(parts).contiguous()}, temporary)
 
-    def _key(self) -> str:
+    @cached_property
+    def _file(self) -> Path | None:
+        """The cache's file; None without one. Kept, for the autoencoder's encoder may be hidden later."""
+        if self._cache is None:
+            return None
         digest = hashlib.sha256(
             f"{self._images.identity} {digest_of_autoencoder(self._autoencoder.vae)}".encode()
         )
-        return digest.hexdigest()[:16]
+        return self._cache / f"latents-{digest.hexdigest()[:16]}.safetensors"
 
 
 class LatentImages:
@@ -73,9 +101,15 @@ class LatentImages:
     def __init__(self, pairs: Pairs, autoencoder: Autoencoder, cache: Path | None = None):
         self.pairs, self.rows, self.texts = pairs, pairs.rows, pairs.texts
         self.latents = Latents(pairs, autoencoder, cache)
+        self.fill = self.latents.fill
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether images, or the pictures of rows, are encoded when they are asked for."""
+        return not self.latents.cached or not isinstance(self.rows[0], str)
 
 
 class LatentPairs:
@@ -88,9 +122,15 @@ class LatentPairs:
     def __init__(self, pairs: PreferencePairs, autoencoder: Autoencoder, cache: Path | None = None):
         self.pairs, self.rows, self.texts = pairs, pairs.rows, pairs.texts
         self._latents = Latents(pairs.images, autoencoder, cache)
+        self.fill = self._latents.fill
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether images, or the pictures of rows, are encoded when they are asked for."""
+        return not self._latents.cached or not isinstance(self.rows[0], str)
 
     def latents(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The latents of B pairs: chosen and rejected, each float32 [B, C, h, w]."""

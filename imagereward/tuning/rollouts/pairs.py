@@ -29,6 +29,13 @@ class PairSource(Protocol):
     def rows(self) -> Sequence[Row]:
         """All prompts of the training data, with the pictures that the model takes."""
 
+    @property
+    def encodes_images(self) -> bool:
+        """Whether minibatches encode the images, as `Objective.encodes_images`."""
+
+    def prepare(self) -> None:
+        """As `Objective.prepare`."""
+
     def minibatches(self, policy: Policy, plan: UpdatePlan, times: Times) -> Iterator[Sequence[Any]]:
         """This process's minibatches of an update, as `Objective.minibatches` gives them."""
 
@@ -69,6 +76,15 @@ class StoredPairs:
     def rows(self) -> Sequence[Row]:
         """The prompt of every pair, with the pictures that the model takes."""
         return self.data.rows
+
+    @property
+    def encodes_images(self) -> bool:
+        """Yes, unless the latents are cached and rows have no pictures."""
+        return self.data.encodes
+
+    def prepare(self) -> None:
+        """Fills the cache of latents, if there is one."""
+        self.data.fill()
 
     def minibatches(self, policy: Policy, plan: UpdatePlan, times: Times) -> Iterator[list[StoredPass]]:
         """One step of the optimizer, with this process's chunks at each of their training times."""
@@ -135,6 +151,14 @@ class DrawnPairs:
     def rows(self) -> Sequence[Row]:
         """All rows of the training data."""
         return self.source.rows
+
+    @property
+    def encodes_images(self) -> bool:
+        """No: drawn images are latents."""
+        return False
+
+    def prepare(self) -> None:
+        """Does nothing."""
 
     def minibatches(self, policy: Policy, plan: UpdatePlan, times: Times) -> Iterator[list[CleanBatch]]:
         """Draw and score the update's images; a batch has pairs of this process's groups."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 from torch.distributed import HashStore
 
-from imagereward.errors import InputError
+from imagereward.errors import ImageRewardError, InputError
 from imagereward.tuning.distributed import (
     check_together,
     launched_together,
@@ -134,6 +135,27 @@ def shard_network(
             offload=config.offload,
             exact=exact,
         )
+
+
+def wrapped(
+    accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer, sharded: bool
+) -> tuple[Any, Any]:
+    """(the network, the optimizer) as accelerate wraps them, for mixed precision and several processes.
+
+    sharded  whether the network's weights are in shards
+
+    Raises ImageRewardError for several processes that accelerate does not join.
+    """
+    if sharded:  # nothing to wrap; in evaluation mode accelerate adds the config's precision alone
+        module = accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
+        return module, accelerator.prepare_optimizer(optimizer)
+    module, optimizer = accelerator.prepare(network, optimizer)
+    if accelerator.num_processes > 1 and type(module) is type(network):
+        raise ImageRewardError(
+            f"accelerate left the network as it was, for {accelerator.distributed_type} in "
+            f"{accelerator.num_processes} processes, and each would train alone; look at its config"
+        )
+    return module, optimizer
 
 
 def start_trackers(accelerator: Accelerator, config: TrainerConfig) -> None:

@@ -1,18 +1,14 @@
-"""What a checkpoint of a generator's training holds, and how it is written, read and removed."""
+"""What a checkpoint of a generator's training holds, and how it is read; `checkpoint_writer` writes it."""
 
 import json
-import os
 import pickle
-import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -22,7 +18,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from imagereward.errors import CheckpointError
-from imagereward.tuning.distributed import gather_objects
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.trainer import shards
 from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
@@ -36,7 +31,6 @@ LEARNED, OPTIMIZER, OBJECTIVE, STATE = (
     "objective.pt",
     "state.json",
 )
-UNFINISHED = "unfinished-"
 # Gathers a sharded model's trainable weights on the first process; frozen weights are left out.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 # Errors of files that are missing, damaged or cannot be written; torch reports a full disk as RuntimeError.
@@ -44,10 +38,40 @@ UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingErro
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)
 
 
+class TrainingState(NamedTuple):
+    """The trainer's own state, for state.json.
+
+    update         finished updates
+    updates        planned updates
+    ended          why the training ended early; "" if it did not
+    history        the logged numbers
+    scaler         state of float16's gradient scaler; None without one
+    steps          steps of the optimizer since the start of training
+    to_evaluate    whether the evaluation after this update was due, and had not ended when this was written
+    """
+
+    update: int
+    updates: int
+    ended: str
+    history: list[dict[str, Any]]
+    scaler: dict[str, Any] | None
+    steps: int
+    to_evaluate: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainingState":
+        """The state in a checkpoint's folder; CheckpointError for keys of another version."""
+        values = json.loads((path / STATE).read_text(encoding="utf-8"))
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise CheckpointError(f"{path} was not written by this version: {error}") from error
+
+
 class CheckpointContents(NamedTuple):
     """What the trainer puts into a checkpoint beside the trained weights and the optimizer's moments.
 
-    state      the trainer's own, for state.json: `trainer.STATE_KEYS`
+    state      the trainer's own, for state.json
     snapshots  the policy's snapshots by name
     objective  the objective's `state_dict`
 
@@ -57,133 +81,9 @@ class CheckpointContents(NamedTuple):
     in diffusers' format.
     """
 
-    state: dict[str, Any]
+    state: TrainingState
     snapshots: dict[str, Snapshot]
     objective: dict[str, Any]
-
-
-class CheckpointWriter:
-    """Writes the checkpoints of a run; all processes must call its methods together.
-
-    directory   the run's directory
-    keep        number of newest checkpoints that are kept
-    rank, ranks index of this process, and the number of processes
-    background  write shards in a thread while training goes on, from a copy in the host's memory
-    write_more  writes more files into every checkpoint: a function of (the checkpoint's directory, weights by
-                name), called in the first process. The weights are those that the result would have: the
-                snapshot "ema" if there is one, else the network's
-
-    A checkpoint is written under another name and renamed when it is complete, so that a full disk or a kill
-    leaves the previous checkpoint intact.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        keep: int,
-        rank: int,
-        ranks: int,
-        background: bool = False,
-        write_more: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None,
-    ):
-        self.directory, self.keep, self.rank, self.ranks = directory, keep, rank, ranks
-        self.write_more = write_more
-        self.background = shards.Background() if background else None
-        self.pending: Path | None = None  # the checkpoint that a thread is writing
-
-    def save(
-        self,
-        update: int,
-        module: Any,
-        optimizer: torch.optim.Optimizer,
-        contents: CheckpointContents,
-        sharded: bool,
-    ) -> Path:
-        """Write checkpoint-`update`, then remove all but the last `keep` checkpoints; returns its path.
-
-        module     the network, with accelerate's wrapper if there is one
-        optimizer  its moments are saved
-        sharded    True: each process writes its shards; False: the first process writes all weights
-
-        Calls `finish` first, for the checkpoint before. With `background` the new checkpoint is complete only
-        after the next call of `finish`. Raises CheckpointError, in every process alike, if one cannot write.
-        """
-        self.finish()
-        path = self.directory / f"checkpoint-{update}"
-        self.pending, part = path, self._unfinished(path)
-        self._alike(path, lambda: self._prepared(part), self.rank == 0)
-        self._alike(path, lambda: part.resolve(strict=True), sharded)  # before a process writes elsewhere
-        learned = {} if sharded and self.write_more is None else whole_weights(module)
-        average = contents.snapshots.get("ema")
-        result = learned if average is None or self.write_more is None else average.state_dict()
-        if not sharded:
-            moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
-            snapshots = {name: each.state_dict() for name, each in contents.snapshots.items()}
-            self._alike(path, lambda: _write_whole(part, learned, snapshots, moments), self.rank == 0)
-        self._alike(path, lambda: self._write_rest(part, contents, result), self.rank == 0)
-        if sharded:
-            tensors = _sharded_tensors(module, optimizer, contents.snapshots)
-            if self.background is not None:
-                start = partial(self.background.start, tensors, part / shards.FOLDER)
-                self._alike(path, start, True)
-                return path
-            self._alike(path, lambda: shards.write(tensors, part / shards.FOLDER), True)
-        self._publish()
-        return path
-
-    def finish(self) -> None:
-        """Wait for the checkpoint that a thread is writing, if there is one, and make it visible."""
-        if self.pending is not None and self.background is not None:
-            self._alike(self.pending, self.background.wait, True)
-            self._publish()
-
-    def _publish(self) -> None:
-        """Rename the complete checkpoint, and remove old ones."""
-        path = self.pending
-        assert path is not None
-        self._alike(path, lambda: _replace(self._unfinished(path), path), self.rank == 0)
-        self.pending = None
-        if self.rank == 0:
-            for old in checkpoints(self.directory)[: -self.keep]:
-                shutil.rmtree(old)
-
-    def _unfinished(self, path: Path) -> Path:
-        return self.directory / f"{UNFINISHED}{path.name}"
-
-    @staticmethod
-    def _prepared(part: Path) -> None:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-
-    def _write_rest(
-        self, part: Path, contents: CheckpointContents, result: Mapping[str, torch.Tensor]
-    ) -> None:
-        if contents.objective:
-            torch.save(contents.objective, part / OBJECTIVE)
-        (part / STATE).write_text(json.dumps(contents.state) + "\n", encoding="utf-8")
-        if self.write_more is not None:
-            self.write_more(part, result)
-
-    def _alike(self, path: Path, act: Callable[[], Any], mine: bool) -> None:
-        """Call `act` where `mine` is true; raise in every process if it failed in one."""
-        failed = None
-        if mine:
-            try:
-                act()
-            except (*UNWRITABLE, *shards.ERRORS) as error:
-                failed = shards.reason(error)
-        found = gather_objects(failed, self.ranks)
-        if not any(found):
-            return
-        if self.rank == 0:
-            with suppress(OSError):
-                shutil.rmtree(self._unfinished(path))
-        self.pending = None
-        which = [f"process {rank}: {why}" if self.ranks > 1 else why for rank, why in enumerate(found) if why]
-        raise CheckpointError(
-            f"{path} could not be written: {'; '.join(which)}; the last checkpoint is "
-            f"{latest_state(self.directory) or 'none'}"
-        )
 
 
 def whole_weights(module) -> dict[str, torch.Tensor]:
@@ -200,19 +100,19 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     snapshots: dict[str, Snapshot],
     new: Callable[[], Snapshot],
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[TrainingState, dict[str, Any]]:
     """Load a checkpoint's weights, moments and snapshots in place; returns (state, the objective's state).
 
     snapshots  the policy's snapshots by name; those that only the checkpoint has are added
     new        makes a snapshot of the network
 
     The weights of module and checkpoint may be sharded differently, or one of them not at all. Raises
-    CheckpointError for files that are damaged, missing, or of another model.
+    CheckpointError for files that are damaged, missing, of another model, or of another version.
     """
     # Names only, so without gathering the weights, which the first process alone would get.
     names = set(get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)))
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = TrainingState.read(path)
         objective = {}
         if (path / OBJECTIVE).is_file():
             objective = torch.load(path / OBJECTIVE, weights_only=True, map_location="cpu")
@@ -231,7 +131,7 @@ def load_checkpoint(
     return state, objective
 
 
-def _sharded_tensors(
+def sharded_tensors(
     module: Any, optimizer: torch.optim.Optimizer, snapshots: Mapping[str, Snapshot]
 ) -> dict[tuple[str, str], torch.Tensor]:
     """All tensors of a checkpoint by (kind, name): kind is "learned", "optimizer", or a snapshot's name."""
@@ -246,7 +146,7 @@ def _sharded_tensors(
 
 
 def _read_shards(path: Path, module: Any, optimizer: torch.optim.Optimizer, snapshots) -> None:
-    tensors = _sharded_tensors(module, optimizer, snapshots)
+    tensors = sharded_tensors(module, optimizer, snapshots)
     shards.read(tensors, path / shards.FOLDER)
     moments: Any = get_optimizer_state_dict(module, optimizer)
     for (kind, name), value in tensors.items():
@@ -256,14 +156,6 @@ def _read_shards(path: Path, module: Any, optimizer: torch.optim.Optimizer, snap
     learned: dict[str, Any] = {name: value for (kind, name), value in tensors.items() if kind == "learned"}
     set_model_state_dict(module, learned, options=StateDictOptions(strict=False))
     set_optimizer_state_dict(module, optimizer, moments)
-
-
-def _write_whole(part: Path, learned, snapshots: Mapping[str, Any], moments) -> None:
-    (part / WEIGHTS).mkdir()
-    save_file(learned, part / LEARNED)
-    for name, weights in snapshots.items():
-        save_file(weights, part / WEIGHTS / f"{name}.safetensors")
-    torch.save(moments, part / OPTIMIZER)
 
 
 def _read_whole(
@@ -287,12 +179,21 @@ def _check_names(path: Path, expected: set[str], found: set[str]) -> None:
         raise CheckpointError(f"{path} is of another model: {len(differing)} names differ, {differing[:4]}")
 
 
-def _replace(unfinished: Path, path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(unfinished, path)
-
-
 def latest_state(directory: Path, most: int | None = None) -> Path | None:
     """The checkpoint with the most updates, of those with at most `most`; None if there is none."""
     found = [path for path in checkpoints(directory) if most is None or updates_of(path) <= most]
     return found[-1] if found else None
+
+
+def state_to_resume(directory: Path, updates: int) -> Path | None:
+    """The checkpoint that a run of `updates` updates goes on from; None if the directory has none at all.
+
+    Raises CheckpointError if all of its checkpoints have more updates.
+    """
+    path = latest_state(directory, updates)
+    if path is None and (last := latest_state(directory)):
+        raise CheckpointError(
+            f"{directory} has checkpoints, but there is none of at most {updates} updates; the last is "
+            f"{last.name}. Ask for as many updates, or train anew into another directory"
+        )
+    return path

@@ -16,15 +16,18 @@ def generator_plan(
 ) -> str:
     """The plan of a generator's training as lines: model, data, parameters, reward, updates, output.
 
-    prompts  the training prompts
+    prompts  the training prompts; of pairs and preferences, the prompt of each
     watched  number of prompts for evaluation
     """
-    source = getattr(config, "prompts", None) or getattr(getattr(config, "pairs", None), "data", "")
+    source, kind = getattr(config, "prompts", None), "prompts"
+    for name in () if source else ("pairs", "preferences"):
+        if (part := getattr(config, name, None)) is not None:
+            source, kind = part.data, "pairs"
     seen = config.evaluation
     rewards = config.reward if isinstance(config.reward, str) else ", ".join(config.reward)
     values = {
         "model": f"{config.model}, {denoiser.resolution} pixels",
-        "data": f"{source}: {len(prompts)} prompts",
+        "data": f"{source or ''}: {len(prompts)} {kind}",
         "learns": learns(denoiser.network, config),
         "reward": rewards or "none",
         "updates": updates(config, accelerator.num_processes),

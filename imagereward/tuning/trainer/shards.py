@@ -4,7 +4,9 @@ Every process writes its own shards to a file of its own, whose header says whic
 holds. Any number of processes can read the files, each the parts that it needs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +46,40 @@ class Background:
     def __init__(self) -> None:
         # A group of its own: its messages must not get between those of the training.
         self.group: Any = distributed.new_group(backend="gloo")
-        self.future: Any = None
+        self.future: Any = None  # of the write and what follows it
 
-    def start(self, tensors: Mapping[tuple[str, str], torch.Tensor], folder: Path) -> None:
-        """Copy the tensors to the host's memory and start to write them."""
-        self.future = dcp.async_save(
+    def start(
+        self,
+        tensors: Mapping[tuple[str, str], torch.Tensor],
+        folder: Path,
+        then: Callable[[], None],
+    ) -> None:
+        """Copy the tensors to the host's memory and start to write them.
+
+        then  called in the thread once all processes have written all tensors; not called after an error
+        """
+        written: Any = dcp.async_save(
             _joined(tensors), storage_writer=_writer(folder), process_group=self.group
         )
+        self.future = Future()
+        written.add_done_callback(partial(_follow, then=then, ended=self.future))
 
     def wait(self) -> None:
-        """Wait until all is written; raises the thread's error."""
+        """Wait until all is written and `then` has ended; raises the thread's error."""
         future, self.future = self.future, None
         future.result()
+
+
+def _follow(written: Any, then: Callable[[], None], ended: Future) -> None:
+    """Call `then` after a write without error, and pass its end or the error on to `ended`."""
+    try:
+        # The first process's write ends after it has heard from all that theirs did.
+        written.result()
+        then()
+    except BaseException as error:  # raised again by whoever waits for `ended`
+        ended.set_exception(error)
+    else:
+        ended.set_result(None)
 
 
 def reason(error: BaseException) -> str:

@@ -13,26 +13,28 @@ from tqdm import tqdm
 
 from imagereward.errors import (
     CheckpointError,
-    ImageRewardError,
     InputError,
     NonFiniteLossError,
     NonFiniteScoreError,
 )
 from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.distributed import all_reduce_sums, gather_objects
+from imagereward.tuning.distributed import add_share, all_reduce_sums, gather_objects
 from imagereward.tuning.objectives.base import Objective
 from imagereward.tuning.policy.average import move_average
 from imagereward.tuning.policy.policy import Learner
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
 from imagereward.tuning.sharding import is_sharded, whole
+from imagereward.tuning.trainer.accelerate_setup import wrapped
 from imagereward.tuning.trainer.checkpoint import (
     CheckpointContents,
-    CheckpointWriter,
+    TrainingState,
     latest_state,
     load_checkpoint,
+    state_to_resume,
     whole_weights,
 )
+from imagereward.tuning.trainer.checkpoint_writer import CheckpointWriter
 from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer
 from imagereward.tuning.trainer.progress import Pace, headline, tell
 from imagereward.tuning.trainer.run_directory import write_atomically
@@ -42,9 +44,7 @@ log = logging.getLogger(__name__)
 
 
 HISTORY_FILE = "history.json"
-# Keys of state.json in a checkpoint: finished updates, planned updates, why the training ended early (""),
-# history, state of float16's gradient scaler, optimizer steps.
-STATE_KEYS = ("update", "updates", "ended", "history", "scaler", "steps")
+Evaluate = Callable[["Trainer", int], str | None]
 
 
 class Trainer:
@@ -74,20 +74,9 @@ class Trainer:
         parameters = list(trainable_parameters(self.bare).values())
         if not parameters:
             raise InputError("the network has no trainable weights: expected at least one")
-        optimizer, bare = make_optimizer(config, parameters), type(learner.module)
         self.sharded = is_sharded(self.bare)
-        if self.sharded:  # nothing to wrap; in evaluation mode accelerate adds the config's precision alone
-            learner.module = accelerator.prepare_model(
-                self.bare, device_placement=False, evaluation_mode=True
-            )
-            self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
-        else:
-            learner.module, self.optimizer = accelerator.prepare(learner.module, optimizer)
-        if accelerator.num_processes > 1 and not self.sharded and type(learner.module) is bare:
-            raise ImageRewardError(
-                f"accelerate left the network as it was, for {accelerator.distributed_type} in "
-                f"{accelerator.num_processes} processes, and each would train alone; look at its config"
-            )
+        optimizer = make_optimizer(config, parameters)
+        learner.module, self.optimizer = wrapped(accelerator, self.bare, optimizer, self.sharded)
         self.writer = CheckpointWriter(
             output,
             config.keep_checkpoints,
@@ -100,22 +89,29 @@ class Trainer:
             learner.snapshots.setdefault(name, Snapshot(self.bare))
         self.steps = 0  # steps of the optimizer since the start of training
 
-    def run(self, evaluate: Callable[["Trainer", int], str | None] | None = None) -> str:
+    def run(self, evaluate: Evaluate | None = None) -> str:
         """Train until all updates are done or `evaluate` asks to stop; returns the reason for the end.
 
         evaluate  a function of (this trainer, updates done), called before the first update, every
-                  `evaluate_every` updates, and after the last. It returns a reason to stop, or None
+                  `evaluate_every` updates, and after the last. It returns a reason to stop, or None. An error
+                  of it leaves a checkpoint of the update, if one is due; a resumed run evaluates first
         """
-        config, (start, why) = self.config, self._resume()
+        try:
+            return self._run(evaluate)
+        except BaseException:
+            self.writer.settle()
+            raise
+
+    def _run(self, evaluate: Evaluate | None) -> str:
+        config, (start, why, missed) = self.config, self._resume()
         if len(starts := set(gather_objects(start, self.accelerator.num_processes))) > 1:
             raise CheckpointError(
                 f"processes would go on from different updates, {sorted(starts)}: {self.output} is not the "
                 "same directory for all of them"
             )
         pace = Pace(start, config.updates, config.evaluate_every)
-        if evaluate and start == 0:
-            with self._naming(0), pace.evaluating():
-                why = evaluate(self, 0) or ""
+        if evaluate and (start == 0 or missed):
+            why = self._evaluate(evaluate, start, pace, saved=missed)
         bar = tqdm(
             range(start, config.updates),
             initial=start,
@@ -134,11 +130,12 @@ class Trainer:
             done, last = update + 1, update + 1 == config.updates
             if self.accelerator.is_main_process and (estimate := pace.after(done)):
                 tell(estimate)
-            if evaluate and (last or done % config.evaluate_every == 0):
-                with self._naming(done), pace.evaluating():
-                    why = evaluate(self, done) or ""
-            if why or last or done % config.save_every == 0:
-                self._save(done, why)
+            saved = last or done % config.save_every == 0
+            due = evaluate is not None and (last or done % config.evaluate_every == 0)
+            if saved:
+                self._save(done, to_evaluate=due)
+            if evaluate and due:
+                why = self._evaluate(evaluate, done, pace, saved)
         bar.close()
         self.writer.finish()
         self._write_history()
@@ -147,6 +144,22 @@ class Trainer:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         return why or f"all {config.updates} updates are done"
+
+    def _evaluate(self, evaluate: Evaluate, done: int, pace: Pace, saved: bool) -> str:
+        """Evaluate after `done` updates; returns the reason to stop, or "".
+
+        saved  whether the checkpoint of this update is written; its state then gets what the evaluation found
+        """
+        before = dict(self.learner.snapshots)
+        with self._naming(done), pace.evaluating():
+            why = evaluate(self, done) or ""
+        # With a new snapshot the weights in the checkpoint are old too: a resumed run evaluates again.
+        if saved and self.learner.snapshots == before:
+            self.writer.amend(self._state(done, why))
+            self._write_history()
+        elif why and done:
+            self._save(done, why)
+        return why
 
     def learned(self) -> dict[str, torch.Tensor]:
         """The trainable weights, unsharded, on the CPU; all processes must call this, the first gets them."""
@@ -183,11 +196,8 @@ class Trainer:
                 )
             last = len(step) - 1
             loss = sum(self._backward(update, each, place == last, sums) for place, each in enumerate(step))
-            norm = whole(
-                accelerator.clip_grad_norm_(
-                    list(trainable_parameters(self.learner.module).values()), config.max_gradient_norm
-                )
-            )
+            learns = list(trainable_parameters(self.learner.module).values())
+            norm = whole(accelerator.clip_grad_norm_(learns, config.max_gradient_norm))
             if not torch.isfinite(norm) and not self._scale_can_fall():
                 prompts = [prompt for minibatch in step for prompt in self.objective.prompts_in(minibatch)]
                 raise self._not_finite(update + 1, f"its gradient is {norm.item()}", prompts)
@@ -197,8 +207,8 @@ class Trainer:
                 self._average(self.steps)
             self.steps += 1
             if torch.isfinite(norm):
-                _add(sums, "gradient_norm", norm, 1 / ranks)
-            _add(sums, "loss", loss * ranks, 1 / ranks)  # a sum over minibatches; metrics are means
+                add_share(sums, "gradient_norm", norm, 1 / ranks)
+            add_share(sums, "loss", loss * ranks, 1 / ranks)  # a sum over minibatches; metrics are means
         if config.ema_unit == "updates":
             self._average(update)
         total = all_reduce_sums(sums, ranks, accelerator.device)
@@ -226,53 +236,51 @@ class Trainer:
             # Processes' gradients are averaged, and shares add up to 1 over all of them.
             accelerator.backward(loss * (minibatch.share * accelerator.num_processes))
         for name, value in metrics.items():
-            _add(sums, name, value, minibatch.share)
+            add_share(sums, name, value, minibatch.share)
         return loss.detach() * minibatch.share
 
     def _average(self, number: int) -> None:
         config, snapshots = self.config, self.learner.snapshots
         move_average(snapshots, self.bare, config.ema, config.ema_every, number)
 
-    def _resume(self) -> tuple[int, str]:
-        """(updates already done, reason not to go on or ""), with the last checkpoint restored.
+    def _resume(self) -> tuple[int, str, bool]:
+        """(updates already done, reason not to go on or "", whether their evaluation is missing).
 
-        A run that an evaluation stopped stays stopped, unless the number of updates has changed.
+        Restores the last checkpoint. A run that an evaluation stopped stays stopped, unless the number of
+        updates has changed.
         """
         if not self.config.resume:
-            return 0, ""
-        path = latest_state(self.output, self.config.updates)
-        if path is None and (last := latest_state(self.output)):
-            raise CheckpointError(
-                f"{self.output} has checkpoints, but there is none of at most {self.config.updates} updates; "
-                f"the last is {last.name}. Ask for as many updates, or train anew into another directory"
-            )
+            return 0, "", False
+        path = state_to_resume(self.output, self.config.updates)
         if path is None:
-            return 0, ""
+            return 0, "", False
         optimizer, snapshots = self.optimizer.optimizer, self.learner.snapshots
         state, of_objective = load_checkpoint(
             path, self.learner.module, optimizer, snapshots, lambda: Snapshot(self.bare)
         )
         if of_objective:
             self.objective.load_state_dict(of_objective)
-        try:
-            update, updates, ended, self.history, scaler, self.steps = (state[name] for name in STATE_KEYS)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} was not written by this version: {error!r}") from error
+        self.history, self.steps = state.history, state.steps
         if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(scaler)
-        return update, ended if updates == self.config.updates else ""
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        ended = state.ended if state.updates == self.config.updates else ""
+        return state.update, ended, state.to_evaluate
 
-    def _save(self, update: int, ended: str) -> None:
-        scaler = self.accelerator.scaler
-        scaled = scaler.state_dict() if scaler is not None else None
-        values = (update, self.config.updates, ended, self.history, scaled, self.steps)
-        state = dict(zip(STATE_KEYS, values, strict=True))
+    def _save(self, update: int, ended: str = "", to_evaluate: bool = False) -> None:
+        state = self._state(update, ended, to_evaluate)
         contents = CheckpointContents(state, self.learner.snapshots, self.objective.state_dict())
         self.writer.save(
             update, self.learner.module, self.optimizer.optimizer, contents, sharded=self.sharded
         )
         self._write_history()
         self.accelerator.wait_for_everyone()
+
+    def _state(self, update: int, ended: str, to_evaluate: bool = False) -> TrainingState:
+        scaler = self.accelerator.scaler
+        scaled = scaler.state_dict() if scaler is not None else None
+        return TrainingState(
+            update, self.config.updates, ended, self.history, scaled, self.steps, to_evaluate
+        )
 
     def _write_history(self) -> None:
         if self.accelerator.is_main_process:
@@ -284,15 +292,9 @@ class Trainer:
         self.accelerator.log(values, step=update)
 
     def _not_finite(self, update: int, what: str, prompts: Sequence[str]) -> NonFiniteLossError:
+        self.writer.settle()
         seen = f", with the prompts {list(dict.fromkeys(prompts))}" if prompts else ""
         return NonFiniteLossError(
             f"update {update}: {what}{seen}; the last good checkpoint is "
             f'{latest_state(self.output) or "none"}. Try a lower learning_rate or precision="float32"'
         )
-
-
-def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor, share: float) -> None:
-    """Add (share * value, share) to sums[name], [2]; their quotient is the weighted mean."""
-    value = value.detach().float()
-    part = torch.stack([value * share, torch.full_like(value, share)])
-    sums[name] = sums[name] + part if name in sums else part

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from imagereward.inpainting.table import score_masked_table
 from PIL import Image
 
 import imagereward as RM
 from benchmarks.lib.serving import serving
 from benchmarks.lib.small_scorers import small_scorer
+from imagereward.bulk.masked import score_masked_table
 from imagereward.errors import InputError, RemoteError, RewardError
 from imagereward.images.reading import to_pil
 from imagereward.remote import protocol

@@ -153,7 +153,7 @@ def _prepare(
     rows = read_rows(prompts, inputs, config.prompt_column, encoding, *images) if prompts is not None else []
     evaluated = rows
     if other:
-        # Rows that are only drawn at another size are all drawn before the training.
+        # Rows of another size are checked by the evaluation before the training, which draws them all.
         same = config.evaluation.resolution is None or config.latent_cache
         column = config.evaluation_column
         evaluated = read_rows(other, inputs, column, encoding, *(images if same else ()))

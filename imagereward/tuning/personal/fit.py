@@ -102,12 +102,12 @@ def _curve_until(file: Path, checkpoint: Path) -> Curve:
             f"{checkpoint} cannot be resumed, because {file} cannot be read: {error}; delete the checkpoints "
             "to train from the start"
         ) from error
-    if min(map(len, found)) <= epochs:
+    if min(len(found.losses), len(found.scores)) <= epochs:
         raise CheckpointError(
             f"{checkpoint} is of epoch {epochs}, after which {file} has no evaluation; delete the "
             "checkpoints to train from the start"
         )
-    return Curve(*(each[: epochs + 1] for each in found))
+    return Curve(found.losses[: epochs + 1], found.scores[: epochs + 1])
 
 
 class Together(Trainer):

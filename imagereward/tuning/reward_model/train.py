@@ -27,12 +27,7 @@ from imagereward.precision import DTYPES
 from imagereward.scoring.saving import WEIGHTS_FILE
 from imagereward.tuning.config import build
 from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs, collate_pairs
-from imagereward.tuning.distributed import (
-    check_first_gpu,
-    check_together,
-    is_first_process,
-    several_on_cpus,
-)
+from imagereward.tuning.distributed import check_first_gpu, check_together, is_first_process, several_on_cpus
 from imagereward.tuning.reward_model.callbacks import StopDeadHead, TellsPace, WriteScorerConfig
 from imagereward.tuning.reward_model.card import CARD_FILE, amount, card, outcome, plan
 from imagereward.tuning.reward_model.config import RewardModelConfig, ScheduleConfig, WarmupConfig

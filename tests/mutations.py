@@ -136,8 +136,8 @@ FAULTS = [
     Fault(
         "gradients are not clipped",
         TUNING + "trainer/trainer.py",
-        "list(trainable_parameters(self.learner.module).values()), config.max_gradient_norm",
-        "list(trainable_parameters(self.learner.module).values()), 1e9",
+        "clip_grad_norm_(learns, config.max_gradient_norm)",
+        "clip_grad_norm_(learns, 1e9)",
         f"{NUMBERS} -k clip",
     ),
     Fault(

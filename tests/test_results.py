@@ -52,7 +52,7 @@ def test_a_scrambled_reward_teaches_no_faithfulness(tuned):
 
 def test_all_methods_are_on_one_table(tuned, flow):
     assert list(tuned) == ["base", "ReFL", "DRaFT-1", "AlignProp", "ReFL, scrambled", "best of 8"]
-    samples = ["NFT", "AWM", "online DPO", "DPO on pairs"]
+    samples = ["NFT", "AWM", "online DPO", "RAFT", "DPO on pairs", "NFT, scrambled", "online DPO, scrambled"]
     assert list(flow) == ["base", "ReFL", "GRPO", "GRPO-Fast", *samples, "GRPO, JPEG", "best of 8"]
 
 
@@ -74,6 +74,13 @@ def test_learning_from_samples_earns_reward(flow, method):
     assert len(found["reward of runs"]) == 3
     assert all(gained > 0 for gained in found["reward of runs"])
     assert found["minutes"] <= 12
+
+
+@pytest.mark.parametrize("method", ["NFT", "online DPO"])
+def test_scrambled_rewards_teach_less(flow, method):
+    scrambled = flow[f"{method}, scrambled"]
+    assert scrambled["reward gained"] < 0.75 * flow[method]["reward gained"]
+    assert scrambled["faithfulness gained"] < 0.5 * flow[method]["faithfulness gained"]
 
 
 def test_dpo_on_pairs_teaches_faithfulness_itself(flow):

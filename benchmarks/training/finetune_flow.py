@@ -183,21 +183,25 @@ def mean_of(runs: list[list[dict]]) -> list[dict]:
 def draw() -> None:
     """What was pushed up and faithfulness, against images and minutes, as docs/finetune-flow.png.
 
-    Thick lines are means of the runs, thin ones the runs.
+    Thick lines are means of the runs, thin ones the runs; broken lines are those of a scrambled reward, in the
+    colour of the method.
     """
     result = json.loads((record.RESULTS / "finetune-flow.json").read_text())
     figure, axes = panels(3, 2, (9, 9.6))
+    methods = list(dict.fromkeys(method.removesuffix(", scrambled") for method in result["curves"]))
+    colours = {name: f"C{methods.index(name.removesuffix(', scrambled'))}" for name in result["curves"]}
     best, note = result["rows"][-1], f"best of {CANDIDATES}, that many images for one"
     for line, name in zip(axes, NAMES.values(), strict=True):
         for axis, over in zip(line, ("images", "minutes"), strict=True):
-            for colour, (method, runs) in enumerate(result["curves"].items()):
+            for method, runs in result["curves"].items():
                 pushed = "jpeg" if "JPEG" in method else "reward"
                 if name not in (pushed, "faithfulness"):
                     continue
                 logged = "faithfulness" if name == "faithfulness" else "reward"
+                style = {"color": colours[method], "ls": "--" if "scrambled" in method else "-"}
                 for points in runs:
-                    gains(axis, points, over, logged, color=f"C{colour}", lw=0.5, alpha=0.3)
-                gains(axis, mean_of(runs), over, logged, color=f"C{colour}", lw=1.8, label=method)
+                    gains(axis, points, over, logged, lw=0.5, alpha=0.3, **style)
+                gains(axis, mean_of(runs), over, logged, lw=1.8, label=method, **style)
             if name in best:
                 axis.axhline(best[f"{name} gained"], color="#adb5bd", lw=1, ls=":", label=note)
             axis.set(title=f"{name} gained, held-out prompts", xlabel=over)

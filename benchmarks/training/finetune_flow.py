@@ -183,7 +183,7 @@ def mean_of(runs: list[list[dict]]) -> list[dict]:
 def draw() -> None:
     """What was pushed up and faithfulness, against images and minutes, as docs/finetune-flow.png.
 
-    Thick lines are means of the runs, thin ones the runs; broken lines are those of a scrambled reward, in the
+    Thick lines are means of the runs, thin ones the runs. Those of a scrambled reward are broken, in the
     colour of the method.
     """
     result = json.loads((record.RESULTS / "finetune-flow.json").read_text())

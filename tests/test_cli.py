@@ -435,8 +435,8 @@ def test_a_file_that_cannot_be_written_keeps_what_was_there(tmp_path):
     ("module", "arguments", "extra"),
     [
         ("pyarrow", ("report", "s.parquet"), "report"),
-        ("imagereward.tuning.config", ("tune", "tiny/quick"), "train"),
-        ("imagereward.tuning.config", ("tune", "--list"), "train"),
+        ("imagereward.tuning.recipe", ("tune", "tiny/quick"), "train"),
+        ("imagereward.tuning.recipe", ("tune", "--list"), "train"),
         ("imagereward.tuning.explain", ("tune", "tiny/quick", "--explain"), "train"),
         ("imagereward.tuning.evaluation.compare", ("compare", "a", "b", "--prompts", "p.txt"), "train"),
         ("fastapi", ("serve",), "serve"),

@@ -21,7 +21,7 @@ MODEL = "benchmarks/toy_models/tiny-inpaint"
 SMALL = ["updates=1", "batch_size=4", "micro_batch=4", "evaluation.count=2", "evaluation.seeds=1", "steps=3"]
 CUT = {
     "tiny/inpaint_refl": ["gradient.first_step=1", "gradient.last_step=2"],
-    "tiny/inpaint_grpo": ["group=2"],
+    "tiny/inpaint_grpo": ["group=2", "window.size=1", "window.last=1"],
     "tiny/inpaint_dpo_online": ["group=2", "times.count=1"],
 }
 

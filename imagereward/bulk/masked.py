@@ -47,6 +47,7 @@ class _Asked:
     out: Path
 
     def cell(self, record: dict[str, Any], role: str, where: str) -> Any:
+        """The record's value of a role, such as "mask"; None if the record has no column of that role."""
         name = self.columns.get(role) or find_column(record, role, where, KEYS.get(role))
         return record.get(name or "")
 

@@ -57,14 +57,19 @@ def test_pickscores_tokens_are_those_of_transformers(scorer, theirs, prompt):
     assert scorer.count_tokens([prompt]) == [len(theirs(prompt).input_ids)]
 
 
+@pytest.fixture(scope="module")
+def repaired():
+    """open_clip's tokenizer, which repairs a prompt before it reads it."""
+    return open_clip.SimpleTokenizer()
+
+
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("kind", ["CLIP", "HPS", "Aesthetic"])
-def test_clips_and_hpss_tokens_are_those_of_open_clip(kind, prompt):
-    assert torch.equal(small_scorer(kind).bpe([prompt]), open_clip.SimpleTokenizer()([prompt]))
+def test_clips_and_hpss_tokens_are_those_of_open_clip(scorers, repaired, kind, prompt):
+    assert torch.equal(scorers[kind].bpe([prompt]), repaired([prompt]))
 
 
-def test_the_two_differ_where_one_repairs_what_it_is_given(scorer):
-    repaired = open_clip.SimpleTokenizer()
+def test_the_two_differ_where_one_repairs_what_it_is_given(scorer, repaired):
     for name in DIFFERENT:
         assert not torch.equal(scorer.bpe([PROMPTS[name]]), repaired([PROMPTS[name]])), name
     assert torch.equal(scorer.bpe([PROMPTS["two spaces"]]), repaired([PROMPTS["two spaces"]]))

@@ -6,8 +6,9 @@
     python -m benchmarks.training.inpainting WORKDIR --sheet FILE         images before and after training
 
 A finished run has a record of its own, results/inpainting/METHOD-RUN.json, so runs may be made one by one, on
-equal machines; the table is made of the records. Rows of the train split are trained on. Rows of the test
-split are painted before and after, from the same noise, and judged by the scorer inside the mask ("region"),
+equal machines; the table is made of the records. Rows of the train split are trained on. A run that raises its
+reward while `measure_inpainting` falls on rows of the valid split is stopped, as the recipes say. Rows of the
+test split are painted before and after, from the same noise, and judged by the scorer inside the mask ("region"),
 by the boundary, by `measure_inpainting` inside the mask, which no method is trained on ("inside"), and by
 how far the image moved outside it ("outside"). "floor" is how far the autoencoder's reconstruction of an
 original moves. Intervals are over rows, of differences averaged over the runs; each run's own gain is listed
@@ -67,7 +68,7 @@ def train(method: str, run: int, work: Path, model: Path, **changes: Any) -> Pat
         return output
     watched = work / "held-out"
     if not (watched / "rows.jsonl").is_file():
-        write_data(watched, "shapes", count=WATCHED, seed=SEED, split="test", overwrite=True, progress=False)
+        write_data(watched, "shapes", count=WATCHED, seed=SEED, split="valid", overwrite=True, progress=False)
     recipe = METHODS[method]
     evaluation = read_recipe(recipe)["evaluation"] | {"prompts": str(watched), "held_out": PAINTED}
     with timing(output):

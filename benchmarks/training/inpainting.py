@@ -6,13 +6,13 @@
     python -m benchmarks.training.inpainting WORKDIR --sheet FILE         images before and after training
 
 A finished run has a record of its own, results/inpainting/METHOD-RUN.json, so runs may be made one by one, on
-equal machines; the table is made of the records. Rows of the train split are trained on. A run that raises its
-reward while `measure_inpainting` falls on rows of the valid split is stopped, as the recipes say. Rows of the
-test split are painted before and after, from the same noise, and judged by the scorer inside the mask ("region"),
-by the boundary, by `measure_inpainting` inside the mask, which no method is trained on ("inside"), and by
-how far the image moved outside it ("outside"). "floor" is how far the autoencoder's reconstruction of an
-original moves. Intervals are over rows, of differences averaged over the runs; each run's own gain is listed
-too. Minutes are CPU time of training with its evaluations.
+equal machines; the table is made of the records. Rows of the train split are trained on. A run that raises
+its reward while `measure_inpainting` falls on rows of the valid split is stopped, as the recipes say. Rows of
+the test split are painted before and after, from the same noise, and judged by the scorer inside the mask
+("region"), by the boundary, by `measure_inpainting` inside the mask, which no method is trained on
+("inside"), and by how far the image moved outside it ("outside"). "floor" is how far the autoencoder's
+reconstruction of an original moves. Intervals are over rows, of differences averaged over the runs; each
+run's own gain is listed too. Minutes are CPU time of training with its evaluations.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from imagereward.inpainting.layout import MASKS, ORIGINALS, PROMPTS, files_by_na
 from imagereward.inpainting.makers import make_mask
 from imagereward.records import open_table, read_all
 from imagereward.shapes.inpainting import REGIONS, inpainting_row
-from imagereward.writing import TEMPORARY, replacing, write_text
+from imagereward.writing import TEMPORARY, replacing, temporary_for, write_text
 
 ROWS_FILE, SHEET_FILE = "rows.jsonl", "contact-sheet.png"
 _OWN = (ROWS_FILE, SHEET_FILE, ORIGINALS, MASKS, PROMPTS)  # the rows, which say whose the others are, first
@@ -83,7 +83,7 @@ def write_data(
         rows = rows[:count]
         total, items = len(rows), lambda: _masked(rows, kind, share, seed)
     _check_room(out, overwrite)
-    existed, fresh = out.exists(), out / f"{TEMPORARY}{os.getpid()}"
+    existed, fresh = out.exists(), temporary_for(out, out)
     try:
         _write(fresh, tqdm(items(), "masks", total, unit="image", disable=not progress))
         _replace(out, fresh)

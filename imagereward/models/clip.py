@@ -24,7 +24,7 @@ from imagereward.scoring.scorer import Scorer
 
 @lru_cache(maxsize=16)
 def _tokenizer(tokenization: str, length: int) -> Any:
-    """The tokenizer of a config, which scorers share: reading its vocabulary takes a tenth of a second."""
+    """The tokenizer of a config, which scorers share, because its vocabulary is slow to read."""
     tokenizer = open_clip.SimpleTokenizer(context_length=length)
     return TransformersBPE(tokenizer) if tokenization == "transformers" else tokenizer
 

@@ -25,8 +25,7 @@ CORE = [
     "typer>=0.17.3",
     "tqdm>=4.66",
 ]
-# Extras of the parts that are being built on this core. Their floors are set when code that uses them
-# is tested at them.
+# Optional parts. A floor is a version that has what the code uses.
 EXTRAS = {
     "train": [
         "accelerate>=0.34",

@@ -99,7 +99,7 @@ def _cpu_name() -> str:
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
     flags = next((line for line in lines if line.startswith("flags")), "").split()
     notable = [flag for flag in ("avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16") if flag in flags]
-    return f"{name} ({', '.join(notable)})"
+    return f"{name} ({', '.join(notable)})" if notable else name
 
 
 def write(name: str, result: dict) -> Path:
@@ -136,7 +136,8 @@ def machine(result: dict) -> str:
     """One line: device, threads, versions, commit and date of a results file."""
     environment = result["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    threads = environment["threads"]
     return (
-        f"{environment['device']}, {environment['threads']} threads; {versions}; "
+        f"{environment['device']}, {threads} {'thread' if threads == 1 else 'threads'}; {versions}; "
         f"commit {environment['commit']}, {environment['date']}"
     )

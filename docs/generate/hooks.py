@@ -1,6 +1,7 @@
 """Hooks of mkdocs: fill pages from code, add pages for notebooks and files of the repository, mend links.
 
-`<!-- generated: NAME -->` in a page stands for the text that `FILLED[NAME]` makes. Pages without a file in
+The text between `<!-- generated: NAME -->` and `<!-- /generated -->` in a page, which says where to look in a
+clone, is replaced by that of `FILLED[NAME]`. Pages without a file in
 docs/ are made at each build and never written into the repository.
 """
 
@@ -32,7 +33,7 @@ REPOSITORY_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "imagereward/assets/ImageReward-tiny/README.md": "imagereward-tiny.md",
 }
-MARK = re.compile(r"<!-- generated: (\S+) -->")
+MARK = re.compile(r"<!-- generated: (\S+) -->.*?<!-- /generated -->", re.DOTALL)
 LINK = re.compile(r"(?<![`\w])\[([^\[\]]+)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 FENCED = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 

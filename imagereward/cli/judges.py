@@ -12,7 +12,7 @@ def judge_rows() -> list[dict[str, Any]]:
             "name": name,
             "scores": judge.scores,
             "model": judge.model,
-            "GB in bfloat16": round(judge.gigabytes, 1),
+            "GB in bfloat16": f"{judge.gigabytes:.3g}",
             "read-out": judge.readout,
             "template": judge.template or "published",
             "licence": judge.licence,

@@ -40,8 +40,12 @@ from imagereward.cli.options import (
 @app.command(examples="imagereward models\nimagereward models --format json")
 def models(
     format: OutputFormat = Format.table,
-    judges: Annotated[bool, typer.Option("--judges", help="vision-language models that are asked")] = False,
-    templates: Annotated[bool, typer.Option("--templates", help="what judges can be asked")] = False,
+    judges: Annotated[
+        bool, typer.Option("--judges", help="List the vision-language models that have a name.")
+    ] = False,
+    templates: Annotated[
+        bool, typer.Option("--templates", help="Print the questions that judges are asked.")
+    ] = False,
 ) -> None:
     """List the scorers that can be loaded by name."""
     from imagereward.checkpoints.registry import REGISTRY
@@ -134,7 +138,7 @@ def rank(
     offline: Offline = False,
     format: OutputFormat = Format.table,
 ) -> None:
-    """Rank images by how well they answer a prompt, best first."""
+    """Rank images by how well they fit a prompt, best first."""
     allow_pixels(max_pixels)
     check_prompt(prompt, "rank")
     paths = image_paths(images)

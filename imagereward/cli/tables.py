@@ -105,7 +105,7 @@ def score_table(
 ) -> None:
     """Score a table, a folder or shards of images, row by row.
 
-    After an interruption, the same command continues behind the finished parts.
+    After an interruption, the same command continues after the last finished part.
 
     With rewards of a region as models, such as boundary or "inside(CLIP)", the rows need a mask (and for some
     an original) beside the painted image, and are scored one by one, on one device, in this process.

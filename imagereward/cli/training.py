@@ -169,7 +169,10 @@ def compare(
     base: Annotated[str, typer.Argument(help="A diffusers pipeline: a directory or a hub id.")],
     tuned: Annotated[str, typer.Argument(help="A second pipeline, or LoRA weights for the base.")],
     prompts: Annotated[
-        Path, typer.Option(help="A file of prompts: .jsonl, .json, .csv, .tsv, .parquet or .txt.")
+        Path,
+        typer.Option(
+            help="Prompts: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a folder of masked rows."
+        ),
     ],
     model: Models = None,
     out: Annotated[Path, typer.Option(help="The page to write, a .html file.")] = Path("comparison.html"),

@@ -28,7 +28,8 @@ class JudgeTrainingConfig(ShardedTrainerConfig):
         "preference", description="what is asked: name of a template, or a .toml or .json file"
     )
     data: str = Field(
-        description="directory with rankings: train.json and valid.json, or other tables (see the docs)"
+        description="directory with rankings: train.json and valid.json, or the tables that "
+        "docs/reward-models.md lists under Data"
     )
     encoding: str | None = Field(
         None, description="encoding of the data; default: as a byte order mark says, else UTF-8"

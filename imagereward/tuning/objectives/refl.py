@@ -89,7 +89,10 @@ class ReFLConfig(GeneratorConfig):
     """The config of ReFL, DRaFT and AlignProp: fine-tuning by the gradient of a reward."""
 
     objective: Literal["refl"] = Field("refl", description="the gradient of a differentiable reward")
-    prompts: str = Field(description="file of prompts: .json, .jsonl, or text with one a line")
+    prompts: str = Field(
+        description="prompts: a .txt file with one on each line; a table (.jsonl, .json, .csv, .tsv or "
+        ".parquet); or a folder with originals/, masks/ and prompts/"
+    )
     eta: float = Field(
         0.0,
         ge=0,

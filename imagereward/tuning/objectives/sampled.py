@@ -27,7 +27,10 @@ from imagereward.tuning.sampling.flow import Flow
 class SampledConfig(GeneratorConfig):
     """The keys of objectives that draw images: an update draws `batch_size` of them, `group` for a prompt."""
 
-    prompts: str = Field(description="file of prompts: .json, .jsonl, or text with one a line")
+    prompts: str = Field(
+        description="prompts: a .txt file with one on each line; a table (.jsonl, .json, .csv, .tsv or "
+        ".parquet); or a folder with originals/, masks/ and prompts/"
+    )
     group: int = Field(24, ge=2, description="images drawn for each prompt and compared")
     shared_initial_noise: bool = Field(
         False,

@@ -73,7 +73,8 @@ class RewardModelConfig(ScheduleConfig):
 
     objective: Literal["preference"] = Field("preference", description="the better image scores higher")
     data: str = Field(
-        description="directory with rankings: train.json and valid.json, or other tables (see the docs)"
+        description="directory with rankings: train.json and valid.json, or the tables that "
+        "docs/reward-models.md lists under Data"
     )
     encoding: str | None = Field(
         None, description="encoding of the data; default: as a byte order mark says, else UTF-8"

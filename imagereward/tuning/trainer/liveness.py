@@ -13,19 +13,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from imagereward.errors import ImageRewardError, ProcessLostError
 from imagereward.tuning.distributed import gather_objects
 
 BEAT = 2.0  # seconds between signs of life
 LIMIT = 40.0  # seconds without one after which a process counts as lost
+STALLED = 3 * BEAT  # between two looks at the others: this process stood still, and cannot judge them
+HEARD = 3 * BEAT  # longest wait until the others have heard of an error
 GRACE = 5.0  # seconds in which the main thread may raise the error itself
 ANSWER = timedelta(seconds=15)  # longest wait for the store
+KILLED = "ended without an error of its own: it was killed, or ran out of memory"
 FAILED_EXCHANGE = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")
 
 
@@ -45,6 +50,8 @@ def watched(rank: int, ranks: int, last: Callable[[], Any]) -> Iterator[None]:
     watch = _Watch(rank, ranks, last)
     try:
         yield
+        # The store may be a part of the first process, which must not end while others look.
+        gather_objects(None, ranks)
     except BaseException as error:
         lost = watch.verdict_on(error)
         watch.end(f"{type(error).__name__}: {error}")
@@ -52,8 +59,6 @@ def watched(rank: int, ranks: int, last: Callable[[], Any]) -> Iterator[None]:
             raise ProcessLostError(lost) from error
         raise
     watch.end("")
-    # The store is a part of the first process, which must not end while others look.
-    gather_objects(None, ranks)
 
 
 class _Watch:
@@ -63,11 +68,7 @@ class _Watch:
         self.rank, self.ranks, self.last = rank, ranks, last
         self.lost: str | None = None
         self.found, self.ended = threading.Event(), threading.Event()
-        address = os.environ.get("MASTER_ADDR", "127.0.0.1")  # of the first process, from the launcher
-        options: dict[str, Any] = {"timeout": ANSWER, "wait_for_workers": False}
-        first = TCPStore(address, 0, is_master=True, **options) if rank == 0 else None
-        port = gather_objects(None if first is None else first.port, ranks)[0]
-        self.store = first or TCPStore(address, port, is_master=False, **options)
+        self.store = _store(gather_objects(uuid4().hex, ranks)[0])
         self.places = gather_objects(_place(), ranks)
         self.thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
         self.thread.start()
@@ -84,41 +85,58 @@ class _Watch:
         return self.lost if exchange else None
 
     def end(self, why: str) -> None:
-        """Tell the others that this process ends, and stop watching; `why` is "" at the normal end."""
+        """Tell the others that this process ends, and stop watching; `why` is "" at the normal end.
+
+        Waits until the others have heard of an error, which the end of the first process could hide.
+        """
         self.ended.set()
         with contextlib.suppress(RuntimeError):
             self.store.set(f"ended/{self.rank}", why)
+            end, others = time.monotonic() + HEARD, [rank for rank in range(self.ranks) if rank != self.rank]
+            while why and not all(map(self._has_heard, others)) and time.monotonic() < end:
+                time.sleep(BEAT / 20)
         self.thread.join(BEAT * 2)
 
+    def _has_heard(self, rank: int) -> bool:
+        """Whether a process knows of this one's end, or has ended itself."""
+        keys = (f"heard/{self.rank}/{rank}", f"ended/{rank}")
+        return any(self.store.check([key]) for key in keys) or _is_gone(self.places[rank])
+
     def _run(self) -> None:
-        beats, seen = 0, {rank: (-1, time.monotonic()) for rank in range(self.ranks)}
+        beats, now, seen = 0, time.monotonic(), dict[int, tuple[int, float]]()
         while not self.ended.wait(BEAT):
+            before, now = now, time.monotonic()
+            if now - before > STALLED:  # such as while a large file is packed, which stops all threads
+                seen.clear()
             try:
                 beats += 1
                 self.store.set(f"beat/{self.rank}", str(beats))
                 for rank in range(self.ranks):
-                    if rank != self.rank and (why := self._missed(rank, seen)):
+                    if rank != self.rank and (why := self._missed(rank, seen, now)):
                         return self._report(why)
             except RuntimeError as error:  # of the store, which is in the first process
                 if self.ended.is_set():
                     return None
-                return self._report(f"{self._named(0)} ended or is out of reach ({error})")
+                what = KILLED if _is_gone(self.places[0]) else f"ended or is out of reach ({error})"
+                return self._report(f"{self._named(0)} {what}")
         return None
 
-    def _missed(self, rank: int, seen: dict[int, tuple[int, float]]) -> str | None:
-        """Why the process counts as lost; None: it lives, or has ended as it should."""
+    def _missed(self, rank: int, seen: dict[int, tuple[int, float]], now: float) -> str | None:
+        """Why the process counts as lost; None: it lives, or has ended as it should.
+
+        seen  the number of its last sign of life by rank, and when this process first saw it
+        """
         if self.store.check([f"ended/{rank}"]):
             why = self.store.get(f"ended/{rank}").decode()
+            self.store.set(f"heard/{rank}/{self.rank}", "")
             return f"{self._named(rank)} ended with {why}" if why else None
         if _is_gone(self.places[rank]):
-            return (
-                f"{self._named(rank)} ended without an error of its own: it was killed, or ran out of memory"
-            )
+            return f"{self._named(rank)} {KILLED}"
         number = int(self.store.get(f"beat/{rank}")) if self.store.check([f"beat/{rank}"]) else 0
-        before, when = seen[rank]
+        before, when = seen.get(rank, (-1, now))
         if number != before:
-            seen[rank] = (number, time.monotonic())
-        elif time.monotonic() - when > LIMIT:
+            seen[rank] = (number, now)
+        elif now - when > LIMIT:
             return f"{self._named(rank)} has not answered for {LIMIT:.0f} seconds"
         return None
 
@@ -135,16 +153,38 @@ class _Watch:
             os._exit(1)
 
 
-def _place() -> tuple[str, int, int]:
-    """(host, number of its space of process ids, process id): processes of one space can see each other."""
+def _store(name: str) -> Store:
+    """The store by which the launcher's processes have found each other, over a connection of its own.
+
+    name  of this watch, which others before it in the same processes do not have
+
+    Raises ImageRewardError if the launcher's variables are missing.
+    """
+    address, port = (os.environ.get(each) for each in ("MASTER_ADDR", "MASTER_PORT"))
+    if address is None or port is None:
+        raise ImageRewardError(
+            "the environment lacks MASTER_ADDR or MASTER_PORT, by which processes watch each other; expected "
+            "those of torchrun or accelerate launch"
+        )
+    shared = TCPStore(address, int(port), is_master=False, timeout=ANSWER, wait_for_workers=False)
+    return PrefixStore(f"imagereward/{name}", shared)
+
+
+def _place() -> tuple[str, str, int]:
+    """(host, name of its space of process ids, process id): processes of one space can see each other.
+
+    The name is "" where it is not known. Two machines may have one host's name and one number of the space,
+    which is the same after every start of Linux; each start has an id of its own.
+    """
     try:
-        space = os.stat("/proc/self/ns/pid").st_ino
+        start = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = f"{start}/{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
-        space = 0
+        space = ""
     return socket.gethostname(), space, os.getpid()
 
 
-def _is_gone(place: tuple[str, int, int]) -> bool:
+def _is_gone(place: tuple[str, str, int]) -> bool:
     """Whether a process of this machine has ended; False for those of other machines."""
     host, space, pid = place
     if not space or (host, space) != _place()[:2]:

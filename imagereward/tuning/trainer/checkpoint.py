@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from imagereward.errors import CheckpointError
 from imagereward.tuning.policy.snapshots import Snapshot
+from imagereward.tuning.sharding import is_sharded
 from imagereward.tuning.trainer import shards
 from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
 
@@ -161,17 +162,22 @@ def _read_shards(path: Path, module: Any, optimizer: torch.optim.Optimizer, snap
 def _read_whole(
     path: Path, names: set[str], module: Any, optimizer: torch.optim.Optimizer, snapshots, new
 ) -> None:
+    """Load weights that are whole; of sharded ones each process keeps its part, one file after the other."""
     learned: dict[str, Any] = dict(load_file(path / LEARNED))
-    moments = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
-    files = sorted(set(path.glob(f"{WEIGHTS}/*.safetensors")) - {path / LEARNED})
-    weights = {file.stem: load_file(file) for file in files}
     _check_names(path, names, set(learned))
     set_model_state_dict(
         module, learned, options=StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
     )
+    del learned
+    sharded = is_sharded(module)
+    moments = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu", mmap=sharded)
+    if sharded:  # each process reads its part from the file; numbers of steps must not need the file later
+        for parts in moments["state"].values():
+            parts |= {part: value.clone() for part, value in parts.items() if value.dim() == 0}
     set_optimizer_state_dict(module, optimizer, moments, options=WHOLE)
-    for name, values in weights.items():
-        snapshots.setdefault(name, new()).load_state_dict(values)
+    del moments
+    for file in sorted(set(path.glob(f"{WEIGHTS}/*.safetensors")) - {path / LEARNED}):
+        snapshots.setdefault(file.stem, new()).load_state_dict(load_file(file))
 
 
 def _check_names(path: Path, expected: set[str], found: set[str]) -> None:

@@ -94,11 +94,15 @@ class CheckpointWriter:
         self._alike(path, lambda: self._prepared(part), self.rank == 0)
         self._alike(path, lambda: part.resolve(strict=True), sharded)  # before a process writes elsewhere
         learned = {} if sharded and self.write_more is None else whole_weights(module)
-        average = contents.snapshots.get("ema")
-        result = learned if average is None or self.write_more is None else average.state_dict()
+        average, first = contents.snapshots.get("ema"), self.rank == 0
+        result = learned
+        if average is not None and self.write_more is not None and (first or sharded):
+            result = average.state_dict()
         if not sharded:
             moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
-            snapshots = {name: each.state_dict() for name, each in contents.snapshots.items()}
+            # The others' are the same, and a copy of each in the host's memory is not needed.
+            kept = contents.snapshots if first else {}
+            snapshots = {name: each.state_dict() for name, each in kept.items()}
             self._alike(path, lambda: _write_whole(part, learned, snapshots, moments), self.rank == 0)
         self._alike(path, lambda: self._write_rest(part, contents, result), self.rank == 0)
         if sharded:

@@ -16,15 +16,20 @@ from torch import distributed
 from torch.distributed.checkpoint import CheckpointException
 
 from imagereward.errors import ImageRewardError
+from imagereward.tuning.sharding import is_sharded
 
 FOLDER = "shards"
+# Bytes of a file of one process, more only for one larger tensor. A file is packed in memory, and meanwhile
+# no other Python thread of the process runs.
+FILE_BYTES = 2**29
 # Raised in every process if one cannot read or write its part.
 ERRORS = (CheckpointException,)
 
 
 def write(tensors: Mapping[tuple[str, str], torch.Tensor], folder: Path) -> None:
     """Write tensors by (kind, name) to a new folder; all processes must call this."""
-    dcp.save(_joined(tensors), storage_writer=_writer(folder))
+    joined = _joined(tensors)
+    dcp.save(joined, storage_writer=_writer(folder, joined))
 
 
 def read(tensors: Mapping[tuple[str, str], torch.Tensor], folder: Path) -> None:
@@ -58,8 +63,9 @@ class Background:
 
         then  called in the thread once all processes have written all tensors; not called after an error
         """
+        joined = _joined(tensors)
         written: Any = dcp.async_save(
-            _joined(tensors), storage_writer=_writer(folder), process_group=self.group
+            joined, storage_writer=_writer(folder, joined), process_group=self.group
         )
         self.future = Future()
         written.add_done_callback(partial(_follow, then=then, ended=self.future))
@@ -94,10 +100,22 @@ def _joined(tensors: Mapping[tuple[str, str], torch.Tensor]) -> dict[str, torch.
     return {"/".join(key): value for key, value in tensors.items()}
 
 
-def _writer(folder: Path) -> Any:
+def _writer(folder: Path, tensors: Mapping[str, torch.Tensor]) -> Any:
     try:
-        return dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        return dcp.HuggingFaceStorageWriter(str(folder), _files(tensors), save_distributed=True)
     except (AttributeError, TypeError) as error:
         raise ImageRewardError(
             f"checkpoints of sharded weights need torch 2.9 or newer; this is {torch.__version__}"
         ) from error
+
+
+def _files(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Number of the file, from 1, of each tensor in turn; the first process's numbers count for all."""
+    number, filled, files = 1, 0, {}
+    for name, value in tensors.items():
+        size = (value.to_local() if is_sharded(value) else value).nbytes  # type: ignore[attr-defined]
+        if filled and filled + size > FILE_BYTES:
+            number, filled = number + 1, 0
+        filled += size
+        files[name] = number
+    return files

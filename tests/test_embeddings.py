@@ -5,10 +5,12 @@ import json
 import pipelines
 import pytest
 import torch
+from forked import run_forked
 from test_refl import brightness, settings
 
 from imagereward.errors import CheckpointError, InputError
 from imagereward.tuning import tune
+from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictures
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import FACTS_FILE, cache_text
 
@@ -126,3 +128,30 @@ def test_a_run_with_kept_embeddings_is_the_run_without(family, tmp_path):
     for entries in zip(*histories, strict=True):
         for key, value in entries[0].items():
             assert all(entry[key] == pytest.approx(value, rel=1e-3, abs=1e-5) for entry in entries), key
+
+
+def cached_by_each(directory):
+    """Fill both caches in a directory that all processes share, and in one that each has alone."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    fill, found = CachedPictures.fill, {}
+    for name, folder in (("shared", directory / "shared"), ("own", directory / f"own-{rank}")):
+        denoiser, rows, asked, shown = opened("sd_inpaint"), pipelines.rows("sd_inpaint"), [], []
+        encode = denoiser.text
+        denoiser.text = lambda prompts, encode=encode, asked=asked: asked.extend(prompts) or encode(prompts)
+        CachedPictures.fill = lambda self, row, shown=shown: shown.append(row.prompt) or fill(self, row)
+        cache_text(denoiser, PROMPTS, folder / "text")
+        cache_pictures(denoiser, rows, folder / "pictures")
+        found[name] = (asked, shown)
+    (directory / f"asked-{rank}.json").write_text(json.dumps(found))
+
+
+def test_processes_share_the_work_of_a_cache_unless_its_directory_is_their_own(tmp_path):
+    ended = run_forked(cached_by_each, tmp_path, log=tmp_path / "log", ranks=2)
+    assert ended.codes == [0, 0], ended.output
+    first, second = (json.loads((tmp_path / f"asked-{rank}.json").read_text()) for rank in range(2))
+    pictured = [row.prompt for row in pipelines.rows("sd_inpaint")]
+    for kind, whole in enumerate(([*PROMPTS, ""], pictured)):
+        assert first["shared"][kind] == whole[::2]
+        assert second["shared"][kind] == whole[1::2]
+        assert sorted(first["own"][kind]) == sorted(second["own"][kind]) == sorted(whole)

@@ -19,7 +19,7 @@ from imagereward.tuning.data.requests import Row, name_row, prompt_of
 from imagereward.tuning.families.autoencoder import Autoencoder, digest_of_autoencoder
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.image_conditioning import ImageConditioning, Latents
-from imagereward.tuning.families.text_cache import claim, store
+from imagereward.tuning.families.text_cache import claim, fill_together, store
 
 FACTS_FILE = "latents.json"
 # Increased whenever the files of a row change.
@@ -123,6 +123,8 @@ class CachedPictures:
 def cache_pictures(denoiser: Denoiser, rows: Sequence[Row], directory: Path | None) -> None:
     """Make `denoiser` read rows' latents from the directory, where missing ones are first encoded.
 
+    Each process encodes a part of them; all joined processes must call this.
+
     rows       of the whole training. Latents of preprocessed rows are read as they are
     directory  None: only preprocessed rows are read; nothing is kept
 
@@ -132,8 +134,12 @@ def cache_pictures(denoiser: Denoiser, rows: Sequence[Row], directory: Path | No
     if not denoiser.inputs or (directory is None and all(map(_encodes, rows))):
         return
     cached = CachedPictures(shown.pictures, denoiser.autoencoder, denoiser.resolution, directory)
-    for row in cached.missing(rows):
-        cached.fill(row)
+
+    def fill(missing: Sequence[Row]) -> None:
+        for row in missing:
+            cached.fill(row)
+
+    fill_together(lambda: cached.missing(rows), fill)
     shown.pictures = cached
 
 

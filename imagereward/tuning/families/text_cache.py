@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from imagereward.errors import CheckpointError, InputError
 from imagereward.tuning.data.preprocessed import PreprocessedRow
 from imagereward.tuning.data.requests import Row
+from imagereward.tuning.distributed import share, wait_for_everyone
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.text import FIXED_LENGTH, Text
@@ -32,7 +33,7 @@ def cache_text(
 ) -> None:
     """Make `denoiser.text` read embeddings: a preprocessed row's from its files, others from the directory.
 
-    prompts    those whose embeddings the directory lacks are encoded first
+    prompts    those whose embeddings the directory lacks are encoded first, by each process a part
     directory  None: nothing is kept, and only embeddings of preprocessed rows are read
     rows       of the whole training, for the preprocessed ones among them
 
@@ -44,15 +45,37 @@ def cache_text(
     if directory is not None:
         encoders = [encoder.to("cpu") for encoder in _encoders(denoiser)]
         cached = CachedText(denoiser.text, facts_of(denoiser), directory, denoiser.text_sequences)
-        if missing := cached.missing(prompt for prompt in [*prompts, ""] if prompt not in brought):
+        asked = [prompt for prompt in [*prompts, ""] if prompt not in brought]
+
+        def fill(missing: Sequence[str]) -> None:
             for encoder in encoders:
                 encoder.to(denoiser.autoencoder.vae.device)
             cached.fill(missing)
             for encoder in encoders:
                 encoder.to("cpu")
+
+        fill_together(lambda: cached.missing(asked), fill)
         denoiser.text = cached
     if brought:
         denoiser.text = PreprocessedText(denoiser.text, brought)
+
+
+def fill_together(missing: Callable[[], list[Any]], fill: Callable[[Sequence[Any]], None]) -> None:
+    """Fill a cache, of which each process computes a part; all joined processes must call this.
+
+    missing  gives what the directory lacks, in the same order in every process
+    fill     computes and stores a part of it, which is not empty
+
+    Where the processes do not share the directory, each then computes the other parts too.
+    """
+    rank, ranks = share()
+    mine = missing()[rank::ranks]
+    wait_for_everyone()  # until all have looked: their parts are those of one list
+    if mine:
+        fill(mine)
+    wait_for_everyone()
+    if rest := missing():
+        fill(rest)
 
 
 def brought_text(denoiser: Denoiser, rows: Iterable[Row]) -> dict[str, PreprocessedRow]:

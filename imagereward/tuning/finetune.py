@@ -62,8 +62,9 @@ def train_generator(
     finite, RewardError for a reward that fails for all images, CheckpointError for a checkpoint that cannot
     be written or read, ProcessLostError in all other processes if one of several ends too early.
 
-    With sharding only the first process's returned pipeline has the full weights, on the CPU, and with LoRA
-    none has: load the result from `output`.
+    Of several processes only the first's returned pipeline has the unrounded weights of its frozen parts.
+    With sharding it alone has the full weights, all on the CPU, and with LoRA none has: load the result from
+    `output`.
     """
     output = Path(config.output).expanduser()
     rank, ranks = join()
@@ -74,7 +75,7 @@ def train_generator(
 class _Prepared(NamedTuple):
     """A training that is ready to run.
 
-    exact  unrounded values of frozen weights, for the saved result
+    exact  unrounded values of frozen weights, for the saved result; none in processes that do not write it
     """
 
     denoiser: Denoiser
@@ -119,6 +120,9 @@ def _train(config: GeneratorConfig, model: Any, reward: Any, prompts: Sequence[R
     accelerator.wait_for_everyone()
     if config.lora is None:  # the network is float32; the frozen parts get their unrounded weights back
         accelerator.unwrap_model(denoiser.network, keep_fp32_wrapper=False)
+        if config.sharding != "none":  # as the whole network; the optimizer is still on the device
+            for frozen in denoiser.frozen:
+                frozen.to("cpu")
         for value, before in exact:
             value.data = before.to(value.device)
     return denoiser.pipeline
@@ -147,6 +151,8 @@ def _prepare(
     rewards = open_rewards(wanted, device) if wanted else None
     held_out = open_rewards(config.evaluation.held_out, device) if config.evaluation.held_out else None
     denoiser, exact = _open(config, model, device)
+    if config.lora is not None or not accelerator.is_main_process:
+        exact = []  # nothing frozen is written
     shard_network(config, denoiser.network, denoiser.blocks, accelerator)
     inputs, encoding, other = denoiser.inputs, config.encoding, config.evaluation.prompts
     images = (denoiser.resolution, denoiser.autoencoder.shape)

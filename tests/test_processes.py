@@ -19,9 +19,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagereward.errors import ImageRewardError
 from imagereward.tuning.sharding import whole
-from imagereward.tuning.trainer.accelerate_setup import make_accelerator
+from imagereward.tuning.trainer import accelerate_setup
+from imagereward.tuning.trainer.accelerate_setup import join, make_accelerator
 from imagereward.tuning.trainer.trainer import Trainer
-from imagereward.tuning.trainer_config import TrainerConfig
+from imagereward.tuning.trainer_config import ShardedTrainerConfig, TrainerConfig
 
 
 def only_odd_ones(pixels, prompts):
@@ -161,6 +162,27 @@ def test_more_processes_than_parts_of_an_update_are_refused(tmp_path, monkeypatc
     )
     with pytest.raises(ImageRewardError, match=r"an update has 2 parts for 3 processes; expected at least 3"):
         make_accelerator(TrainerConfig(batch_size=4, micro_batch=2), tmp_path)
+
+
+def test_offloaded_weights_get_a_group_that_reaches_both_memories(tmp_path, monkeypatch):
+    """As a GPU would be used: tensors in its memory by NCCL, those in the host's memory by gloo."""
+    cuda, asked = torch.device("cuda:0"), []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: cuda)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
+    alone = SimpleNamespace(num_processes=1, process_index=0)
+    monkeypatch.setattr(
+        accelerate_setup, "PartialState", lambda **named: asked.append(named.get("backend")) or alone
+    )
+    of_gpu = {"num_processes": 1, "distributed_type": "NO", "log_with": [], "device": cuda}
+    monkeypatch.setattr(accelerate_setup, "Accelerator", lambda **_: SimpleNamespace(**of_gpu))
+    for offload in (True, False):
+        config = ShardedTrainerConfig(sharding="full", offload=offload)
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        make_accelerator(config, tmp_path, sharding=True)
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        join(offload=offload)
+    assert asked == [None, "cpu:gloo,cuda:nccl", "cpu:gloo,cuda:nccl", None, "nccl", None]
 
 
 def test_an_infinite_gradient_is_forgiven_while_its_scale_can_fall():

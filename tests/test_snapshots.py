@@ -102,6 +102,13 @@ def test_within_modules_are_in_eval_mode_and_afterwards_in_their_own():
     assert [module.training for module in policy.module.modules()] == modes
 
 
+def test_a_policy_computes_where_its_autoencoder_is():
+    """Offloaded weights are elsewhere; here they are on the device without memory."""
+    policy = small()
+    policy.denoiser.network.to("meta")
+    assert policy.device == torch.device("cpu")
+
+
 def test_a_snapshot_that_is_not_there_is_named():
     with pytest.raises(InputError, match=r"snapshot 'old': expected one of \['current', 'reference'\]"):
         small(base=True).using("old").__enter__()

@@ -67,7 +67,7 @@ def train_generator(
     `output`.
     """
     output = Path(config.output).expanduser()
-    rank, ranks = join()
+    rank, ranks = join(offload=config.offload)
     with watched(rank, ranks, lambda: latest_state(output)):
         return _train(config, model, reward, prompts)
 

@@ -62,7 +62,7 @@ def train_judge(config: JudgeTrainingConfig) -> VLMScorer:
     With sharded weights the returned judge is whole, on the CPU, in the first process alone.
     """
     output = Path(config.output).expanduser()
-    rank, ranks = join(config.device == "cpu")
+    rank, ranks = join(config.device == "cpu", config.offload)
     with watched(rank, ranks, lambda: latest_state(output)):
         return _train(config)
 

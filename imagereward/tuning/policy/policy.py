@@ -79,8 +79,8 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """The network's device."""
-        return next(self.denoiser.network.parameters()).device
+        """The device that computes: the autoencoder's, since offloaded weights are in the host's memory."""
+        return self.denoiser.autoencoder.vae.device
 
     def predict(self, x, i_B: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The network's output with guidance, [B, C, h, w] float32.

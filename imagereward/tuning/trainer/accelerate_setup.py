@@ -1,5 +1,6 @@
 """make_accelerator: accelerate's Accelerator for the config's precision and trackers and the launcher."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -51,17 +52,28 @@ def accelerating() -> Iterator[None]:
         GradientState._reset_state()
 
 
-def join(cpu: bool = False) -> tuple[int, int]:
+def join(cpu: bool = False, offload: bool = False) -> tuple[int, int]:
     """(index of this process, number of processes), when all processes of the launcher have found each other.
 
-    cpu  whether a GPU is left alone
+    cpu      whether a GPU is left alone
+    offload  whether weights are in the host's memory, so that tensors of both memories are exchanged
 
     Raises ImageRewardError if the launcher started more.
     """
+    cpu, more = cpu or several_on_cpus(), {}
+    # Without this variable accelerate makes no group; on CPUs its own is gloo's.
+    if offload and not cpu and "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
+        more["backend"] = _backend(torch.accelerator.current_accelerator(), offload)
     # While the first process writes a checkpoint, the others wait.
-    state = PartialState(cpu=cpu or several_on_cpus(), timeout=timedelta(hours=2))
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=2), **more)
     check_together(state.num_processes)
     return state.process_index, state.num_processes
+
+
+def _backend(device: Any, offload: bool) -> str:
+    """The process group's backend, or with `offload` those of the device and of the host's memory."""
+    own = torch.distributed.get_default_backend_for_device(device)
+    return f"cpu:gloo,{device.type}:{own}" if offload and device.type != "cpu" else own
 
 
 def join_processes() -> None:
@@ -85,7 +97,8 @@ def make_accelerator(
     Raises InputError for a tracker that is not installed and for a batch size that does not suit the
     processes, ImageRewardError if the processes have not found each other.
     """
-    join(cpu)
+    offload = isinstance(config, ShardedTrainerConfig) and config.offload
+    join(cpu, offload)
     try:
         accelerator = Accelerator(
             cpu=cpu or several_on_cpus(),
@@ -110,7 +123,7 @@ def make_accelerator(
         )
     config.check_processes(accelerator.num_processes, sharding)
     if sharding and not torch.distributed.is_initialized():
-        backend = torch.distributed.get_default_backend_for_device(accelerator.device)
+        backend = _backend(accelerator.device, offload)
         torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return accelerator
 

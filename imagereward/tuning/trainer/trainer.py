@@ -104,11 +104,6 @@ class Trainer:
 
     def _run(self, evaluate: Evaluate | None) -> str:
         config, (start, why, missed) = self.config, self._resume()
-        if len(starts := set(gather_objects(start, self.accelerator.num_processes))) > 1:
-            raise CheckpointError(
-                f"processes would go on from different updates, {sorted(starts)}: {self.output} is not the "
-                "same directory for all of them"
-            )
         pace = Pace(start, config.updates, config.evaluate_every)
         if evaluate and (start == 0 or missed):
             why = self._evaluate(evaluate, start, pace, saved=missed)
@@ -249,9 +244,14 @@ class Trainer:
         Restores the last checkpoint. A run that an evaluation stopped stays stopped, unless the number of
         updates has changed.
         """
-        if not self.config.resume:
-            return 0, "", False
-        path = state_to_resume(self.output, self.config.updates)
+        path = state_to_resume(self.output, self.config.updates) if self.config.resume else None
+        name = "the start" if path is None else path.name
+        # Before shards are read, in which processes would wait for each other.
+        if len(names := set(gather_objects(name, self.accelerator.num_processes))) > 1:
+            raise CheckpointError(
+                f"processes would go on from {' and '.join(sorted(names))}: {self.output} is not the same "
+                "directory for all of them"
+            )
         if path is None:
             return 0, "", False
         optimizer, snapshots = self.optimizer.optimizer, self.learner.snapshots

@@ -3,11 +3,14 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
+import safetensors.torch
 import test_grpo
 import test_refl
 import test_samples
@@ -16,7 +19,10 @@ from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from imagereward.tuning.sharding import is_sharded, local_bytes, whole
+from imagereward.tuning import finetune
+from imagereward.tuning.policy.snapshots import Snapshot
+from imagereward.tuning.sharding import class_of, is_sharded, local_bytes, whole
+from imagereward.tuning.trainer import checkpoint_writer as writer
 
 FEW = {
     "evaluation": {"count": 1, "steps": 2, "held_out": ""},
@@ -25,6 +31,7 @@ FEW = {
     "micro_batch": 2,
     "learning_rate": 1e-4,
     "max_gradient_norm": 1e6,
+    "ema_every": 1,  # the average moves in few updates too
 }
 TRAININGS = {
     "refl": (test_refl.run, {"gradient": {"mode": "last"}, "reference_weight": 0.1}),
@@ -38,7 +45,7 @@ LORA = {"rank": 2}
 
 def train(name, out, **more):
     function, settings = TRAININGS[name]
-    function(out, **{**FEW, **settings, **more})
+    return function(out, **{**FEW, **settings, **more})
 
 
 def train_each(cases, directory, more):
@@ -66,28 +73,72 @@ def train_each(cases, directory, more):
             torch.save(firsts, f"{out}.gradients.pt")
 
 
-def count_bytes(directory, more):
-    """Train GRPO's full weights; every process writes the bytes that it holds before the last step."""
-    counted = {}
+def count_bytes(directory, cases):
+    """Train GRPO with each of these settings; every process writes the bytes that it holds of each.
+
+    Beside what it holds before the last step of the optimizer these are "gathered", the most bytes of whole
+    weights in any block's pass, and for comparison those of all weights ("all"), of what learns ("learns"),
+    of the largest block ("block"), and of what is in no block ("outside").
+    """
+    every = []
+    for index, more in enumerate(cases):
+        every.append(_bytes_of(directory / f"out-{index}", more))
+    (directory / f"bytes-{os.environ['RANK']}.json").write_text(json.dumps(every))
+
+
+def _bytes_of(out, more):
+    counted, snapshots, networks = {"gathered": 0}, [], []
+    make, sharding = Snapshot.__init__, finetune.shard_network
+
+    def made(self, network):
+        make(self, network)
+        snapshots.append(self)
+
+    def gathered(*_):
+        whole_now = [p for p in networks[0].parameters() if not is_sharded(p)]
+        counted["gathered"] = max(counted["gathered"], _all_bytes(whole_now))
+
+    def sharded(config, network, blocks, *arguments):
+        sharding(config, network, blocks, *arguments)
+        networks.append(network)
+        found = [module for module in network.modules() if class_of(module).__name__ in blocks]
+        of_blocks = [_all_bytes(module.parameters()) for module in found]
+        counted["all"], counted["block"] = _all_bytes(network.parameters()), max(of_blocks)
+        counted["outside"] = counted["all"] - sum(of_blocks)
+        for module in found:
+            module.register_forward_pre_hook(gathered)
+            module.register_full_backward_hook(gathered)
 
     def count(optimizer, *_):
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        assert all(is_sharded(weight) for weight in weights)
+        assert all(is_sharded(weight) for weight in networks[0].parameters())
         moments = (
             [optimizer.state[p][name] for p in weights for name in ("exp_avg", "exp_avg_sq")]
             if optimizer.state
             else []
         )
         counted.update(
-            weights=local_bytes(weights),
+            weights=local_bytes(list(networks[0].parameters())),
             gradients=local_bytes([weight.grad for weight in weights]),
             moments=local_bytes(moments),
-            all=sum(weight.numel() * weight.element_size() for weight in weights),
+            snapshots=[local_bytes(list(each.weights.values())) for each in snapshots],
+            learns=_all_bytes(weights),
         )
 
-    register_optimizer_step_pre_hook(count)
-    train("grpo", directory / "out", **more)
-    (directory / f"bytes-{os.environ['RANK']}.json").write_text(json.dumps(counted))
+    hook = register_optimizer_step_pre_hook(count)
+    Snapshot.__init__, finetune.shard_network = made, sharded
+    try:
+        pipeline = train("grpo", out, ema=0.9, **more)
+    finally:
+        Snapshot.__init__, finetune.shard_network = make, sharding
+        hook.remove()
+    encoder = pipeline.text_encoder
+    return counted | {"encoder": str(encoder.dtype)}
+
+
+def _all_bytes(tensors):
+    """Bytes of tensors, of sharded ones on all processes together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def killed(directory, victim, after, more):
@@ -103,6 +154,44 @@ def killed(directory, victim, after, more):
 
         threading.Thread(target=die, daemon=True).start()
     train("grpo", out, **more)
+
+
+def killed_while_saving(directory, victim, phase, more):
+    """Train GRPO; the process `victim` kills itself at a phase of its second checkpoint.
+
+    phase  "write": with its file open, "rename": when all files are written, or "prune": with a part of the
+           first checkpoint removed
+    """
+    save, replace, remove, writes = safetensors.torch.save, writer._replace, shutil.rmtree, []
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def saving(*arguments, **named):
+        writes.append(1)
+        if len(writes) == 2:
+            die()
+        return save(*arguments, **named)
+
+    def replacing(unfinished, path):
+        if path.name == "checkpoint-2":
+            die()
+        replace(unfinished, path)
+
+    def removing(path, *arguments, **named):
+        if Path(path).name == "checkpoint-1" and Path(path).is_dir():
+            next(path.glob("shards/*")).unlink()
+            die()
+        remove(path, *arguments, **named)
+
+    if os.environ["RANK"] == str(victim):
+        if phase == "write":
+            safetensors.torch.save = saving
+        elif phase == "rename":
+            writer._replace = replacing
+        else:
+            shutil.rmtree = removing
+    train("grpo", directory / "out", **more)
 
 
 def trained_in_each(directory, name, of_rank):

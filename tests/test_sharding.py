@@ -1,4 +1,4 @@
-"""Sharded weights on gloo and CPU: results, shares of memory, checkpoints, processes that end, bad input."""
+"""Sharded weights on gloo and CPU: results, shares of memory, checkpoints, and processes that end."""
 
 import json
 import math
@@ -10,13 +10,7 @@ import sharded_trainings
 import torch
 from forked import run_forked
 from safetensors.torch import load_file
-from sharded_trainings import Plain
 
-from imagereward.errors import InputError
-from imagereward.tuning.data.plan import UpdatePlan
-from imagereward.tuning.objectives.grpo import GRPOConfig
-from imagereward.tuning.objectives.refl import ReFLConfig
-from imagereward.tuning.sharding import check_sharded, make_mesh, shard
 from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
 
 EVERY = [(name, lora) for name in sharded_trainings.TRAININGS for lora in (False, True)]
@@ -102,17 +96,35 @@ def test_every_objective_under_every_sharding(mode, ranks, alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "ranks", "share"), [(FULL, 2, 2), pytest.param(HYBRID, 4, 2, marks=pytest.mark.long)]
+    ("cases", "ranks", "share"),
+    [
+        ([FULL, {"sharding": "zero2"}, {**FULL, "lora": sharded_trainings.LORA}], 2, 2),
+        pytest.param([HYBRID], 4, 2, marks=pytest.mark.long),
+    ],
 )
-def test_a_process_holds_its_share_of_weights_gradients_and_moments(more, ranks, share, tmp_path):
-    run(sharded_trainings.count_bytes, tmp_path, more, log=tmp_path / "log", ranks=ranks)
+def test_a_process_holds_its_share_of_all_and_a_block_while_it_computes(cases, ranks, share, tmp_path):
+    """Of weights, a frozen base among them, of gradients, moments, the average and the reference."""
+    run(sharded_trainings.count_bytes, tmp_path, cases, log=tmp_path / "log", ranks=ranks)
     for rank in range(ranks):
-        held = json.loads((tmp_path / f"bytes-{rank}.json").read_text())
-        # Every tensor is padded to a multiple of the processes.
-        most = held["all"] / share * 1.1
-        assert 0 < held["weights"] <= most
-        assert 0 < held["gradients"] <= most
-        assert 0 < held["moments"] <= 2 * most
+        every = json.loads((tmp_path / f"bytes-{rank}.json").read_text())
+        for case, held in zip(cases, every, strict=True):
+            # Every tensor is padded to a multiple of the processes.
+            most = held["learns"] / share * 1.1
+            assert 0 < held["weights"] <= held["all"] / share * 1.1
+            assert 0 < held["gradients"] <= most
+            assert 0 < held["moments"] <= 2 * most
+            assert len(held["snapshots"]) == 2
+            assert all(0 < each <= most for each in held["snapshots"])
+            whole = held["all"] if case["sharding"] == "zero2" else held["outside"] + held["block"]
+            assert held["block"] <= held["gathered"] <= whole
+            assert (held["learns"] < held["all"] / 4) == ("lora" in case)
+
+
+def test_the_first_process_alone_keeps_and_returns_unrounded_frozen_weights(tmp_path):
+    cases = [{**FULL, "precision": "bfloat16", "updates": 1}]
+    run(sharded_trainings.count_bytes, tmp_path, cases, log=tmp_path / "log", ranks=2)
+    found = [json.loads((tmp_path / f"bytes-{rank}.json").read_text())[0]["encoder"] for rank in range(2)]
+    assert found == ["torch.float32", "torch.bfloat16"]
 
 
 def test_bfloat16_over_a_frozen_base_and_offloaded_shards_train(tmp_path):
@@ -144,7 +156,7 @@ def uninterrupted(tmp_path_factory):
     directory = tmp_path_factory.mktemp("uninterrupted")
     of_rank = [{"updates": 4, **FEW, **FULL}] * 2
     run(sharded_trainings.trained_in_each, directory, "grpo", of_rank, log=directory / "log", ranks=2)
-    return learned(directory / "out")
+    return directory / "out"
 
 
 @pytest.mark.parametrize(
@@ -155,8 +167,11 @@ def uninterrupted(tmp_path_factory):
     ],
 )
 def test_a_run_resumed_by_as_many_processes_ends_bit_for_bit_equal(before, after, uninterrupted, tmp_path):
-    found = learned(resumed(tmp_path, before, after))
-    assert all(torch.equal(found[name], value) for name, value in uninterrupted.items())
+    check_same(learned(resumed(tmp_path, before, after)), learned(uninterrupted))
+
+
+def check_same(found, expected):
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -170,8 +185,18 @@ def test_a_run_resumed_by_as_many_processes_ends_bit_for_bit_equal(before, after
     ],
 )
 def test_a_run_resumed_by_other_numbers_of_processes_ends_equal(before, after, uninterrupted, tmp_path):
-    found = learned(resumed(tmp_path, before, after))
-    assert away(list(uninterrupted.values()), [found[name] for name in uninterrupted]) < 1e-6
+    found, expected = learned(resumed(tmp_path, before, after)), learned(uninterrupted)
+    assert away(list(expected.values()), [found[name] for name in expected]) < 1e-6
+
+
+def test_processes_that_see_other_checkpoints_go_on_from_none(uninterrupted):
+    """The second alone sees an empty directory; the first must not wait for it when it reads shards."""
+    of_rank = [{"out": out, "updates": 6, "resume": True, **FEW, **FULL} for out in ("out", "elsewhere")]
+    directory, log = uninterrupted.parent, uninterrupted.parent / "log-elsewhere"
+    ended = run(sharded_trainings.trained_in_each, directory, "grpo", of_rank, log=log, ranks=2, codes=())
+    assert ended.codes == [1, 1], ended.output
+    for rank in range(2):
+        assert "would go on from checkpoint-4 and the start" in Path(f"{log}.{rank}").read_text()
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_all(tmp_path):
@@ -201,13 +226,16 @@ def test_a_checkpoint_written_in_the_background_is_there_before_the_next_save(se
 # Processes that end.
 
 
-MOMENTS = [(1, 0.5), *(pytest.param(i % 2, i * 0.37, marks=pytest.mark.long) for i in range(10))]
+MOMENTS = [None, *(pytest.param(number, marks=pytest.mark.long) for number in range(10))]
 
 
-@pytest.mark.parametrize(("victim", "after"), MOMENTS)
-def test_a_killed_process_ends_the_other_with_its_name_and_the_run_can_go_on(victim, after, tmp_path):
-    """At moments of drawing, learning and saving; a checkpoint is written after every update."""
-    of_run = {"save_every": 1, "ema": 0.9, "keep_checkpoints": 3, **FULL}
+@pytest.mark.parametrize("number", MOMENTS)
+def test_a_killed_process_ends_the_other_with_its_name_and_the_run_can_go_on(number, chance, tmp_path):
+    """At random moments of drawing, learning and saving; a checkpoint is written after every update."""
+    victim, after, background = 1, 0.5, False
+    for _ in range(0 if number is None else number + 1):  # so that one seed gives ten moments
+        victim, after, background = chance.randrange(2), chance.uniform(0, 4), chance.random() < 0.5
+    of_run = {"save_every": 1, "ema": 0.9, "keep_checkpoints": 3, "save_in_background": background, **FULL}
     log = tmp_path / "log"
     arguments = (tmp_path, victim, after, {**of_run, "updates": 400})
     ended = run(sharded_trainings.killed, *arguments, log=log, ranks=2, codes=())
@@ -221,8 +249,26 @@ def test_a_killed_process_ends_the_other_with_its_name_and_the_run_can_go_on(vic
         of_rank = [{**of_run, "out": out, "updates": total, "resume": resume}] * 2
         arguments = (tmp_path, "grpo", of_rank)
         run(sharded_trainings.trained_in_each, *arguments, log=tmp_path / f"log-{out}", ranks=2)
-    found, expected = learned(tmp_path / "out"), learned(tmp_path / "undisturbed")
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    check_same(learned(tmp_path / "out"), learned(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize(
+    ("victim", "phase", "last"),
+    [(1, "write", 1), (0, "rename", 1), (0, "prune", 2)],
+)
+def test_a_kill_at_any_phase_of_saving_leaves_a_checkpoint(victim, phase, last, uninterrupted, tmp_path):
+    """While a thread writes, between the last file and the new name, and while the one before is removed."""
+    saving = {"save_every": 1, "keep_checkpoints": 1, "save_in_background": True}
+    of_run = {"updates": 4, "ema": 0.9, **saving, **FULL}
+    arguments = (tmp_path, victim, phase, of_run)
+    ended = run(sharded_trainings.killed_while_saving, *arguments, log=tmp_path / "log", ranks=2, codes=())
+    assert ended.codes[victim] == -9, ended.output
+    assert ended.codes[1 - victim] == 1
+    assert updates_of(checkpoints(tmp_path / "out")[-1]) == last
+    again = (tmp_path, "grpo", [{**of_run, "resume": True}] * 2)
+    run(sharded_trainings.trained_in_each, *again, log=tmp_path / "log-again", ranks=2)
+    check_same(learned(tmp_path / "out"), learned(uninterrupted))
+    assert [path.name for path in (tmp_path / "out").glob("*checkpoint*")] == ["checkpoint-4"]
 
 
 @pytest.mark.parametrize(
@@ -241,60 +287,3 @@ def test_an_error_of_one_process_is_told_by_all(of_rank, message, tmp_path):
     assert ended.codes == [1, 1], ended.output
     first = Path(f"{log}.0").read_text()
     assert re.search(message, first), first
-
-
-# Bad input.
-
-
-def config(kind=GRPOConfig, **values):
-    needed = {"noise": {"kind": "flow_grpo", "level": 0.7}, "reward": "x"} if kind is GRPOConfig else {}
-    return kind(model="m", output="o", prompts="p", **needed, **values)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"sharding": "full", "quantize": True, "lora": {"rank": 2}}, "4 bits have scales of their own"),
-        ({"sharding": "full", "optimizer": "adamw-8bit"}, "bitsandbytes does not know shards"),
-        ({"sharding": "zero2", "precision": "float16"}, "disagree about the loss's scale"),
-        ({"sharding_group": 2}, "for sharded weights"),
-        ({"sharding": "full", "sharding_group": 2}, "it is for sharding='hybrid'"),
-        ({"offload": True}, "for sharded weights"),
-        ({"save_in_background": True}, "for sharded weights"),
-        ({"sharding": "half"}, "'none', 'zero2', 'full' or 'hybrid'"),
-    ],
-)
-def test_settings_that_sharding_cannot_have_are_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        config(**values)
-
-
-def test_shares_of_a_batch_must_be_equal():
-    with pytest.raises(InputError, match="an update has 3 parts for 2 processes; expected a multiple of 2"):
-        config(batch_size=6, micro_batch=2, group=3).check_processes(2, sharded=True)
-    config(batch_size=6, micro_batch=2, group=3).check_processes(2, sharded=False)
-    plan = UpdatePlan(0, 24, 4, 0, 2, equal=True).in_groups(8, whole=True)
-    with pytest.raises(InputError, match=r"would compute \[4, 2\] parts; sharded weights need equal numbers"):
-        _ = plan.mine
-    assert len(UpdatePlan(0, 32, 4, 0, 2, equal=True).in_groups(8, whole=True).mine) == 4
-
-
-def test_refl_with_a_reference_over_several_steps_is_refused():
-    several = config(ReFLConfig, reference_weight=0.1, gradient={"mode": "last", "count": 2})
-    with pytest.raises(InputError, match="the distance to the reference is taken over one step"):
-        several.check_processes(2, sharded=True)
-
-
-def test_a_group_that_does_not_divide_the_processes_is_refused():
-    with pytest.raises(InputError, match="sharding_group=3: expected a number that divides the 4 processes"):
-        make_mesh("hybrid", 3, 4, torch.device("cpu"))
-
-
-def test_a_network_without_blocks_and_one_that_stayed_whole_are_refused():
-    arguments = {"group": 1, "ranks": 1, "device": torch.device("cpu")}
-    with pytest.raises(InputError, match=r"Plain has none of the blocks \['FluxTransformerBlock'\]"):
-        shard(Plain(), ["FluxTransformerBlock"], "full", **arguments)
-    with pytest.raises(
-        Exception, match=r"2 of the network's weights are not in shards, such as layer\.weight"
-    ):
-        check_sharded(Plain())

@@ -39,10 +39,12 @@ def test_the_pairwise_loss_is_bradley_terry_over_all_pairs_with_margins():
 
 
 def test_the_dpo_loss_is_log_2_at_the_reference_and_counts_what_was_gained():
-    scores, ranks = torch.tensor([[1.0, -0.5]]), torch.tensor([[2, 1]])
-    assert dpo_loss(scores, scores, ranks, 3.0).item() == pytest.approx(math.log(2))
+    scores, ranks, none = torch.tensor([[1.0, -0.5]]), torch.tensor([[2, 1]]), torch.zeros(1)
+    assert dpo_loss(scores, scores, ranks, none, 3.0).item() == pytest.approx(math.log(2))
     moved = scores + torch.tensor([[0.1, 0.4]])
-    assert dpo_loss(moved, scores, ranks, 3.0).item() == pytest.approx(-log_sigmoid(3 * 0.3))
+    assert dpo_loss(moved, scores, ranks, none, 3.0).item() == pytest.approx(-log_sigmoid(3 * 0.3))
+    margin = torch.tensor([0.25])
+    assert dpo_loss(moved, scores, ranks, margin, 3.0).item() == pytest.approx(-log_sigmoid(3 * 0.3 - 0.25))
 
 
 def test_ratings_and_labels_are_squared_error_and_cross_entropy():
@@ -325,7 +327,7 @@ def test_prompts_shorter_than_the_positions_are_counted():
     ("line", "message"),
     [
         ({"prompt": "a", "chosen": "0.png"}, r"record 1 has no rejected; expected"),
-        ({"prompt": "a", "chosen": "0.png", "rejected": "no.png"}, r"record 1, image 1: .*no\.png"),
+        ({"prompt": "a", "chosen": "0.png", "rejected": "no.png"}, r"record 1, rejected \(.*no\.png\)"),
         ({"prompt": 3, "chosen": "0.png", "rejected": "1.png"}, r"record 1, prompt: "),
         (
             {"prompt": "a", "image": "0.png", "rating": 3},
@@ -335,7 +337,11 @@ def test_prompts_shorter_than_the_positions_are_counted():
             {"prompt": "a", "chosen": "0.png", "rejected": "1.png", "margin": -1},
             r"margin=-1: expected a finite",
         ),
-        ({"prompt": "a", "chosen": "0.png", "rejected": "bad.png"}, r"record 1, image 1: .*bad\.png"),
+        ({"prompt": "a", "chosen": "0.png", "rejected": "bad.png"}, r"record 1, rejected \(.*bad\.png\)"),
+        (
+            {"prompt": "a", "chosen": "0.png", "rejected": "./0.png"},
+            r"record 1: chosen and rejected are the same image; expected different ones",
+        ),
         ({"prompt": "a", "text": "b"}, r"record 1 has the fields prompt, text"),
     ],
 )

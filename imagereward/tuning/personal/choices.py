@@ -1,79 +1,33 @@
-"""Choices: what a person said about images, read from a table or from records in Python.
+"""read_choices: what a person said about images, read from a table or from records in Python.
 
 One kind a file: rankings of several images, pairs of a chosen and a rejected one, ratings, or labels good and
 bad of single images.
 """
 
+import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from imagereward.agreement.rankings import read_rankings
 from imagereward.errors import ImageRewardError, InputError, did_you_mean
-from imagereward.images.reading import check_image, identity
+from imagereward.images.reading import check_image
 from imagereward.records import open_table, prompt_error, read_all
 from imagereward.records.columns import folded
+from imagereward.records.delimited import Delimited
+from imagereward.tuning.personal.choice import Choice, Choices, Kind, image_key, net_preferences
 
-Kind = Literal["rankings", "pairs", "ratings", "labels"]
 # Column that tells the kind -> the kind.
 TELLING: dict[str, Kind] = {"chosen": "pairs", "rating": "ratings", "good": "labels"}
 LISTS = ("images", "generations")
+_AS_JSON = '; in a table of text as JSON, such as ["a.png", "b.png"] and [2, 1]'
 EXPECTED = (
     "expected {prompt, images, ranking}, {prompt, chosen, rejected}, {prompt, image, rating} or "
     "{prompt, image, good}"
 )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was said about the images of one record.
-
-    where    file and record, for messages
-    prompt   the prompt
-    images   K images: paths, or whatever scorers take
-    ranks    K ranks, lower is better, ties allowed; empty for ratings and labels
-    value    the rating, or 1 for good and 0 for bad; NaN for rankings and pairs
-    margin   by how much the better image's score should be higher, at least 0
-    subset   name of a part of the data that is measured alone; "": none
-    """
-
-    where: str
-    prompt: str
-    images: tuple[Any, ...]
-    ranks: tuple[int, ...] = ()
-    value: float = math.nan
-    margin: float = 0.0
-    subset: str = ""
-
-    @property
-    def decided(self) -> list[tuple[int, int]]:
-        """(better, worse) indices of all pairs of images with unequal ranks."""
-        found = combinations(range(len(self.ranks)), 2)
-        ordered = ((i, j) if self.ranks[i] < self.ranks[j] else (j, i) for i, j in found)
-        return [(i, j) for i, j in ordered if self.ranks[i] < self.ranks[j]]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Choices of one kind, and the name of where they are from."""
-
-    kind: Kind
-    items: tuple[Choice, ...]
-    source: str
-
-    @property
-    def compares(self) -> bool:
-        """Whether images of a prompt are compared, instead of being judged alone."""
-        return self.kind in ("rankings", "pairs")
-
-    def only(self, indices: Iterable[int]) -> "Choices":
-        """The choices with these indices."""
-        return Choices(self.kind, tuple(self.items[index] for index in indices), self.source)
 
 
 def read_choices(
@@ -86,10 +40,10 @@ def read_choices(
     images    folder that relative paths start at; default: the table's own
     encoding  of text files; default: by the byte order mark, else UTF-8
 
-    The headers of all images are read; rankings of only ties are kept as such. Raises InputError, naming
-    file, record and field, for what is missing or of the wrong type, for an image that is missing or damaged,
-    for records of several kinds, and if no choice is left that says anything: all are ties, or each is
-    contradicted by another.
+    In .csv and .tsv, lists are JSON. The headers of all images are read; rankings of only ties are kept as
+    such. Raises InputError, naming file, record and field, for what is missing or of the wrong type, for an
+    image that is missing or damaged or is compared with itself, for records of several kinds, and if no
+    choice is left that says anything: all are ties, or each is contradicted by another.
     """
     if isinstance(data, str | os.PathLike):
         items, kind = _from_table(Path(data).expanduser(), images, encoding)
@@ -111,7 +65,8 @@ def _from_table(path: Path, images, encoding) -> tuple[list[Choice], Kind]:
     table = open_table(path, encoding=encoding, split=False)
     columns = [folded(name) for name in table.columns()]
     known = {*TELLING, *LISTS, "ranking", "prompt", "image", "rejected"}
-    if not {*TELLING} & {*columns} and not ("images" in columns and "ranking" in columns):
+    lists = LISTS if any(isinstance(each, Delimited) for each in table.readers) else ("images",)
+    if not {*TELLING} & {*columns} and not ({*lists} & {*columns} and "ranking" in columns):
         if not {"ranking", "rank", "ranks", "human_preference"} & {*columns}:
             hints = [did_you_mean(name, known) for name in columns if name not in known]
             hint = " ".join(filter(None, hints))
@@ -133,10 +88,37 @@ def _from_table(path: Path, images, encoding) -> tuple[list[Choice], Kind]:
 
 def _from_rankings(path: Path, images, encoding) -> list[Choice]:
     """Rankings in the published layouts, by the reader that reward models' training uses."""
+    read = read_rankings(path, images, encoding, allow_ties=True)
+    table = open_table(path, encoding=encoding, split=False)
+    listed = {folded(name): is_list for name, is_list in table.readers[0].columns().items()}
+    extra: list[dict[str, Any]] = [{}] * len(read)
+    if {"subset", "margin"} & {*listed}:
+        if not any(listed.values()):
+            raise InputError(
+                f"{path} has a record for each image, and a column subset or margin, which is of a whole "
+                "ranking: expected records of {prompt, images, ranking, subset, margin}"
+            )
+        found = [(where, record) for where, record, _ in read_all(table)]
+        extra = [_said_beside(where, record) for where, record in found if not isinstance(record, str)]
     return [
-        Choice(f"{path}, record {index} (id {each.id!r})", each.prompt, tuple(each.generations), each.ranking)
-        for index, each in enumerate(read_rankings(path, images, encoding, allow_ties=True))
+        Choice(
+            where=f"{path}, record {index} (id {each.id!r})",
+            prompt=each.prompt,
+            images=tuple(each.generations),
+            ranks=each.ranking,
+            **beside,
+        )
+        for index, (each, beside) in enumerate(zip(read, extra, strict=True))
     ]
+
+
+def _said_beside(where: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The subset and the margin of a record; InputError for a margin that is no number of at least 0."""
+    values = {folded(name): value for name, value in record.items() if value is not None}
+    return {
+        "subset": str(values.get("subset", "")),
+        "margin": _number(where, "margin", values.get("margin", 0.0), 0.0),
+    }
 
 
 def _kind_of(record: Any, where: str) -> Kind:
@@ -157,19 +139,16 @@ def _choice(where: str, record: Mapping[str, Any], folder: Path, kind: Kind) -> 
         )
     if error := prompt_error(record.get("prompt")):
         raise InputError(f"{where}, prompt: {error}")
-    common = {
-        "where": where,
-        "prompt": record["prompt"],
-        "subset": str(record.get("subset") or ""),
-        "margin": _number(where, "margin", record.get("margin", 0.0), 0.0),
-    }
+    common = {"where": where, "prompt": record["prompt"], **_said_beside(where, record)}
+    if common["margin"] and kind in ("ratings", "labels"):
+        raise InputError(f"{where}, margin: {kind} have none; expected it beside rankings and pairs alone")
     if kind == "rankings":
         name = next(name for name in LISTS if name in record)
-        found, ranks = record[name], record.get("ranking")
+        found, ranks = _listed(record[name]), _listed(record.get("ranking"))
         if not isinstance(found, list | tuple) or len(found) < 2:
-            raise InputError(f"{where}, {name}: expected a list of at least two images")
+            raise InputError(f"{where}, {name}: expected a list of at least two images{_AS_JSON}")
         if not isinstance(ranks, list | tuple) or not all(_is_rank(rank) for rank in ranks):
-            raise InputError(f"{where}, ranking: expected a list of whole numbers from 0 on")
+            raise InputError(f"{where}, ranking: expected a list of whole numbers from 0 on{_AS_JSON}")
         if len(ranks) != len(found):
             raise InputError(f"{where}: {len(found)} {name} but {len(ranks)} ranks in ranking")
         return Choice(
@@ -188,6 +167,16 @@ def _choice(where: str, record: Mapping[str, Any], folder: Path, kind: Kind) -> 
     if value is None:
         raise InputError(f"{where}, good={good!r}: expected true or false")
     return Choice(images=pictures, value=float(value), **common)
+
+
+def _listed(cell: Any) -> Any:
+    """The list that a cell of text holds as JSON; any other cell as it is."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def _at(folder: Path, image: Any) -> Any:
@@ -210,13 +199,23 @@ def _number(where: str, name: str, value: Any, least: float = -math.inf) -> floa
 
 
 def _check_images(choices: Choices) -> None:
-    """InputError naming record and image, for the first image that is missing or damaged."""
+    """InputError naming record and field, for an image that is missing, damaged or twice in its record."""
+    fields = {"pairs": ("chosen", "rejected"), "ratings": ("image",), "labels": ("image",)}
     for choice in choices.items:
+        seen: dict[Any, str] = {}
         for place, image in enumerate(choice.images):
+            field = fields[choices.kind][place] if choices.kind in fields else f"images[{place}]"
             try:
                 check_image(image, place)
             except ImageRewardError as error:
-                raise InputError(f"{choice.where}, image {place}: {error}") from error
+                said = str(error)
+                rest = said.removeprefix(f"images[{place}]")  # what the reader calls it
+                raise InputError(f"{choice.where}, {field}{rest if rest != said else f': {said}'}") from error
+            if (same := seen.setdefault(image_key(image), field)) != field:
+                raise InputError(
+                    f"{choice.where}: {same} and {field} are the same image; expected different ones, since "
+                    "an image says nothing when it is compared with itself"
+                )
 
 
 def _check_says_anything(choices: Choices) -> None:
@@ -238,14 +237,3 @@ def _check_says_anything(choices: Choices) -> None:
             f"{choices.source}: every choice is contradicted by another one of the same two images, so there "
             "is nothing to learn"
         )
-
-
-def net_preferences(items: Iterable[Choice]) -> Iterator[int]:
-    """For every two images of a prompt: by how many choices one is preferred more often than the other."""
-    votes: Counter = Counter()
-    for choice in items:
-        for better, worse in choice.decided:
-            pair = [(choice.prompt, identity(choice.images[index])) for index in (better, worse)]
-            first, second = sorted(pair, key=repr)
-            votes[repr(first), repr(second)] += 1 if pair[0] is first else -1
-    return iter(votes.values())

@@ -114,7 +114,9 @@ class Learner(nn.Module):
         standard = (scores - self.standard.mean) / self.standard.std
         if self.kind in ("rankings", "pairs"):
             if self.dpo:
-                return dpo_loss(standard, targets["reference"], targets["ranks"], self.beta)
+                return dpo_loss(
+                    standard, targets["reference"], targets["ranks"], targets["margins"], self.beta
+                )
             return pairwise_loss(standard, targets["ranks"], targets["margins"])
         loss = rating_loss if self.kind == "ratings" else label_loss
         return loss(standard, targets["targets"].to(standard.dtype))

@@ -17,16 +17,20 @@ def pairwise_loss(scores_B_K: torch.Tensor, ranks_B_K: torch.Tensor, margins_B: 
 
 
 def dpo_loss(
-    scores_B_K: torch.Tensor, reference_B_K: torch.Tensor, ranks_B_K: torch.Tensor, beta: float
+    scores_B_K: torch.Tensor,
+    reference_B_K: torch.Tensor,
+    ranks_B_K: torch.Tensor,
+    margins_B: torch.Tensor,
+    beta: float,
 ) -> torch.Tensor:
-    """Mean over pairs of -log sigmoid(beta (difference of scores - the reference's)); 0 without pairs.
+    """Mean over pairs of -log sigmoid(beta (difference of scores - the reference's) - margin); 0 without any.
 
-    Rafailov et al. 2023 (arXiv:2305.18290), equation 7, with scores in place of log-probabilities. At the
-    reference it is log 2.
+    Rafailov et al. 2023 (arXiv:2305.18290), equation 7, with scores in place of log-probabilities, and with
+    the offset of Amini et al. 2024 (arXiv:2402.10571) as margin. Without margins, it is log 2 at first.
     """
     gained = scores_B_K - reference_B_K
     prompt, better, worse = ranked_pairs(ranks_B_K).unbind(1)
-    ahead = beta * (gained[prompt, better] - gained[prompt, worse])
+    ahead = beta * (gained[prompt, better] - gained[prompt, worse]) - margins_B[prompt]
     return -F.logsigmoid(ahead).sum() / max(1, len(ahead))
 
 

@@ -5,10 +5,30 @@ import json
 
 import numpy as np
 import pytest
-from personal_choices import picture, ratings
+import torch
+from conftest import small_scorer
+from personal_choices import picture, rankings, ratings
+from test_personal import QUICK
 
+import imagereward as RM
+from imagereward.config import AdapterConfig
 from imagereward.errors import InputError
 from imagereward.tuning.personal.choices import read_choices
+
+
+@pytest.mark.parametrize("kind", ["loreft", "lora"])
+def test_nothing_but_the_new_adapter_learns(kind):
+    scorer = small_scorer("ImageReward")
+    other = scorer.add_adapter(AdapterConfig("direft", "other"))
+    other.let_learn()
+    scorer.mlp.requires_grad_(True)
+    before = {name: value.clone() for name, value in scorer.state_dict().items()}
+    learning = {name for name, value in scorer.named_parameters() if value.requires_grad}
+    RM.personalise(scorer, rankings(8), kind=kind, learning_rate=0.1, weight_decay=0.1, **QUICK)
+    scorer.remove_adapter("mine")
+    for name, value in scorer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert {name for name, value in scorer.named_parameters() if value.requires_grad} == learning
 
 
 def test_published_layouts_and_tables_of_text_keep_subsets_and_margins(tmp_path):

@@ -145,7 +145,7 @@ def fit(
     save: bool = False,
     resume: str | None = None,
 ) -> Curve:
-    """Train in place; returns the held-out curve, which is empty without `valid`.
+    """Train in place, and nothing else of the scorer; returns the held-out curve, empty without `valid`.
 
     directory  for Trainer's files
     valid      held-out choices, measured before the training and after every epoch. With `save` the weights
@@ -172,7 +172,8 @@ def fit(
         callbacks=[] if fold is None else [fold],
     )
     trainer.remove_callback(PrinterCallback)  # the summary says what is worth saying
-    trainer.train(resume_from_checkpoint=resume)
+    with learner.learning_alone():
+        trainer.train(resume_from_checkpoint=resume)
     return Curve([], []) if fold is None else fold.curve
 
 

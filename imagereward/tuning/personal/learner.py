@@ -1,6 +1,7 @@
 """Learner: a frozen scorer and what of it learns, with the loss of the choices' kind, as Trainer takes it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -77,6 +78,19 @@ class Learner(nn.Module):
     def learned(self) -> Learned:
         """What learns."""
         return self._outside[0]
+
+    @contextmanager
+    def learning_alone(self) -> Iterator[None]:
+        """A context in which no other parameter of the scorer gets gradients, as Trainer would learn all."""
+        own = {id(value) for value in self.learned.learned()}
+        others = [value for value in self.parameters() if value.requires_grad and id(value) not in own]
+        try:
+            for value in others:
+                value.requires_grad_(False)
+            yield
+        finally:
+            for value in others:
+                value.requires_grad_(True)
 
     def forward(self, prompts: list[str], places: torch.Tensor, **targets: torch.Tensor) -> dict:
         """{loss, scores}: [B, K] with 0 where there is no image, or [B] for ratings and labels."""

@@ -71,6 +71,20 @@ FAULTS = [
         "tests/test_personal_processes.py",
     ),
     Fault(
+        "choices that share an image are held out apart",
+        TUNING + "personal/folds.py",
+        "above[root(row)] = root(first.setdefault(key, row))",
+        "first.setdefault(key, row)",
+        "tests/test_personal_evidence.py -k share_an_image",
+    ),
+    Fault(
+        "a tie of the scores is wrong",
+        TUNING + "personal/summary.py",
+        "(scores[better] == scores[worse]) / 2",
+        "0",
+        "tests/test_personal_evidence.py -k breaking_ties",
+    ),
+    Fault(
         "refits learn from all choices, not from drawn ones",
         TUNING + "personal/bootstrap.py",
         "drawn = np.random.default_rng(list(seed)).choice(names, len(names))",

@@ -14,11 +14,12 @@ import imagereward as RM
 from imagereward.config import AdapterConfig
 from imagereward.errors import CheckpointError, InputError, PositionsClampedWarning
 from imagereward.tuning import run_recipe
-from imagereward.tuning.personal import train
-from imagereward.tuning.personal.choices import Choice, read_choices
+from imagereward.tuning.personal import validation
+from imagereward.tuning.personal.choice import Choice
+from imagereward.tuning.personal.choices import read_choices
 from imagereward.tuning.personal.data import ImageStore, collate_comparisons, collate_values
-from imagereward.tuning.personal.folds import best_epoch, groups_of, held_out, nested_epochs, split
-from imagereward.tuning.personal.learner import base_scores, prepared
+from imagereward.tuning.personal.folds import Groups, best_epoch, groups_of, held_out, nested_epochs, split
+from imagereward.tuning.personal.learner import prepared, scores_now
 from imagereward.tuning.personal.losses import dpo_loss, label_loss, pairwise_loss, rating_loss
 from imagereward.tuning.personal.summary import measured
 
@@ -75,14 +76,14 @@ def test_batches_keep_the_order_of_images_and_pad_ranks():
 
 
 def choice(prompt: str, ranks=(1, 2), value: float = math.nan, subset: str = "") -> Choice:
-    return Choice(
-        "here", prompt, tuple(f"{i}.png" for i in range(len(ranks) or 1)), tuple(ranks), value, 0.0, subset
-    )
+    images = tuple(f"{prompt}-{i}.png" for i in range(len(ranks) or 1))
+    return Choice("here", prompt, images, tuple(ranks), value, 0.0, subset)
 
 
 def test_folds_hold_out_every_choice_once_and_prompts_as_a_whole():
     items = [choice(f"prompt {index % 10}") for index in range(25)]
-    groups = groups_of(items)
+    groups, unit = groups_of(items)
+    assert unit == "prompts"
     parts = split(groups, 5, 3)
     assert sorted(index for part in parts for index in part) == list(range(25))
     for part in parts:
@@ -90,9 +91,9 @@ def test_folds_hold_out_every_choice_once_and_prompts_as_a_whole():
         assert not inside & {items[i].prompt for i in range(25) if i not in part}
     assert parts == split(groups, 5, 3) != split(groups, 5, 4)
     assert len(split(groups, 99, 0)) == 10
-    out = held_out(groups, 0.2, 0)
-    assert len({groups[index] for index in out}) == 2
-    assert groups_of([choice("same") for _ in range(6)]) == [0, 1, 2, 3, 4, 5]
+    out = held_out(groups, 0.4, 0)
+    assert [len({groups[index] for index in part}) for part in out] == [2, 2]
+    assert not {groups[index] for index in out[0]} & {groups[index] for index in out[1]}
     with pytest.raises(InputError, match="3 choices that say something: expected at least 4"):
         groups_of([choice("same")] * 3)
 
@@ -107,6 +108,10 @@ def test_the_epoch_is_that_of_the_lowest_mean_loss_and_a_fold_does_not_choose_it
         best_epoch([[0.1, math.nan]])
 
 
+def by_prompt(count: int) -> Groups:
+    return Groups(list(range(count)), "prompts")
+
+
 def test_agreement_and_its_gain_are_counted_over_pairs_and_groups():
     items = [
         choice("a", (1, 2, 2), subset="x"),
@@ -116,19 +121,20 @@ def test_agreement_and_its_gain_are_counted_over_pairs_and_groups():
     ]
     base = [[0, 1, -1], [0, 1], [0, 0], [1, 0]]
     adapted = [[1, 0, -1], [0, 1], [1, 0], [0, 1]]
-    found = measured("rankings", items, [0, 1, 2, 3], base, adapted)
-    assert found["pairs"] == 5
-    assert found["base"][0] == pytest.approx(3 / 5)  # a tie of the scores is wrong
-    assert found["adapted"][0] == pytest.approx(4 / 5)
-    gains, pairs_ = np.array([1, 0, 1, -1]), np.array([2, 1, 1, 1])
+    found = measured("rankings", items, by_prompt(4), base, adapted)
+    assert found.pairs == 5
+    assert found.base[0] == pytest.approx(3.5 / 5)  # a tie of the scores is half right
+    assert found.adapted[0] == pytest.approx(4 / 5)
+    gains, pairs_ = np.array([1, 0, 0.5, -1]), np.array([2, 1, 1, 1])
     left = (gains.sum() - gains) / (pairs_.sum() - pairs_)
-    error = math.sqrt(3 / 4 * ((left - left.mean()) ** 2).sum())
-    assert found["gain"][0] == pytest.approx(1 / 5)
-    assert found["gain"][1] == pytest.approx(1 / 5 - 3.1824463052842638 * error)
-    assert found["gain"][2] == 1  # a difference of shares is at most that
-    assert not found["better"]
-    assert found["subsets"]["x"][0] == 2
-    assert found["subsets"]["x"][1][0] == pytest.approx(0.5)
+    values = [*(4 * 0.1 - 3 * left), -1, 1]  # a difference of shares is from -1 to 1
+    error = np.std(values, ddof=1) / math.sqrt(6)
+    assert found.gain[0] == pytest.approx(0.1)
+    assert found.gain[1] == pytest.approx(np.mean(values) - 2.5705818366147395 * error)
+    assert found.gain[2] == pytest.approx(min(1, np.mean(values) + 2.5705818366147395 * error))
+    assert not found.better
+    assert found.subsets["x"][0] == 2
+    assert found.subsets["x"][1][0] == pytest.approx(0.5)
 
 
 def test_the_verdict_on_random_scores_is_hardly_ever_better():
@@ -136,19 +142,21 @@ def test_the_verdict_on_random_scores_is_hardly_ever_better():
     for _ in range(400):
         items = [choice(str(index), tuple(rng.permutation(3) + 1)) for index in range(24)]
         base, adapted = rng.normal(size=(2, 24, 3))
-        better += measured("rankings", items, range(24), base, adapted)["better"]
+        better += measured("rankings", items, by_prompt(24), base, adapted).better
     assert better <= 20  # 5 %
 
 
 def test_ratings_are_measured_by_rank_correlation_and_labels_by_pairs():
     items = [choice(str(i), (), value) for i, value in enumerate((1.0, 2.0, 3.0, 4.0))]
-    found = measured("ratings", items, [0, 1, 2, 3], [[4], [3], [2], [1]], [[1], [2], [4], [3]])
-    assert found["base"][0] == pytest.approx(-1)
-    assert found["adapted"][0] == pytest.approx(0.8)
+    found = measured("ratings", items, by_prompt(4), [[4], [3], [2], [1]], [[1], [2], [4], [3]])
+    assert found.base[0] == pytest.approx(-1)
+    assert found.adapted[0] == pytest.approx(0.8)
     items = [choice(str(i), (), value) for i, value in enumerate((1.0, 0.0, 1.0, 0.0))]
-    found = measured("labels", items, [0, 1, 2, 3], [[0], [1], [2], [3]], [[3], [1], [2], [2]])
-    assert found["base"][0] == pytest.approx(1 / 4)
-    assert found["adapted"][0] == pytest.approx(3 / 4)
+    found = measured("labels", items, by_prompt(4), [[0], [1], [2], [3]], [[3], [1], [2], [2]])
+    assert found.base[0] == pytest.approx(1 / 4)
+    assert found.adapted[0] == pytest.approx(3.5 / 4)  # the last of the good and of the bad are level
+    constant = measured("labels", items, by_prompt(4), [[2]] * 4, [[2]] * 4)
+    assert constant.base[0] == constant.adapted[0] == 0.5
 
 
 @pytest.mark.parametrize("kind", ["ImageReward", "CLIP"])
@@ -156,7 +164,7 @@ def test_the_base_is_scored_as_the_scorer_scores(kind):
     scorer, choices = small_scorer(kind), read_choices(rankings(3))
     store = ImageStore(scorer, choices)
     places = store.places(choices)
-    found = base_scores(scorer, choices, places, store)
+    found = scores_now(scorer, choices, places, store)
     for each, scores in zip(choices.items, found):
         assert scores == pytest.approx(scorer.score(each.prompt, list(each.images)), abs=1e-5)
     data, standard = prepared(choices, places, found)
@@ -242,7 +250,7 @@ def test_the_recipe_writes_an_adapter_that_load_takes_and_resumes_bit_for_bit(tm
     again = RM.load(models["ImageReward"], "cpu", adapter=tmp_path / "whole")
     assert again.name == "ImageReward+whole"
 
-    real, calls = train.fit, []
+    real, calls = validation.fit, []
 
     def stopped(*args, **options):
         calls.append(options)
@@ -251,12 +259,12 @@ def test_the_recipe_writes_an_adapter_that_load_takes_and_resumes_bit_for_bit(tm
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(train, "fit", stopped)
+    monkeypatch.setattr(validation, "fit", stopped)
     cut = [*changes, f"output={tmp_path / 'cut'}"]
     with pytest.raises(KeyboardInterrupt):
         run_recipe("imagereward/personal", cut)
     monkeypatch.setattr(
-        train, "fit", lambda *args, **options: calls.append(options) or real(*args, **options)
+        validation, "fit", lambda *args, **options: calls.append(options) or real(*args, **options)
     )
     calls.clear()
     resumed = run_recipe("imagereward/personal", [*cut, "resume=true"])
@@ -276,17 +284,17 @@ def test_a_held_out_share_is_measured_alike_after_a_resume(
     ]
     whole = run_recipe("imagereward/personal", [*changes, f"output={tmp_path / 'whole'}"])
     expected = {name: value.clone() for name, value in whole.weights().items()}
-    real = train.fit
+    real = validation.fit
 
     def stopped(*args, **options):
         real(*args, **{**options, "epochs": stopped_after})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "fit", stopped)
+    monkeypatch.setattr(validation, "fit", stopped)
     cut = [*changes, f"output={tmp_path / 'again'}"]
     with pytest.raises(KeyboardInterrupt):
         run_recipe("imagereward/personal", cut)
-    monkeypatch.setattr(train, "fit", real)
+    monkeypatch.setattr(validation, "fit", real)
     curve = tmp_path / "again/held_out.json"
     curve.rename(tmp_path / "aside.json")
     with pytest.raises(

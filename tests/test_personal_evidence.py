@@ -7,13 +7,124 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_scorer
-from personal_choices import picture, rankings, ratings
-from test_personal import QUICK
+from personal_choices import pairs, picture, rankings, ratings
+from test_personal import QUICK, by_prompt, choice
 
 import imagereward as RM
 from imagereward.config import AdapterConfig
 from imagereward.errors import InputError
+from imagereward.tuning.personal import validation
+from imagereward.tuning.personal.choice import Choice
 from imagereward.tuning.personal.choices import read_choices
+from imagereward.tuning.personal.folds import groups_of
+from imagereward.tuning.personal.summary import measured
+
+
+def pair(prompt: str, better: str, worse: str) -> Choice:
+    return Choice("here", prompt, (f"{better}.png", f"{worse}.png"), (1, 2))
+
+
+def test_choices_that_share_an_image_or_a_prompt_are_held_out_together():
+    many = [pair(f"prompt {index}", f"a{index}", f"b{index}") for index in range(9)]
+    # The last two prompts share an image, also if its path is written otherwise.
+    shared = [*many, pair("another", "./b8", "c")]
+    assert groups_of(shared) == ([*range(9), 8], "prompts")
+    # Of a few prompts, what is connected by images: here 0-1-2, 3-4 and two alone.
+    chain = ["ab", "bc", "cd", "ef", "gf", "hi", "jk"]
+    few = [pair("one prompt", *each) for each in chain]
+    assert groups_of(few) == ([0, 0, 0, 1, 1, 2, 3], "images")
+    # 30 images of one prompt, each compared with the next: nothing but single choices is left.
+    ring = [pair("one prompt", str(index), str((index + 1) % 30)) for index in range(30)]
+    assert groups_of(ring) == (list(range(30)), "single choices")
+    # Nor where most choices are in one group, which a training could not do without.
+    lopsided = [*(pair("one", "hub", f"x{index}") for index in range(9)), *few[3:]]
+    assert groups_of(lopsided).unit == "single choices"
+
+
+def test_recurring_images_are_no_evidence_for_new_ones_whatever_the_figures():
+    items = [pair("one prompt", str(index), str((index + 1) % 30)) for index in range(30)]
+    right, wrong = [[1.0, 0.0]] * 30, [[0.0, 1.0]] * 30
+    found = measured("pairs", items, groups_of(items), wrong, right)
+    assert found.gain[1] > 0.5
+    assert not found.better
+    assert "verdict: none about new images: images recur" in str(found)
+    assert measured("pairs", items, by_prompt(30), wrong, right).better
+
+
+def test_a_single_prompt_with_few_images_is_trained_and_says_what_it_is_no_evidence_for(tmp_path):
+    rng = np.random.default_rng(3)
+    images = [picture(index / 6, rng) for index in range(6)]
+    records = [
+        {"prompt": "a cat", "chosen": images[i], "rejected": images[j]} for i in range(6) for j in range(i)
+    ]
+    _, summary = RM.personalise(
+        small_scorer("ImageReward"), records, output=tmp_path / "out", folds=2, epochs=1
+    )
+    assert not summary.better
+    assert summary.recurring
+    assert summary.how == "cross-validation in 2 parts by single choices"
+    assert "nothing about new ones" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ratings", "labels"])
+def test_breaking_ties_at_random_is_no_gain(kind):
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(25):
+        if kind == "pairs":
+            items, shape = [choice(str(index)) for index in range(40)], (40, 2)
+        else:
+            values = rng.permutation(40) % 2 if kind == "labels" else rng.permutation(40)
+            items, shape = (
+                [choice(str(index), (), float(value)) for index, value in enumerate(values)],
+                (40, 1),
+            )
+        found = measured(kind, items, by_prompt(40), np.zeros(shape), rng.normal(size=shape))
+        assert found.base[0] == (0 if kind == "ratings" else 0.5)
+        gains.append(found.gain[0])
+    assert abs(np.mean(gains)) < 0.06
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels", "ratings"])
+def test_a_handful_that_all_agree_still_has_an_interval(kind):
+    values = {"labels": (1.0, 0.0, 1.0, 0.0), "ratings": (4.0, 1.0, 3.0, 2.0)}.get(kind)
+    items = [choice(str(i), *((), values[i]) if values else ()) for i in range(4)]
+    right = [[value] for value in values] if values else [[1.0, 0.0]] * 4
+    found = measured(kind, items, by_prompt(4), [[-v for v in row] for row in right], right)
+    assert found.adapted[0] == 1
+    assert found.adapted[1] < 0.9
+    assert found.gain[1] < found.gain[0] - 0.1
+    assert not found.better
+
+
+def test_the_held_out_share_that_selects_the_epoch_is_not_the_one_that_measures(monkeypatch):
+    seen, real = {}, validation.scores_now
+
+    def watched(scorer, choices, places, store):
+        seen["measured"] = {item.prompt for item in choices.items}
+        return real(scorer, choices, places, store)
+
+    fit = validation.fit
+
+    def fitted(learner, train, config, directory, valid=None, **options):
+        seen["learned"], seen["selecting"] = ({each.prompt for each in part.items} for part in (train, valid))
+        return fit(learner, train, config, directory, valid, **options)
+
+    monkeypatch.setattr(validation, "scores_now", watched)
+    monkeypatch.setattr(validation, "fit", fitted)
+    scorer = small_scorer("ImageReward")
+    records = pairs(12)
+    _, summary = RM.personalise(scorer, records, folds=0, held_out=0.5, epochs=2)
+    assert [len(seen[name]) for name in ("learned", "selecting", "measured")] == [6, 3, 3]
+    assert set.union(*seen.values()) == {each["prompt"] for each in records}
+    assert summary.pairs == 3
+    assert summary.how == ("by prompts, 3 choices held out that select the epoch, and 3 others that measure")
+    right = [
+        np.diff(scorer.score(each["prompt"], [each["rejected"], each["chosen"]]))[0] > 0
+        for each in records
+        if each["prompt"] in seen["measured"]
+    ]
+    assert summary.adapted[0] == pytest.approx(np.mean(right))
 
 
 @pytest.mark.parametrize("kind", ["loreft", "lora"])
@@ -29,6 +140,22 @@ def test_nothing_but_the_new_adapter_learns(kind):
     for name, value in scorer.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert {name for name, value in scorer.named_parameters() if value.requires_grad} == learning
+
+
+@pytest.mark.parametrize(("folds", "trainings"), [(2, 3), (0, 1)])
+def test_one_bar_goes_over_all_trainings(folds, trainings, monkeypatch):
+    bars = []
+
+    class Bar(validation.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **{**options, "disable": False, "delay": 99})
+            bars.append((self, self.total))
+
+    monkeypatch.setattr(validation, "tqdm", Bar)
+    _, summary = RM.personalise(small_scorer("ImageReward"), rankings(8), folds=folds, epochs=2)
+    ((bar, planned),) = bars
+    assert planned == trainings * 2
+    assert bar.n == bar.total == (4 + summary.epochs if folds else 2)
 
 
 def test_published_layouts_and_tables_of_text_keep_subsets_and_margins(tmp_path):

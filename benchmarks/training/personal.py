@@ -31,10 +31,12 @@ from imagereward.agreement.intervals import mean_interval
 from imagereward.config import ADAPTER_KINDS
 from imagereward.scoring.scorer import Scorer
 from imagereward.table import table
-from imagereward.tuning.personal.choices import Choices, read_choices
+from imagereward.tuning.personal.choice import Choices
+from imagereward.tuning.personal.choices import read_choices
 from imagereward.tuning.personal.config import LearningConfig
 from imagereward.tuning.personal.folds import groups_of
-from imagereward.tuning.personal.train import personalise_scorer, train_and_measure
+from imagereward.tuning.personal.train import personalise_scorer
+from imagereward.tuning.personal.validation import train_and_measure
 
 BASE = "ImageReward-tiny"
 RANKINGS, SEEDS, HELD_OUT, FOLDS = (24, 48, 96), 5, 150, 5

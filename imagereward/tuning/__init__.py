@@ -96,11 +96,12 @@ def personalise(
     output    a new directory for the adapter's files; None: `adapter.save_pretrained` writes them later
     images    folder that relative image paths start at; default: the table's own
     encoding  of a text file
-    folds     parts of a cross-validation, which measures the adapter; 0: a share `held_out` of the prompts is
-              held out instead, and not learned from
+    folds     parts of a cross-validation, at least 2, which measures the adapter; 0: a share `held_out` of
+              the prompts is held out instead, of which half selects the epoch and half measures
     settings  keys of the recipe imagereward/personal: `kind="direft"`, `rank=8`, `epochs=10`
 
-    `summary.better` says whether the adapter is better than the scorer without it. Raises InputError, naming
+    `summary.better` says whether the adapter is better than the scorer without it, on new images; never so
+    where images recur in too many choices (`summary.recurring`). Raises InputError, naming
     file, record and field, for choices that are wrong or say nothing; MissingExtraError without the extra.
     """
     try:

@@ -10,12 +10,13 @@ import numpy as np
 from imagereward.precision import on_cpu
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.distributed import check_first_gpu
-from imagereward.tuning.personal.choices import Choices
+from imagereward.tuning.personal.choice import Choices
 from imagereward.tuning.personal.config import LearningConfig
 from imagereward.tuning.personal.fit import fit
 from imagereward.tuning.personal.folds import groups_of
 from imagereward.tuning.personal.learner import ready
-from imagereward.tuning.personal.train import adapter_config, decided
+from imagereward.tuning.personal.train import adapter_config
+from imagereward.tuning.personal.validation import decided
 from imagereward.tuning.trainer.accelerate_setup import accelerating
 
 Found = TypeVar("Found")
@@ -31,7 +32,9 @@ def refits(
     count: int,
     find: Callable[[Scorer], Found],
 ) -> list[Found]:
-    """`find(scorer)` with each of `count` fresh adapters, taught prompts that are drawn with replacement.
+    """`find(scorer)` with each of `count` fresh adapters, taught groups of choices drawn with replacement.
+
+    The groups are those that a cross-validation holds out as a whole, such as the choices about a prompt.
 
     epochs   passes over the drawn choices, without held-out parts; such as the best number of all choices
     find     what is asked of the adapted scorer, such as the scores of some images
@@ -41,7 +44,7 @@ def refits(
     """
     check_first_gpu(scorer.device)
     choices = decided(choices, config)
-    groups = np.array(groups_of(choices.items))
+    groups = np.array(groups_of(choices.items).of)
     found = []
     with scorer.using_adapters(), tempfile.TemporaryDirectory() as directory:
         for number in range(count):

@@ -13,6 +13,14 @@ def card(adapter: Adapter, summary: Summary, loading: str) -> str:
     loading  a line of Python that loads the scorer with the adapter
     """
     config = adapter.described()
+    about = (
+        "Choices were held out one by one, and their images recur in choices that were learned from: the "
+        "figures are\nabout choices among these images, and nothing about new ones."
+        if summary.recurring
+        else f"Intervals are 95 %, over {summary.unit}, of choices that were held out together with all that "
+        "share an image with\nthem. They say how the adapter does on choices like these, by the same person, "
+        "and nothing about others."
+    )
     return f"""---
 library_name: imagereward
 tags: [reward-model, adapter, {config.kind}]
@@ -35,6 +43,5 @@ model = {loading}
 {summary}
 ```
 
-Intervals are 95 %, over prompts, of choices that were held out. They say how the adapter does on choices like
-these, by the same person, and nothing about others.
+{about}
 """

@@ -73,9 +73,13 @@ class PersonalConfig(LearningConfig):
         5,
         ge=0,
         le=100,
-        description="parts of a cross-validation, each held out once; 0: one held-out share",
+        description="parts of a cross-validation, at least 2, each held out once; 0: one held-out share",
     )
     held_out: float = Field(
-        0.2, gt=0, lt=1, description="of folds=0: share of prompts that is held out and not learned from"
+        0.2,
+        gt=0,
+        lt=1,
+        description="of folds=0: share of prompts that is not learned from: half selects the epoch, half "
+        "measures",
     )
     resume: bool = Field(False, description="go on with the run in the output directory")

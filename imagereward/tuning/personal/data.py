@@ -12,7 +12,7 @@ from imagereward.images.reading import identity, load_pixels
 from imagereward.precision import on_cpu
 from imagereward.scoring.pair_scoring import distinct
 from imagereward.scoring.scorer import Scorer
-from imagereward.tuning.personal.choices import Choice, Choices
+from imagereward.tuning.personal.choice import Choice, Choices
 from imagereward.tuning.reward_model.preference import NO_IMAGE
 
 # Most bytes of image features that are kept; of more, images are encoded in every update.

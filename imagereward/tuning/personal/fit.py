@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from imagereward.errors import CheckpointError, InputError, NonFiniteScoreError
@@ -92,6 +93,17 @@ class Fold(TrainerCallback):
             control.should_training_stop = True
 
 
+class Ticks(TrainerCallback):
+    """Moves a bar on to the epoch that a training has reached, also a resumed one."""
+
+    def __init__(self, bar: tqdm):
+        self.bar, self.start = bar, bar.n
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """An epoch is over."""
+        self.bar.update(self.start + round(state.epoch) - self.bar.n)
+
+
 def _curve_until(file: Path, checkpoint: Path) -> Curve:
     """The curve of a file, up to the epoch of a checkpoint."""
     try:
@@ -144,6 +156,7 @@ def fit(
     epochs: int | None = None,
     save: bool = False,
     resume: str | None = None,
+    bar: tqdm | None = None,
 ) -> Curve:
     """Train in place, and nothing else of the scorer; returns the held-out curve, empty without `valid`.
 
@@ -153,6 +166,7 @@ def fit(
     epochs     default: the config's
     save       whether a checkpoint, and with `valid` the curve, is written after every epoch
     resume     a checkpoint to go on from, as if the training had not been stopped
+    bar        is moved on by each epoch
 
     The learning rate rises over the same number of updates whatever `epochs` is, and then stays.
     """
@@ -169,7 +183,7 @@ def fit(
         train,
         valid,
         compute_metrics=None if fold is None else fold.metrics,
-        callbacks=[] if fold is None else [fold],
+        callbacks=[*([] if fold is None else [fold]), *([] if bar is None else [Ticks(bar)])],
     )
     trainer.remove_callback(PrinterCallback)  # the summary says what is worth saying
     with learner.learning_alone():

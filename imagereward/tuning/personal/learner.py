@@ -11,7 +11,7 @@ from imagereward.adapters.base import Adapter
 from imagereward.scoring.questions import diagonal
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.distributed import share
-from imagereward.tuning.personal.choices import Choices, Kind
+from imagereward.tuning.personal.choice import Choices, Kind
 from imagereward.tuning.personal.config import LearningConfig
 from imagereward.tuning.personal.data import ChoiceData, ImageStore
 from imagereward.tuning.personal.losses import dpo_loss, label_loss, pairwise_loss, rating_loss
@@ -79,6 +79,11 @@ class Learner(nn.Module):
         """What learns."""
         return self._outside[0]
 
+    @property
+    def store(self) -> ImageStore:
+        """The images of all choices."""
+        return self._outside[1]
+
     @contextmanager
     def learning_alone(self) -> Iterator[None]:
         """A context in which no other parameter of the scorer gets gradients, as Trainer would learn all."""
@@ -113,8 +118,7 @@ class Learner(nn.Module):
     ) -> dict[str, torch.Tensor]:
         ranks = targets.get("ranks")
         pairs = diagonal(len(places)) if ranks is None else image_prompt_pairs(ranks)
-        store = self._outside[1]
-        features = store.encoded(places.tolist())
+        features = self.store.encoded(places.tolist())
         found = self.scorer.head(features, self.scorer.encode_prompts(prompts), pairs)
         if ranks is None:
             scores = found
@@ -161,8 +165,8 @@ def of_rows(
     return [prompts[row] for row in rows], torch.cat([parts[row] for row in rows]), kept
 
 
-def base_scores(
-    scorer: Scorer, choices: Choices, places: list[list[int]], store: ImageStore
+def scores_now(
+    scorer: Scorer, choices: Choices, places: Sequence[Sequence[int]], store: ImageStore
 ) -> list[list[float]]:
     """For each choice the scores of its images, by the scorer as it is now, without gradients."""
     flat = [(place, index) for index, found in enumerate(places) for place in found]
@@ -187,7 +191,7 @@ def ready(
     store = ImageStore(scorer, choices, encode_once)
     places = store.places(choices)
     enabled = _switched(learned, False)
-    scores = base_scores(scorer, choices, places, store)
+    scores = scores_now(scorer, choices, places, store)
     _switched(learned, enabled)
     data, standard = prepared(choices, places, scores)
     learner = Learner(scorer, learned, store, choices.kind, standard, config.loss == "dpo", config.beta)

@@ -1,4 +1,4 @@
-"""Summary: whether an adapter learned anything beyond the base and beyond chance, by held-out choices."""
+"""Measured and Summary: whether an adapter orders images better than its base, by choices."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from imagereward.agreement.intervals import ratio_interval, t_interval
-from imagereward.tuning.personal.choices import Choice, Kind
+from imagereward.agreement.intervals import mean_interval
+from imagereward.tuning.personal.choice import Choice, Kind
+from imagereward.tuning.personal.folds import SINGLE, Groups
 
 Interval = tuple[float, float, float]  # estimate, low, high
 MEASURES: dict[Kind, str] = {
@@ -18,64 +19,96 @@ MEASURES: dict[Kind, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What came of a training. Intervals are 95 %, over prompts, of choices that were not learned from.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How a scorer agrees with choices, without and with its adapter. Equal scores count half.
 
     kind            of the choices
     choices, pairs  how many there are; pairs of images of unequal rank, or single images
     measure         name of what base and adapted measure: `MEASURES`
+    unit            what the 95 % intervals are over, as in `Groups`
     base, adapted   (estimate, low, high) without and with the adapter
     gain            of adapted - base, in which what both share cancels out
-    better          whether the adapter is better than the base and than chance: both intervals say so
+    better          whether the adapter is better than the base and than chance: both intervals say so, and
+                    images do not recur
     subsets         {name: (pairs, base, adapted)} for choices with a `subset`
-    how             how choices were held out
-    epochs          passes over the choices of the final training
-    clamped         choices whose prompt has fewer tokens than `positions` asks for
-    parameters, bytes, seconds   learned numbers; bytes of the saved file; duration of everything
     """
 
     kind: Kind
     choices: int
     pairs: int
     measure: str
+    unit: str
     base: Interval
     adapted: Interval
     gain: Interval
     better: bool
+    subsets: dict[str, tuple[int, Interval, Interval]] = field(default_factory=dict)
+
+    @property
+    def recurring(self) -> bool:
+        """Whether images recur in so many choices that these are no evidence for new images."""
+        return self.unit == SINGLE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        unit = "pairs" if self.kind in ("rankings", "pairs") else "images"
+        first = f"{self.choices} choices, {self.pairs} {unit}; {self._how()}"
+        return "\n".join([first, *self._figures(), *self._verdict()])
+
+    def _how(self) -> str:
+        return f"intervals over {self.unit}"
+
+    def _figures(self) -> list[str]:
+        base, adapted, gain = (_shown(each, self.kind) for each in (self.base, self.adapted, self.gain))
+        lines = [f"{self.measure}: base {base}, with the adapter {adapted}, difference {gain}"]
+        for name, (pairs, *both) in self.subsets.items():
+            base, adapted = (_shown(each, self.kind) for each in both)
+            lines.append(f"  {name}: {pairs} pairs, base {base}, adapted {adapted}")
+        return lines
+
+    def _verdict(self) -> list[str]:
+        if self.recurring:
+            return [
+                "verdict: none about new images: images recur, so the choices say something about these "
+                "images alone; choose among other images, best of 8 prompts or more, to learn about new ones"
+            ]
+        if self.better:
+            return ["verdict: better than the base"]
+        return [
+            "verdict: no better than the base",
+            "what it learned is not told apart from chance by these choices: make more, or use the base",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Measured):
+    """What came of a training, measured on choices that were not learned from.
+
+    how             how choices were held out
+    epochs          passes over the choices of the final training
+    clamped         distinct prompts with fewer tokens than `positions` asks for
+    parameters, bytes, seconds   learned numbers; bytes of the saved file; duration of everything
+    """
+
     how: str
     epochs: int
     clamped: int = 0
     parameters: int = 0
     bytes: int = 0
     seconds: float = 0.0
-    subsets: dict[str, tuple[int, Interval, Interval]] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for summary.json."""
-        return asdict(self)
+    def _how(self) -> str:
+        return f"{self.how}; {self.epochs} epochs"
 
-    def __str__(self) -> str:
-        verdict = "better than the base" if self.better else "no better than the base"
-        unit = "pairs" if self.kind in ("rankings", "pairs") else "images"
-        lines = [
-            f"{self.choices} choices, {self.pairs} {unit}; {self.how}; {self.epochs} epochs",
-            f"{self.measure}: base {_shown(self.base, self.kind)}, with the adapter "
-            f"{_shown(self.adapted, self.kind)}, difference {_shown(self.gain, self.kind)}",
-        ]
-        lines += [
-            f"  {name}: {pairs} pairs, base {_shown(base, self.kind)}, adapted {_shown(adapted, self.kind)}"
-            for name, (pairs, base, adapted) in self.subsets.items()
-        ]
+    def _figures(self) -> list[str]:
+        lines = super()._figures()
         if self.clamped:
             lines.append(f"{self.clamped} prompts are shorter than the positions: fewer tokens were changed")
-        lines.append(f"verdict: {verdict}")
-        if not self.better:
-            lines.append(
-                "what it learned is not told apart from chance by the choices that were held out: make more "
-                "choices, or use the base"
-            )
-        return "\n".join(lines)
+        return lines
 
 
 def _shown(found: Interval, kind: Kind) -> str:
@@ -88,66 +121,86 @@ def _shown(found: Interval, kind: Kind) -> str:
 def measured(
     kind: Kind,
     items: Sequence[Choice],
-    groups: Sequence[int],
+    groups: Groups,
     base: Sequence[Sequence[float]],
     adapted: Sequence[Sequence[float]],
-) -> dict[str, Any]:
-    """The keys pairs, measure, base, adapted, gain, better and subsets of a `Summary`.
+) -> Measured:
+    """How often both rows of scores agree with choices, and what the adapter gains.
 
-    items           choices that were held out
-    groups          number of each choice's group; intervals are over groups
+    groups          the choices' groups; intervals are over them
     base, adapted   for each choice the scores of its images without and with the adapter
     """
-    find = _compared if kind in ("rankings", "pairs") else _correlated
-    pairs, before, after, gain = find(kind, items, groups, base, adapted)
+    find = _shares if kind in ("rankings", "pairs") else _correlations
+
+    def three(part: Sequence[int]) -> tuple[int, Interval, Interval, Interval]:
+        chosen = [items[index] for index in part]
+        of = np.unique([groups.of[index] for index in part], return_inverse=True)[1]
+        pairs, before = find(kind, chosen, of, [base[index] for index in part])
+        after = find(kind, chosen, of, [adapted[index] for index in part])[1]
+        low, high = (-1.0, 1.0) if kind == "ratings" else (0.0, 1.0)
+        return (
+            pairs,
+            _interval(before, low, high),
+            _interval(after, low, high),
+            _interval(after - before, low - high, high - low),
+        )
+
+    pairs, before, after, gain = three(range(len(items)))
     chance = 0.0 if kind == "ratings" else 0.5
-    found = {
-        "pairs": pairs,
-        "measure": MEASURES[kind],
-        "base": before,
-        "adapted": after,
-        "gain": gain,
-        "better": bool(gain[1] > 0 and after[1] > chance),
-    }
+    better = groups.unit != SINGLE and gain[1] > 0 and after[1] > chance
     subsets = {}
     for name in sorted({choice.subset for choice in items} - {""}):
-        part = [index for index, choice in enumerate(items) if choice.subset == name]
-        rows = [[values[index] for index in part] for values in (items, groups, base, adapted)]
-        pairs, before, after, _ = find(kind, *rows)
-        subsets[name] = (pairs, before, after)
-    return {**found, "subsets": subsets}
-
-
-def _compared(kind, items, groups, base, adapted) -> tuple[int, Interval, Interval, Interval]:
-    count = max(groups, default=-1) + 1
-    right, pairs = np.zeros((2, count)), np.zeros(count)
-    for choice, group, rows in zip(items, groups, zip(base, adapted)):
-        decided = choice.decided
-        pairs[group] += len(decided)
-        for which, scores in enumerate(rows):
-            right[which, group] += sum(scores[better] > scores[worse] for better, worse in decided)
-    before, after = (ratio_interval(each, pairs, bounds=(0.0, 1.0)) for each in right)
-    return int(pairs.sum()), before, after, ratio_interval(right[1] - right[0], pairs, bounds=(-1.0, 1.0))
-
-
-def _correlated(kind, items, groups, base, adapted) -> tuple[int, Interval, Interval, Interval]:
-    statistic = _spearman if kind == "ratings" else _area
-    values = np.array([choice.value for choice in items])
-    before, after = (np.array([row[0] for row in rows]) for rows in (base, adapted))
-    parts = np.array(groups)
-
-    def interval(find: Callable[[np.ndarray], float]) -> Interval:
-        names = np.unique(parts)
-        left_out = [find(parts != name) for name in names]
-        estimate = find(np.ones(len(parts), bool))
-        return (estimate, *t_interval(estimate, left_out))
-
-    return (
-        len(items),
-        interval(lambda kept: statistic(before[kept], values[kept])),
-        interval(lambda kept: statistic(after[kept], values[kept])),
-        interval(lambda kept: statistic(after[kept], values[kept]) - statistic(before[kept], values[kept])),
+        subsets[name] = three([index for index, choice in enumerate(items) if choice.subset == name])[:3]
+    return Measured(
+        kind=kind,
+        choices=len(items),
+        pairs=pairs,
+        measure=MEASURES[kind],
+        unit=groups.unit,
+        base=before,
+        adapted=after,
+        gain=gain,
+        better=bool(better),
+        subsets=subsets,
     )
+
+
+def _interval(values_1P: np.ndarray, lowest: float, highest: float) -> Interval:
+    """(estimate, low, high) of a figure in [lowest, highest].
+
+    values_1P  [1 + P]: the estimate, and the estimates without each of P groups in turn
+
+    Student's t interval of the jackknife's pseudo-values (Tukey 1958), to which one at each bound is added:
+    without them, groups that all agree would leave no width, however few they are. NaN for one group.
+    """
+    estimate, left_out = float(values_1P[0]), values_1P[1:]
+    count = len(left_out)
+    if count < 2:
+        return estimate, float("nan"), float("nan")
+    pseudo = count * estimate - (count - 1) * left_out
+    _, low, high = mean_interval([*pseudo, lowest, highest])
+    return estimate, max(lowest, min(low, estimate)), min(highest, max(high, estimate))
+
+
+def _shares(kind, items, of, rows) -> tuple[int, np.ndarray]:
+    """(pairs, share of pairs that `rows` order as chosen, of all and without each group)."""
+    right, pairs = np.zeros((2, max(of) + 1))
+    for choice, group, scores in zip(items, of, rows, strict=True):
+        for better, worse in choice.decided:
+            pairs[group] += 1
+            right[group] += (scores[better] > scores[worse]) + (scores[better] == scores[worse]) / 2
+    total, count = right.sum(), pairs.sum()
+    left = (total - right) / (count - pairs) if len(pairs) > 1 else []
+    return int(count), np.array([total / count, *left])
+
+
+def _correlations(kind, items, of, rows) -> tuple[int, np.ndarray]:
+    """(images, agreement of `rows` with ratings or labels, of all and without each group)."""
+    statistic: Callable = _spearman if kind == "ratings" else _area
+    values, scores = np.array([choice.value for choice in items]), np.array([row[0] for row in rows])
+    kept = [np.ones(len(items), bool), *(of != group for group in range(max(of) + 1))]
+    found = [statistic(scores[part], values[part]) for part in (kept if max(of) else kept[:1])]
+    return len(items), np.array(found)
 
 
 def _spearman(scores: np.ndarray, values: np.ndarray) -> float:
@@ -160,7 +213,11 @@ def _spearman(scores: np.ndarray, values: np.ndarray) -> float:
 
 def _area(scores: np.ndarray, values: np.ndarray) -> float:
     """Share of pairs of a good and a bad image whose good one scores higher; 1/2 if there are none."""
-    good, bad = scores[values == 1], scores[values == 0]
-    if not len(good) or not len(bad):
+    from scipy.stats import rankdata
+
+    good, count = values == 1, len(values)
+    of_good = int(good.sum())
+    if of_good in (0, count):
         return 0.5
-    return float((good[:, None] > bad[None, :]).mean())
+    above = rankdata(scores)[good].sum() - of_good * (of_good + 1) / 2
+    return float(above / (of_good * (count - of_good)))

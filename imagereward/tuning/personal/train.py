@@ -6,18 +6,15 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from imagereward.adapters.base import Adapter
 from imagereward.adapters.positions import clamped_rows
 from imagereward.checkpoints.loading import load
 from imagereward.config import AdapterConfig
-from imagereward.errors import InputError, PositionsClampedWarning
+from imagereward.errors import PositionsClampedWarning
 from imagereward.precision import on_cpu
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.config import build
@@ -28,24 +25,22 @@ from imagereward.tuning.distributed import (
     wait_for_everyone,
 )
 from imagereward.tuning.personal.card import CARD_FILE, card
-from imagereward.tuning.personal.choices import Choices, read_choices
+from imagereward.tuning.personal.choice import Choices
+from imagereward.tuning.personal.choices import read_choices
 from imagereward.tuning.personal.config import LearningConfig, PersonalConfig
-from imagereward.tuning.personal.data import ChoiceData
-from imagereward.tuning.personal.fit import CURVE_FILE, Curve, fit
-from imagereward.tuning.personal.folds import best_epoch, groups_of, held_out, nested_epochs, split
-from imagereward.tuning.personal.learner import Learned, Learner, ready
-from imagereward.tuning.personal.summary import Summary, measured
+from imagereward.tuning.personal.fit import CURVE_FILE
+from imagereward.tuning.personal.folds import groups_of
+from imagereward.tuning.personal.summary import Summary
+from imagereward.tuning.personal.validation import FOLDS, decided, train_and_measure
 from imagereward.tuning.trainer.accelerate_setup import accelerating, join_processes
 from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import (
     check_run_directory,
     create_run_directory,
-    latest_checkpoint,
     write_atomically,
 )
 
 SUMMARY_FILE = "summary.json"
-FOLDS = "folds"
 
 
 class Personalised(NamedTuple):
@@ -75,12 +70,14 @@ def personalise_scorer(
 ) -> Personalised:
     """Put a new adapter on the scorer, and teach it the choices.
 
-    folds      parts of a cross-validation: each is held out once, then all choices are learned, for as many
-               epochs as were best. 0: a `share` of the prompts is held out, and the best epoch is taken
+    folds      parts of a cross-validation, at least 2: each is held out once, then all choices are learned,
+               for as many epochs as were best. 0: a `share` of the groups is held out, of which one half
+               selects the best epoch and the other half measures
     directory  for the parts' results and checkpoints; None: nothing is kept
 
-    If the training fails, the adapter is taken off again. Raises InputError for choices that say nothing, for
-    a config that does not suit the scorer, and for a scorer on another GPU than the first.
+    Nothing else of the scorer learns. If the training fails, the adapter is taken off again. Raises
+    InputError for choices that say nothing, for a config that does not suit the scorer, and for a
+    scorer on another GPU than the first.
     """
     began = time.monotonic()
     check_first_gpu(scorer.device)
@@ -109,93 +106,6 @@ def personalise_scorer(
     scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)
     summary = replace(found, clamped=clamped, seconds=time.monotonic() - began)
     return Personalised(adapter, summary)
-
-
-def decided(choices: Choices, config: LearningConfig) -> Choices:
-    """The choices that prefer an image. Raises InputError for a loss that is not for their kind."""
-    if choices.compares:
-        return replace(choices, items=tuple(item for item in choices.items if item.decided))
-    if config.loss == "dpo":
-        raise InputError(f"loss='dpo' is for rankings and pairs; {choices.source} holds {choices.kind}")
-    return choices
-
-
-def train_and_measure(
-    scorer: Scorer,
-    learned: Learned,
-    choices: Choices,
-    groups: Sequence[int],
-    config: LearningConfig,
-    folds: int,
-    share: float,
-    directory: Path,
-    *,
-    keep: bool = False,
-    resume: bool = False,
-    encode_once: bool = True,
-) -> Summary:
-    """Train `learned`, an adapter or other weights of the scorer, in place; measure it on held-out choices.
-
-    keep    whether results of folds, and checkpoints, are written to `directory`
-    resume  whether to go on from those that are there
-    encode_once  False: the image encoder's own weights are among what learns
-    """
-    learner, data, scores = ready(scorer, learned, choices, config, encode_once)
-    learned.let_learn()
-    initial = {name: value.detach().clone() for name, value in learned.weights().items()}
-    checkpoint = latest_checkpoint(directory) if resume else None
-    if not folds:
-        out = held_out(groups, share, config.seed)
-        kept = sorted(set(range(len(data))) - set(out))
-        curve = fit(learner, data.only(kept), config, directory, data.only(out), save=True, resume=checkpoint)
-        parts, curves, epochs = [out], [curve], best_epoch([curve.losses])
-        how = f"{len(out)} choices held out, and not learned from"
-    else:
-        parts = split(groups, folds, config.seed)
-        curves = [
-            _fold(learner, data, part, config, directory / FOLDS / f"{index}", initial, keep)
-            for index, part in enumerate(tqdm(parts, "held-out parts", leave=False, delay=1))
-        ]
-        epochs = best_epoch([curve.losses for curve in curves])
-        learned.load_weights(initial)
-        fit(learner, data, config, directory, epochs=epochs, save=keep, resume=checkpoint)
-        how = f"cross-validation in {len(parts)} parts"
-    held = [index for part in parts for index in part]
-    chosen = nested_epochs([curve.losses for curve in curves])
-    adapted = [row for curve, epoch in zip(curves, chosen, strict=True) for row in curve.at(epoch)]
-    measures = measured(
-        choices.kind,
-        [choices.items[index] for index in held],
-        [groups[index] for index in held],
-        [scores[index] for index in held],
-        adapted,
-    )
-    parameters = sum(value.numel() for value in learned.learned())
-    return Summary(
-        kind=choices.kind, choices=len(data), how=how, epochs=epochs, parameters=parameters, **measures
-    )
-
-
-def _fold(
-    learner: Learner,
-    data: ChoiceData,
-    part: list[int],
-    config: LearningConfig,
-    directory: Path,
-    initial: Mapping[str, Any],
-    keep: bool,
-) -> Curve:
-    """Train on all but `part`, measure on it; the result is read from the directory if it is there."""
-    file = directory.with_suffix(".json")
-    if keep and file.is_file():
-        return Curve(*json.loads(file.read_text(encoding="utf-8")))
-    learner.learned.load_weights(initial)
-    rest = sorted(set(range(len(data))) - set(part))
-    curve = fit(learner, data.only(rest), config, directory, data.only(part))
-    if keep and is_first_process():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(curve))
-    return curve
 
 
 def _clamped(scorer: Scorer, choices: Choices, config: LearningConfig) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from test_personal import QUICK, by_prompt, choice
 
 import imagereward as RM
 from imagereward.config import AdapterConfig
-from imagereward.errors import InputError
+from imagereward.errors import InputError, PositionsClampedWarning
+from imagereward.tuning import run_recipe
 from imagereward.tuning.personal import validation
 from imagereward.tuning.personal.choice import Choice
 from imagereward.tuning.personal.choices import read_choices
@@ -140,6 +142,29 @@ def test_nothing_but_the_new_adapter_learns(kind):
     for name, value in scorer.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert {name for name, value in scorer.named_parameters() if value.requires_grad} == learning
+
+
+def test_tokens_of_prompts_are_counted_only_where_the_adapter_changes_them():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PositionsClampedWarning)
+        _, summary = RM.personalise(small_scorer("Aesthetic"), rankings(8), **QUICK)
+        assert summary.clamped == 0
+        scorer = small_scorer("ImageReward")
+        with pytest.raises(PositionsClampedWarning):
+            RM.personalise(scorer, rankings(8), positions="f9+l9", **QUICK)
+    assert not len(scorer.adapters)
+
+
+@pytest.mark.parametrize("settings", [{"folds": -1}, {"folds": 1}, {"folds": 2.0}, {"held_out": 1.5}])
+def test_folds_and_shares_out_of_range_are_named(settings, tmp_path):
+    ((name, value),) = settings.items()
+    scorer = small_scorer("ImageReward")
+    with pytest.raises(InputError, match=f"{name}={value}: expected") as raised:
+        RM.personalise(scorer, rankings(6), epochs=1, **settings)
+    assert str(raised.value).count(f"{name}=") == 1
+    assert not len(scorer.adapters)
+    with pytest.raises(InputError, match=f"{name}={value}: "):
+        run_recipe("imagereward/personal", [f"{name}={value}", f"output={tmp_path / 'out'}"])
 
 
 @pytest.mark.parametrize(("folds", "trainings"), [(2, 3), (0, 1)])

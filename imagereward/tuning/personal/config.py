@@ -5,12 +5,17 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from imagereward.config import ADAPTER_ACTIVATIONS, ADAPTER_KINDS
+from imagereward.errors import InputError
 from imagereward.tuning.config import Config
 
 AdapterKind = Literal["loreft", "noreft", "consreft", "lobireft", "direft", "nodireft", "lora"]
 Activation = Literal["none", "relu", "gelu", "silu", "tanh"]
 assert AdapterKind.__args__ == ADAPTER_KINDS  # type: ignore[attr-defined]
 assert Activation.__args__ == ADAPTER_ACTIVATIONS  # type: ignore[attr-defined]
+
+
+MOST_FOLDS = 100
+EXPECTED_FOLDS = f"expected 2 to {MOST_FOLDS} parts of a cross-validation, or 0 for one held-out share"
 
 
 class LearningConfig(Config):
@@ -72,7 +77,7 @@ class PersonalConfig(LearningConfig):
     folds: int = Field(
         5,
         ge=0,
-        le=100,
+        le=MOST_FOLDS,
         description="parts of a cross-validation, at least 2, each held out once; 0: one held-out share",
     )
     held_out: float = Field(
@@ -83,3 +88,18 @@ class PersonalConfig(LearningConfig):
         "measures",
     )
     resume: bool = Field(False, description="go on with the run in the output directory")
+
+    @field_validator("folds")
+    @classmethod
+    def _several_folds_or_none(cls, folds):
+        if folds == 1:
+            raise ValueError(EXPECTED_FOLDS)
+        return folds
+
+
+def check_parts(folds: int, share: float) -> None:
+    """Raises InputError unless `folds` is 0 or from 2 to `MOST_FOLDS`, and `share` between 0 and 1."""
+    if type(folds) is not int or folds == 1 or not 0 <= folds <= MOST_FOLDS:
+        raise InputError(f"folds={folds!r}: {EXPECTED_FOLDS}")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise InputError(f"held_out={share!r}: expected a share between 0 and 1")

@@ -27,7 +27,7 @@ from imagereward.tuning.distributed import (
 from imagereward.tuning.personal.card import CARD_FILE, card
 from imagereward.tuning.personal.choice import Choices
 from imagereward.tuning.personal.choices import read_choices
-from imagereward.tuning.personal.config import LearningConfig, PersonalConfig
+from imagereward.tuning.personal.config import LearningConfig, PersonalConfig, check_parts
 from imagereward.tuning.personal.fit import CURVE_FILE
 from imagereward.tuning.personal.folds import groups_of
 from imagereward.tuning.personal.summary import Summary
@@ -76,10 +76,11 @@ def personalise_scorer(
     directory  for the parts' results and checkpoints; None: nothing is kept
 
     Nothing else of the scorer learns. If the training fails, the adapter is taken off again. Raises
-    InputError for choices that say nothing, for a config that does not suit the scorer, and for a
-    scorer on another GPU than the first.
+    InputError for choices that say nothing, for a config that does not suit the scorer, for folds and shares
+    out of range, and for a scorer on another GPU than the first.
     """
     began = time.monotonic()
+    check_parts(folds, share)
     check_first_gpu(scorer.device)
     join_processes()
     choices = decided(choices, config)
@@ -88,8 +89,8 @@ def personalise_scorer(
         adapter = scorer.adapters.add(
             scorer, adapter_config(config, name), scorer.token_streams(), seed=config.seed
         )
-    clamped = _clamped(scorer, choices, config)
     try:
+        clamped = _clamped(scorer, adapter, choices)
         with tempfile.TemporaryDirectory() as temporary:
             # Trainer's files are the first process's, where the others read them.
             where = Path(of_first_process(temporary)) if directory is None else directory
@@ -108,9 +109,13 @@ def personalise_scorer(
     return Personalised(adapter, summary)
 
 
-def _clamped(scorer: Scorer, choices: Choices, config: LearningConfig) -> int:
-    """How many prompts have fewer tokens than the positions ask for; PositionsClampedWarning if any has."""
-    if config.kind == "lora":
+def _clamped(scorer: Scorer, adapter: Adapter, choices: Choices) -> int:
+    """How many prompts have fewer tokens than the positions ask for; PositionsClampedWarning if any has.
+
+    0 for an adapter without modules in the stream of the prompts' tokens.
+    """
+    config, text = adapter.config, scorer.token_streams().get("text")
+    if config.kind == "lora" or text is None or not any(map(text.holds, config.modules)):
         return 0
     prompts = list(dict.fromkeys(choice.prompt for choice in choices.items))
     count = clamped_rows(config.positions, scorer.stream_lengths(prompts))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_scorer
-from personal_choices import pairs, picture, rankings, ratings
+from personal_choices import pairs, picture, rankings, ratings, written
 from test_personal import QUICK, by_prompt, choice
 
 import imagereward as RM
@@ -153,6 +153,45 @@ def test_tokens_of_prompts_are_counted_only_where_the_adapter_changes_them():
         with pytest.raises(PositionsClampedWarning):
             RM.personalise(scorer, rankings(8), positions="f9+l9", **QUICK)
     assert not len(scorer.adapters)
+
+
+def test_a_run_whose_choices_or_base_changed_is_not_resumed(tmp_path, models, monkeypatch):
+    data, scorer = (
+        written(pairs(12), tmp_path),
+        small_scorer("ImageReward").save_pretrained(tmp_path / "base"),
+    )
+    given = [f"data={data}", f"scorer={scorer}", f"output={tmp_path / 'out'}", "device=cpu", "epochs=1"]
+
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "fit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe("imagereward/personal", [*given, "folds=2"])
+    resumed = [*given, "folds=2", "resume=true"]
+    lines = data.read_text()
+    data.write_text(lines + lines.splitlines()[0].replace('"even"', '"odd"') + "\n")
+    message = (
+        r"out cannot be resumed: data=.*other choices or their images.*another output= .*or delete .*out"
+    )
+    with pytest.raises(InputError, match=message):
+        run_recipe("imagereward/personal", resumed)
+    data.write_text(lines)
+    image = tmp_path / "images/0-chosen.png"
+    kept = image.read_bytes()
+    picture(0.5, np.random.default_rng(9)).save(image)
+    with pytest.raises(InputError, match=message):
+        run_recipe("imagereward/personal", resumed)
+    image.write_bytes(kept)
+    other = small_scorer("ImageReward")
+    other.mlp.requires_grad_(False)
+    next(other.mlp.parameters()).add_(1)
+    other.save_pretrained(scorer)
+    with pytest.raises(InputError, match=r"cannot be resumed: scorer=.*other weights"):
+        run_recipe("imagereward/personal", resumed)
+    small_scorer("ImageReward").save_pretrained(scorer)
+    assert run_recipe("imagereward/personal", resumed).config.name == "out"
 
 
 @pytest.mark.parametrize("settings", [{"folds": -1}, {"folds": 1}, {"folds": 2.0}, {"held_out": 1.5}])

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagereward.adapters.base import Adapter
+from imagereward.adapters.files import formats_of, weights_hashes
 from imagereward.adapters.positions import clamped_rows
 from imagereward.checkpoints.loading import load
 from imagereward.config import AdapterConfig
-from imagereward.errors import PositionsClampedWarning
+from imagereward.errors import InputError, PositionsClampedWarning
 from imagereward.precision import on_cpu
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.config import build
@@ -35,12 +36,14 @@ from imagereward.tuning.personal.validation import FOLDS, decided, train_and_mea
 from imagereward.tuning.trainer.accelerate_setup import accelerating, join_processes
 from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import (
+    RUN_FILE,
     check_run_directory,
     create_run_directory,
     write_atomically,
 )
 
 SUMMARY_FILE = "summary.json"
+LEARNED_FROM = "learned_from"  # key of run.json: digests of the choices and of the base's weights
 
 
 class Personalised(NamedTuple):
@@ -135,13 +138,14 @@ def tune_personal(values: dict[str, Any], source: str) -> Adapter:
     config = build(PersonalConfig, values, source)
     check_first_gpu(config.device)
     described = config.model_dump(exclude={"resume"})
-    output = check_run_directory(config.output, described, config.resume)
+    output = check_run_directory(config.output, described, config.resume, may_differ=[LEARNED_FROM])
     choices = read_choices(config.data, config.images, config.encoding)
     join_processes()
     scorer = load(config.scorer, config.device)
     name = config.name or output.resolve().name
     adapter_config(config, name)  # a wrong name is refused before anything is written
     if is_first_process():
+        described[LEARNED_FROM] = _learned_from(config, scorer, choices, output)
         create_run_directory(output, described)
         tell(_plan(config, scorer, choices))
     adapter, summary = personalise_scorer(
@@ -158,6 +162,25 @@ def tune_personal(values: dict[str, Any], source: str) -> Adapter:
         save_result(adapter, summary, output)
         tell(f"{summary}\nthe adapter is in {output}; to use it:\n    " + loading_line(adapter, output))
     return adapter
+
+
+def _learned_from(config: PersonalConfig, scorer: Scorer, choices: Choices, output: Path) -> dict[str, str]:
+    """{key of the config: digest of what it stands for}: the choices, and the base's weights.
+
+    InputError if a run that is resumed began with others: its finished parts would not belong to them.
+    """
+    weights = weights_hashes(scorer, formats_of(scorer)[:1])
+    on = scorer.adapters.digest_of(("",)).hex()
+    found = {"data": choices.digest(), "scorer": "+".join(filter(None, [*weights.values(), on]))}
+    if config.resume:
+        before = json.loads((output / RUN_FILE).read_text(encoding="utf-8")).get(LEARNED_FROM) or {}
+        for key in (key for key, digest in found.items() if before.get(key) != digest):
+            what = {"data": "choices or their images", "scorer": "weights"}[key]
+            raise InputError(
+                f"{output} cannot be resumed: {key}={getattr(config, key)!r} has other {what} now than when "
+                f"the run began; say another output= to learn from these, or delete {output} to begin again"
+            )
+    return found
 
 
 def _plan(config: PersonalConfig, scorer: Scorer, choices: Choices) -> str:

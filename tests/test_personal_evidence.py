@@ -222,6 +222,25 @@ def test_one_bar_goes_over_all_trainings(folds, trainings, monkeypatch):
     assert bar.n == bar.total == (4 + summary.epochs if folds else 2)
 
 
+def test_subspaces_are_those_of_the_adapter_that_learns(tmp_path):
+    scorer = small_scorer("ImageReward")
+    named = {"red": [0, 1], "calm": [2, 3]}
+    adapter, _ = RM.personalise(scorer, rankings(8), subspaces=named, output=tmp_path / "out", **QUICK)
+    assert adapter.config.subspaces == {"red": (0, 1), "calm": (2, 3)}
+    image = picture(0.5, np.random.default_rng(1))
+    both = scorer.score("a cat", image)
+    with adapter.using(red=1.0):
+        assert scorer.score("a cat", image) != both
+    assert json.loads((tmp_path / "out/config.json").read_text())["adapter"]["subspaces"] == named
+    for settings, message in (
+        ({"subspaces": {"red": [4]}}, r"subspaces\.red=4: expected a whole number in 0\.\.3"),
+        ({"subspaces": {"red": ["a"]}}, r"subspaces\.red\.0='a'"),
+        ({"subspaces": named, "kind": "lora"}, "subspaces divide the directions of ReFT"),
+    ):
+        with pytest.raises(InputError, match=message):
+            RM.personalise(scorer, rankings(8), name="other", **settings, **QUICK)
+
+
 def test_published_layouts_and_tables_of_text_keep_subsets_and_margins(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):

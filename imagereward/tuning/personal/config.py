@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from imagereward.config import ADAPTER_ACTIVATIONS, ADAPTER_KINDS
 from imagereward.errors import InputError
@@ -32,6 +32,11 @@ class LearningConfig(Config):
     shared: bool = Field(False, description="first and last tokens share one intervention")
     activation: Activation = Field("none", description="of W h + b in ReFT")
     bias: bool = Field(True, description="whether W h + b has its b")
+    subspaces: dict[str, tuple[int, ...]] = Field(
+        {},
+        description="names of groups of ReFT's directions, from 0, such as {red = [0, 1], calm = [2, 3]}, "
+        "which may be used alone after the training; all are trained together",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the delta that is set to 0 in training")
     alpha: int = Field(0, ge=0, description="LoRA's output is scaled by alpha / rank; 0: by 1")
     loss: Literal["own", "dpo"] = Field(
@@ -52,6 +57,19 @@ class LearningConfig(Config):
     seed: int = Field(0, ge=0, description="initial weights, the order of choices and the folds depend on it")
     device: str | None = Field(None, description='"cpu" or "cuda"; default: a GPU if there is one')
     trainer: dict[str, Any] = Field({}, description="further keys of transformers.TrainingArguments")
+
+    @field_validator("subspaces", mode="before")
+    @classmethod
+    def _lists_of_directions(cls, values):
+        if not isinstance(values, dict):
+            return values
+        return {name: tuple(rows) if isinstance(rows, list) else rows for name, rows in values.items()}
+
+    @model_validator(mode="after")
+    def _has_what_subspaces_divide(self):
+        if self.subspaces and self.kind == "lora":
+            raise ValueError("subspaces divide the directions of ReFT: leave them out, or take another kind")
+        return self
 
     @field_validator("trainer")
     @classmethod

@@ -55,8 +55,8 @@ class Personalised(NamedTuple):
 
 def adapter_config(config: LearningConfig, name: str) -> AdapterConfig:
     """The adapter that a config describes."""
-    keys = ("kind", "modules", "rank", "positions", "shared", "activation", "bias", "dropout", "alpha")
-    return AdapterConfig(name=name, **{key: getattr(config, key) for key in keys})
+    keys = ("kind", "modules", "rank", "positions", "shared", "activation", "bias", "subspaces", "dropout")
+    return AdapterConfig(name=name, alpha=config.alpha, **{key: getattr(config, key) for key in keys})
 
 
 @accelerating()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from imagereward.remote.client import connect_async as connect_async
     from imagereward.scoring.ranking import Ranking as Ranking
     from imagereward.scoring.scorer import Scorer as Scorer
+    from imagereward.tuning import evaluate as evaluate
     from imagereward.tuning import personalise as personalise
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "Scorer": "scoring.scorer",
     "Ranking": "scoring.ranking",
     "personalise": "tuning",
+    "evaluate": "tuning",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -275,7 +275,7 @@ def test_the_list_of_commands_says_what_each_does_in_full():
 
 @pytest.mark.parametrize("name", ["models", "score", "rank", "verify", "bench", "demo", "score-table",
                                   "report", "serve", "shapes", "tune", "compare", "choose", "masks",
-                                  "preprocess"])  # fmt: skip
+                                  "preprocess", "evaluate"])  # fmt: skip
 def test_help_has_examples_that_parse_and_the_default_of_every_option(name):
     page = run(name, "--help")
     examples = [line.strip() for line in page.partition("Examples:")[2].splitlines() if line.strip()]

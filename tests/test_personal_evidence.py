@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import small_scorer
 from personal_choices import pairs, picture, rankings, ratings, written
+from test_cli import run
 from test_personal import QUICK, by_prompt, choice
 
 import imagereward as RM
@@ -271,3 +272,29 @@ def test_published_layouts_and_tables_of_text_keep_subsets_and_margins(tmp_path)
     image = picture(0.5, rng)
     with pytest.raises(InputError, match=r"choices\[0\]: images\[0\] and images\[2\] are the same image"):
         read_choices([{"prompt": "x", "images": [image, picture(0, rng), image], "ranking": [1, 2, 3]}])
+
+
+def test_an_adapter_is_measured_on_further_choices(tmp_path):
+    scorer = small_scorer("ImageReward")
+    saved = scorer.save_pretrained(tmp_path / "base")
+    RM.personalise(scorer, rankings(8), learning_rate=3e-2, output=tmp_path / "mine", **QUICK)
+    records = pairs(30, seed=9)
+    found = RM.evaluate(scorer, records)
+    both = [(each["prompt"], [each["chosen"], each["rejected"]]) for each in records]
+    on = np.mean([scorer.score(*each)[0] > scorer.score(*each)[1] for each in both])
+    with scorer.using_adapters():
+        off = np.mean([scorer.score(*each)[0] > scorer.score(*each)[1] for each in both])
+    assert (found.adapted[0], found.base[0]) == pytest.approx((on, off))
+    assert found.gain[0] == pytest.approx(on - off)
+    assert found.subsets.keys() == {"even", "odd"}
+    assert found.unit == "prompts"
+    assert RM.evaluate(scorer, ratings(20)).measure == "Spearman correlation with the ratings"
+    data = written(records, tmp_path)
+    how = (data, "--model", saved, "--adapter", tmp_path / "mine", "--device", "cpu")
+    printed = json.loads(run("evaluate", *how, "--format", "json"))
+    assert printed["adapted"] == pytest.approx(list(found.adapted), abs=1e-6)
+    assert "pairs ranked as chosen: base " in run("evaluate", *how)
+    rows = list(csv.DictReader(run("evaluate", *how, "--format", "csv").splitlines()))
+    assert [row["subset"] for row in rows] == ["", "even", "odd"]
+    with pytest.raises(InputError, match="has no adapter that could be compared with it"):
+        RM.evaluate(small_scorer("ImageReward"), records)

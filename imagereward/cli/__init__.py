@@ -3,11 +3,11 @@
 import sys
 import warnings
 
-from imagereward.cli import choosing, inpainting, scoring, serving, tables, training
+from imagereward.cli import choosing, evaluating, inpainting, scoring, serving, tables, training
 from imagereward.cli.app import app
 from imagereward.cli.output import guarded_stdout
 
-__all__ = ["app", "choosing", "inpainting", "main", "scoring", "serving", "tables", "training"]
+__all__ = ["app", "choosing", "evaluating", "inpainting", "main", "scoring", "serving", "tables", "training"]
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 

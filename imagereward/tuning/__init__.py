@@ -27,7 +27,7 @@ RUNNERS = {
     "clip": "from_scratch.train:tune_clip",
 }
 
-__all__ = ["personalise", "read_recipe", "recipe_names", "run_recipe", "tune"]
+__all__ = ["evaluate", "personalise", "read_recipe", "recipe_names", "run_recipe", "tune"]
 
 
 def run_recipe(recipe: str | os.PathLike, overrides: Sequence[str] = ()) -> Any:
@@ -113,6 +113,31 @@ def personalise(
     config = build(LearningConfig, settings, "personalise")
     read = read_choices(choices, images, encoding)
     return personalise_and_save(scorer, read, config, name, output, folds=folds, share=held_out)
+
+
+def evaluate(
+    scorer: Any,
+    choices: str | os.PathLike | Sequence[Mapping[str, Any]],
+    *,
+    images: str | os.PathLike | None = None,
+    encoding: str | None = None,
+    batch_size: int | None = None,
+) -> Any:
+    """How often a scorer with an adapter agrees with choices, and without it; returns a `Measured`.
+
+    scorer   a Scorer with adapters on it, as `imagereward.load("ImageReward-v1.0+my-taste")` gives it
+    choices, images, encoding   as `personalise` takes them; choices that the adapter did not learn from
+
+    Pairs, ratings by Spearman's correlation, and labels have 95 % intervals; each `subset` is measured too.
+    Raises InputError, naming file, record and field, for choices that are wrong, and for a scorer without
+    adapters; MissingExtraError without the extra.
+    """
+    try:
+        from imagereward.tuning.personal.choices import read_choices
+        from imagereward.tuning.personal.summary import evaluate as measure
+    except ImportError as error:
+        raise missing_extra("training", "train", error) from error
+    return measure(scorer, read_choices(choices, images, encoding), batch_size)
 
 
 def _run(values: dict[str, Any], source: str, **objects: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Measured and Summary: whether an adapter orders images better than its base, by choices."""
+"""evaluate, Measured and Summary: whether an adapter orders images better than its base, by choices."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from imagereward.agreement.intervals import mean_interval
-from imagereward.tuning.personal.choice import Choice, Kind
-from imagereward.tuning.personal.folds import SINGLE, Groups
+from imagereward.errors import InputError
+from imagereward.scoring.scorer import Scorer
+from imagereward.tuning.personal.choice import Choice, Choices, Kind
+from imagereward.tuning.personal.folds import SINGLE, Groups, groups_of
 
 Interval = tuple[float, float, float]  # estimate, low, high
 MEASURES: dict[Kind, str] = {
@@ -53,6 +55,16 @@ class Measured:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for all choices, whose subset is "", and one for each subset."""
+        found = {"": (self.pairs, self.base, self.adapted), **self.subsets}
+        return [
+            {"subset": name, "pairs": pairs, "measure": self.measure}
+            | dict(zip(("base", "base_low", "base_high"), base))
+            | dict(zip(("adapted", "adapted_low", "adapted_high"), after))
+            for name, (pairs, base, after) in found.items()
+        ]
 
     def __str__(self) -> str:
         unit = "pairs" if self.kind in ("rankings", "pairs") else "images"
@@ -163,6 +175,31 @@ def measured(
         better=bool(better),
         subsets=subsets,
     )
+
+
+def evaluate(scorer: Scorer, choices: Choices, batch_size: int | None = None) -> Measured:
+    """How a scorer with its adapters, as they are now, agrees with choices, and what they gain over the base.
+
+    Choices of only ties are left out. Raises InputError for a scorer without adapters, and for fewer than 4
+    choices that say something; and what verbs raise.
+    """
+    if not len(getattr(scorer, "adapters", ())):
+        raise InputError(
+            f"{scorer.name} has no adapter that could be compared with it: load NAME+ADAPTER, or call "
+            "add_adapter()"
+        )
+    choices = choices.decided
+    flat = [(choice.prompt, image) for choice in choices.items for image in choice.images]
+    prompts, images = map(list, zip(*flat, strict=True))
+
+    def rows() -> list[list[float]]:
+        scores = iter(scorer.score_pairs(prompts, images, batch_size=batch_size))
+        return [[next(scores) for _ in choice.images] for choice in choices.items]
+
+    groups, adapted = groups_of(choices.items), rows()
+    with scorer.using_adapters():
+        base = rows()
+    return measured(choices.kind, choices.items, groups, base, adapted)
 
 
 def _interval(values_1P: np.ndarray, lowest: float, highest: float) -> Interval:

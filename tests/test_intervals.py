@@ -8,7 +8,7 @@ from scipy import stats
 from test_metrics import drawn
 
 from imagereward.agreement import metrics
-from imagereward.agreement.intervals import mean_interval, ratio_interval, t_interval
+from imagereward.agreement.intervals import SHARE, mean_interval, ratio_interval, t_interval
 from imagereward.report.figures import mean_intervals
 from imagereward.tuning.evaluation.comparison import paired_interval
 
@@ -85,18 +85,56 @@ def test_nothing_has_neither():
     assert all(map(math.isnan, ratio_interval([0.0], [0])))
 
 
-def test_shares_stay_within_their_bounds():
-    assert ratio_interval([1, 1, 0, 1], [1, 1, 1, 1], bounds=(0.0, 1.0))[2] == 1.0
-    assert ratio_interval([1, 1, 0, 1], [1, 1, 1, 1])[2] > 1.0
+def test_bounded_values_have_the_interval_of_them_and_of_both_bounds():
+    """Of the plain mean, Student's interval of the values and one at each bound, cut to the bounds."""
+    values = np.random.default_rng(0).random(12)
+    mean, *found = mean_interval(values, 0.9, SHARE)
+    assert mean == pytest.approx(values.mean())
+    assert found == pytest.approx(tuple(scipys([*values, 0, 1], 0.9)))
+    gains = 2 * values - 1
+    assert mean_interval(gains, bounds=(-1, 1))[1:] == pytest.approx(tuple(scipys([*gains, -1, 1])))
+    assert mean_interval([1, 1, 0, 1], bounds=SHARE)[2] == 1.0
+    assert mean_interval([1, 1, 0, 1])[2] > 1.0
+
+
+def test_shares_that_all_agree_have_an_interval_with_a_width():
+    assert mean_interval([1.0, 1.0], bounds=SHARE) == (1.0, 0.0, 1.0)
+    mean, low, high = mean_interval([1.0] * 30, bounds=SHARE)
+    assert (mean, high) == (1.0, 1.0)
+    assert 0.85 < low < 0.92
+
+
+@pytest.mark.parametrize("groups", [5, 10, 20])
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95, 1.0])
+def test_95_percent_of_shares_are_at_least_93_percent(groups, share):
+    """The exact coverage, over the numbers of groups that may be right."""
+    covers = 0.0
+    for right in range(groups + 1):
+        _, low, high = mean_interval(np.arange(groups) < right, bounds=SHARE)
+        covers += stats.binom.pmf(right, groups, share) * (low <= share <= high)
+    assert covers > 0.93
+    assert covers > 0.99 or share < 0.95  # plainly: 0.43 at 10 groups and 0.95
+
+
+@pytest.mark.parametrize("groups", [5, 10, 20])
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.8, 0.5), (0.95, 0.5), (1.0, 0.8), (0.95, 0.95)])
+def test_95_percent_of_differences_of_shares_are_at_least_93_percent(groups, shares):
+    rng, hits, runs = np.random.default_rng(groups), 0, 300
+    for _ in range(runs):
+        after, before = (rng.random(groups) < share for share in shares)
+        _, low, high = mean_interval(after.astype(float) - before, bounds=(-1.0, 1.0))
+        hits += low <= shares[0] - shares[1] <= high
+    assert hits / runs > 0.93
 
 
 def test_reports_metrics_and_comparisons_have_one_interval():
     rng = np.random.default_rng(1)
     values = rng.normal(size=9)
-    (of_report,) = mean_intervals(values[:, None], np.ones((9, 1)), [(-math.inf, math.inf)])
+    (of_report,) = mean_intervals(values[:, None], np.ones((9, 1)), [None])
     of_compare = paired_interval(np.zeros(9), values)
     assert (of_report.low, of_report.high) == pytest.approx(of_compare)
     assert of_compare == pytest.approx(tuple(scipys(values)))
     scores, rankings = drawn(40)
     shares = [metrics.prompt_accuracy([row], [ranking]) for row, ranking in zip(scores, rankings)]
-    assert metrics.interval(metrics.prompt_accuracy, scores, rankings) == pytest.approx(tuple(scipys(shares)))
+    of_metrics = metrics.interval(metrics.prompt_accuracy, scores, rankings)
+    assert of_metrics == pytest.approx(tuple(scipys([*shares, 0, 1])))

@@ -161,7 +161,9 @@ def test_perfect_scores_get_everything_right_and_reversed_ones_nothing(sign, acc
     result = metrics.summarise([[sign * rank for rank in ranking] for ranking in rankings], rankings)
     assert result.pair_accuracy == result.prompt_accuracy == accuracy
     assert result.recall[1] == result.filter[1] == accuracy
-    assert result.accuracy_interval == (accuracy, accuracy)
+    low, high = result.accuracy_interval
+    assert accuracy in (low, high)
+    assert 0.05 < high - low < 0.1
     assert result.spearman == pytest.approx(correlation)
     assert result.kendall == pytest.approx(correlation)
 
@@ -184,16 +186,18 @@ def test_no_figure_depends_on_the_scale_of_scores():
 
 
 def test_the_interval_of_two_prompts_is_what_it_is_by_hand():
-    # Accuracies 1 and 0: mean 1/2, standard error 1/2, and the 97.5 % quantile of t with 1 degree is 12.706.
-    low, high = metrics.interval(metrics.pair_accuracy, [[2, 1], [1, 2]], [[1, 2], [1, 2]])
-    assert (low, high) == pytest.approx((0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2), abs=1e-4)
+    # Accuracies 1 and 0, and the bounds 0 and 1: mean 1/2, deviation sqrt(1/3), standard error sqrt(1/12),
+    # and the 75 % quantile of t with 3 degrees is 0.7649.
+    low, high = metrics.interval(metrics.pair_accuracy, [[2, 1], [1, 2]], [[1, 2], [1, 2]], level=0.5)
+    half = 0.7649 * math.sqrt(1 / 12)
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
 
 
 def test_the_interval_leaves_out_prompts_and_not_pairs():
     # All 10 pairs of a prompt are right or all are wrong: 20 prompts, not 200 pairs, make the width.
     scores, rankings = [[5, 4, 3, 2, 1], [1, 2, 3, 4, 5]] * 10, [[1, 2, 3, 4, 5]] * 20
     low, high = metrics.interval(metrics.pair_accuracy, scores, rankings)
-    assert high - low == pytest.approx(2 * 2.093 * math.sqrt(0.25 / 19), abs=1e-3)
+    assert high - low == pytest.approx(2 * 2.080 * math.sqrt(0.25 / 21), abs=1e-3)
 
 
 def test_the_interval_is_near_that_of_scipys_bootstrap_where_prompts_are_many():
@@ -208,7 +212,24 @@ def test_the_interval_is_near_that_of_scipys_bootstrap_where_prompts_are_many():
 def test_tied_prompts_are_no_prompts(count):
     tied, right = [[1, 1]] * 9, [[2, 1]] * count
     found = metrics.interval(metrics.pair_accuracy, [*right, *tied], [*[[1, 2]] * count, *tied])
-    assert all(map(math.isnan, found)) if count == 1 else found == (1, 1)
+    assert all(map(math.isnan, found)) if count == 1 else found == (0, 1)
+
+
+def test_two_prompts_that_agree_prove_nothing():
+    result = metrics.summarise([[2, 1], [2, 1]], [[1, 2], [1, 2]])
+    assert result.pair_accuracy == 1
+    assert result.accuracy_interval == (0, 1)
+
+
+def test_a_correlation_is_bounded_by_minus_one_and_a_share_by_zero():
+    scores, rankings = [[1, 2, 3], [1, 3, 2]] * 3, [[1, 2, 3]] * 6
+    low, high = metrics.interval(metrics.kendall, scores, rankings)
+    assert low == -1
+    assert high < 0.1
+    with pytest.raises(InputError, match=r"the statistic is -0.6667; expected 0.0 to 1.0, or other bounds="):
+        metrics.interval(lambda *given: metrics.kendall(*given), scores, rankings)
+    again = metrics.interval(lambda *given: metrics.kendall(*given), scores, rankings, bounds=(-1, 1))
+    assert again == (low, high)
 
 
 def test_the_summary_counts_what_its_figures_rest_on():
@@ -228,7 +249,7 @@ def test_the_summary_repeats_the_single_figures():
     assert result.recall == {k: metrics.recall_at(SCORES, RANKINGS, k) for k in (1, 2, 4)}
     assert result.filter == {k: metrics.filter_at(SCORES, RANKINGS, k) for k in (1, 2, 4)}
     low, high = metrics.interval(metrics.pair_accuracy, SCORES, RANKINGS, level=0.8)
-    assert result.accuracy_interval == pytest.approx((max(low, 0), min(high, 1)))
+    assert result.accuracy_interval == pytest.approx((low, high))
 
 
 def test_arrays_and_tensors_are_taken_as_they_come():

@@ -144,6 +144,43 @@ def test_what_one_prompt_says_has_no_interval_and_may_be_chance(tmp_path):
     assert "nan" not in page.lower()
 
 
+def table_of_wins(path, prompts: int, generators: int = 2, seed: int | None = None):
+    """One image a prompt and generator; the first generator's are the best, or scores are drawn by `seed`."""
+    rng = np.random.default_rng(seed)
+    return write(
+        path / "s.parquet",
+        [
+            {
+                "prompt": f"p{prompt}",
+                "image": f"{generator}/{prompt}.png",
+                "generator": f"g{generator}",
+                "score:A": float(-generator if seed is None else rng.normal()),
+            }
+            for prompt, generator in product(range(prompts), range(generators))
+        ],
+    )
+
+
+@pytest.mark.parametrize(("prompts", "chance"), [(2, True), (15, True), (16, False)])
+def test_winning_on_each_of_a_few_prompts_may_be_chance(tmp_path, prompts, chance):
+    page = report(table_of_wins(tmp_path, prompts))
+    assert f"100% of the time on the {prompts} prompts of both" in page
+    assert ("which may be chance" in page) is chance
+    assert "<small>100–100</small>" not in page
+    assert ("<small>0–100</small>" in page) is (prompts == 2)
+
+
+@pytest.mark.parametrize("generators", [2, 8])
+def test_equal_generators_lead_by_chance_however_many_they_are(tmp_path, generators):
+    """Of 60 tables without a difference, 5 % would say that the lead is not chance."""
+    claims = 0
+    for seed in range(60):
+        judged = figures.judged_by(read_scores(table_of_wins(tmp_path, 20, generators, seed)), 0)
+        first, second = judged.spreads[:2]
+        claims += not judged.wins[first.generator, second.generator].may_be_chance
+    assert claims <= 6
+
+
 def test_agreement_is_that_of_scipy_and_disagreements_are_the_largest_differences(tmp_path):
     rows = rows_for_samples()
     scores = read_scores(write(tmp_path / "s.parquet", rows))

@@ -141,7 +141,7 @@ def test_intervals_are_over_prompts():
                 if truth.clearly_beats(worse):
                     right[number] += np.asarray(image).mean() > np.asarray(other).mean()
                     pairs[number] += 1
-    mean, low, high = ratio_interval(right, pairs)
+    mean, low, high = ratio_interval(right, pairs, bounds=(0, 1))
     every = rows["all clear pairs"]
     assert [every[name] for name in ("accuracy", "low", "high", "count")] == pytest.approx(
         [mean, low, high, pairs.sum()]

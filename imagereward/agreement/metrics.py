@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from imagereward.agreement.intervals import ratio_interval, t_interval
+from imagereward.agreement.intervals import SHARE, Bounds, ratio_interval, t_interval
 from imagereward.errors import InputError
 
 Rows = Sequence[Sequence[float]]
@@ -117,25 +117,38 @@ def kendall(scores: Rows, rankings: Rows) -> float:
     return _mean_correlation(kendalltau, scores, rankings)
 
 
-def interval(statistic: Statistic, scores: Rows, rankings: Rows, level: float = 0.95) -> tuple[float, float]:
+def interval(
+    statistic: Statistic,
+    scores: Rows,
+    rankings: Rows,
+    level: float = 0.95,
+    bounds: Bounds | None = None,
+) -> tuple[float, float]:
     """(low, high) of `statistic(scores, rankings)`: its confidence interval over prompts.
 
-    Student's t with the jackknife's standard error (`agreement.intervals`), which leaves out whole prompts,
-    because the pairs of one prompt depend on each other, and evaluates the statistic once per prompt. The
-    interval does not cover other annotators. Prompts with only ties are dropped first. (nan, nan) for one
-    prompt, and if the statistic is NaN without some prompt. The interval of a share may extend beyond 0 or 1.
-    Raises InputError also for `level` outside (0, 1).
+    bounds   the statistic's smallest and largest value; default: (-1, 1) for `spearman` and `kendall`, and
+             (0, 1) for others, since they are shares
+
+    Student's t with the jackknife's standard error and a prompt at each bound (`agreement.intervals`). It
+    leaves out whole prompts, because the pairs of one prompt depend on each other, and evaluates the
+    statistic once per prompt. The interval does not cover other annotators. Prompts with only ties are
+    dropped first. (nan, nan) for one prompt, and if the statistic is NaN without some prompt. Raises
+    InputError also for `level` outside (0, 1), and for a statistic outside its bounds.
     """
     _check_level(level)
     prompts = _with_preference(scores, rankings)
     if len(prompts) == 1:
         return math.nan, math.nan
+    low, high = bounds or ((-1.0, 1.0) if statistic in (spearman, kendall) else SHARE)
 
     def evaluated(kept: Sequence[tuple[list[float], list[float]]]) -> float:
-        return statistic([row for row, _ in kept], [ranking for _, ranking in kept])
+        value = statistic([row for row, _ in kept], [ranking for _, ranking in kept])
+        if value < low or value > high:
+            raise InputError(f"the statistic is {value:.4g}; expected {low} to {high}, or other bounds=")
+        return value
 
     left_out = [evaluated(prompts[:place] + prompts[place + 1 :]) for place in range(len(prompts))]
-    return t_interval(evaluated(prompts), left_out, level)
+    return t_interval(evaluated(prompts), left_out, level, (low, high))
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,7 @@ class Agreement:
     pairs              pairs of unequal human rank, over which accuracy is computed
     ties               pairs that people tied
     model_ties         those of `pairs` to which the model gave equal scores, counted as wrong
-    accuracy_interval  `interval` of `pair_accuracy`, cut to [0, 1]; None without a level
+    accuracy_interval  `interval` of `pair_accuracy`; None without a level
     recall, filter     {k: value}
     """
 
@@ -199,10 +212,10 @@ def summarise(
 
 
 def _accuracy_interval(scores: Rows, rankings: Rows, level: float) -> tuple[float, float]:
-    """`interval(pair_accuracy, ...)`, cut to [0, 1], computed from each prompt's counts."""
+    """`interval(pair_accuracy, ...)`, computed from each prompt's counts."""
     _check_level(level)
     right, pairs = zip(*(_right_pairs(*prompt) for prompt in _with_preference(scores, rankings)))
-    _, low, high = ratio_interval(right, pairs, level, bounds=(0.0, 1.0))
+    _, low, high = ratio_interval(right, pairs, level, bounds=SHARE)
     return low, high
 
 

@@ -3,7 +3,6 @@
 Axes: N rows, S scorers, G generators, P prompts, K quantities.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from imagereward.agreement import metrics
-from imagereward.agreement.intervals import ratio_interval
+from imagereward.agreement.intervals import FEW, SHARE, Bounds, ratio_interval
 from imagereward.report.scores import Scores
 from imagereward.scoring.ranking import ranks_of
 
@@ -31,6 +30,11 @@ class Interval:
     low: float
     high: float
     count: int
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Of a win rate over `count` prompts: whether they are fewer than 16 or the interval contains 1/2."""
+        return self.count < FEW or not (self.low > 0.5 or self.high < 0.5)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def judged_by(scores: Scores, scorer: int) -> ScorerFigures:
         both = np.isfinite(shares)
         sums[: len(shares), place][both] = shares[both]
         counts[: len(shares), place] = both
-    bounds = [(-math.inf, math.inf)] * len(shown) + [(0.0, 1.0)] * len(pairs)
+    bounds = [None] * len(shown) + [SHARE] * len(pairs)
     intervals = mean_intervals(sums, counts, bounds)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
@@ -127,13 +131,13 @@ def _histogram(values: np.ndarray, low: float, high: float, bins: int) -> list[i
 
 
 def mean_intervals(
-    sums_P_K: np.ndarray, counts_P_K: np.ndarray, bounds_K: Sequence[tuple[float, float]]
+    sums_P_K: np.ndarray, counts_P_K: np.ndarray, bounds_K: Sequence[Bounds | None]
 ) -> list[Interval]:
     """Means of K quantities with t intervals over P clusters such as prompts (`agreement.intervals`).
 
     sums_P_K    sum of cluster p's values of quantity k
     counts_P_K  number of these values
-    bounds_K    smallest and largest possible mean of each quantity
+    bounds_K    smallest and largest possible value of each quantity; None if there are none
     """
     found = []
     for sums, counts, bounds in zip(sums_P_K.T, counts_P_K.T, bounds_K, strict=True):

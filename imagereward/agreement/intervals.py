@@ -16,6 +16,8 @@ import math
 
 import numpy as np
 
+from imagereward.errors import InputError
+
 # With fewer prompts, the interval is reliable only for values that are about normally distributed.
 FEW = 16
 
@@ -38,7 +40,7 @@ def t_interval(
     the t interval of the mean of v_p = estimate + (P - 1) (mean of left_out - left_out_p). With bounds, it is
     the t interval of these values and of the two bounds, cut to the bounds; it contains the estimate.
 
-    (nan, nan) for one cluster.
+    (nan, nan) for one cluster. Raises InputError for an estimate outside the bounds.
     """
     from scipy.stats import t
 
@@ -47,6 +49,11 @@ def t_interval(
         return math.nan, math.nan
     values = estimate + (len(left_out) - 1) * (left_out.mean() - left_out)
     if bounds is not None:
+        if estimate < bounds[0] or estimate > bounds[1]:
+            raise InputError(
+                f"the estimate {estimate:.4g} is outside its bounds {bounds[0]:g} to {bounds[1]:g}: expected "
+                "a value within them, or other bounds="
+            )
         values = np.append(values, bounds)
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     half = float(t.ppf((1 + level) / 2, len(values) - 1)) * error

@@ -118,37 +118,25 @@ def kendall(scores: Rows, rankings: Rows) -> float:
 
 
 def interval(
-    statistic: Statistic,
-    scores: Rows,
-    rankings: Rows,
-    level: float = 0.95,
-    bounds: Bounds | None = None,
+    statistic: Statistic, scores: Rows, rankings: Rows, level: float = 0.95, bounds: Bounds | None = None
 ) -> tuple[float, float]:
     """(low, high) of `statistic(scores, rankings)`: its confidence interval over prompts.
 
-    bounds   the statistic's smallest and largest value; default: (-1, 1) for `spearman` and `kendall`, and
-             (0, 1) for others, since they are shares
+    bounds   of the statistic; default: (-1, 1) for `spearman` and `kendall`, else (0, 1), as of shares
 
-    Student's t with the jackknife's standard error and a prompt at each bound (`agreement.intervals`). It
-    leaves out whole prompts, because the pairs of one prompt depend on each other, and evaluates the
-    statistic once per prompt. The interval does not cover other annotators. Prompts with only ties are
-    dropped first. (nan, nan) for one prompt, and if the statistic is NaN without some prompt. Raises
-    InputError also for `level` outside (0, 1), and for a statistic outside its bounds.
+    The jackknife's t interval (`agreement.intervals`), which leaves out whole prompts, since the pairs of one
+    prompt depend on each other. It does not cover other annotators. Prompts with only ties are dropped first.
+    (nan, nan) for one prompt, and if the statistic is NaN without some prompt. Raises InputError also for
+    `level` outside (0, 1), and for a statistic outside its bounds.
     """
     _check_level(level)
     prompts = _with_preference(scores, rankings)
     if len(prompts) == 1:
         return math.nan, math.nan
-    low, high = bounds or ((-1.0, 1.0) if statistic in (spearman, kendall) else SHARE)
-
-    def evaluated(kept: Sequence[tuple[list[float], list[float]]]) -> float:
-        value = statistic([row for row, _ in kept], [ranking for _, ranking in kept])
-        if value < low or value > high:
-            raise InputError(f"the statistic is {value:.4g}; expected {low} to {high}, or other bounds=")
-        return value
-
-    left_out = [evaluated(prompts[:place] + prompts[place + 1 :]) for place in range(len(prompts))]
-    return t_interval(evaluated(prompts), left_out, level, (low, high))
+    bounds = bounds or ((-1.0, 1.0) if statistic in (spearman, kendall) else SHARE)
+    left_out = [prompts[:place] + prompts[place + 1 :] for place in range(len(prompts))]
+    estimate, *without = [statistic(*zip(*kept)) for kept in (prompts, *left_out)]
+    return t_interval(estimate, without, level, bounds)
 
 
 @dataclass(frozen=True)
@@ -215,8 +203,7 @@ def _accuracy_interval(scores: Rows, rankings: Rows, level: float) -> tuple[floa
     """`interval(pair_accuracy, ...)`, computed from each prompt's counts."""
     _check_level(level)
     right, pairs = zip(*(_right_pairs(*prompt) for prompt in _with_preference(scores, rankings)))
-    _, low, high = ratio_interval(right, pairs, level, bounds=SHARE)
-    return low, high
+    return ratio_interval(right, pairs, level, SHARE)[1:]
 
 
 def _right_pairs(scores: list[float], ranking: list[float]) -> tuple[int, int]:

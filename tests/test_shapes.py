@@ -1,6 +1,7 @@
 """Shapes: language, scenes, pictures, mistakes, damage, truth, data sets, and the measure of pixels."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import FrozenInstanceError, asdict, replace
 from itertools import combinations, islice
@@ -532,6 +533,34 @@ def test_overwrite_replaces_a_data_set_and_nothing_else(tmp_path):
             shapes.write(out, prompts=4, images=2, progress=False, overwrite=True)
         assert stranger.read_text() == "mine"
         stranger.unlink()
+
+
+@pytest.mark.parametrize("name", ["train.json", "images/train/train_1/a.webp", "images/test/a.png"])
+def test_overwrite_leaves_imagerewarddb_alone(tmp_path, name):
+    """Its files have the names of a data set of Shapes; its records and images have not."""
+    theirs = tmp_path / name
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    record = {"id": "000864-0061", "prompt": "a", "generations": ["a.webp"], "ranking": [1]}
+    theirs.write_text(json.dumps([record]))
+    with pytest.raises(OutputError, match="more than a data set of Shapes"):
+        shapes.write(tmp_path, prompts=4, images=2, progress=False, overwrite=True)
+    assert json.loads(theirs.read_text()) == [record]
+
+
+def test_overwrite_replaces_what_a_killed_run_left(tmp_path):
+    shapes.write(tmp_path, prompts=4, images=2, progress=False)
+    (tmp_path / "train.json").unlink()  # it is written after the images of its split
+    shapes.write(tmp_path, prompts=4, images=2, progress=False, overwrite=True)
+    assert (tmp_path / "train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("noise", "taste"), [(0.0, (0.0, 0.0)), (0.0, (0.03, 0.03)), (0.01, (0.0, 0.0)), (math.nan, (1.0, 1.0))]
+)
+def test_an_annotator_to_whom_all_images_tie_is_refused(tmp_path, noise, taste):
+    with pytest.raises(InputError, match="share a rank: expected more noise"):
+        shapes.write(tmp_path / "new", prompts=3, annotator=shapes.Annotator(noise, taste), progress=False)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagereward.config import whole_number
-from imagereward.errors import OutputError, listing
+from imagereward.errors import InputError, OutputError, listing
 from imagereward.shapes.corrupt import (
     DAMAGES,
     LEVELS,
@@ -131,19 +132,22 @@ def write(
     images     of each prompt, at least 2
     size       pixels of a side, at least 16
     annotator  ranks the images; default: `Annotator()`
-    overwrite  True replaces a data set that `write` made; refused if `out` holds other files
+    overwrite  True replaces a data set that `write` made, known by its records and the names of its images;
+               refused if `out` holds other files, such as ImageRewardDB itself
 
     Requests of different splits never coincide. Each record has ImageRewardDB's keys id, prompt, generations
     and ranking, and `truth`, a dict for each image. Equal arguments write equal bytes. Returns {split: number
-    of prompts}. Raises InputError for numbers out of range; OutputError if `out` exists and is not empty.
+    of prompts}. Raises InputError for numbers out of range and for an annotator to whom all images tie;
+    OutputError if `out` exists and is not empty.
     """
     prompts, images = whole_number("prompts", prompts, 3), whole_number("images", images, 2)
     size, seed = whole_number("size", size, 16), whole_number("seed", seed, 0)
+    annotator = annotator or Annotator()
+    _check_preferences(annotator)
     out = Path(out).expanduser()
     _make_room(out, overwrite)
     held_out = max(1, prompts // 10)
     counts = dict(zip(SPLITS, (prompts - 2 * held_out, held_out, held_out)))
-    annotator = annotator or Annotator()
     bar = tqdm(total=prompts, unit="prompt", disable=not progress)
     for split, count in counts.items():
         (out / "images" / split).mkdir(parents=True)
@@ -166,12 +170,43 @@ def _make_room(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out} exists; pass --overwrite (overwrite=True) to replace it")
     images = out / "images"
     found = found - {images} | (set(images.iterdir()) if images.is_dir() else set())
-    written = {path for split in SPLITS for path in (out / f"{split}.json", images / split)}
+    written = {
+        path
+        for split in SPLITS
+        for path, is_ours in ((out / f"{split}.json", _is_records), (images / split, _is_images))
+        if path in found and is_ours(path, split)
+    }
     if strangers := found - written:
         names = listing(sorted(str(path.relative_to(out)) for path in strangers), 3)
         raise OutputError(f"{out} holds more than a data set of Shapes ({names}); choose another directory")
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_records(path: Path, split: str) -> bool:
+    """Whether a file's first record is one of `write`."""
+    try:
+        records = json.loads(path.read_text())
+        return records[0]["id"] == f"{split}-000000" and "truth" in records[0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _is_images(path: Path, split: str) -> bool:
+    """Whether a directory has no files but images with the names that `write` gives."""
+    form = re.compile(rf"{split}-\d{{6,}}-\d+\.png")
+    return path.is_dir() and all(form.fullmatch(each.name) for each in path.iterdir())
+
+
+def _check_preferences(annotator: Annotator) -> None:
+    """InputError for an annotator whose images tie all, or so often that drawing again would hardly end."""
+    differ = LEVELS * sum(map(abs, annotator.taste)) + 4 * annotator.noise
+    if not differ > annotator.tie:
+        raise InputError(
+            f"noise={annotator.noise:g} and taste={annotator.taste}: the utilities of images differ by about "
+            f"{differ:.2g} at most, and those that differ by up to tie={annotator.tie:g} share a rank: "
+            "expected more noise, or a larger weight of faithfulness or quality"
+        )
 
 
 def _record(out: Path, split: str, index: int, rng, images: int, size: int, annotator: Annotator) -> dict:

@@ -15,6 +15,7 @@ from typing import Any
 from imagereward.bulk.inputs.changes import ROWS_DIGEST
 from imagereward.bulk.inputs.own_files import FINGERPRINT, FORMATS, NAME_IN_PARQUET, fingerprint_of
 from imagereward.bulk.lock import held
+from imagereward.bulk.scoring import faults
 from imagereward.errors import InputError, OutputError, listing
 from imagereward.records.arrow import arrow
 from imagereward.writing import TEMPORARY, check_free, replacing
@@ -32,6 +33,7 @@ class BulkSummary:
     failed      rows with an error and no scores
     truncated   rows whose prompt is longer than one of the models reads; None where it is not counted
     skipped     reason -> number of files (or members of shards) of the input that are in no row
+    partly      rows with an error and the scores of some models; not among `failed`
     """
 
     out: Path
@@ -39,16 +41,19 @@ class BulkSummary:
     failed: int
     truncated: int | None
     skipped: Mapping[str, int] = field(default_factory=dict)
+    partly: int = 0
 
     @property
     def scored(self) -> int:
-        """Rows with scores."""
+        """Rows with scores, of some models at least."""
         return self.rows - self.failed
 
     def __str__(self) -> str:
-        failed = "none failed"
-        if self.failed:
-            failed = f"{self.failed} failed (the column error says why), {self.scored} scored"
+        failed = f"{self.failed or 'none'} failed"
+        if self.failed or self.partly:
+            failed += f" (the column error says why), {self.scored} scored"
+        if self.partly:
+            failed += f", {self.partly} of them not by all models"
         text = f"{self.out}: {self.rows} rows, {failed}"
         if self.truncated is not None:
             text += f", {self.truncated} with a prompt that was cut"
@@ -144,7 +149,7 @@ class Output:
         if self.out.suffix.lower() != ".parquet":
             with self._writing(self.out.with_name(f"{self.out.name}.{FINGERPRINT}")) as temporary:
                 temporary.write_text(fingerprint)
-        failed = at = 0
+        failed = partly = at = 0
         schema = self._schema(0).with_metadata({NAME_IN_PARQUET: fingerprint})
         truncated = 0 if "truncated" in schema.names else None
         with self._writing(self.out) as temporary, closing(_writer(self.out, temporary, schema)) as writer:
@@ -152,14 +157,16 @@ class Output:
                 if table["row"].to_pylist() != list(range(at, at + table.num_rows)):
                     raise OutputError(f"the parts in {self.directory} do not follow at row {at}; remove it")
                 at += table.num_rows
-                failed += table.num_rows - table["error"].null_count
+                wrong, without = faults(table)
+                failed += int((wrong & without).sum())
+                partly += int((wrong & ~without).sum())
                 if truncated is not None:
                     truncated += table["truncated"].to_pylist().count(True)
                 writer.write_table(table)
             if at != rows:
                 raise OutputError(f"the parts in {self.directory} have {at} rows, not {rows}; remove it")
         self._remove_parts()
-        return BulkSummary(self.out, rows, failed, truncated, skipped)
+        return BulkSummary(self.out, rows, failed, truncated, skipped, partly)
 
     def _remove_stale_parts(self) -> None:
         """Remove the parts of the existing output, which its run did not remove because it was killed.

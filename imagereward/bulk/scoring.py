@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from imagereward.bulk.decoding.cache import FeatureCache
@@ -173,6 +174,15 @@ class PartScorer:
         return arrow().table(
             columns, schema=fields.with_metadata({ROWS_DIGEST: digest_of(part.rows, contents)})
         )
+
+
+def faults(table) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of an Arrow table of scores: whether it has an error, and whether it has no score."""
+    scores = [name for name in table.column_names if name.startswith(SCORE)]
+    return (
+        table["error"].is_valid().to_numpy(),
+        np.all([table[name].is_null().to_numpy() for name in scores], axis=0),
+    )
 
 
 class _Vanished(Exception):

@@ -67,7 +67,7 @@ def score_table(
         list[str] | None,
         typer.Option(
             help="cpu, cuda, cuda:1 …; repeatable: a process for each.  "
-            "[default: the first GPU if there is one, else cpu]"
+            "[default: the first CUDA GPU if there is one, else cpu]"
         ),
     ] = None,
     markup: Annotated[
@@ -97,7 +97,7 @@ def score_table(
         str, typer.Option(help="local: on this machine; ray: on this machine or a Ray cluster.")
     ] = "local",
     actors: Annotated[
-        int | None, typer.Option(help="Scorers on Ray.  [default: one per GPU, or per CPU]")
+        int | None, typer.Option(help="Scorers, with --engine ray alone.  [default: one per GPU, or per CPU]")
     ] = None,
     overwrite: Overwrite = False,
     download_root: Root = None,
@@ -175,7 +175,7 @@ def score_table(
         )
         raise
     print(summary)
-    raise typer.Exit(SOME_ROWS_FAILED if summary.failed else 0)
+    raise typer.Exit(SOME_ROWS_FAILED if summary.failed or summary.partly else 0)
 
 
 def _refuse_beside_masks(name: str, given: dict[str, bool]) -> None:

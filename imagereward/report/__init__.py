@@ -24,17 +24,23 @@ class ReportSummary:
     """The result of `write_report`: the page's path and counts.
 
     rows      rows of the table
-    failed    rows with an error
+    failed    rows with an error and no score
     missing   images that should be shown and cannot be read
+    partly    rows with an error and the scores of some scorers
     """
 
     out: Path
     rows: int
     failed: int
     missing: int
+    partly: int = 0
 
     def __str__(self) -> str:
-        return f"{self.out}: {self.rows} rows, {self.failed} with an error, {self.missing} images not shown"
+        partly = f" ({self.partly} of them with some scores)" if self.partly else ""
+        return (
+            f"{self.out}: {self.rows} rows, {self.failed + self.partly} with an error{partly}, "
+            f"{self.missing} images not shown"
+        )
 
 
 def write_report(
@@ -71,7 +77,7 @@ def write_report(
     place = Path(scores).expanduser()
     pictures = Thumbnails(images or (place if place.is_dir() else place.parent))
     write_text(target, page(found, pictures))
-    return ReportSummary(target, len(table), len(table.errors), pictures.missing)
+    return ReportSummary(target, len(table), table.failed, pictures.missing, table.partly)
 
 
 def _findings(scores: Scores, by: int, prompts: int) -> Findings:

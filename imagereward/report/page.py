@@ -75,7 +75,8 @@ def page(found: Findings, pictures: Thumbnails) -> str:
 
 def _numbers(scores: Scores, pictures: Thumbnails) -> list[tuple[str, int, bool]]:
     """(label, count, whether it is a fault) of the numbers at the top."""
-    unscored = int(np.isnan(scores.scores_N_S).any(1).sum())
+    unscored = int(np.isnan(scores.scores_N_S).all(1).sum())
+    partly = int(np.isnan(scores.scores_N_S).any(1).sum()) - unscored
     numbers = [
         ("rows", len(scores), False),
         ("prompts", len(scores.prompts), False),
@@ -84,7 +85,8 @@ def _numbers(scores: Scores, pictures: Thumbnails) -> list[tuple[str, int, bool]
         ("without a score", unscored, unscored > 0),
         ("prompt cut", scores.truncated, False),
     ]
-    return [*numbers, ("images not shown", pictures.missing, True)] if pictures.missing else numbers
+    rare = [("partly scored", partly, True), ("images not shown", pictures.missing, True)]
+    return numbers + [each for each in rare if each[1]]
 
 
 def _between(interval: Interval, digits: int) -> str:

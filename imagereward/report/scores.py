@@ -55,6 +55,17 @@ class Scores:
         return len(self.images)
 
     @cached_property
+    def failed(self) -> int:
+        """Number of rows with an error and no score."""
+        unscored = np.isnan(self.scores_N_S).all(1)
+        return sum(bool(unscored[row]) for row, _ in self.errors)
+
+    @property
+    def partly(self) -> int:
+        """Number of rows with an error and the scores of some scorers."""
+        return len(self.errors) - self.failed
+
+    @cached_property
     def digits(self) -> list[int]:
         """Decimals to print for each scorer: 2, or 4 if its scores range over less than 0.5 (cosines)."""
         lows, highs = (pick(self.scores_N_S, axis=0) for pick in (np.fmin.reduce, np.fmax.reduce))

@@ -10,6 +10,7 @@ from test_bulk import score
 from test_cli import error_of
 
 from imagereward.agreement.rankings import ranking_file, read_rankings
+from imagereward.bulk.inputs.sources import open_source
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
 from imagereward.tuning.data.image_pairs import ImagePairs
@@ -118,7 +119,20 @@ def test_a_list_that_does_not_match_costs_its_record(place, models):
     records = [good, {**good, "rank": [0]}, {**good, "image_path": []}, {**good, "image_path": "a.png"}, good]
     table_of(place / "t.json", records)
     _, rows = score(place, models, source="t.json")
-    assert [bool(row["error"]) for row in rows] == [False, False, True, True, True, False, False]
+    assert [bool(row["error"]) for row in rows] == [False] * 2 + [True] * 4 + [False] * 2
+
+
+def test_the_number_of_records_does_not_depend_on_the_columns_that_are_read(place):
+    good = {"prompt": "one", "image_path": ["a.png", "b.png"], "rank": [0, 1]}
+    table_of(place / "t.parquet", [good, {**good, "rank": [0]}, good])
+    source = open_source(place / "t.parquet")
+    for columns in (["prompt"], ["prompt", "rank"]):
+        found = list(source.records(lambda _: True, columns))
+        assert [number for number, *_ in found] == list(range(6))
+        assert [isinstance(record, str) for _, record, _ in found] == (
+            [False, False, "rank" in columns, "rank" in columns, False, False]
+        )
+    assert source.count() == 6
 
 
 def test_pick_a_pic(place, models):

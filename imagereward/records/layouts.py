@@ -69,7 +69,8 @@ class ListColumns:
             ranks = [None] * len(images)
         if not isinstance(ranks, list) or len(ranks) != len(images):
             found = f"{len(ranks)} entries" if isinstance(ranks, list) else type(ranks).__name__
-            return [f"the record has {len(images)} images, but {self.ranks!r} has {found}"]
+            # Once for each image, so that the number of records does not depend on the columns that are read.
+            return [f"the record has {len(images)} images, but {self.ranks!r} has {found}"] * len(images)
         if self.ranks and folded(self.ranks) == PREFERENCE:
             ranks = [None if rank is None else 1 if rank else 2 for rank in ranks]
         shared = {name: record.get(name) for name in self.others}

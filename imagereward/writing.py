@@ -4,6 +4,8 @@ import os
 import re
 import secrets
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from imagereward.errors import OutputError
 TEMPORARY = ".writing-"
 # PREFIX NAME@HOST@PROCESS@RANDOM; a host's name has no @.
 FORM = re.compile(re.escape(TEMPORARY) + r".*@(?P<host>[^@]+)@(?P<process>\d+)@[0-9a-f]{16}", re.DOTALL)
+ABANDONED = 3600  # seconds without a write after which a file may be that of a killed process
 MOST_OF_NAME = 32  # characters of a file's name in that of its temporary file
 
 
@@ -39,13 +42,24 @@ def temporary_for(path: Path, folder: Path | None = None) -> Path:
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files that processes of this machine left in a folder when they were killed.
 
-    Files of running processes, of other machines, and of other names stay.
+    Files of running processes, of other machines, of other names, and written within the last hour stay:
+    containers may share a machine's name and a folder, and not see each other's processes. On Windows all
+    stay, since a process cannot be asked for there without ending it.
     """
+    if sys.platform == "win32":
+        return
     for path in folder.glob(f"{TEMPORARY}*") if folder.is_dir() else ():
         form = FORM.fullmatch(path.name)
         mine = form is not None and form["host"] == socket.gethostname() and not _runs(int(form["process"]))
-        if mine and path.is_file() and not path.is_symlink():
+        if mine and path.is_file() and not path.is_symlink() and _is_old(path):
             path.unlink(missing_ok=True)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED
+    except FileNotFoundError:  # another process has removed it
+        return False
 
 
 def _runs(process: int) -> bool:

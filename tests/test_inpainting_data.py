@@ -29,7 +29,7 @@ from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictu
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import cache_text
 from imagereward.tuning.preprocessing import preprocess
-from imagereward.writing import remove_abandoned, temporary_for
+from imagereward.writing import TEMPORARY, remove_abandoned, temporary_for
 
 INPUTS = ("image", "mask")
 
@@ -337,7 +337,10 @@ def test_killed_preprocessing_goes_on_and_ends_with_the_same_bytes(model, tmp_pa
     there = len(list(killed.glob("*.safetensors")))
     assert 3 <= there < files
     torn = temporary_for(killed / "latents-torn.safetensors")  # as a kill within a write leaves it
-    torn.with_name(torn.name.replace(f"@{os.getpid()}@", f"@{process.pid}@")).write_bytes(b"torn")
+    torn = torn.with_name(torn.name.replace(f"@{os.getpid()}@", f"@{process.pid}@"))
+    torn.write_bytes(b"torn")
+    for left in killed.glob(f"{TEMPORARY}*"):
+        os.utime(left, (0, 0))  # as if the process had been killed long ago
     rest = preprocess("sd_inpaint/refl_lora", given(killed))
     assert contents(killed) == contents(whole)
     assert (rest.rows, rest.encoded) == (40, files - there)
@@ -359,12 +362,20 @@ def test_only_what_a_process_of_this_machine_left_is_removed(tmp_path):
         f"notes.{gone.pid}",
         f"x{ours}",
     ]
-    for each in (*kept, ours):
+    fresh = temporary_for(tmp_path / "new").name.replace(f"@{os.getpid()}@", f"@{gone.pid}@")
+    for each in (*kept, ours, fresh):
         (tmp_path / each).write_text("")
+        os.utime(tmp_path / each, None if each == fresh else (0, 0))
     folder = tmp_path / ours.replace("latents", "folder")
     folder.mkdir()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "platform", "win32")
+        patched.setattr(os, "kill", lambda *_: pytest.fail("os.kill ends the process on Windows"))
+        remove_abandoned(tmp_path)
+    assert (tmp_path / ours).exists()
     remove_abandoned(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {*kept, folder.name}
+    # A process that is not seen from here may still write the file that is new.
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, fresh, folder.name}
     remove_abandoned(tmp_path / "nowhere")
 
 

@@ -53,7 +53,8 @@ def preprocess(
 
     What preprocessed rows bring is not encoded. Every other row and prompt is encoded by itself, and its file
     is there whole or not at all: a run that was killed goes on where it stopped, and ends with the same
-    bytes. Files that killed processes of this machine left unfinished are removed. Raises InputError for a
+    bytes. Files that killed processes of this machine left unfinished are removed once they
+    are an hour old. Raises InputError for a
     recipe without data or without a cache, and for data that `read_rows` refuses; ImageRewardError if a
     process ended before its rows were done.
     """

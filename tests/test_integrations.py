@@ -1,6 +1,7 @@
 """Adapters to other libraries' loops, against the scorer's own verbs."""
 
 import copy
+import math
 import re
 import types
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from conftest import pictures, small_scorer
 
 import imagereward as RM
-from imagereward.errors import ImageReadError, InputError
+from imagereward.errors import ImageReadError, InputError, NonFiniteScoreError
 from imagereward.integrations import comfyui
 from imagereward.integrations.best_of_n import best_of
 from imagereward.integrations.reward_functions import ddpo_reward, flow_grpo_reward, trl_reward
 from imagereward.integrations.torchmetrics import RewardMetric
+from imagereward.scoring.api import PairScorer
 
 PROMPTS = ["a red bicycle", "a cat", "a cat"]
 
@@ -113,6 +115,38 @@ def test_best_of_refuses_what_cannot_be(scorer):
     short = lambda *_, **__: types.SimpleNamespace(images=[])  # noqa: E731
     with pytest.raises(InputError, match="asked for 1 images and returned 0"):
         best_of(short, scorer, "a cat")
+
+
+class Illegible(PairScorer):
+    """A judge whose verdict on the second image cannot be read."""
+
+    name, may_be_nan = "judge", True
+
+    def score_pairs(self, prompts, images, *, batch_size=None):
+        return [math.nan if place == 1 else 1.0 + place for place in range(len(images))]
+
+
+def test_a_score_that_is_missing_is_no_reward(images):
+    judge = Illegible()
+    assert trl_reward(judge)(prompts=PROMPTS, completions=PROMPTS, images=images) == [1.0, None, 3.0]
+    for reward in (ddpo_reward(judge), flow_grpo_reward(judge)):
+        with pytest.raises(NonFiniteScoreError, match="judge gave no score to 1 of 3 images: images 1;"):
+            reward(images, PROMPTS, {})
+    metric = RewardMetric(judge)
+    metric.update(images, PROMPTS)
+    assert float(metric.compute()) == 2.0
+    assert (int(metric.count), int(metric.unscored)) == (2, 1)
+
+
+def test_clones_of_the_metric_share_its_scorer(scorer, images, expected, monkeypatch):
+    copies = []
+    monkeypatch.setattr(type(scorer), "__deepcopy__", lambda *_: copies.append(1), raising=False)
+    metric = RewardMetric(scorer)
+    clone = metric.clone()
+    clone.update(images, PROMPTS)
+    assert copies == []
+    assert float(clone.compute()) == pytest.approx(np.mean(expected), abs=1e-5)
+    assert int(metric.count) == 0
 
 
 def test_the_metric_is_the_mean_of_all_images(scorer, images, expected):

@@ -1,6 +1,7 @@
 """From files, arrays and tensors to pixels: equal to the original pipelines, and clear about bad input."""
 
 import io
+import os
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from conftest import pictures, small_scorer
 from imagereward.errors import ImageNotFound, ImageReadError, ImageRewardError, ImageTypeError, InputError
 from imagereward.images import reading as M
 from imagereward.images.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from imagereward.images.processor import Processor
 from imagereward.images.reading import check_image, load_pixels, read_image
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "images").iterdir())
@@ -453,6 +455,17 @@ def test_deep_grey_modes_are_scaled_to_8_bits(mode):
     np.testing.assert_array_equal(np.array(read_image(image)), to_8_bits(SIXTEEN, 65535))
 
 
+def test_whole_numbers_up_to_255_are_8_bits_as_in_the_original_and_16_bit_modes_are_not():
+    ramp = np.linspace(0, 255, 64 * 64).reshape(64, 64).round().astype(np.uint8)
+    wide = PIL.Image.fromarray(ramp).convert("I")
+    np.testing.assert_array_equal(np.array(read_image(wide)), ramp)
+    original = wide.resize((32, 32), PIL.Image.Resampling.BICUBIC).convert("RGB")
+    ours = Preprocess(32).pixels(read_image(wide)).permute(1, 2, 0).numpy()
+    assert np.abs(ours.astype(int) - np.array(original)).max() <= 1
+    dark = PIL.Image.frombytes("I;16", (64, 64), ramp.astype("<u2").tobytes())
+    assert np.array(read_image(dark)).max() == 1
+
+
 def test_calling_a_preprocess_on_16_bit_grey_does_not_turn_it_white():
     preprocess = Preprocess(32)
     deep = PIL.Image.fromarray(SIXTEEN)
@@ -745,6 +758,46 @@ def test_no_more_images_are_decoded_ahead_than_allowed(monkeypatch):
     next(generator)
     generator.close()
     assert len(seen) <= 5
+
+
+class Sized(Processor):
+    """Images as 30,000 bytes each; notes the index of each."""
+
+    def __init__(self):
+        self.made = []
+
+    def load(self, image):
+        self.made.append(image.width)
+        return {"rgb": torch.zeros(100, 100, 3, dtype=torch.uint8)}
+
+
+def test_no_more_bytes_are_decoded_ahead_than_allowed(monkeypatch):
+    monkeypatch.setattr(M, "DECODE_AHEAD_BYTES", 100_000)
+    sized, threads = Sized(), min(8, os.cpu_count() or 1)
+    generator = load_pixels([PIL.Image.new("RGB", (at + 1, 1)) for at in range(60)], [sized])
+    for taken in range(1, 61):
+        next(generator)
+        assert len(sized.made) <= taken + 4 + threads
+    assert len(sized.made) == 60
+    assert list(generator) == []
+
+
+@pytest.mark.parametrize("most", [0, 70_000])
+def test_a_small_bound_on_bytes_ends_early_and_in_order(monkeypatch, most):
+    monkeypatch.setattr(M, "DECODE_AHEAD_BYTES", most)
+    many, preprocess = pictures(30), Preprocess(64)
+    for image, (pixels,) in zip(many, load_pixels(many, [preprocess]), strict=True):
+        assert torch.equal(pixels, preprocess.pixels(image))
+    generator = load_pixels(many, [preprocess])
+    next(generator)
+    generator.close()
+    assert not decoding_threads()
+    with pytest.raises(ImageReadError, match=r"images\[1\]"):
+        list(load_pixels([many[0], damaged_png(), *many], [preprocess]))
+
+
+def damaged_png() -> bytes:
+    return encoded(pictures(1)[0], "PNG")[:-200]
 
 
 def test_a_damaged_image_far_down_the_list_is_named_when_its_turn_comes(tmp_path, monkeypatch):

@@ -153,13 +153,16 @@ class Preprocess(Processor):
 def eight_bits(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
     """The image with deeper greys scaled to 8 bits; 8-bit images unchanged.
 
-    Pillow's own conversion of 16-bit greys to RGB clips at 255, which turns nearly all of them white.
+    Pillow's own conversion of 16-bit greys to RGB clips at 255, which turns nearly all of them white. Whole
+    numbers of 32 bits (mode "I") have no range of their own: up to 255 they are taken as 8 bits, as the
+    original takes them, else as 16.
     """
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageReadError(f"{where} has grey values {values.min()}..{values.max()}; expected 0..65535")
-        return _grey((values * 255 + 32767) // 65535, image)
+        shallow = image.mode == "I" and values.max() <= 255
+        return _grey(values if shallow else (values * 255 + 32767) // 65535, image)
     if image.mode in ("La", "RGBa"):  # premultiplied alpha, which Pillow cannot convert to RGB
         return image.convert(image.mode.upper())
     if image.mode == "F":

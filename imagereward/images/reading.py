@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from imagereward.errors import ImageNotFound, ImageReadError, ImageTypeError, InputError
+from imagereward.images.ahead import Ahead
 from imagereward.images.encoded import Encoded, max_pixels, open_encoded, read_file, set_max_pixels
 from imagereward.images.preprocess import eight_bits
-from imagereward.images.processor import Processor
+from imagereward.images.processor import Processor, bytes_of
 
 __all__ = [
     "ImageLike",
@@ -40,6 +41,8 @@ ImageLike = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray | torch.Ten
 # Up to this many images are decoded in full before the model starts, so that a damaged file costs
 # no model time. At 8 bits and 224 pixels they take 77 MB (four times that for HPS, which pads as float).
 DECODE_AHEAD = 512
+# Fewer, if they take more bytes than this: a judge or a function gets images at their own size.
+DECODE_AHEAD_BYTES = 2**30
 # Characters of a path in messages.
 NAME_LENGTH = 300
 # What an address is, where a path is expected.
@@ -81,7 +84,7 @@ def identity(image: ImageLike):
 
 
 def read_image(image: ImageLike, index: int = 0) -> PIL.Image.Image:
-    """Decode one image fully, in its own mode; 16-bit modes are scaled to 8 bits.
+    """Decode one image fully, in its own mode; deeper greys are scaled to 8 bits (`eight_bits`).
 
     Takes a path, encoded bytes, a PIL image, an array [H, W], [H, W, 1|3|4] of uint8, or a tensor
     [1|3|4, H, W], float in [0, 1] or uint8. Of an animation the first frame counts. Orientation tags are
@@ -146,29 +149,40 @@ def load_pixels(
 ) -> Generator[tuple[Any, ...], None, None]:
     """For each of `indices` (default: all), in order, the image as each of `processors` loads it.
 
-    One decode serves all processors. Every header is checked and the first `DECODE_AHEAD` images
-    are decoded before anything is yielded; later ones are decoded by threads while the consumer works.
+    One decode serves all processors. Every header is checked and the first `DECODE_AHEAD` images are decoded
+    before anything is yielded, or the first `DECODE_AHEAD_BYTES` of what the processors make of them; later
+    ones are decoded by threads while the consumer works.
     """
-    waiting = deque(range(len(images)) if indices is None else indices)
-    for index in waiting:
+    places = range(len(images)) if indices is None else indices
+    for index in places:
         check_image(images[index], index)
+    waiting, ahead = deque(enumerate(places)), Ahead(DECODE_AHEAD_BYTES)
 
-    def work(index: int) -> tuple[Any, ...]:
+    def work(place: int, index: int) -> tuple[Any, ...]:
+        if not ahead.may_decode(place):
+            return ()
         image = read_image(images[index], index)
-        return tuple(processor.load(image) for processor in processors)
+        items = tuple(processor.load(image) for processor in processors)
+        ahead.decoded(sum(map(bytes_of, items)))
+        return items
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "imagereward-decode") as pool:
         try:
-            ahead = deque(
-                pool.submit(work, waiting.popleft()) for _ in range(min(DECODE_AHEAD, len(waiting)))
+            begun = deque(
+                pool.submit(work, *waiting.popleft()) for _ in range(min(DECODE_AHEAD, len(waiting)))
             )
-            for future in ahead:
+            for future in begun:
+                if not ahead.settled(future):
+                    break
                 future.result()
-            while ahead:
+            while begun:
                 if waiting:
-                    ahead.append(pool.submit(work, waiting.popleft()))
-                yield ahead.popleft().result()
+                    begun.append(pool.submit(work, *waiting.popleft()))
+                items = begun.popleft().result()
+                ahead.used(sum(map(bytes_of, items)))
+                yield items
         finally:
+            ahead.end()
             pool.shutdown(cancel_futures=True)
 
 

@@ -154,7 +154,10 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_row(table, models, tmp_pa
     scorer.mlp.layers[-1].weight.data.fill_(float("nan"))
     broken = {**models, "broken": str(scorer.save_pretrained(tmp_path / "broken"))}
     summary, rows = score(table, broken, "CLIP", "broken")
-    assert summary.failed == ROWS
+    assert (summary.failed, summary.partly, summary.scored) == (0, ROWS, ROWS)
+    assert f"none failed (the column error says why), {ROWS} scored, {ROWS} of them not by all" in str(
+        summary
+    )
     assert rows[0]["error"] == "not finite: the score of broken"
     assert rows[0]["score:broken"] is None
     assert rows[0]["score:CLIP"] == expected(table, models, "CLIP")[0]
@@ -288,6 +291,12 @@ def test_the_commands_exit_code_and_last_line_say_how_many_rows_failed(table, mo
     result = command(table / "table.jsonl", "--out", table / "b.csv", *options)
     assert result.exit_code == 3
     assert "23 rows, 2 failed" in result.stdout
+
+
+def test_scorers_on_ray_are_refused_without_ray(table, models, capsys):
+    arguments = ("score-table", table / "table.jsonl", "--out", table / "a.csv", "-m", models["CLIP"])
+    message = error_of(capsys, *arguments, "--actors", 4)
+    assert "actors=4 are scorers on Ray: expected engine='ray' beside it (--engine ray)" in message
 
 
 def test_the_command_turns_errors_into_one_line(table, models, capsys):

@@ -467,3 +467,13 @@ def test_progress_of_long_work_goes_to_stderr(saved, image_paths, monkeypatch, c
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert re.search(r"[1-4]/5 .*image/s", result.stderr)
     assert len(result.stdout.splitlines()) == 1 + len(image_paths)
+
+
+def test_an_apple_gpu_is_among_the_devices_that_are_present(monkeypatch, capsys, saved, image_paths):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    message = error_of(capsys, "score", "-m", saved, "--device", "cuda:77", "a", image_paths[0])
+    assert "present: cpu, mps" in message
+
+
+def test_replicas_are_refused_without_ray(capsys):
+    assert "--replicas 8 needs --engine ray" in error_of(capsys, "serve", "--replicas", "8")

@@ -77,7 +77,7 @@ def score_table(
                    ComfyUI wrote into images or beside them; "keep" leaves them. Columns of tables and
                    captions in plain words stay as they are
     device         one or several, such as "cuda:0"; several get a process each, and the script then needs
-                   `if __name__ == "__main__":`; default: the first GPU, or else the CPU
+                   `if __name__ == "__main__":`; default: the first CUDA GPU, or else the CPU
     dtype          precision of the models: "float32" (default), "bfloat16" or "float16"
     batch_size     images in one forward pass; default: by the kind of device
     apply_exif_rotation   True rotates photos by their EXIF orientation before they are scored; default:
@@ -89,7 +89,7 @@ def score_table(
     cache          a directory for image features; needs `cache_budget`
     cache_budget   size of the cache in GB
     engine         "local", or "ray" for Ray Data, on this machine or on a cluster
-    actors         scorers on Ray; default: one per GPU of the cluster, or per CPU
+    actors         scorers on Ray, with engine="ray" alone; default: one per GPU of the cluster, or per CPU
     overwrite      True replaces an existing output
     progress       whether to show a progress bar
     download_root, local_files_only   as in `load`
@@ -107,6 +107,12 @@ def score_table(
     output = Output(out, overwrite)
     if engine not in ("local", "ray"):
         raise InputError(f"engine={engine!r}: expected 'local' or 'ray'")
+    if actors is not None:
+        whole_number("actors", actors, 1)
+        if engine != "ray":
+            raise InputError(
+                f"actors={actors} are scorers on Ray: expected engine='ray' beside it (--engine ray)"
+            )
     resolve_dtype(dtype)
     devices, kind = _devices(device, engine)
     source = open_source(input, encoding)
@@ -138,8 +144,6 @@ def score_table(
         },
     )
     _check_names(job)
-    if actors is not None:
-        whole_number("actors", actors, 1)
     if not job.rows:
         raise InputError(f"{os.fspath(input)} has no rows")
     return _run(job, output, skipped_of(source, input), devices, engine, actors, progress)

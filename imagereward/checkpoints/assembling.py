@@ -118,7 +118,7 @@ def random_scorer(
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The torch device; None stands for the first GPU, or the CPU without one.
+    """The torch device; None stands for the first CUDA GPU, or the CPU without one, also beside an Apple GPU.
 
     Raises DeviceError, listing the devices present, for a device that this machine lacks.
     """
@@ -129,6 +129,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
         count = torch.cuda.device_count()
-        present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        apple = ["mps"] if torch.backends.mps.is_available() else []
+        present = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count)), *apple])
         raise DeviceError(f"device {device!r} is not on this machine; present: {present}") from error
     return found

@@ -50,7 +50,7 @@ def load(
                       a scorer of your own: a PairScorer, a function that makes one, or a function of
                       (pixels, prompts); or "vqa:MODEL" or "judge:MODEL", a vision-language model that is
                       asked, by its hub id or directory
-    device            default: the first GPU if there is one, else the CPU
+    device            default: the first CUDA GPU if there is one, else the CPU; "mps" is Apple's GPU
     download_root     where released files are looked for and put; default: the original's
                       ~/.cache/ImageReward, then the hub cache. The models of judges are in the hub cache, or
                       else in such a cache here

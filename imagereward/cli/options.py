@@ -38,7 +38,7 @@ CheckpointFile = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1, mps …  [default: the first GPU if there is one, else cpu]"),
+    typer.Option(help="cpu, cuda, cuda:1, mps …  [default: the first CUDA GPU if there is one, else cpu]"),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.  [default: float32]")]
 BatchSize = Annotated[

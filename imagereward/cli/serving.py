@@ -73,7 +73,9 @@ def serve(
     engine: Annotated[
         Engine, typer.Option(help="local: one process here; ray: replicas on a cluster.")
     ] = Engine.local,
-    replicas: Annotated[int, typer.Option(min=1, help="Most replicas with --engine ray.")] = 1,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Most replicas; with --engine ray alone.  [default: 1]")
+    ] = None,
     download_root: Root = None,
     offline: Offline = False,
 ) -> None:
@@ -81,7 +83,7 @@ def serve(
 
     Runs until SIGTERM or Ctrl-C, then finishes the requests in progress and stops.
     """
-    from imagereward.errors import missing_extra
+    from imagereward.errors import InputError, missing_extra
     from imagereward.images import encoded
 
     try:
@@ -90,6 +92,8 @@ def serve(
         from imagereward.serve.run import read_token, run
     except ImportError as error:
         raise missing_extra("imagereward serve", "serve", error) from error
+    if replicas is not None and engine != Engine.ray:
+        raise InputError(f"--replicas {replicas} needs --engine ray: without Ray, the server is one process")
     if max_pixels * 10**6 > encoded.max_pixels():
         encoded.set_max_pixels(max_pixels * 10**6)
     limits = Limits(body=max_body * 2**20, images=max_images, image_pixels=max_pixels * 10**6, queue=queue)
@@ -102,14 +106,14 @@ def serve(
     names = adapted(model or ["ImageReward-v1.0"], adapter)
     share_one_arena()
 
-    def load() -> list:
+    def load(where: str | None) -> list:
         return [
-            load_scorer(name, None, device, dtype, download_root, offline, exif_rotation) for name in names
+            load_scorer(name, None, where, dtype, download_root, offline, exif_rotation) for name in names
         ]
 
     if engine == Engine.ray:
         from imagereward.serve.on_ray import deploy
 
-        deploy(load, host, port, replicas, int(str(device).startswith("cuda")), **options)
+        deploy(load, host, port, replicas or 1, device, **options)
     else:
-        run(load(), host, port, **options)
+        run(load(device), host, port, **options)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 
-from imagereward.errors import missing_extra
+from imagereward.errors import DeviceError, InputError, missing_extra
 from imagereward.scoring.api import PairScorer
 from imagereward.serve.app import create_app
 from imagereward.serve.limits import Limits
@@ -15,33 +15,46 @@ from imagereward.serve.run import DRAIN, by_name
 
 
 def deploy(
-    load: Callable[[], Sequence[PairScorer]],
+    load: Callable[[str], Sequence[PairScorer]],
     host: str,
     port: int,
     replicas: int,
-    gpus: int = 0,
+    device: str | None = None,
     *,
     limits: Limits,
     **options,
 ) -> None:
     """Serve until SIGTERM or SIGINT, with one to `replicas` replicas, each of which loads its own scorers.
 
-    load      returns the scorers; runs in every replica
-    gpus      GPUs reserved for each replica
+    load      returns the scorers on a device; runs in every replica
+    device    kind of device, such as "cuda", for which each replica gets a GPU of its own; default: that, or
+              "cpu" on a cluster without GPUs
     limits    of each replica: its queue, its requests
     options   further arguments of `create_app`, for each replica
 
     The cluster is the one that RAY_ADDRESS names; without that variable, a new one on this machine. Raises
-    MissingExtraError if ray is not installed.
+    MissingExtraError if ray is not installed, InputError for a device with an index, and DeviceError for GPUs
+    that the cluster lacks.
     """
+    if device is not None and ":" in device:
+        kind = device.split(":")[0]
+        raise InputError(f"device {device!r}: Ray gives each replica its GPU; expected {kind!r} alone")
     try:
         import ray
         from ray import serve
     except ImportError as error:
         raise missing_extra("--engine ray", "scale", error) from error
 
+    serve.start(http_options={"host": host, "port": port})
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    where = device or ("cuda" if gpus else "cpu")
+    if where == "cuda" and not gpus:
+        serve.shutdown()
+        ray.shutdown()
+        raise DeviceError("no machine of the Ray cluster has a GPU, which device 'cuda' asks for")
+
     def build() -> FastAPI:
-        return create_app(by_name(load()), limits=limits, **options)
+        return create_app(by_name(load(where)), limits=limits, **options)
 
     deployment = serve.deployment(
         name="imagereward",
@@ -53,9 +66,8 @@ def deploy(
             "max_replicas": replicas,
             "target_ongoing_requests": max(1, limits.queue // 16),
         },
-        ray_actor_options={"num_gpus": gpus},
+        ray_actor_options={"num_gpus": int(where == "cuda")},
     )(serve.ingress(build)())
-    serve.start(http_options={"host": host, "port": port})
     try:
         # In place of Ray's own handlers, which abort what has not ended three seconds later.
         for number in (signal.SIGTERM, signal.SIGINT):

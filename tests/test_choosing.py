@@ -542,6 +542,33 @@ def test_four_images_are_dragged_tapped_and_moved_by_keys_into_an_order(open_pag
         assert last_ranking(tmp_path) == [1, 1, 1, 1]
 
 
+def test_enter_presses_the_button_that_has_the_focus(open_page, session, tmp_path):
+    session.show(4)
+    with running(session) as url:
+        page = open_page(url)
+        page.focus("#shown button:text-is('3')")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#cards button:nth-child(4)", state="detached")
+        assert page.evaluate("document.activeElement.textContent") == "3"
+        chosen(page, 0)
+        page.focus("#tie")
+        page.keyboard.press("Enter")
+        chosen(page, 1)
+        assert last_ranking(tmp_path) == [1, 1, 1]
+        page.focus("#undo")
+        page.keyboard.press("Enter")
+        chosen(page, 0)
+        page.focus("#keep")
+        page.keyboard.press("Enter")
+        chosen(page, 1)
+        assert last_ranking(tmp_path) == [1, 2, 3]
+        page.click("#undo")  # a click leaves no focus behind
+        chosen(page, 0)
+        page.keyboard.press("Enter")
+        chosen(page, 1)
+        assert last_ranking(tmp_path) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_four_images_are_dragged_by_touch(open_page, session, scheme, tmp_path):
     session.show(4)

@@ -368,6 +368,26 @@ def test_the_server_bounds_bodies_and_admits_its_own_page_alone(session):
         assert client.get("/docs").status_code == 404
 
 
+def test_a_slow_answer_keeps_no_other_request_waiting(session, monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(*_):
+        started.set()
+        go_on.wait(20)
+
+    monkeypatch.setattr(session, "answer", slow)
+    with running(session) as url, httpx2.Client(base_url=url, timeout=5) as client:
+        body = {"images": [0, 1], "ranking": [1, 2]}
+        answering = threading.Thread(target=lambda: httpx2.post(f"{url}/choose", json=body, timeout=30))
+        answering.start()
+        assert started.wait(10)
+        try:
+            assert client.get("/").status_code == 200
+        finally:
+            go_on.set()
+            answering.join()
+
+
 def test_other_machines_need_the_token(session):
     with running(session, "secret") as url, httpx2.Client(base_url=url, timeout=30) as client:
         assert client.get("/").status_code == 401

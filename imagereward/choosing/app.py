@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from imagereward.choosing.guard import COOKIE, Guard, parsed
@@ -74,12 +75,12 @@ def create_app(session: Session, token: str | None = None) -> FastAPI:
             given = parsed(body)
             session.answer(whole_numbers(given, "images"), whole_numbers(given, "ranking"))
 
-        return changed(answer)
+        return await run_in_threadpool(changed, answer)
 
     @app.post("/show")
     async def show(request: Request) -> Response:
         body = await request.body()
-        return changed(lambda: session.show(parsed(body).get("count")))  # type: ignore[arg-type]
+        return await run_in_threadpool(changed, lambda: session.show(parsed(body).get("count")))  # type: ignore[arg-type]
 
     @app.post("/undo")
     def undo() -> Response:

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -49,8 +50,9 @@ def candidates(tmp_path) -> Candidates:
 
 
 @pytest.fixture
-def session(candidates, tmp_path) -> Session:
-    return Session(ByName(), candidates, Journal(tmp_path / "choices.jsonl"))
+def session(candidates, tmp_path) -> Iterator[Session]:
+    with Journal(tmp_path / "choices.jsonl") as journal:
+        yield Session(ByName(), candidates, journal)
 
 
 @contextmanager
@@ -125,6 +127,7 @@ def test_a_choice_is_on_the_disk_before_the_answer_and_survives_a_kill(session, 
     assert records[0]["images"] == [f"{index}.png" for index in pairs[0]]
     with open(tmp_path / "choices.jsonl", "a") as stream:  # a kill in the middle of a line
         stream.write('{"prompt": "a c')
+    session.journal.close()
     again = Session(ByName(), candidates, Journal(tmp_path / "choices.jsonl"))
     assert again.state()["count"] == 3
     assert (tmp_path / "choices.jsonl").read_text().splitlines() == lines
@@ -199,6 +202,7 @@ def test_up_to_four_images_are_put_into_an_order(session, candidates, tmp_path):
     assert pairs == 1
     read = read_choices(tmp_path / "choices.jsonl")
     assert [len(choice.decided) for choice in read.items] == [3, 6, 4]
+    session.journal.close()
     again = Session(ByName(), candidates, Journal(tmp_path / "choices.jsonl"))
     assert again.state()["question"] is None
     for wrong in (1, 5, "3", None, True):
@@ -284,22 +288,49 @@ def test_refits_learn_from_resampled_choices_and_leave_the_scorer_as_it_was(tmp_
 
 def test_only_the_cut_off_beginning_of_a_choice_is_removed_from_a_file(tmp_path):
     path = tmp_path / "choices.jsonl"
-    Journal(path).append("a", (tmp_path / "0.png", tmp_path / "1.png"), (1, 2))
+    with Journal(path) as journal:
+        journal.append("a", (tmp_path / "0.png", tmp_path / "1.png"), (1, 2))
     line = path.read_bytes()
     path.write_bytes(line * 2 + line[:-9])  # a kill in the middle of a line
-    assert len(Journal(path).records) == 2
+    with Journal(path) as journal:
+        assert len(journal.records) == 2
     assert path.read_bytes() == line * 2
-    path.write_bytes(line + line[:-1])  # an editor that left the last line break out
-    journal = Journal(path)
-    assert len(journal.records) == 2
-    assert path.read_bytes() == line * 2
-    journal.undo()
-    assert path.read_bytes() == line
+    path.write_bytes(b"\n" + line + b"\n" + line[:-1])  # an editor that left the last line break out
+    with Journal(path) as journal:
+        assert len(journal.records) == 2
+        assert path.read_bytes() == b"\n" + line + b"\n" + line
+        journal.undo()
+        assert path.read_bytes() == b"\n" + line + b"\n"
+        journal.append("a", (tmp_path / "0.png", tmp_path / "1.png"), (1, 2))
+        assert path.read_bytes() == b"\n" + line + b"\n" + line
     for foreign in (b'{"rows": [1, 2]}', b'{"prompt": "a"}', line + b"notes of mine", b"[1", line + b"\0\0"):
         path.write_bytes(foreign)
         with pytest.raises(InputError, match=r"choices\.jsonl, line \d is no choice"):
             Journal(path)
         assert path.read_bytes() == foreign
+
+
+def test_what_others_write_is_never_cut_off(tmp_path):
+    path, images = tmp_path / "choices.jsonl", (tmp_path / "0.png", tmp_path / "1.png")
+    with Journal(path) as journal:
+        journal.append("a", images, (1, 2))
+        with pytest.raises(OutputError, match=r"choices\.jsonl is being written by"):
+            Journal(path)
+        line = path.read_bytes()
+        path.write_bytes(line * 3)  # by hand
+        for change in (journal.undo, lambda: journal.append("b", images, (1, 2))):
+            with pytest.raises(OutputError, match=r"choices\.jsonl was changed by another program"):
+                change()
+        assert path.read_bytes() == line * 3
+        assert len(journal.records) == 1
+        path.write_bytes(b"")
+        with pytest.raises(OutputError, match=r"choices\.jsonl was changed by another program"):
+            journal.undo()
+        assert path.read_bytes() == b""
+        path.write_bytes(line * 3)
+    with Journal(path) as journal:
+        assert len(journal.records) == 3
+    assert [each.name for each in tmp_path.iterdir()] == ["choices.jsonl"]
 
 
 def test_other_files_are_refused_and_a_full_disk_keeps_whole_lines(tmp_path, monkeypatch):
@@ -319,6 +350,7 @@ def test_other_files_are_refused_and_a_full_disk_keeps_whole_lines(tmp_path, mon
     monkeypatch.undo()
     assert (tmp_path / "choices.jsonl").read_bytes() == before
     journal.append("c", (tmp_path / "0.png", tmp_path / "1.png"), (2, 1))
+    journal.close()
     assert len(Journal(tmp_path / "choices.jsonl").records) == 2
 
 

@@ -17,7 +17,7 @@ from personal_choices import picture, rankings
 from benchmarks.lib.browsing import assert_readable
 from benchmarks.lib.serving import wait_until
 from imagereward.choosing.app import create_app
-from imagereward.choosing.candidates import Candidates, read_candidates
+from imagereward.choosing.candidates import MOST_PAIRS, Candidates, read_candidates
 from imagereward.choosing.journal import Journal
 from imagereward.choosing.picking import RANDOM_EVERY, disagreement, pick
 from imagereward.choosing.run import name_of, trainer
@@ -239,6 +239,30 @@ def test_the_rule_that_picks_is_the_disagreement_once_there_are_refits():
     assert {pick(pairs, prompts, 2, scores, apart, source, RANDOM_EVERY - 1).rule for _ in range(3)} == {
         "random"
     }
+
+
+def test_an_image_that_is_listed_twice_is_not_compared_with_itself(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        picture(0.5, rng).save(tmp_path / f"{name}.png")
+    rows = [("x", "a.png"), ("x", "b.png"), ("x", "./a.png"), ("y", "a.png"), ("y", "b.png")]
+    lines = [json.dumps({"prompt": prompt, "image": image}) + "\n" for prompt, image in rows]
+    (tmp_path / "table.jsonl").write_text("".join(lines))
+    found = read_candidates(tmp_path, tmp_path / "table.jsonl")
+    assert found.prompts == ("x", "x", "y", "y")
+    assert found.pairs == ((0, 1), (2, 3))
+
+
+def test_of_many_images_the_same_pairs_are_drawn_from_all(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        picture(0.5, rng, 4).save(tmp_path / f"{index:02}.png")
+        (tmp_path / f"{index:02}.txt").write_text("a cat")
+    found = read_candidates(tmp_path)
+    assert len(set(found.pairs)) == len(found.pairs) == MOST_PAIRS < 60 * 59 // 2
+    assert all(0 <= i < j < 60 for i, j in found.pairs)
+    assert {index for pair in found.pairs for index in pair} == set(range(60))
+    assert read_candidates(tmp_path) == found
 
 
 def test_a_session_asks_by_the_refits_of_its_training(candidates, tmp_path):

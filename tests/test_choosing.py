@@ -1,36 +1,42 @@
 """The page that collects choices: what comes next, the file that keeps them, the server, a real browser."""
 
 import json
-import random
 import re
 import threading
+import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx2
 import numpy as np
 import pytest
+from choosing_pages import reds, running, say_better
 from conftest import small_scorer
 from personal_choices import picture, rankings
 
 from benchmarks.lib.browsing import assert_readable
 from benchmarks.lib.serving import wait_until
-from imagereward.choosing.app import create_app
 from imagereward.choosing.candidates import MOST_PAIRS, Candidates, read_candidates
 from imagereward.choosing.journal import Journal
+from imagereward.choosing.learning import trainer
 from imagereward.choosing.picking import RANDOM_EVERY, disagreement, pick
-from imagereward.choosing.run import name_of, trainer
+from imagereward.choosing.saved import Saved
 from imagereward.choosing.session import Session, Trained
 from imagereward.config import AdapterConfig
 from imagereward.errors import InputError, OutputError
-from imagereward.serve.run import server
 from imagereward.tuning.personal.bootstrap import drawn_choices, refits
 from imagereward.tuning.personal.choices import read_choices
 from imagereward.tuning.personal.config import LearningConfig
 
 LEFT, RIGHT, TIE = (1, 2), (2, 1), (1, 1)
-KEYS = ("choices", "pairs", "base", "adapted", "gain", "better")
+
+
+def verdict(better: bool, choices: int = 0) -> SimpleNamespace:
+    """A summary, as far as a session reads it."""
+    share = (0.5, 0.4, 0.6)
+    return SimpleNamespace(
+        choices=choices, pairs=choices, base=share, adapted=share, gain=share, better=better
+    )
 
 
 class ByName:
@@ -53,21 +59,6 @@ def candidates(tmp_path) -> Candidates:
 def session(candidates, tmp_path) -> Iterator[Session]:
     with Journal(tmp_path / "choices.jsonl") as journal:
         yield Session(ByName(), candidates, journal)
-
-
-@contextmanager
-def running(session: Session, token: str | None = None):
-    made = server(create_app(session, token), "127.0.0.1", 0)
-    made.config.log_level = "critical"
-    made.config.configure_logging()
-    thread = threading.Thread(target=made.run)
-    thread.start()
-    try:
-        wait_until(lambda: made.started or not thread.is_alive())
-        yield f"http://127.0.0.1:{made.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        made.should_exit = True
-        thread.join()
 
 
 def test_a_folder_gives_the_pairs_of_images_of_one_prompt(candidates):
@@ -178,8 +169,12 @@ def test_what_the_scorer_foresaw_is_counted(session):
     best = sorted(images, reverse=True)  # as the scorer orders them, but for the last two, who share a place
     session.answer(images, [min(best.index(index) + 1, 3) for index in images])
     assert session.state()["since"] == {"count": 10, "base": 9, "adapter": 9}
-    session.undo()
-    assert session.state()["since"] == {"count": 5, "base": 4, "adapter": 4}
+    session.journal.close()
+    with Journal(session.journal.path) as journal:
+        again = Session(ByName(), session.candidates, journal)
+        assert again.state()["since"] == {"count": 10, "base": 9, "adapter": 9}
+        again.undo()
+        assert again.state()["since"] == {"count": 5, "base": 4, "adapter": 4}
 
 
 def test_up_to_four_images_are_put_into_an_order(session, candidates, tmp_path):
@@ -212,33 +207,34 @@ def test_up_to_four_images_are_put_into_an_order(session, candidates, tmp_path):
 
 def test_disagreement_of_refits_by_hand():
     """Two adapters that swap images 0 and 1, and hold 2 and 3, copies, for equally good."""
-    scores = [[1.0, 3.0, 5.0, 5.0], [3.0, 1.0, 5.0, 5.0]]
+    scores = np.array([[1.0, 3.0, 5.0, 5.0], [3.0, 1.0, 5.0, 5.0]])
     spread = np.std(scores[0])
-    found = disagreement(scores)
+    first, second = np.array([0, 2, 0, 1]), np.array([1, 3, 2, 0])
     swapped = [1 / (1 + np.exp(-each / spread)) for each in (-2.0, 2.0)]
-    assert found[0, 1] == pytest.approx(np.std(swapped))
-    assert found[2, 3] == 0
-    assert found[0, 2] == pytest.approx(np.std([1 / (1 + np.exp(-each / spread)) for each in (-4.0, -2.0)]))
-    assert found == pytest.approx(found.T)
-    assert disagreement([[1.0, 1.0], [1.0, 1.0]]).tolist() == [[0, 0], [0, 0]]  # scores without a spread
+    apart = [1 / (1 + np.exp(-each / spread)) for each in (-4.0, -2.0)]
+    expected = [np.std(swapped), 0, np.std(apart), np.std(swapped)]
+    assert disagreement(scores, first, second) == pytest.approx(expected)
+    same = np.ones((2, 2))  # scores without a spread
+    assert disagreement(same, np.array([0]), np.array([1])).tolist() == [0]
 
 
 def test_the_rule_that_picks_is_the_disagreement_once_there_are_refits():
-    source, pairs = random.Random(0), [(0, 1), (0, 2), (1, 2), (3, 4)]
-    scores, prompts = [0.0, 0.1, 5.0, 0.0, 9.0], [0, 0, 0, 1, 1]
-    apart = np.zeros((5, 5))
-    apart[0, 2] = apart[2, 0] = 0.3
-    apart[3, 4] = apart[4, 3] = 0.2
+    source, pairs = np.random.default_rng(0), np.array([(0, 1), (0, 2), (1, 2), (3, 4)])
+    scores, prompts = np.array([0.0, 0.1, 5.0, 0.0, 9.0]), np.array([0, 0, 0, 1, 1])
+    # They disagree about 0 and 2, hardly about 3 and 4, and not about 1 beside 0 and 2.
+    refits = np.array([[0.0, 9.0, 4.0, 0.0, 9.0], [4.0, 9.0, 0.0, 1.0, 9.0]])
     closest = pick(pairs, prompts, 2, scores, None, source, 0)
     assert (set(closest.images), closest.rule) == ({0, 1}, "closest")
-    uncertain = pick(pairs, prompts, 2, scores, apart, source, 0)
+    uncertain = pick(pairs, prompts, 2, scores, refits, source, 0)
     assert (set(uncertain.images), uncertain.rule) == ({0, 2}, "refits")
-    longer = pick([(3, 4)], prompts, 4, scores, apart, source, 1)
+    longer = pick(pairs[3:], prompts, 4, scores, refits, source, 1)
     assert set(longer.images) == {3, 4}  # the prompt has no more
-    assert set(pick(pairs, prompts, 3, scores, apart, source, 0).images) == {0, 1, 2}
-    assert {pick(pairs, prompts, 2, scores, apart, source, RANDOM_EVERY - 1).rule for _ in range(3)} == {
+    assert set(pick(pairs, prompts, 3, scores, refits, source, 0).images) == {0, 1, 2}
+    assert {pick(pairs, prompts, 2, scores, refits, source, RANDOM_EVERY - 1).rule for _ in range(3)} == {
         "random"
     }
+    unread = np.array([0.0, np.nan, 5.0, 0.0, 9.0])  # a judge's answer without a verdict
+    assert set(pick(pairs, prompts, 2, unread, None, source, 0).images) == {0, 2}
 
 
 def test_an_image_that_is_listed_twice_is_not_compared_with_itself(tmp_path):
@@ -265,12 +261,36 @@ def test_of_many_images_the_same_pairs_are_drawn_from_all(tmp_path):
     assert read_candidates(tmp_path) == found
 
 
+def test_a_question_about_thousands_of_images_takes_little_memory(tmp_path):
+    count = 3000
+    images = tuple(tmp_path / f"{index}.png" for index in range(count))
+    many = Candidates(images, ("a cat",) * count, tuple((index, index + 1) for index in range(count - 1)))
+    rng = np.random.default_rng(0)
+
+    def train(records, score):
+        return Trained(verdict(True), records, score(ByName()), rng.normal(size=(4, count)).tolist())
+
+    with Journal(tmp_path / "choices.jsonl") as journal:
+        session = Session(ByName(), many, journal, train, shown=4)
+        session.train()
+        wait_until(lambda: not session.training)
+        tracemalloc.start()
+        for _ in range(3):
+            images = session.state()["question"]["images"]
+            session.answer(images, [1] * len(images))
+            session.undo()
+            session.answer(images, [1] * len(images))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 10 * 2**20  # a table of all pairs takes 72 MB an adapter
+
+
 def test_a_session_asks_by_the_refits_of_its_training(candidates, tmp_path):
     scores = [float(index) for index in range(8)]
     refits = [scores, [*scores[:6], 7.0, 6.0]]  # they disagree about the last two images alone
 
-    def train(choices, score):
-        return Trained(score(ByName()), refits, SimpleNamespace(**dict.fromkeys(KEYS, 0)))
+    def train(records, score):
+        return Trained(verdict(True), records, score(ByName()), refits)
 
     session = Session(ByName(), candidates, Journal(tmp_path / "choices.jsonl"), train)
     session.train()
@@ -284,6 +304,62 @@ def test_a_session_asks_by_the_refits_of_its_training(candidates, tmp_path):
             asked.append(set(question["images"]))
         session.answer(question["images"], TIE)
     assert asked[0] == {6, 7}
+
+
+class Turned(ByName):
+    """An adapter: the reverse of the scorer's taste."""
+
+    def score_pairs(self, prompts, images):
+        return [-score for score in super().score_pairs(prompts, images)]
+
+
+def test_an_adapter_that_is_no_better_changes_no_question_and_replaces_none(candidates, tmp_path):
+    verdicts = [verdict(False, 4), verdict(True, 5), verdict(False, 6)]
+
+    def train(records, score):
+        found = verdicts.pop(0)
+        return Trained(found, records, *((score(Turned()), []) if found.better else ([], [])))
+
+    def learned(session):
+        session.train()
+        wait_until(lambda: not session.training)
+        state = session.state()
+        assert not state["fault"]
+        return state["trained"]["choices"], state["used"] and state["used"]["choices"]
+
+    with Journal(tmp_path / "choices.jsonl") as journal:
+        session = Session(ByName(), candidates, journal, train)
+        assert learned(session) == (4, None)
+        assert learned(session) == (5, 5)
+        assert learned(session) == (6, 5)
+        left, right = session.state()["question"]["images"]
+        session.answer((left, right), LEFT if left < right else RIGHT)
+        assert session.state()["since"] == {"count": 1, "base": 0, "adapter": 1}
+
+
+def test_only_preferences_that_were_not_learned_count_as_foreseen_and_ties_half(candidates, tmp_path):
+    class Tied(ByName):
+        def score_pairs(self, prompts, images):
+            return [0.0] * len(images)
+
+    def train(records, score):
+        return Trained(verdict(True), records, score(Tied()), [])
+
+    with Journal(tmp_path / "choices.jsonl") as journal:
+        session = Session(ByName(), candidates, journal, train)
+        for _ in range(2):
+            session.answer(session.state()["question"]["images"], LEFT)
+        session.train()
+        wait_until(lambda: not session.training)
+        assert session.state()["since"]["count"] == 0
+        session.undo()
+        again = session.state()["question"]
+        session.answer(again["images"], RIGHT)  # the adapter learned this pair
+        assert again["rule"] == "again"
+        assert session.state()["since"]["count"] == 0
+        left, right = session.state()["question"]["images"]
+        session.answer((left, right), LEFT if left > right else RIGHT)
+        assert session.state()["since"] == {"count": 1, "base": 1, "adapter": 0.5}
 
 
 def test_refits_learn_from_resampled_choices_and_leave_the_scorer_as_it_was(tmp_path):
@@ -453,23 +529,17 @@ def test_other_machines_need_the_token(session):
 
 
 def test_the_name_of_an_adapter_is_that_of_its_directory(tmp_path):
-    assert name_of(tmp_path / "my taste.v1") == "my-taste-v1"
+    assert Saved(tmp_path / "my taste.v1", tmp_path / "choices.jsonl", "loreft").name == "my-taste-v1"
 
 
 @pytest.fixture
 def learning(tmp_path):
     """A session with pictures that differ in red, whose adapter can be trained."""
-    records = [{"prompt": each["prompt"], "images": []} for each in rankings(8, 2)]
-    for row, (record, drawn) in enumerate(zip(records, rankings(8, 2))):
-        for place, image in enumerate(drawn["images"]):
-            image.save(tmp_path / f"{row}-{place}.png")
-            record["images"].append(f"{row}-{place}.png")
-    table = tmp_path / "prompts.jsonl"
-    rows = [{"prompt": each["prompt"], "image": name} for each in records for name in each["images"]]
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = reds(tmp_path)
     scorer = small_scorer("ImageReward")
-    train = trainer(scorer, tmp_path / "my-taste", "loreft", folds=2, epochs=1)
-    return Session(scorer, read_candidates(tmp_path, table), Journal(tmp_path / "choices.jsonl"), train)
+    with Journal(tmp_path / "choices.jsonl") as journal:
+        train = trainer(scorer, Saved(tmp_path / "my-taste", journal.path, "loreft"), folds=2, epochs=1)
+        yield Session(scorer, read_candidates(tmp_path, table), journal, train)
 
 
 @pytest.fixture
@@ -501,7 +571,9 @@ def chosen(page, count: int) -> None:
     expect(page.locator("#count")).to_have_text(re.compile(rf"^{count} chosen"), timeout=30_000)
 
 
-def test_a_person_chooses_by_mouse_and_keyboard_undoes_and_teaches(open_page, learning, tmp_path):
+def test_a_person_chooses_by_mouse_and_keyboard_undoes_and_teaches(
+    open_page, learning, tmp_path, monkeypatch
+):
     with running(learning) as url:
         page = open_page(url)
         assert page.locator("#train").is_disabled()
@@ -524,14 +596,25 @@ def test_a_person_chooses_by_mouse_and_keyboard_undoes_and_teaches(open_page, le
         page.click("#train")
         page.wait_for_selector("#bars:not([hidden])", timeout=120_000)
         assert page.locator("#prompt").inner_text() == question
-        assert "6 choices" in page.locator("#verdict").inner_text()
+        verdict = page.locator("#verdict").inner_text()
+        assert "From 6 choices, it became no better than the scorer as it was, and was dropped." in verdict
+        assert "stays in use" not in verdict
         assert page.locator("#bars meter").count() == 2
+        assert not (tmp_path / "my-taste").exists()
+        assert page.locator("#since").inner_text().startswith("Of 6 preferences, the scorer foresaw ")
+        say_better(monkeypatch, True)
+        page.click("#train")
+        page.wait_for_selector("#verdict:has-text('It has learned your taste from 6')", timeout=120_000)
         page.keyboard.press("ArrowLeft")
         chosen(page, 7)
-        assert "Of the last 1 preferences" in page.locator("#since").inner_text()
+        assert page.locator("#since").inner_text().startswith("Of 1 preference that it has not learned, ")
         assert (
             "4 adapters, taught by parts of your choices, disagree most" in page.locator("#rule").inner_text()
         )
+        page.focus("#tie")
+        page.keyboard.press("Enter")  # presses the button once, and chooses nothing else
+        chosen(page, 8)
+        assert last_ranking(tmp_path) == [1, 1]
     assert json.loads((tmp_path / "my-taste/config.json").read_text())["adapter"]["name"] == "my-taste"
     again = small_scorer("ImageReward")
     again.add_adapter(tmp_path / "my-taste")

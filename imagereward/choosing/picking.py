@@ -1,15 +1,12 @@
 """Which images are asked about next: the rule that picked them, and how it picks.
 
-Scores are lists with a number for each candidate image; pairs are indices (i, j) of two of them.
+N candidate images, P pairs of them, B adapters that learned from resampled choices.
 """
 
-import random
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-Pair = tuple[int, int]
 # Every so many questions, a random one is asked, so that clear preferences are learned from as well.
 RANDOM_EVERY = 3
 # The rules, by the names that the page knows.
@@ -23,54 +20,57 @@ class Question(NamedTuple):
     rule: str
 
 
-def disagreement(refits_B_N: Sequence[Sequence[float]]) -> np.ndarray:
-    """[N, N]: how much scorers disagree about which of two images is better; 0 where all say the same.
+def disagreement(refits_B_N: np.ndarray, first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
+    """[P]: how much scorers disagree about which of two images is better; 0 where all say the same.
 
-    refits_B_N   scores by B adapters that learned from resampled choices
+    refits_B_N          scores by B adapters that learned from resampled choices
+    first_P, second_P   indices of the images of each pair
 
     The standard deviation over the B of the probability sigmoid((s_i - s_j) / spread) that i is preferred to
     j, where a scorer's spread is the standard deviation of its scores. Two images that all adapters hold for
     equally good, such as copies, have none: more choices would tell nothing.
     """
-    scores = np.asarray(refits_B_N, dtype=np.float64)
-    spread = scores.std(1, keepdims=True)
-    scores = scores / np.where(spread > 0, spread, 1.0)
-    apart = scores[:, :, None] - scores[:, None, :]
+    spread = refits_B_N.std(1, keepdims=True)
+    apart = (refits_B_N[:, first_P] - refits_B_N[:, second_P]) / np.where(spread > 0, spread, 1.0)
     return (1 / (1 + np.exp(-apart))).std(0)
 
 
 def pick(
-    left: Sequence[Pair],
-    images: Sequence[int],
+    left_P_2: np.ndarray,
+    prompts_N: np.ndarray,
     shown: int,
-    scores: Sequence[float],
-    refits: np.ndarray | None,
-    source: random.Random,
+    scores_N: np.ndarray,
+    refits_B_N: np.ndarray | None,
+    source: np.random.Generator,
     number: int,
 ) -> Question:
-    """The next question: a pair of `left`, and further images beside it, in random order.
+    """The next question: a pair of `left_P_2`, and further images beside it, in random order.
 
-    left     pairs of one prompt, or of several that were asked about as often, that were not asked about
-    images   for each candidate image the number of its prompt
-    shown    most images of a question, from 2 on
-    scores   by the scorer as it is now
-    refits   `disagreement`; None before there are refits: the pair with the closest scores is picked then
-    number   questions that were answered so far: every third is random
+    left_P_2    pairs of one prompt, or of several that were asked about as often, that were not asked about
+    prompts_N   for each candidate image the number of its prompt
+    shown       most images of a question, from 2 on
+    scores_N    by the scorer as it is now
+    refits_B_N  as of `disagreement`; None: the pair with the closest scores is picked
+    number      questions that were answered so far: every third is random
 
     Further images are those of the pair's prompt that are, on average, as informative beside the chosen ones.
     """
-    value: Callable[[int, int], float]  # how much is learned from comparing two images
+    rule = CLOSEST if refits_B_N is None else REFITS
     if number % RANDOM_EVERY == RANDOM_EVERY - 1:
-        rule, value = RANDOM, lambda i, j: source.random()
-    elif refits is None:
-        rule, value = CLOSEST, lambda i, j: -abs(scores[i] - scores[j])
-    else:
-        rule, value = REFITS, lambda i, j: float(refits[i, j])
-    chosen = list(max(left, key=lambda pair: value(*pair)))
-    others = [i for i, prompt in enumerate(images) if prompt == images[chosen[0]] and i not in chosen]
-    while len(chosen) < shown and others:
-        best = max(others, key=lambda i: sum(value(i, j) for j in chosen))
-        others.remove(best)
-        chosen.append(best)
-    source.shuffle(chosen)
-    return Question(tuple(chosen), rule)
+        rule = RANDOM
+
+    def told(first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
+        """How much is learned from comparing two images."""
+        if rule == RANDOM:
+            return source.random(len(first_P))
+        if refits_B_N is None:
+            return np.nan_to_num(-np.abs(scores_N[first_P] - scores_N[second_P]), nan=-np.inf)
+        return disagreement(refits_B_N, first_P, second_P)
+
+    chosen = left_P_2[np.argmax(told(*left_P_2.T))].tolist()
+    others = np.setdiff1d(np.flatnonzero(prompts_N == prompts_N[chosen[0]]), chosen)
+    while len(chosen) < shown and len(others):
+        best = np.argmax(sum(told(others, np.full_like(others, image)) for image in chosen))
+        chosen.append(int(others[best]))
+        others = np.delete(others, best)
+    return Question(tuple(source.permutation(chosen).tolist()), rule)

@@ -57,7 +57,8 @@ def choose(
     Every choice is on the disk at once. The next pair is the one with the closest scores or, once there is an
     adapter, that about which adapters of resampled choices disagree most; every third is a random one, and
     the page says which. Its button teaches the adapter, and says how often it agrees with choices that were
-    held out. Ctrl-C ends.
+    held out; an adapter that is no better than the scorer is dropped. Ctrl-C ends; started again, it goes on
+    with the choices and the adapter.
     """
     from imagereward.errors import missing_extra
 

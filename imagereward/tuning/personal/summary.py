@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imagereward.agreement.intervals import mean_interval
+from imagereward.agreement.intervals import t_interval
 from imagereward.errors import InputError
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.personal.choice import Choice, Choices, Kind
@@ -203,20 +203,12 @@ def evaluate(scorer: Scorer, choices: Choices, batch_size: int | None = None) ->
 
 
 def _interval(values_1P: np.ndarray, lowest: float, highest: float) -> Interval:
-    """(estimate, low, high) of a figure in [lowest, highest].
+    """(estimate, low, high) of a figure in [lowest, highest]; NaN bounds for one group.
 
     values_1P  [1 + P]: the estimate, and the estimates without each of P groups in turn
-
-    Student's t interval of the jackknife's pseudo-values (Tukey 1958), to which one at each bound is added:
-    without them, groups that all agree would leave no width, however few they are. NaN for one group.
     """
-    estimate, left_out = float(values_1P[0]), values_1P[1:]
-    count = len(left_out)
-    if count < 2:
-        return estimate, float("nan"), float("nan")
-    pseudo = count * estimate - (count - 1) * left_out
-    _, low, high = mean_interval([*pseudo, lowest, highest])
-    return estimate, max(lowest, min(low, estimate)), min(highest, max(high, estimate))
+    estimate = float(values_1P[0])
+    return estimate, *t_interval(estimate, values_1P[1:], bounds=(lowest, highest))
 
 
 def _shares(kind, items, of, rows) -> tuple[int, np.ndarray]:

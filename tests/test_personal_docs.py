@@ -52,13 +52,13 @@ def test_the_page_takes_a_reader_from_a_folder_to_an_adapter(tmp_path, monkeypat
         assert choosing.wait(60) == 0
     finally:
         choosing.kill()
-    assert len((tmp_path / "shapes/choices.jsonl").read_text().splitlines()) == 12
+    assert len((tmp_path / "shapes-60/choices.jsonl").read_text().splitlines()) == 12
 
     tuned = subprocess.run([*COMMAND, *quick(commands[2])], capture_output=True, **options)
     assert tuned.returncode == 0, tuned.stderr
     assert "verdict: " in tuned.stderr
     assert "RM.load('ImageReward-tiny', adapter='my-taste')" in tuned.stderr
-    images = sorted((tmp_path / "shapes/images/test").glob("*-0.png"))
+    images = sorted((tmp_path / "shapes-60/images/test").glob("*-0.png"))
     words = [word for word in quick(commands[3]) if not word.endswith("*-0.png")]
     scored = subprocess.run([*COMMAND, *words, *map(str, images)], capture_output=True, **options)
     assert scored.returncode == 0, scored.stderr

@@ -21,7 +21,7 @@ EXPECTED_FOLDS = f"expected 2 to {MOST_FOLDS} parts of a cross-validation, or 0 
 class LearningConfig(Config):
     """The adapter's form, the loss, and the length of the training."""
 
-    kind: AdapterKind = Field("loreft", description="a ReFT intervention, or lora; see the page on adapters")
+    kind: AdapterKind = Field("loreft", description="a ReFT intervention or lora, see docs/personal.md")
     modules: tuple[str, ...] = Field(
         (),
         strict=False,
@@ -84,7 +84,7 @@ class PersonalConfig(LearningConfig):
     """The config of an adapter that learns one person's or product's taste from choices."""
 
     objective: Literal["personal"] = Field("personal", description="an adapter for a scorer, from choices")
-    data: str = Field(description="a table of choices: rankings, pairs, ratings or labels; see the page")
+    data: str = Field(description="a table of choices: rankings, pairs, ratings or labels (docs/personal.md)")
     images: str | None = Field(None, description="folder that image paths start at; default: the table's")
     encoding: str | None = Field(
         None, description="encoding of the data; default: as a byte order mark says, else UTF-8"

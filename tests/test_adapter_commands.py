@@ -1,6 +1,7 @@
 """Adapters in tables of scores, behind the server, in the commands, and where they have no place."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from imagereward.bulk import score_table
 from imagereward.checkpoints.adapted import with_adapter, with_adapters
 from imagereward.cli import app
 from imagereward.config import AdapterConfig
-from imagereward.errors import InputError, OutputError
+from imagereward.errors import CheckpointError, InputError, OutputError
 
 
 def taste(models, folder, seed: int = 1):
@@ -112,6 +113,21 @@ def test_names_with_a_plus_that_exist_are_paths(tmp_path, monkeypatch):
     assert with_adapter("a+b") == ("a+b", None)
     assert with_adapter("CLIP+mine") == ("CLIP", "mine")
     assert with_adapter("me/clip+you/taste") == ("me/clip", "you/taste")
+    released = "weights/sac+logos+ava1-l14-linearMSE.pth"  # it is not there
+    assert with_adapter(released) == (released, None)
+    with pytest.raises(CheckpointError, match=f"the path {re.escape(released)} does not exist"):
+        RM.load(released)
+    for name in ("a+b/model", "a+b/taste", "mine"):
+        (tmp_path / name).mkdir()
+    assert with_adapter("a+b/model+taste") == ("a+b/model", "taste")
+    assert with_adapter("a+b/model+a+b/taste") == ("a+b/model", "a+b/taste")
+    assert with_adapter("CLIP+a+b/taste") == ("CLIP", "a+b/taste")
+    assert with_adapter("CLIP+mine+taste") == ("CLIP+mine", "taste")
+    assert with_adapter("vqa:a+b/model") == ("vqa:a+b/model", None)
+    assert with_adapter("vqa:a+b/model+mine") == ("vqa:a+b/model", "mine")
+    assert with_adapters(["a+b/model"], ["a+b/taste"]) == ["a+b/model+a+b/taste"]
+    with pytest.raises(InputError, match=r"two adapters for a\+b/model: mine and taste"):
+        with_adapters(["a+b/model"], ["mine", "taste"])
     for name in ("CLIP", "+mine", "CLIP+", "0.5 CLIP + 1 BLIP"):
         assert with_adapter(name) == (name, None)
 

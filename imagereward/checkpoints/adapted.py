@@ -7,16 +7,48 @@ from typing import Any
 
 from imagereward.adapters.files import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from imagereward.checkpoints import hub
+from imagereward.checkpoints.judges import HUB_ID
+from imagereward.checkpoints.registry import REGISTRY
+from imagereward.checkpoints.state_dicts import WEIGHT_SUFFIXES
 from imagereward.errors import CheckpointError, DownloadError, InputError
+from imagereward.lookup import is_reference
+from imagereward.models.judge_names import SCHEMES, is_judge
 from imagereward.scoring.scorer import Scorer
 
 
 def with_adapter(name: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
-    """(scorer, adapter) of a name "SCORER+ADAPTER"; (name, None) of others, and of paths that exist."""
-    if not isinstance(name, str) or "+" not in name or os.path.exists(os.path.expanduser(name)):
+    """(scorer, adapter) of a name "SCORER+ADAPTER"; (name, None) of others, and of paths that exist.
+
+    Paths may hold a "+" too. What is left of the one that counts is something that `load` takes, also a
+    scorer with an adapter; of several such, the last is taken whose right side is a directory, else the last.
+    """
+    if not isinstance(name, str) or "+" not in name or _exists(name):
         return name, None
-    scorer, _, adapter = name.partition("+")
-    return (scorer, adapter) if scorer and adapter and not adapter.startswith(" ") else (name, None)
+    splits = [(name[:at], name[at + 1 :]) for at in range(len(name) - 1, 0, -1) if name[at] == "+"]
+    fit = [(scorer, adapter) for scorer, adapter in splits if _may_be_adapter(adapter) and _is_scorer(scorer)]
+    return next((each for each in fit if _is_directory(each[1])), next(iter(fit), (name, None)))
+
+
+def _may_be_adapter(name: str) -> bool:
+    return bool(name) and not name.startswith(" ") and not name.endswith(WEIGHT_SUFFIXES)
+
+
+def _is_scorer(name: str) -> bool:
+    if name in REGISTRY or _exists(name) or HUB_ID.fullmatch(name) or is_judge(name) or is_reference(name):
+        return True
+    return _is_directory(with_adapter(name)[1] or "")
+
+
+def _exists(name: str) -> bool:
+    """Whether a name is a path that exists, or a judge's "vqa:PATH" of one."""
+    scheme, _, path = name.partition(":")
+    return any(
+        os.path.exists(os.path.expanduser(each)) for each in (name, path if scheme in SCHEMES else name)
+    )
+
+
+def _is_directory(name: str) -> bool:
+    return os.path.isdir(os.path.expanduser(name))
 
 
 def adapter_directory(adapter: str | os.PathLike, local_files_only: bool = False) -> Path:
@@ -72,6 +104,7 @@ def with_adapters(models: Sequence[str], adapters: Sequence[str | os.PathLike]) 
                 )
             at = bases.index(base)
         if names[at] != models[at]:
-            raise InputError(f"two adapters for {models[at]}: {names[at].partition('+')[2]} and {adapter}")
+            first = names[at].removeprefix(f"{models[at]}+")
+            raise InputError(f"two adapters for {models[at]}: {first} and {adapter}")
         names[at] = f"{models[at]}+{adapter}"
     return names

@@ -14,7 +14,7 @@ from imagereward.checkpoints.assembling import assemble, resolve_device
 from imagereward.checkpoints.judges import HUB_ID, judge_on_hub, load_judge
 from imagereward.checkpoints.own import load_own
 from imagereward.checkpoints.registry import REGISTRY, File
-from imagereward.checkpoints.state_dicts import read_state_dict
+from imagereward.checkpoints.state_dicts import WEIGHT_SUFFIXES, read_state_dict
 from imagereward.config import ScorerConfig, read_json, whole_number
 from imagereward.errors import CheckpointError, DownloadError, InputError, did_you_mean, listing
 from imagereward.lookup import is_reference
@@ -23,8 +23,6 @@ from imagereward.models.med_config import read_med_config, with_med_config
 from imagereward.precision import on_cpu, resolve_dtype
 from imagereward.scoring.saving import CONFIG_FILE, WEIGHTS_FILE
 from imagereward.scoring.scorer import Scorer
-
-WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def load(

@@ -10,6 +10,8 @@ import torch
 
 from imagereward.errors import CheckpointError, listing
 
+WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
+
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The tensors by name of a `.safetensors`, `.pt` or `.pth` file, mapped from disk where possible.

@@ -40,6 +40,7 @@ class AdapterConfig:
     subspaces   {name: indices of directions, from 0}, which may be used alone. For ReFT
     base        name of the scorer that it was made for; informs
     weights     {number format: SHA-256 of that scorer's weights in it}; another base is refused
+    beneath     {name: SHA-256} of the adapters that were on that scorer; it is refused where they are not
     """
 
     kind: str
@@ -57,6 +58,7 @@ class AdapterConfig:
     subspaces: dict[str, tuple[int, ...]] = field(default_factory=dict)
     base: str = ""
     weights: dict[str, str] = field(default_factory=dict)
+    beneath: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, ADAPTER_KINDS)
@@ -83,10 +85,13 @@ class AdapterConfig:
                 raise InputError(
                     f"{name}={value!r}: expected a number in [0, 1) for dropout, finite for scale"
                 )
-        for name, values in (("subspaces", self.subspaces), ("weights", self.weights)):
+        for name in ("subspaces", "weights", "beneath"):
+            values = getattr(self, name)
             if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
                 raise InputError(f"{name}={values!r}: expected a table")
-        if any(not isinstance(rows, (list, tuple)) for rows in self.subspaces.values()):
+        if self.subspaces and self.kind == "lora":
+            raise InputError(f"subspaces={self.subspaces!r}: kind='lora' has none; expected a ReFT kind")
+        if any(not isinstance(rows, (list, tuple)) or not rows for rows in self.subspaces.values()):
             raise InputError(f"subspaces={self.subspaces!r}: expected a list of directions for each name")
         rows = {
             key: tuple(whole_number(f"subspaces.{key}", row, 0, self.rank - 1) for row in values)

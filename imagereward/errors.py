@@ -108,6 +108,10 @@ class PositionsClampedWarning(UserWarning):
     """Some prompts have fewer tokens than an adapter's positions ask for; fewer tokens are changed there."""
 
 
+class AdapterUnusedWarning(UserWarning):
+    """A forward pass did not call some of the modules that an adapter is on."""
+
+
 class DistilledModelWarning(UserWarning):
     """The model seems distilled to few sampling steps, which the objective would blur."""
 

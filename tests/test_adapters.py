@@ -35,9 +35,10 @@ class Toy(nn.Module):
         self.first = nn.Linear(width, width)
         self.second = nn.Module()
         self.second.norm = nn.LayerNorm(width)
+        self.third = nn.Identity()
 
     def forward(self, x):
-        return self.second.norm(self.first(x))
+        return self.third(self.second.norm(self.first(x)))
 
 
 def toy(width: int = 6) -> Toy:
@@ -274,7 +275,11 @@ def test_lora_is_its_formula_beside_another():
         ({"modules": ["*.nothing"]}, r"no module '\*.nothing'"),
         ({"modules": 3}, "modules=3: expected a list of paths"),
         ({"modules": []}, "modules: Toy has no default"),
-        ({"modules": ["second"]}, "the width of second cannot be seen; say width="),
+        ({"modules": ["third"]}, "the width of third cannot be seen; say width="),
+        (
+            {"modules": ["second"]},
+            "second is a Module that no forward pass calls.*nearest that one calls: second.norm",
+        ),
         ({"positions": "f1,l1"}, "positions='f1,l1': expected"),
         ({"activation": "rleu"}, "activation='rleu': did you mean 'relu'"),
         ({"dropout": 1.0}, "dropout=1.0: expected a number in"),

@@ -1,21 +1,22 @@
-"""Adapter: what ReFT and LoRA have in common; finding modules by their paths, and their widths."""
+"""Adapter: what ReFT and LoRA have in common."""
 
-import difflib
-import fnmatch
+import hashlib
 import os
+import warnings
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from imagereward.adapters.files import PREFIX, save_adapter, weights_hashes
-from imagereward.adapters.streams import TokenMasks, TokenStream
+from imagereward.adapters.files import Upload, save_adapter, weights_hashes
+from imagereward.adapters.streams import TokenMasks
 from imagereward.config import AdapterConfig
-from imagereward.errors import CheckpointError, InputError, listing
+from imagereward.errors import AdapterUnusedWarning, CheckpointError, InputError, listing
 from imagereward.uploading import push
 
 
@@ -25,6 +26,9 @@ class Adapter(nn.Module):
     config   its settings, with the paths of its modules
     enabled  whether it has an effect
     scale    the delta is multiplied by it
+    streams  name of the stream of tokens ("text", "image") that each module is in; None: of no known one
+    beneath  {name: the adapter, or its `digest` when it was taken off} of those that were on the model, and
+             enabled, when this one was added as a new one: it learns what they leave
 
     Its parameters are frozen until `let_learn`.
     """
@@ -33,7 +37,13 @@ class Adapter(nn.Module):
         super().__init__()
         self.config = config
         self._enabled, self._scale = True, float(config.scale)
+        self.streams: tuple[str | None, ...] = ()
+        self.beneath: dict[str, Adapter | str] = {}
         self._host: weakref.ref[nn.Module] | None = None
+        self._ran: set[str] = set()
+        self._of_file = ""  # the digest of the weights that a file had, until they change
+        self._directory: Path | None = None
+        self._watch: RemovableHandle | None = None
 
     @property
     def enabled(self) -> bool:
@@ -70,7 +80,9 @@ class Adapter(nn.Module):
 
     def detach(self, model: nn.Module) -> None:
         """Take it off the model, which is then as before."""
-        raise NotImplementedError
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Its tensors by name: what is learned and saved."""
@@ -93,6 +105,28 @@ class Adapter(nn.Module):
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(weights[name])
+        self._of_file = ""
+
+    def read_from(self, weights: Mapping[str, torch.Tensor], directory: Path | None = None) -> None:
+        """`load_weights` of a saved adapter, which keeps its `digest` in a model of another number format.
+
+        directory  that it was read from; `push_to_hub` uploads the card that lies there
+        """
+        self.load_weights(weights)
+        self._of_file = self._digest(weights)
+        self._directory = directory
+
+    def digest(self) -> str:
+        """SHA-256 of its weights and of the settings that decide its effect; of neither name nor scale."""
+        return self._of_file or self._digest(self.weights())
+
+    def _digest(self, weights: Mapping[str, torch.Tensor]) -> str:
+        plain = replace(self.config, name="default", scale=1.0, base="", weights={}, beneath={})
+        digest = hashlib.sha256(repr(asdict(plain)).encode())
+        for name, value in sorted(weights.items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters that training changes."""
@@ -100,11 +134,54 @@ class Adapter(nn.Module):
 
     def let_learn(self, learn: bool = True) -> None:
         """Let gradients reach its parameters, or freeze them."""
+        if learn:
+            self._of_file = ""
         for parameter in self.learned():
             parameter.requires_grad_(learn)
 
+    @property
+    def never_ran(self) -> tuple[str, ...]:
+        """Paths of the modules that no forward pass has called since the adapter was put on."""
+        return tuple(path for path in self.config.modules if path not in self._ran)
+
+    def check_ran(self, except_under: tuple[str, ...] = ()) -> None:
+        """Raises InputError, naming the modules that no forward pass has called: it changes nothing there.
+
+        To be called after a whole forward pass of the model.
+
+        except_under  beginnings of paths of modules that had nothing to do in it
+        """
+        idle = [path for path in self.never_ran if not f"{path}.".startswith(except_under)]
+        if idle:
+            raise InputError(
+                f"modules: the model did not call {listing(idle)}, so the adapter {self.config.name!r} "
+                "changes nothing there: name modules that the model calls when it runs, such as its layers"
+            )
+
+    def watch(self, model: nn.Module) -> None:
+        """Look after the model's forward passes whether they called the adapter's modules; see `put_on`."""
+        self._watch = model.register_forward_hook(self._after_pass)
+
+    def _after_pass(self, *_: Any) -> None:
+        idle = self.never_ran
+        if len(idle) == len(self.config.modules):
+            if self.enabled:
+                self.check_ran()
+            return
+        if self._watch is not None:
+            self._watch.remove()
+        if idle:
+            warnings.warn(
+                f"the adapter {self.config.name!r} changed nothing at {listing(idle)}: the model's forward "
+                "pass did not call them",
+                AdapterUnusedWarning,
+                stacklevel=2,
+            )
+
     def described(self) -> AdapterConfig:
-        """The config with the present scale, and the base's name and hashes: what is saved."""
+        """The config with the present scale, the base's name and hashes, and the digests of the adapters that
+        were on it: what is saved.
+        """
         host = None if self._host is None else self._host()
         if host is None:
             raise InputError(
@@ -112,97 +189,30 @@ class Adapter(nn.Module):
                 "the file: call hosted_by(model) with the model, or save before"
             )
         base = self.config.base or getattr(host, "name", type(host).__name__)
-        return replace(self.config, scale=self.scale, base=str(base), weights=weights_hashes(host))
+        beneath = {
+            name: each if isinstance(each, str) else each.digest() for name, each in self.beneath.items()
+        }
+        return replace(
+            self.config,
+            scale=self.scale,
+            base=str(base),
+            weights=weights_hashes(host),
+            beneath=self.config.beneath | beneath,
+        )
 
     def save_pretrained(self, directory: str | os.PathLike) -> Path:
         """Write `config.json` and `adapter.safetensors`, which `load(..., adapter=directory)` reads."""
-        return save_adapter(self.described(), self.weights(), directory)
+        self._directory = save_adapter(self.described(), self.weights(), directory)
+        return self._directory
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, message: str = ""
     ) -> str:
-        """Upload the files of `save_pretrained` to a hub repository, created if missing; returns its URL."""
-        text = message or f"{self.config.name}, an adapter for {self.config.base}, saved by imagereward"
-        return push(self, repo_id, private, token, text)
+        """Upload the files of `save_pretrained` to a hub repository, created if missing; returns its URL.
 
-
-def find_modules(
-    model: nn.Module, wanted: Iterable[str], streams: Mapping[str, TokenStream], linear: bool = False
-) -> tuple[str, ...]:
-    """Full paths of the modules that are meant.
-
-    wanted  paths, patterns with *, and names of streams
-    linear  whether linear layers are asked for: a stream's are then those that its `linear` names, and other
-            modules are refused
-
-    Raises InputError, with the nearest valid paths, for one that is not there.
-    """
-    there = {path: module for path, module in model.named_modules() if not _of_an_adapter(path)}
-    found: list[str] = []
-    for each in wanted:
-        if each in streams:
-            found += _linear_of(there, streams[each]) if linear else streams[each].layers
-        elif "*" in each:
-            matching = [path for path in there if path and fnmatch.fnmatchcase(path, each)]
-            found += [path for path in matching if not linear or is_linear(there[path])]
-            if not matching:
-                raise InputError(_no_module(each, there, streams))
-        elif each in there and each:
-            if linear and not is_linear(there[each]):
-                raise InputError(
-                    f"modules: {each} is a {type(there[each]).__name__}; LoRA changes linear layers"
-                )
-            found.append(each)
-        else:
-            raise InputError(_no_module(each, there, streams))
-    if not found:
-        raise InputError(f"modules={list(wanted)!r}: expected at least one module")
-    return tuple(dict.fromkeys(found))
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, or one that a LoRA has been put around."""
-    return isinstance(getattr(module, "base_layer", module), nn.Linear)
-
-
-def _of_an_adapter(path: str) -> bool:
-    return path.startswith(PREFIX) or ".base_layer" in path or ".lora_" in path
-
-
-def _linear_of(there: Mapping[str, nn.Module], stream: TokenStream) -> list[str]:
-    return [
-        path
-        for path, module in there.items()
-        if is_linear(module)
-        and path.endswith(stream.linear)
-        and any(path.startswith(f"{layer}.") for layer in stream.layers)
-    ]
-
-
-def _no_module(path: str, there: Mapping[str, nn.Module], streams: Mapping[str, TokenStream]) -> str:
-    near = difflib.get_close_matches(path, list(there), 3, cutoff=0.3)
-    names = f"the streams {', '.join(streams)}, and " if streams else ""
-    nearest = ", ".join(near) or "none"
-    return f"modules: the model has no module {path!r}; nearest: {nearest}; valid: {names}paths"
-
-
-def width_of(module: nn.Module, path: str, masks: TokenMasks, given: int) -> int:
-    """The width of a module's output: as given, as the module says, or its stream's. Else InputError."""
-    if given:
-        return given
-    for name in ("out_features", "embedding_dim"):
-        if isinstance(value := getattr(module, name, None), int):
-            return value
-    shape: Any = getattr(module, "normalized_shape", None)
-    if shape:
-        return int(shape[-1])
-    stream = masks.stream_of(path)
-    if stream is None:
-        raise InputError(f"modules: the width of {path} cannot be seen; say width=")
-    return masks.streams[stream].width
-
-
-def check_rank(rank: int, width: int, path: str) -> None:
-    """Raises InputError for more directions than the width."""
-    if rank > width:
-        raise InputError(f"rank={rank}: {path} has a width of {width}; expected at most that")
+        If the adapter was saved to a directory, or read from one, with the weights that it has now, the card
+        and the summary that lie there go along; the card then loads the adapter from the repository.
+        """
+        config, weights = self.described(), self.weights()
+        text = message or f"{config.name}, an adapter for {config.base}, saved by imagereward"
+        return push(Upload(config, weights, self._directory, repo_id), repo_id, private, token, text)

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -22,6 +23,8 @@ from imagereward.writing import replacing
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "adapter.safetensors"
 # Prefix of adapters' weights in a scorer's state dict.
 PREFIX = "adapters."
+EXTRA_FILES = ("README.md", "summary.json")  # what training writes beside an adapter
+LOADING = re.compile(r"""adapter=(["']).*?\1""")
 MOST_BYTES = 2**31  # of a file of weights
 
 
@@ -97,6 +100,42 @@ def save_adapter(
         except safetensors.SafetensorError as error:  # a full disk, among others
             raise OutputError(f"{directory / WEIGHTS_FILE} cannot be written: {error}") from error
     return directory
+
+
+class Upload(NamedTuple):
+    """The files of an adapter for a repository of the hub.
+
+    directory  where it was saved, or read from; None: nowhere
+    """
+
+    config: AdapterConfig
+    weights: Mapping[str, torch.Tensor]
+    directory: Path | None
+    repo_id: str
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write both files, and those of `EXTRA_FILES` that lie beside a saved copy of the same weights.
+
+        A line in them that loads the adapter from the local directory loads it from the repository instead.
+        """
+        save_adapter(self.config, self.weights, directory)
+        if self.directory is None or not self._saved_there(self.directory):
+            return
+        for name in EXTRA_FILES:
+            if (self.directory / name).is_file():
+                text = (self.directory / name).read_text(encoding="utf-8")
+                text = LOADING.sub(lambda _: f"adapter={self.repo_id!r}", text)
+                (Path(directory) / name).write_text(text, encoding="utf-8")
+
+    def _saved_there(self, directory: Path) -> bool:
+        try:
+            saved = read_adapter(directory)[1]
+        except CheckpointError:  # removed or replaced since
+            return False
+        return saved.keys() == self.weights.keys() and all(
+            torch.equal(value, self.weights[name].detach().to("cpu", value.dtype))
+            for name, value in saved.items()
+        )
 
 
 def _header() -> dict[str, Any]:

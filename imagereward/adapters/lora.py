@@ -2,11 +2,15 @@
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from imagereward.adapters.base import Adapter, check_rank
+from imagereward.adapters.base import Adapter
+from imagereward.adapters.places import check_rank
 from imagereward.adapters.streams import TokenMasks
 from imagereward.config import AdapterConfig
 from imagereward.errors import missing_extra
@@ -23,6 +27,7 @@ class LoRA(Adapter):
     def __init__(self, config: AdapterConfig):
         super().__init__(config)
         self._layers: tuple[tuple[str, nn.Module], ...] = ()  # in a tuple: they belong to the model
+        self._waiting: dict[str, RemovableHandle] = {}  # hooks on layers that have not run
 
     def attach(self, model: nn.Module, masks: TokenMasks) -> None:
         try:
@@ -46,10 +51,16 @@ class LoRA(Adapter):
         for value in model.parameters():
             value.requires_grad_(learning.get(id(value), False))
         self._layers = tuple((path, model.get_submodule(path)) for path in config.modules)
+        for path, layer in self._layers:
+            if path not in self._ran:
+                self._waiting[path] = layer.register_forward_pre_hook(partial(self._runs, path))
         self._activate()
         self._strength_changed()
 
     def detach(self, model: nn.Module) -> None:
+        super().detach(model)
+        while self._waiting:
+            self._waiting.popitem()[1].remove()
         for path, layer in self._layers:
             layer.delete_adapter(self.config.name)  # type: ignore[operator]
             if not layer.lora_A:
@@ -62,6 +73,12 @@ class LoRA(Adapter):
         kept.pop(self.config.name, None)
         if not kept and hasattr(model, "peft_config"):
             del model.peft_config
+
+    def _runs(self, path: str, *_: Any) -> None:
+        """A hook for a layer's first call."""
+        self._ran.add(path)
+        if path in self._waiting:
+            self._waiting.pop(path).remove()
 
     def train(self, mode: bool = True) -> "LoRA":
         super().train(mode)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from imagereward.adapters.base import Adapter, check_rank, width_of
+from imagereward.adapters.base import Adapter
 from imagereward.adapters.interventions import INTERVENTIONS, Intervention
+from imagereward.adapters.places import check_rank, width_of
 from imagereward.adapters.positions import check_allowed, parse_positions, selected
 from imagereward.adapters.streams import TokenMasks
 from imagereward.config import AdapterConfig
@@ -63,6 +64,7 @@ class ReFT(Adapter):
             self._handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=False))
 
     def detach(self, model: nn.Module) -> None:
+        super().detach(model)
         while self._handles:
             self._handles.pop().remove()
 
@@ -94,6 +96,7 @@ class ReFT(Adapter):
 
     def _changed(self, index: int, path: str, module: nn.Module, args: tuple, output: Any) -> Any:
         """The hook: the module's output with the deltas added at the selected positions."""
+        self._ran.add(path)
         if not self.enabled:
             return None
         h = output[0] if isinstance(output, tuple) else output

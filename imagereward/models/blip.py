@@ -4,7 +4,7 @@ Li et al., "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-L
 Understanding and Generation", 2022 (arXiv:2201.12086).
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from timm.models import VisionTransformer
@@ -120,6 +120,7 @@ class BLIPBase(Scorer):
         self.blip.set_grad_checkpointing(enable)
 
     def compile_towers(self) -> None:
+        self.adapters.check_uncompiled()
         self.blip.visual_encoder.compile()
         self.blip.text_encoder.compile()
 
@@ -128,6 +129,12 @@ class BLIPScore(BLIPBase):
     """Cosine, in [-1, 1], of the image's and the prompt's projected first tokens."""
 
     image_prefixes = ("blip.visual_encoder.", "blip.vision_proj.")
+
+    def token_streams(self) -> dict[str, TokenStream]:
+        streams = super().token_streams()
+        # Prompts are read without an image, so the attention to images does not run.
+        linear = (".attention.self.query", ".attention.self.value")
+        return streams | {"text": replace(streams["text"], linear=linear)}
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.blip.vision_proj(self.blip.visual_encoder(pixels.to(self.dtype))[:, 0])

@@ -85,6 +85,7 @@ class CLIPBase(Scorer):
         self.clip_model.visual.set_grad_checkpointing(enable)
 
     def compile_towers(self) -> None:
+        self.adapters.check_uncompiled()
         self.clip_model.visual.compile()
         self.clip_model.transformer.compile()
 

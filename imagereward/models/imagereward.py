@@ -14,7 +14,8 @@ from imagereward.precision import full_precision
 
 
 class RewardHead(nn.Module):
-    """Five linear layers with nothing but dropout between them, so at evaluation one dot product.
+    """Five linear layers with nothing but dropout between them, so at evaluation one dot product, unless an
+    adapter changes one of them.
 
     The same head, under the same names, sits on ImageReward's text feature and, in the Aesthetic
     score, on a CLIP embedding.
@@ -37,6 +38,9 @@ class RewardHead(nn.Module):
         """Features [P, D] to raw rewards [P, 1]."""
         if self.training:
             return self.layers(features_P_D.to(next(self.parameters()).dtype))
+        if self._is_changed():
+            with torch.autocast(features_P_D.device.type, enabled=False):
+                return self.layers(features_P_D.to(next(self.parameters()).dtype))
         # Folding costs what one row through the layers costs, so it is done anew on every call
         # and can never be stale. In full precision also under autocast or after .half().
         with torch.autocast(features_P_D.device.type, enabled=False):
@@ -46,6 +50,11 @@ class RewardHead(nn.Module):
                 bias = bias + weight @ full_precision(layer.bias)
                 weight = weight @ full_precision(layer.weight)
             return F.linear(full_precision(features_P_D), weight, bias)
+
+    def _is_changed(self) -> bool:
+        """Whether the layers are more than their weights: one has a hook, or another took its place."""
+        hooked = any(each._forward_hooks or each._forward_pre_hooks for each in self.layers.modules())
+        return hooked or not all(isinstance(layer, nn.Linear | nn.Dropout) for layer in self.layers)
 
 
 class ImageReward(BLIPBase):

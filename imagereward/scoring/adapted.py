@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imagereward.adapters.base import Adapter
+from imagereward.adapters.collection import Adapters
 from imagereward.adapters.files import PREFIX, WEIGHTS_FILE, check_base, read_adapter
 from imagereward.config import AdapterConfig
 from imagereward.precision import on_cpu
@@ -27,26 +28,40 @@ def add_adapter(
     name     its name on this scorer; default: the config's
     scale    its strength; default: the config's, 1 if it was not changed
 
-    Raises CheckpointError for a directory without an adapter, a damaged one, and one for another base;
-    InputError for a second adapter of one name, unknown modules, and a rank above their width.
+    Raises CheckpointError for a directory without an adapter, a damaged one, and one made for another base,
+    or to be on top of other adapters than are on; InputError for a second adapter of one name, unknown
+    modules, modules that an ensemble shares, a rank above their width, and a compiled scorer.
     """
-    weights, source = None, ""
+    weights, directory, source = None, None, ""
     if isinstance(adapter, AdapterConfig):
         config = adapter
     else:
         source = os.fspath(adapter)
-        config, weights = read_adapter(source)
+        directory = Path(source).expanduser()
+        config, weights = read_adapter(directory)
         check_base(config, scorer, source)
+        scorer.adapters.check_beneath(config, source)
     if name is not None:
         config = replace(config, name=name)
     if scale is not None:
         config = replace(config, scale=scale)
     with on_cpu():
-        added = scorer.adapters.add(scorer, config, scorer.token_streams(), weights)
+        added = scorer.adapters.add(scorer, config, scorer.token_streams(), weights, directory=directory)
     scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)
-    if source:
-        scorer.files[f"{PREFIX}{config.name}."] = (Path(source).expanduser() / WEIGHTS_FILE).resolve()
+    if directory is not None:
+        scorer.files[f"{PREFIX}{config.name}."] = (directory / WEIGHTS_FILE).resolve()
     return added
+
+
+def check_ran(scorer: Any, encoded: bool) -> None:
+    """Raises InputError for an adapter of the scorer, or of an ensemble's component, with modules that the
+    model did not call when it scored.
+
+    encoded  whether images were encoded, rather than their features taken from a cache
+    """
+    for each in (scorer, *getattr(scorer, "parts", ())):
+        if isinstance(adapters := getattr(each, "adapters", None), Adapters):
+            adapters.check_ran(() if encoded else each.image_prefixes)
 
 
 def remove_adapter(scorer: Any, name: str) -> None:

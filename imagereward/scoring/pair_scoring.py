@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from imagereward.errors import InputError, NonFiniteScoreError, listing
 from imagereward.images.reading import identity, load_pixels, name_of
+from imagereward.scoring.adapted import check_ran
 
 # How far pixels may lie outside [0, 1], as after bicubic resizing, before they are refused.
 PIXEL_SLACK = 0.01
@@ -71,17 +72,26 @@ def score_pixels(
             batches = [each.collate(items) for each, items in zip(scorer.processors, zip(*block))]
             yield scorer.encode_pixels(batches), len(block)
 
-    return score_blocks(scorer, [prompts[index] for index in kept], blocks(), pairs, head)
+    return score_blocks(scorer, [prompts[index] for index in kept], blocks(), pairs, head, encoded=True)
 
 
 def score_blocks(
-    scorer, prompts: list[str], blocks: Iterable[tuple[Any, int]], pairs_P_2: torch.Tensor, head: Callable
+    scorer,
+    prompts: list[str],
+    blocks: Iterable[tuple[Any, int]],
+    pairs_P_2: torch.Tensor,
+    head: Callable,
+    *,
+    encoded: bool = False,
 ) -> torch.Tensor:
     """The results of `head`, float32 [P] or [P, C], on the CPU, for the rows of `pairs_P_2`.
 
     blocks     (image features, number of images), in the order of image indices. The first block is read
                before prompts are encoded, so that an error of an image comes first
     pairs_P_2  indices (image, prompt) of each row
+    encoded    whether the features are those of images that were encoded now, with the adapters that are on
+
+    Raises InputError for an adapter with modules that the first block did not call: it changes nothing there.
     """
     by_image = pairs_P_2[:, 0].argsort(stable=True)
     image_of_row = pairs_P_2[by_image, 0].contiguous()
@@ -94,6 +104,8 @@ def score_blocks(
             for part in _parts(by_image[start:end], pairs_P_2, count, scorer.pairs_per_forward):
                 local = pairs_P_2[part] - torch.tensor([first, 0])
                 results.append(head(features, encoded_prompts, local).float().cpu())
+                if len(results) == 1:
+                    check_ran(scorer, encoded)
                 order.append(part)
             first += count
     scores = torch.cat(results)

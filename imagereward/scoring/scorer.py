@@ -22,7 +22,7 @@ from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
 from imagereward.images.processor import Processor
 from imagereward.precision import full_precision, on_cpu
-from imagereward.scoring.adapted import Source, add_adapter, remove_adapter
+from imagereward.scoring.adapted import Source, add_adapter, check_ran, remove_adapter
 from imagereward.scoring.api import PairScorer, warn_truncated
 from imagereward.scoring.pair_scoring import check_finite, check_pixels, score_rows
 from imagereward.scoring.questions import Rows, Scored, diagonal, prompt_list
@@ -108,7 +108,7 @@ class Scorer(PairScorer, nn.Module):
         raise NotImplementedError
 
     def compile_towers(self) -> None:
-        """Compile the towers with torch.compile, in place."""
+        """Compile the towers with torch.compile, in place. InputError if there are adapters."""
         raise NotImplementedError
 
     def token_streams(self) -> dict[str, TokenStream]:
@@ -198,14 +198,14 @@ class Scorer(PairScorer, nn.Module):
         if len(prompts) != count:
             raise InputError(f"{len(prompts)} prompts for {count} images; expected one each")
         self._warn_truncated(*self.reading(list(dict.fromkeys(prompts))))
-        size = self._batch_size(batch_size)
-        parts = []
+        parts, size = [], self._batch_size(batch_size)
         with self.evaluating(), on_cpu():
             for start in range(0, count, size):
                 part = pixels[start : start + size].to(self.device)
                 features = self.encode_pixels([p.from_pixels(full_precision(part)) for p in self.processors])
                 encoded = self.encode_prompts(prompts[start : start + size])
                 parts.append(self.head(features, encoded, diagonal(len(part))))
+        check_ran(self, encoded=True)
         rewards = torch.cat(parts)
         check_finite(self.name, rewards, lambda row: f"image {row} with {prompts[row][:40]!r}")
         return rewards

@@ -12,6 +12,7 @@ from imagereward.models.vlm.asking.turns import Turns
 from imagereward.models.vlm.backbone import EncodedImage
 from imagereward.models.vlm.scorer import VLMScorer
 from imagereward.models.vlm.tournament import METHODS, Outcome, schedule, strengths
+from imagereward.scoring.adapted import check_ran
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.questions import Rows, Scored
 
@@ -88,6 +89,7 @@ class PairwiseJudge(PairScorer):
             images = list(places)
             asked += [(prompt, images[a], images[b]) for a, b in pairs[prompt]]
         found = self._comparisons(encoded, asked)
+        check_ran(self.judge, encoded=True)
         self.bias = sum(each.bias for each in found) / len(found)
         verdicts = iter(found)
         scores = torch.empty(len(rows.pairs_P_2))

@@ -109,7 +109,8 @@ class VLMScorer(Scorer):
         self.backbone.set_recompute(enable)
 
     def compile_towers(self) -> None:
-        """Compile the whole model with torch.compile, in place."""
+        """Compile the whole model with torch.compile, in place. InputError if it has adapters."""
+        self.adapters.check_uncompiled()
         self.backbone.model.model.compile()
 
     def encode_images(self, batch: dict[str, list]) -> list[EncodedImage]:

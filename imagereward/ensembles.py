@@ -11,7 +11,7 @@ from torch import nn
 
 from imagereward.checkpoints.loading import load
 from imagereward.config import ScorerConfig
-from imagereward.errors import InputError
+from imagereward.errors import InputError, listing
 from imagereward.images.preprocess import Preprocess
 from imagereward.images.processor import Processor
 from imagereward.images.reading import as_list
@@ -226,7 +226,10 @@ class Ensemble(Scorer):
             scorer.compile_towers()
 
     def add_adapter(self, adapter, *, name: str | None = None, scale: float | None = None):
-        raise InputError("an ensemble has no adapters of its own: put them on its components, in `.scorers`")
+        raise InputError(
+            "an ensemble has no adapters of its own: give it a component as NAME+ADAPTER, or put them on its "
+            "components, in `.scorers`, where these share no tower"
+        )
 
     def save_pretrained(self, directory: str | os.PathLike):
         raise InputError("an ensemble has no weights of its own: save its components, in `.scorers`")
@@ -237,12 +240,20 @@ class Ensemble(Scorer):
 
 
 def _share_towers(scorers: Sequence[Scorer]) -> None:
-    """Let newly loaded CLIP scorers with the same file and dtype share one tower, in place."""
-    towers: dict = {}
+    """Let newly loaded CLIP scorers with the same file and dtype share one tower, in place.
+
+    Adapters of one would change the others, so the tower then takes none.
+    """
+    sharing: dict = {}
     for scorer in scorers:
         if (file := scorer.files.get("clip_model.")) and not len(scorer.adapters):
-            key = (file, scorer.dtype)
-            scorer.clip_model = towers.setdefault(key, scorer.clip_model)
+            sharing.setdefault((file, scorer.dtype), []).append(scorer)
+    for first, *others in sharing.values():
+        for scorer in others:
+            scorer.clip_model = first.clip_model
+        for scorer in (first, *others) if others else ():
+            names = [each.name for each in (first, *others) if each is not scorer]
+            scorer.adapters.shared = {"clip_model.": listing(names)}
 
 
 def _distinct_names(scorers: Sequence[Scorer]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -282,6 +283,69 @@ def test_an_ensemble_takes_adapted_components_and_shares_no_tower_with_them(mode
     assert np.abs(np.array(base) - on).max() > 1e-3
 
 
+def test_a_tower_that_components_share_takes_no_adapter(monkeypatch, tmp_path):
+    made = {kind: small_scorer(kind) for kind in ("CLIP", "Aesthetic", "HPS")}
+    for kind in ("CLIP", "Aesthetic"):
+        made[kind].files = {"clip_model.": tmp_path / "same-file"}
+    monkeypatch.setattr("imagereward.ensembles.load", made.get)
+    both, images = RM.ensemble(dict.fromkeys(made, 1.0)), pictures(2)
+    clip, aesthetic, hps = both.scorers
+    before = both.score_components(PROMPTS[0], images)
+    message = "would change the scores of {} too, which shares clip_model in an ensemble.*NAME.ADAPTER"
+    for scorer, other in ((clip, "Aesthetic"), (aesthetic, "CLIP")):
+        for modules in (("image",), ("clip_model.visual",), ("clip_model.visual.ln_post",)):
+            with pytest.raises(errors.InputError, match=message.format(other)):
+                scorer.add_adapter(AdapterConfig("loreft", "mine", modules, width=8))
+        config = AdapterConfig("loreft", "mine", ("image",))
+        with pytest.raises(errors.InputError, match=message.format(other)):  # as `personalise` adds it
+            scorer.adapters.add(scorer, config, scorer.token_streams())
+    assert both.score_components(PROMPTS[0], images) == before
+    shaken(aesthetic.add_adapter(AdapterConfig("loreft", "mine", ("mlp.layers.0",))))  # its own
+    shaken(hps.add_adapter(AdapterConfig("loreft", "mine", BOTH)))  # it shares with none
+    after = both.score_components(PROMPTS[0], images)
+    changed = {name: np.abs(np.subtract(after[name], before[name])).max() > 1e-5 for name in before}
+    assert changed == {"CLIP": False, "Aesthetic": True, "HPS": True}
+
+
+@pytest.mark.parametrize("form", ["loreft", "lora"])
+def test_an_adapter_that_was_made_on_another_needs_it(form, models, tmp_path):
+    images, name = pictures(2), models["CLIP"]
+    scorer = RM.load(name, "cpu")
+    shaken(scorer.add_adapter(AdapterConfig(form, "first")))
+    shaken(scorer.add_adapter(AdapterConfig("direft", "second", ("text",))), 2)
+    expected = scorer.score(PROMPTS[0], images)
+    first, second = (scorer.adapters[each].save_pretrained(tmp_path / each) for each in ("first", "second"))
+    message = "second was made for CLIP with other adapters on it, of which these are not on.*: first. Put"
+    with pytest.raises(errors.CheckpointError, match=message):
+        RM.load(name, "cpu", adapter=second)
+    plain = RM.load(name, "cpu")
+    shaken(plain.add_adapter(AdapterConfig(form, "first")), 3)  # one of the same name, with other weights
+    with pytest.raises(errors.CheckpointError, match="second was made for CLIP with other adapters"):
+        plain.add_adapter(second)
+    for both in (f"{name}+{first}+{second}", f"{name}+{first}"):
+        again = RM.load(both, "cpu", adapter=None if both.endswith("second") else second)
+        assert list(again.adapters) == ["first", "second"]
+        np.testing.assert_array_equal(again.score(PROMPTS[0], images), expected)
+    half = RM.load(f"{name}+{first}", "cpu", dtype="bfloat16")  # known again, although LoRA's are rounded
+    half.add_adapter(second, scale=0.5)
+    half.save_pretrained(tmp_path / "whole")
+    assert list(RM.load(tmp_path / "whole", "cpu").adapters) == ["first", "second"]
+    scorer.remove_adapter("first")  # what `second` was made on does not change by that
+    once_more = scorer.adapters["second"].save_pretrained(tmp_path / "later")
+    with pytest.raises(errors.CheckpointError, match="these are not on"):
+        RM.load(name, "cpu", adapter=once_more)
+    RM.load(f"{name}+{first}", "cpu", adapter=once_more)
+
+
+def test_an_adapter_made_while_others_are_off_needs_none(models, tmp_path):
+    scorer = RM.load(models["CLIP"], "cpu")
+    scorer.add_adapter(AdapterConfig("loreft", "first"))
+    with scorer.using_adapters():
+        scorer.add_adapter(AdapterConfig("loreft", "second"))
+    where = scorer.adapters["second"].save_pretrained(tmp_path / "second")
+    assert list(RM.load(models["CLIP"], "cpu", adapter=where).adapters) == ["second"]
+
+
 def test_a_copy_of_a_scorer_keeps_its_adapter_when_the_first_loses_it():
     for form in ("loreft", "lora"):
         scorer, _ = adapted("ImageReward", AdapterConfig(form, "mine"))
@@ -304,8 +368,6 @@ def test_push_to_hub_uploads_both_files_and_load_fetches_them(monkeypatch, model
             return f"https://hub.example/{repo_id}"
 
         def upload_folder(self, repo_id, folder_path, commit_message):
-            import shutil
-
             shutil.copytree(folder_path, tmp_path / "hub")
             uploaded[repo_id] = commit_message
 
@@ -313,13 +375,32 @@ def test_push_to_hub_uploads_both_files_and_load_fetches_them(monkeypatch, model
     scorer = RM.load(models["CLIP"], "cpu")
     adapter = shaken(scorer.add_adapter(AdapterConfig("loreft", "mine")))
     assert adapter.push_to_hub("me/taste", token="secret") == "https://hub.example/me/taste"
-    assert list(uploaded) == ["me/taste"]
+    assert uploaded == {"me/taste": "mine, an adapter for CLIP, saved by imagereward"}
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
+        "adapter.safetensors",
+        "config.json",
+    ]
     monkeypatch.setattr(
         "imagereward.checkpoints.hub.fetch_from_hub", lambda repo, name, *rest: tmp_path / "hub" / name
     )
     again = RM.load(models["CLIP"], "cpu", adapter="me/taste")
     assert again.name == "CLIP+hub" or again.name == "CLIP+taste"
     assert again.score(PROMPTS[0], pictures(1)) == scorer.score(PROMPTS[0], pictures(1))
+    where = adapter.save_pretrained(tmp_path / "mine")
+    (where / "README.md").write_text(f"# mine\n\nmodel = RM.load('CLIP', adapter={str(where)!r})\n")
+    (where / "summary.json").write_text('{"choices": 48}\n')
+    again = RM.load(models["CLIP"], "cpu", adapter=where)
+    loaded = again.adapters["mine"]
+    for each in (adapter, loaded):
+        shutil.rmtree(tmp_path / "hub")
+        each.push_to_hub("me/taste", token="secret")
+        assert (tmp_path / "hub/README.md").read_text() == (
+            "# mine\n\nmodel = RM.load('CLIP', adapter='me/taste')\n"
+        )
+        assert (tmp_path / "hub/summary.json").read_bytes() == (where / "summary.json").read_bytes()
+    shutil.rmtree(tmp_path / "hub")
+    shaken(loaded).push_to_hub("me/taste", token="secret")  # the card is of other weights
+    assert not (tmp_path / "hub/README.md").exists()
 
 
 def test_an_adapter_of_the_hub_that_cannot_be_had_says_so(models):

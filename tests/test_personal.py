@@ -127,7 +127,7 @@ def test_agreement_and_its_gain_are_counted_over_pairs_and_groups():
     assert found.adapted[0] == pytest.approx(4 / 5)
     gains, pairs_ = np.array([1, 0, 0.5, -1]), np.array([2, 1, 1, 1])
     left = (gains.sum() - gains) / (pairs_.sum() - pairs_)
-    values = [*(4 * 0.1 - 3 * left), -1, 1]  # a difference of shares is from -1 to 1
+    values = [*(0.1 + 3 * (left.mean() - left)), -1, 1]  # a difference of shares is from -1 to 1
     error = np.std(values, ddof=1) / math.sqrt(6)
     assert found.gain[0] == pytest.approx(0.1)
     assert found.gain[1] == pytest.approx(np.mean(values) - 2.5705818366147395 * error)

@@ -187,12 +187,16 @@ def ready(
     """(the learner of all choices, their data set, the base's scores of their images).
 
     encode_once  False: the image encoder's own weights are among what learns
+
+    Raises InputError for an adapter on modules that a score does not call.
     """
     store = ImageStore(scorer, choices, encode_once)
     places = store.places(choices)
     enabled = _switched(learned, False)
     scores = scores_now(scorer, choices, places, store)
     _switched(learned, enabled)
+    if isinstance(learned, Adapter):
+        learned.check_ran()
     data, standard = prepared(choices, places, scores)
     learner = Learner(scorer, learned, store, choices.kind, standard, config.loss == "dpo", config.beta)
     return learner, data, scores

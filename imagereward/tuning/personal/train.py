@@ -117,8 +117,8 @@ def _clamped(scorer: Scorer, adapter: Adapter, choices: Choices) -> int:
 
     0 for an adapter without modules in the stream of the prompts' tokens.
     """
-    config, text = adapter.config, scorer.token_streams().get("text")
-    if config.kind == "lora" or text is None or not any(map(text.holds, config.modules)):
+    config = adapter.config
+    if config.kind == "lora" or "text" not in adapter.streams:
         return 0
     prompts = list(dict.fromkeys(choice.prompt for choice in choices.items))
     count = clamped_rows(config.positions, scorer.stream_lengths(prompts))

@@ -8,6 +8,7 @@ import json
 
 import pipelines
 import pytest
+import torch
 from conftest import small_scorer
 from safetensors.torch import load_file
 
@@ -204,6 +205,22 @@ def test_a_part_recipe_runs(name, saved, tmp_path):
     assert all(value.isfinite().all() for value in part.state_dict().values())
     assert (tmp_path / "out/config.json").is_file()
     assert (tmp_path / "out/model.safetensors").is_file() or list((tmp_path / "out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("tiny/autoencoder", "vae."), ("tiny/clip", "text.")])
+def test_the_averaged_weights_of_a_part_become_the_result(name, prefix, saved, tmp_path):
+    part = run_recipe(name, [*cut(name, saved, tmp_path / "out"), "ema=0.9"])
+    folder = tmp_path / "out/checkpoint-2/weights"
+    average, last = (load_file(folder / f"{kind}.safetensors") for kind in ("ema", "learned"))
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    result = load_file(file)
+    compared = [key for key in average if key.startswith(prefix)]
+    assert len(compared) > 10
+    assert any(not torch.equal(average[key], last[key]) for key in compared)
+    for key in compared:
+        own = key.removeprefix(prefix)
+        assert torch.equal(average[key], result[own])
+        assert torch.equal(average[key], part.state_dict()[own].cpu())
 
 
 @pytest.mark.parametrize("kind", ["ImageReward", "CLIP"])  # tokens of images, and vectors

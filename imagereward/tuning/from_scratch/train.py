@@ -217,6 +217,7 @@ def _pairs(config: FromScratchConfig) -> Pairs:
 
 @accelerating()
 def _train(config: FromScratchConfig, module: nn.Module, objective) -> None:
+    """Train the module, in place; with `ema` it ends with the averaged weights."""
     values = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, values, config.resume)
     accelerator = make_accelerator(config, output)
@@ -228,4 +229,6 @@ def _train(config: FromScratchConfig, module: nn.Module, objective) -> None:
         tell(part_plan(config, module, config.data, count, config.output, str(accelerator.device)))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
-    Trainer(Training(module, accelerator.device), objective, config, output, accelerator).run()
+    loop = Trainer(Training(module, accelerator.device), objective, config, output, accelerator)
+    loop.run()
+    loop.settle()

@@ -774,6 +774,10 @@ def config_error(**changes) -> str:
         ({"architecture": None}, 'start="nothing" and an [architecture] table belong together'),
         ({"start": "BLIP"}, 'start="nothing" and an [architecture] table belong together'),
         ({"checkpointing": "fairscale", "precision": "bfloat16"}, 'take checkpointing="torch"'),
+        (
+            {"trainer": {"ddp_timeout": 60}},
+            "trainer={'ddp_timeout': 60}: ddp_timeout: the processes are joined",
+        ),
         ({"checkpointing": "fairscale", "warmup": WARMUP}, "warmup.rehearsal=1 do not go together"),
     ],
     ids=str,

@@ -4,6 +4,9 @@ Both start from random weights and use the trainer of all objectives. The object
 between them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
@@ -24,7 +27,14 @@ from imagereward.tuning.families.autoencoder import KLAutoencoder
 from imagereward.tuning.from_scratch.autoencoder import Autoencoder
 from imagereward.tuning.from_scratch.contrastive import ContrastiveObjective
 from imagereward.tuning.policy.snapshots import Snapshot
-from imagereward.tuning.trainer.accelerate_setup import accelerating, make_accelerator, start_trackers
+from imagereward.tuning.trainer.accelerate_setup import (
+    accelerating,
+    join,
+    make_accelerator,
+    start_trackers,
+)
+from imagereward.tuning.trainer.checkpoint import latest_state
+from imagereward.tuning.trainer.liveness import watched
 from imagereward.tuning.trainer.memory import keep_freed_memory
 from imagereward.tuning.trainer.plan import part_plan
 from imagereward.tuning.trainer.progress import tell
@@ -148,9 +158,14 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
     """Train an AutoencoderKL with a recipe's values; saved in `output`, and returned.
 
     Its scaling_factor is 1 / (standard deviation of the latents of MEASURED images). `source` names the
-    recipe in error messages.
+    recipe in error messages. Raises ProcessLostError in all other processes if one of several ends too early.
     """
     config = build(AutoencoderConfig, values, source)
+    with _together(config.output):
+        return _autoencoder(config)
+
+
+def _autoencoder(config: AutoencoderConfig) -> Any:
     torch.manual_seed(config.seed)
     vae: Any = diffusers.AutoencoderKL(**config.architecture)
     last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
@@ -180,9 +195,14 @@ def tune_autoencoder(values: dict[str, Any], source: str) -> Any:
 def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
     """Train a CLIP's text encoder with a recipe's values; saved in `output`, and returned.
 
-    `source` names the recipe in error messages.
+    `source` names the recipe in error messages. Raises ProcessLostError as `tune_autoencoder` does.
     """
     config = build(CLIPTextConfig, values, source)
+    with _together(config.output):
+        return _text_encoder(config)
+
+
+def _text_encoder(config: CLIPTextConfig) -> CLIPTextModel:
     tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
     torch.manual_seed(config.seed)
     ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
@@ -194,6 +214,15 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
         towers.text.save_pretrained(config.output)
         _tell_result("transformers", "CLIPTextModel", config.output)
     return towers.text
+
+
+@contextmanager
+def _together(output: str) -> Iterator[None]:
+    """A context in which the processes of the launcher have found each other and watch each other."""
+    with accelerating():
+        rank, ranks = join()
+        with watched(rank, ranks, lambda: latest_state(Path(output).expanduser())):
+            yield
 
 
 def _tell_result(library: str, class_name: str, output: str) -> None:
@@ -215,7 +244,6 @@ def _pairs(config: FromScratchConfig) -> Pairs:
     )
 
 
-@accelerating()
 def _train(config: FromScratchConfig, module: nn.Module, objective) -> None:
     """Train the module, in place; with `ema` it ends with the averaged weights."""
     values = config.model_dump(exclude={"resume"})

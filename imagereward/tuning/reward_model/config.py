@@ -133,6 +133,11 @@ class RewardModelConfig(ScheduleConfig):
         if taken := decided & values.keys():
             names = ", ".join(sorted(taken))
             raise ValueError(f"{names} follow from output, batch_size and micro_batch: set those")
+        if taken := {"ddp_backend", "ddp_timeout"} & values.keys():
+            names = ", ".join(sorted(taken))
+            raise ValueError(
+                f"{names}: the processes are joined, and watch each other, before Trainer starts"
+            )
         return values
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from imagereward.agreement.rankings import ranking_file
 from imagereward.checkpoints.state_dicts import read_state_dict
 from imagereward.config import ScorerConfig
-from imagereward.errors import ImageRewardError, InputError
+from imagereward.errors import ImageRewardError
 from imagereward.images.preprocess import Preprocess
 from imagereward.main_guard import GUARD_HINT
 from imagereward.models.blip import BLIPShape
@@ -27,19 +27,23 @@ from imagereward.precision import DTYPES
 from imagereward.scoring.saving import WEIGHTS_FILE
 from imagereward.tuning.config import build
 from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs, collate_pairs
-from imagereward.tuning.distributed import check_first_gpu, check_together, is_first_process, several_on_cpus
+from imagereward.tuning.distributed import check_first_gpu, is_first_process
+from imagereward.tuning.reward_model.arguments import training_arguments
 from imagereward.tuning.reward_model.callbacks import StopDeadHead, TellsPace, WriteScorerConfig
 from imagereward.tuning.reward_model.card import CARD_FILE, amount, card, outcome, plan
-from imagereward.tuning.reward_model.config import RewardModelConfig, ScheduleConfig, WarmupConfig
+from imagereward.tuning.reward_model.config import RewardModelConfig, WarmupConfig
 from imagereward.tuning.reward_model.data import RankedImages, RankingsWithPairs, collate_rankings
 from imagereward.tuning.reward_model.image_text import ImageText
 from imagereward.tuning.reward_model.init import freeze, from_nothing, set_checkpointing, start_from
 from imagereward.tuning.reward_model.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
-from imagereward.tuning.trainer.accelerate_setup import accelerating
+from imagereward.tuning.trainer.accelerate_setup import accelerating, join
+from imagereward.tuning.trainer.liveness import watched
 from imagereward.tuning.trainer.memory import keep_freed_memory
 from imagereward.tuning.trainer.progress import tell
 from imagereward.tuning.trainer.run_directory import (
+    STATE_FILE,
     check_run_directory,
+    checkpoints,
     create_run_directory,
     latest_checkpoint,
     write_atomically,
@@ -48,6 +52,7 @@ from imagereward.tuning.trainer.run_directory import (
 log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.json"
+WARMUP = "warmup"  # folder of the warm-up's own checkpoints and result
 
 
 @accelerating()
@@ -58,14 +63,29 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
     `history.json` (losses, accuracies and learning rates by update), `skipped.json` (unusable images) and the
     last checkpoints. Raises InputError for bad data or config, for a `device` that is another GPU than the
     first, and for an output directory that holds another run; DeadHeadError when the head learns nothing;
-    NonFiniteScoreError for scores that are not finite.
+    NonFiniteScoreError for scores that are not finite; ProcessLostError in all other processes if one of
+    several ends too early.
     """
     check_first_gpu(config.device)
+    output = Path(config.output).expanduser()
+    rank, ranks = join(config.device == "cpu")
+    with watched(rank, ranks, lambda: _written_last(output)):
+        return _train(config)
+
+
+def _written_last(output: Path) -> Path | None:
+    """The last complete checkpoint, of the rankings or else of the warm-up; None if there is none."""
+    found = [each for folder in (output / WARMUP, output) for each in checkpoints(folder)]
+    return next((each for each in reversed(found) if (each / STATE_FILE).is_file()), None)
+
+
+def _train(config: RewardModelConfig) -> ImageReward:
     values = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, values, config.resume)
-    arguments = _arguments(config, config, output)  # what cannot be run is refused before anything is loaded
+    # What cannot be run is refused before anything is loaded.
+    arguments = training_arguments(config, config, output)
     if config.warmup:
-        _arguments(config, config.warmup, output)
+        training_arguments(config, config.warmup, output)
     scorer = _starting_scorer(config)
     if scorer.device.type == "cpu":
         keep_freed_memory()
@@ -86,7 +106,7 @@ def train_reward_model(config: RewardModelConfig) -> ImageReward:
     learned: RankedImages | RankingsWithPairs = train
     if config.warmup:
         assert pairs is not None
-        warm = _warm_up(scorer, config, config.warmup, pairs, output / "warmup")
+        warm = _warm_up(scorer, config, config.warmup, pairs, output / WARMUP)
         if config.warmup.rehearsal:
             rehearsal, learned = warm, RankingsWithPairs(train, pairs, config.warmup.rehearsal)
             warm.requires_grad_(False)
@@ -144,7 +164,7 @@ def _by_rankings(
     every = max(1, updates // config.validations)
     return Trainer(
         objective,
-        _arguments(
+        training_arguments(
             config,
             config,
             output,
@@ -206,7 +226,9 @@ def _warm_up(
     if config.resume and (output / HISTORY_FILE).is_file():
         objective.load_state_dict(read_state_dict(output / WEIGHTS_FILE))
         return objective
-    arguments = _arguments(config, stage, output, save_strategy="steps", save_steps=0.1, save_total_limit=1)
+    arguments = training_arguments(
+        config, stage, output, save_strategy="steps", save_steps=0.1, save_total_limit=1
+    )
     trainer = Trainer(objective, arguments, collate_pairs, pairs, callbacks=[TellsPace(stage="warm-up")])
     with _told_about_workers(config):
         trainer.train(resume_from_checkpoint=latest_checkpoint(output) if config.resume else None)
@@ -219,52 +241,6 @@ def _write_history(trainer: Trainer, output: Path) -> None:
     """Write history.json, the last file of a stage: where it exists, the stage is complete."""
     if trainer.is_world_process_zero():
         (output / HISTORY_FILE).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
-
-
-def _arguments(config: RewardModelConfig, stage: ScheduleConfig, output: Path, **more) -> TrainingArguments:
-    values = {
-        "output_dir": str(output),
-        "num_train_epochs": stage.epochs,
-        "max_steps": stage.updates,
-        "per_device_train_batch_size": stage.micro_batch,
-        "per_device_eval_batch_size": stage.micro_batch,
-        "learning_rate": stage.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": stage.warmup_updates,
-        "adam_beta2": stage.beta2,
-        "weight_decay": stage.weight_decay,
-        "max_grad_norm": stage.max_gradient_norm,
-        "logging_steps": 10,
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "dataloader_num_workers": config.workers,
-        "bf16": config.precision == "bfloat16",
-        "fp16": config.precision == "float16",
-        "use_cpu": config.device == "cpu" or several_on_cpus(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        # Every trainable parameter is used in every update, and the search for unused ones breaks fairscale.
-        "ddp_find_unused_parameters": False,
-        "seed": config.seed,
-        **more,
-        **config.trainer,
-    }
-    try:
-        arguments = TrainingArguments(**values)
-        check_together(arguments.world_size)
-        accumulate, rest = divmod(stage.batch_size, stage.micro_batch * arguments.world_size)
-        if rest or not accumulate:
-            raise InputError(
-                f"batch_size={stage.batch_size}: expected a multiple of micro_batch={stage.micro_batch} "
-                f"times the number of devices, {arguments.world_size}"
-            )
-        arguments = replace(arguments, gradient_accumulation_steps=accumulate)
-        # With several devices in one process Trainer uses DataParallel, which cannot split lists of prompts.
-        arguments._n_gpu = min(1, arguments.n_gpu)
-        return arguments
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"transformers.TrainingArguments refuses the config: {error}") from error
 
 
 def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -36,7 +36,7 @@ SMALL = {
     "autoencoder": ["pairs=6"],
     "clip": ["pairs=6"],
 }
-PIPELINES = {name: name for name in pipelines.FAMILIES} | {"sd15": "sd", "tiny": "sd"}
+PIPELINES = {name: name for name in pipelines.FAMILIES} | {"sd15": "sd", "sd35_large": "sd3", "tiny": "sd"}
 INPAINTING = {"tiny/inpaint_refl", "tiny/inpaint_grpo", "tiny/inpaint_dpo_online"}
 ON_FLOWS = (
     *("flow", "grpo", "grpo_fast", "grpo_jpeg", "refl_flow"),
@@ -129,8 +129,8 @@ def data_of(values, saved):
 
 
 def test_the_recipes_are_those_that_are_tested_here():
-    assert len(GENERATORS) == 108
-    assert len(RUN) == 56
+    assert len(GENERATORS) == 111
+    assert len(RUN) == 59
     assert {OBJECTIVES[name] for name in RUN} == set(OF_GENERATORS)
     assert len(PARTS) == 2
     assert len(recipe_names()) == len(GENERATORS) + len(PARTS) + 5  # and five of reward models

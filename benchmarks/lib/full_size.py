@@ -104,19 +104,28 @@ def sdxl() -> StableDiffusionXLPipeline:
 
 def sd35_medium() -> StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 Medium."""
+    return _sd35(24, pos_embed_max_size=384, dual_attention_layers=tuple(range(13)))
+
+
+def sd35_large() -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3.5 Large, without Medium's second attention of the first layers."""
+    return _sd35(38, pos_embed_max_size=192)
+
+
+def _sd35(layers: int, **changes) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3.5 with as many heads as layers; `changes` are further arguments of the network."""
     network = SD3Transformer2DModel(
         sample_size=128,
-        num_layers=24,
+        num_layers=layers,
         attention_head_dim=64,
-        num_attention_heads=24,
+        num_attention_heads=layers,
         joint_attention_dim=4096,
-        caption_projection_dim=1536,
+        caption_projection_dim=64 * layers,
         pooled_projection_dim=2048,
-        pos_embed_max_size=384,
-        dual_attention_layers=tuple(range(13)),
         qk_norm="rms_norm",
         in_channels=16,
         out_channels=16,
+        **changes,
     )
     clips = CLIPTextModelWithProjection(clip_l()), CLIPTextModelWithProjection(clip_g())
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)

@@ -24,6 +24,7 @@ from benchmarks.lib.full_size import (
     flux_dev,
     flux_fill,
     flux_kontext,
+    sd35_large,
     sd35_medium,
     sdxl,
     stable_diffusion_15,
@@ -64,12 +65,12 @@ class Model(NamedTuple):
 
 
 HIDDEN, POOLED = "encoder_hidden_states", "pooled_projections"
+SD3_TEXT = {HIDDEN: (CLIP_TOKENS + SD3_TOKENS, 4096), POOLED: (2048,)}
 MODELS = {
     "SD 1.5": Model(stable_diffusion_15, {HIDDEN: (CLIP_TOKENS, 768)}, 4, 50, 7.5),
     "SDXL": Model(sdxl, {HIDDEN: (CLIP_TOKENS, 2048), "text_embeds": (1280,)}, 4, 50, 7.5),
-    "SD 3.5 Medium": Model(
-        sd35_medium, {HIDDEN: (CLIP_TOKENS + SD3_TOKENS, 4096), POOLED: (2048,)}, 32, 10, 4.5
-    ),
+    "SD 3.5 Medium": Model(sd35_medium, SD3_TEXT, 32, 10, 4.5),
+    "SD 3.5 Large": Model(sd35_large, SD3_TEXT, 32, 10, 3.5),
     "FLUX.1-dev": Model(flux_dev, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 3.5),
     "SD 1.5 inpainting": Model(stable_diffusion_15_inpainting, {HIDDEN: (CLIP_TOKENS, 768)}, 4, 50, 7.5),
     "FLUX.1 Kontext": Model(flux_kontext, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 2.5),
@@ -103,6 +104,7 @@ SETTINGS = [
     Setting("ReFL", "SDXL", 1024, vae=torch.bfloat16),
     Setting("ReFL", "SDXL", 1024, lora=False, vae=torch.bfloat16),
     Setting("ReFL", "SD 3.5 Medium", 1024, encoders=False),
+    Setting("ReFL", "SD 3.5 Large", 1024, encoders=False),
     Setting("ReFL", "FLUX.1-dev", 1024, encoders=False),
     Setting("ReFL", "FLUX.1-dev", 1024, encoders=False, four_bits=True, vae=torch.bfloat16),
     Setting("GRPO", "SD 1.5", 512),
@@ -111,6 +113,8 @@ SETTINGS = [
     Setting("GRPO", "SD 3.5 Medium", 512),
     Setting("GRPO", "SD 3.5 Medium", 512, encoders=False),
     Setting("GRPO", "SD 3.5 Medium", 512, lora=False, encoders=False),
+    Setting("GRPO", "SD 3.5 Large", 512, encoders=False),
+    Setting("GRPO", "SD 3.5 Large", 512, lora=False, encoders=False),
     Setting("GRPO", "FLUX.1-dev", 512),
     Setting("GRPO", "FLUX.1-dev", 512, encoders=False),
     Setting("GRPO", "FLUX.1-dev", 512, encoders=False, four_bits=True),

@@ -18,7 +18,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CONFIGS, TWO_PROCESSES, pictures, small_scorer
+from forked import run_forked
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import imagereward as RM
@@ -50,7 +52,7 @@ from imagereward.tuning.reward_model.init import (
 )
 from imagereward.tuning.reward_model.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
 from imagereward.tuning.reward_model.train import RewardModelConfig, train_reward_model
-from imagereward.tuning.trainer.run_directory import check_run_directory
+from imagereward.tuning.trainer.run_directory import check_run_directory, checkpoints
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "train" / "reward_model.py")
@@ -778,6 +780,15 @@ def config_error(**changes) -> str:
             {"trainer": {"ddp_timeout": 60}},
             "trainer={'ddp_timeout': 60}: ddp_timeout: the processes are joined",
         ),
+        ({"sharding": "full", "warmup": WARMUP}, 'sharding="full" does not go with a [warmup] table'),
+        (
+            {"sharding": "full", "precision": "float16"},
+            'sharding="full" does not go with precision="float16"',
+        ),
+        (
+            {"sharding": "full", "trainer": {"fsdp": True}},
+            "does not go with trainer.fsdp or trainer.deepspeed",
+        ),
         ({"checkpointing": "fairscale", "warmup": WARMUP}, "warmup.rehearsal=1 do not go together"),
     ],
     ids=str,
@@ -1377,6 +1388,70 @@ def test_two_processes_train_one_model_and_validate_every_pair_once(data, tmp_pa
     pooled = np.concatenate(scores_and_rankings(RM.load(output, "cpu"), data / "valid.json")[0])
     assert abs(pooled.mean()) < 1e-3
     assert abs(pooled.std() - 1) < 1e-3
+
+
+SHARDS = {
+    "architecture": {**ARCHITECTURE, "text": {**ARCHITECTURE["text"], "dropout": 0.0}},
+    "batch_size": 4,
+    "micro_batch": 2,
+    "epochs": 1,
+    "validations": 5,
+    "fix_rate": 0.5,
+    "learning_rate": 1e-3,
+    # AdamW divides by its moments: where the gradient is 0, as of a key's bias, rounding errors would count.
+    "trainer": {"disable_tqdm": True, "adam_epsilon": 1e-3},
+}
+
+
+def without_dropout(path, overrides=()):
+    """Run a recipe whose head drops nothing: otherwise each process draws what it drops."""
+    forward = torch.nn.Dropout.forward
+    torch.nn.Dropout.forward = lambda self, values: values
+    try:
+        run_recipe(path, overrides)
+    finally:
+        torch.nn.Dropout.forward = forward
+
+
+def in_two(path, log, *overrides):
+    ended = run_forked(without_dropout, path, overrides, log=log, ranks=2)
+    assert ended.codes == [0, 0], ended.output
+
+
+def check_close(one, two):
+    """Two results have the same weights."""
+    first, second = (load_file(each / "model.safetensors") for each in (one, two))
+    assert first.keys() == second.keys()
+    far = {name: (value - second[name]).abs().max().item() for name, value in first.items()}
+    assert max(far.values()) < 1e-5, far
+
+
+def test_two_processes_with_shards_learn_what_one_learns_and_go_on(data, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    path = recipe(tmp_path / "mine.toml", data, two, **SHARDS, checkpointing="torch", sharding="full")
+    without_dropout(path, [f"output={one}"])
+    in_two(path, tmp_path / "log")
+    for alone, together in zip(history(one), history(two), strict=True):
+        assert together["eval_pair_loss"] == pytest.approx(alone["eval_pair_loss"], abs=1e-5)
+        assert together["eval_pairs"] == alone["eval_pairs"]
+    check_close(one, two)
+    images = pictures(4)
+    scores = [RM.load(each, "cpu").score("a red square", images) for each in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    # As if it had ended before the last checkpoint: in two processes, and in one, which divides nothing.
+    whole = weights(two)
+    cut_short(two)
+    in_two(path, tmp_path / "log", "resume=true")
+    assert weights(two) == whole
+    cut_short(two)
+    without_dropout(path, ["resume=true"])
+    check_close(one, two)
+
+
+def cut_short(output):
+    for each in ("model.safetensors", "history.json"):
+        (output / each).unlink()
+    shutil.rmtree(checkpoints(output)[-1])
 
 
 # The command.

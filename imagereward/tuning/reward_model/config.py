@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from imagereward.images.preprocess import Preprocess
 from imagereward.tuning.config import Config
 from imagereward.tuning.reward_model.init import Checkpointing, HeadInit
+from imagereward.tuning.sharding import Mode
 
 
 class ScheduleConfig(Config):
@@ -100,6 +101,11 @@ class RewardModelConfig(ScheduleConfig):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="number format of the computations"
     )
+    sharding: Mode = Field(
+        "none",
+        description="whether each process holds all weights (none), or a share of gradients and moments "
+        "(zero2), of the weights too (full), or of all of them within the processes of a machine (hybrid)",
+    )
     validations: int = Field(
         4, ge=1, description="validations in an epoch; the result has the weights of the best one"
     )
@@ -154,6 +160,19 @@ class RewardModelConfig(ScheduleConfig):
                 f'checkpointing="{self.checkpointing}" and warmup.rehearsal={self.warmup.rehearsal} do not '
                 'go together; take checkpointing="torch"'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_go_with(self):
+        others = {
+            "a [warmup] table": self.warmup is not None,
+            f'checkpointing="{self.checkpointing}"': self.checkpointing.startswith("fairscale"),
+            'precision="float16"': self.precision == "float16",
+            "trainer.fsdp or trainer.deepspeed": bool({"fsdp", "deepspeed"} & self.trainer.keys()),
+        }
+        if self.sharding != "none" and any(others.values()):
+            names = ", ".join(name for name, there in others.items() if there)
+            raise ValueError(f'sharding="{self.sharding}" does not go with {names}')
         return self
 
     @model_validator(mode="after")

@@ -3,9 +3,10 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from imagereward.tuning.reward_model.data import RankedImages, RankingsWithPairs
 from imagereward.tuning.reward_model.image_text import ImageText
 from imagereward.tuning.reward_model.init import freeze, from_nothing, set_checkpointing, start_from
 from imagereward.tuning.reward_model.preference import NO_IMAGE, Preference, preference_loss, ranked_pairs
+from imagereward.tuning.reward_model.sharded import ShardedPreference, ShardedTrainer
 from imagereward.tuning.trainer.accelerate_setup import accelerating, join
 from imagereward.tuning.trainer.liveness import watched
 from imagereward.tuning.trainer.memory import keep_freed_memory
@@ -81,7 +83,7 @@ def _written_last(output: Path) -> Path | None:
 
 def _train(config: RewardModelConfig) -> ImageReward:
     values = config.model_dump(exclude={"resume"})
-    output = check_run_directory(config.output, values, config.resume)
+    output = check_run_directory(config.output, values, config.resume, ["sharding"])
     # What cannot be run is refused before anything is loaded.
     arguments = training_arguments(config, config, output)
     if config.warmup:
@@ -113,12 +115,18 @@ def _train(config: RewardModelConfig) -> ImageReward:
     freeze(scorer, config.fix_rate)
     set_checkpointing(scorer, config.checkpointing)
     checkpoint = latest_checkpoint(output) if config.resume else None
-    trainer = _by_rankings(Preference(scorer, rehearsal), config, learned, valid, output, not checkpoint)
+    sharded = config.sharding != "none" and arguments.world_size > 1  # one process has nothing to divide
+    kind = ShardedPreference if sharded else Preference
+    trainer = _by_rankings(kind(scorer, rehearsal), config, learned, valid, output, not checkpoint)
     with _told_about_workers(config):
         trainer.train(resume_from_checkpoint=checkpoint)
+    predicting = trainer
+    if isinstance(trainer, ShardedTrainer):
+        scorer = trainer.unsharded()
+        predicting = Trainer(Preference(scorer), trainer.args, collate_rankings, eval_dataset=valid)
     scorer.to(DTYPES[config.save_dtype]).float()  # first rounded, then calibrated as rounded
     if config.calibrate:
-        _calibrate(scorer, trainer.predict(valid))
+        _calibrate(scorer, predicting.predict(valid))
     scorer.name = config.name or output.name
     if trainer.is_world_process_zero():
         scorer.to(DTYPES[config.save_dtype]).save_pretrained(output)
@@ -162,7 +170,10 @@ def _by_rankings(
     """The Trainer of the stage that learns from rankings; it ends with the best checkpoint's weights."""
     updates = math.ceil(len(learned) / config.batch_size)
     every = max(1, updates // config.validations)
-    return Trainer(
+    make: Callable[..., Trainer] = Trainer
+    if isinstance(objective, ShardedPreference):
+        make = partial(ShardedTrainer, mode=config.sharding, precision=config.precision)
+    return make(
         objective,
         training_arguments(
             config,

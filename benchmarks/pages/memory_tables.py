@@ -1,5 +1,7 @@
 """Markdown tables of counted memory: results/fits.json and results/fits-sharded.json."""
 
+from imagereward.tuning.recipe import read_recipe, recipe_header
+
 
 def fits(result: dict) -> str:
     """A table of results/fits.json: memory of a step, and images at once on each card."""
@@ -39,6 +41,7 @@ RECIPES = {
     "SD 1.5": "sd15/refl",
     "SDXL": "sdxl/refl",
     "SD 3.5 Medium": "sd3/refl",
+    "SD 3.5 Large": "sd35_large/refl",
     "FLUX.1-dev": "flux/refl",
     "SD 1.5 inpainting": "sd_inpaint/refl",
     "FLUX.1 Kontext": "flux_kontext/refl",
@@ -55,15 +58,17 @@ def fits_sharded(result: dict) -> str:
         shares = " | ".join(f"{row[mode][n]:.0f}" for mode in ("zero2", "full") for n in numbers)
         lines.append(f"| {row['model']} | {row['learns']} | {row['none']:.0f} | {shares} |")
         recipe = RECIPES[row["model"].partition(",")[0]] + ("_lora" if row["learns"] == "LoRA" else "")
-        found = " | ".join(_fewest(row, numbers, card * FREE) for card in CARDS)
-        fewest.append(f"| {row['model']} | `{recipe}` | {found} |")
+        found = [_fewest(row, numbers, card * FREE) for card in CARDS]
+        learns = f"{row['model']} | {row['learns']}"
+        fewest.append(f"| {learns} | {' | '.join(found)} | `{_command(recipe, set(found) != {'1'})}` |")
     heads = " | ".join(f"{mode}, {n} cards" for mode in ("zero2", "full") for n in numbers)
     return "\n".join(
         [
-            "The fewest cards, and the `sharding` that they take; nine tenths of a card are used:",
+            "The fewest cards N, and the `sharding` MODE that they take; nine tenths of a card are used. On "
+            "one card N is 1 and MODE is none:",
             "",
-            "| model | recipe " + "".join(f"| cards of {card} GB " for card in CARDS) + "|",
-            f"|---|---{'|---' * len(CARDS)}|",
+            "| model | what learns " + "".join(f"| cards of {card} GB " for card in CARDS) + "| command |",
+            f"|---|---{'|---' * len(CARDS)}|---|",
             *fewest,
             "",
             "Gigabytes of each card:",
@@ -73,6 +78,22 @@ def fits_sharded(result: dict) -> str:
             *lines,
         ]
     )
+
+
+def _command(recipe: str, several: bool) -> str:
+    """The command that is counted, from the recipe's own; `several`: N cards with MODE, else one card.
+
+    Of keys it has those in which the recipe differs from what is counted.
+    """
+    (own,) = (line.strip() for line in recipe_header(recipe).splitlines() if line.startswith("  "))
+    script, _, *data = own.removeprefix("accelerate launch ").split()
+    values = read_recipe(recipe)
+    counted = {"precision": "bfloat16", "micro_batch": 1, "text_cache": "cache"}
+    keys = [f"{key}={value}" for key, value in counted.items() if values.get(key) != value]
+    if not several:
+        return " ".join(["imagereward tune", recipe, *keys, *data])
+    sharded = ["sharding=MODE", "gradient.shared_by=N"]  # processes with shards take the same steps
+    return " ".join(["torchrun --nproc-per-node N", script, recipe, *sharded, *keys, *data])
 
 
 def _fewest(row: dict, numbers: list[str], free: float) -> str:

@@ -34,9 +34,8 @@ LEFT, RIGHT, TIE = (1, 2), (2, 1), (1, 1)
 def verdict(better: bool, choices: int = 0) -> SimpleNamespace:
     """A summary, as far as a session reads it."""
     share = (0.5, 0.4, 0.6)
-    return SimpleNamespace(
-        choices=choices, pairs=choices, base=share, adapted=share, gain=share, better=better
-    )
+    shares = dict.fromkeys(("base", "adapted", "gain"), share)
+    return SimpleNamespace(choices=choices, pairs=choices, better=better, recurring=False, **shares)
 
 
 class ByName:

@@ -19,7 +19,7 @@ from imagereward.choosing.candidates import read_candidates
 from imagereward.choosing.journal import Journal
 from imagereward.choosing.learning import trainer, why_not
 from imagereward.choosing.saved import MARK_FILE, Saved
-from imagereward.choosing.session import Session
+from imagereward.choosing.session import Session, Trained
 from imagereward.errors import InputError
 from imagereward.scoring.api import PairScorer
 
@@ -186,6 +186,26 @@ def test_a_page_that_cannot_train_says_why_from_the_start(tmp_path, capsys, monk
     assert not any(state["can_train"] for state in states)
     printed = capsys.readouterr().err
     assert all(f"choices are only collected: {reason}" in printed for reason in reasons)
+
+
+def test_the_page_says_that_nothing_can_be_told_where_images_recur(browser, tmp_path):
+    candidates, share = read_candidates(tmp_path, reds(tmp_path)), (0.5, 0.4, 0.6)
+    shares = dict.fromkeys(("base", "adapted", "gain"), share)
+    summary = SimpleNamespace(choices=9, pairs=9, better=False, recurring=True, **shares)
+    with Journal(tmp_path / "choices.jsonl") as journal:
+        session = Session(Judge(), candidates, journal, lambda records, _: Trained(summary, records, [], []))
+        session.train()
+        wait_until(lambda: not session.training)
+        with running(session) as url:
+            page = browser.new_page()
+            page.goto(url)
+            page.wait_for_selector("#bars:not([hidden])")
+            said = page.locator("#verdict").inner_text()
+            assert said.startswith(
+                "From 9 choices, it cannot be told whether it learned anything: images recur"
+            )
+            assert "no better" not in said
+            page.close()
 
 
 def test_the_page_says_that_choices_are_only_collected(browser, tmp_path):

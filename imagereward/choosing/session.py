@@ -267,5 +267,5 @@ class Session:
 
 
 def _described(summary: Any) -> dict[str, Any] | None:
-    keys = ("choices", "pairs", "base", "adapted", "gain", "better")
+    keys = ("choices", "pairs", "base", "adapted", "gain", "better", "recurring")
     return None if summary is None else {key: getattr(summary, key) for key in keys}

@@ -31,11 +31,11 @@ from imagereward.tuning.personal.config import LearningConfig
 LEFT, RIGHT, TIE = (1, 2), (2, 1), (1, 1)
 
 
-def verdict(better: bool, choices: int = 0) -> SimpleNamespace:
+def verdict(ahead: bool, choices: int = 0) -> SimpleNamespace:
     """A summary, as far as a session reads it."""
     share = (0.5, 0.4, 0.6)
     shares = dict.fromkeys(("base", "adapted", "gain"), share)
-    return SimpleNamespace(choices=choices, pairs=choices, better=better, recurring=False, **shares)
+    return SimpleNamespace(choices=choices, pairs=choices, ahead=ahead, recurring=False, **shares)
 
 
 class ByName:
@@ -317,7 +317,7 @@ def test_an_adapter_that_is_no_better_changes_no_question_and_replaces_none(cand
 
     def train(records, score):
         found = verdicts.pop(0)
-        return Trained(found, records, *((score(Turned()), []) if found.better else ([], [])))
+        return Trained(found, records, *((score(Turned()), []) if found.ahead else ([], [])))
 
     def learned(session):
         session.train()
@@ -603,7 +603,7 @@ def test_a_person_chooses_by_mouse_and_keyboard_undoes_and_teaches(
         assert page.locator("#since").inner_text().startswith("Of 6 preferences, the scorer foresaw ")
         say_better(monkeypatch, True)
         page.click("#train")
-        page.wait_for_selector("#verdict:has-text('It has learned your taste from 6')", timeout=120_000)
+        page.wait_for_selector("#verdict:has-text('It has learned from 6')", timeout=120_000)
         page.keyboard.press("ArrowLeft")
         chosen(page, 7)
         assert page.locator("#since").inner_text().startswith("Of 1 preference that it has not learned, ")

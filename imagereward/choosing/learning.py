@@ -40,8 +40,9 @@ def why_not(scorer: PairScorer, saved: Saved) -> str:
 def trainer(scorer: Scorer, saved: Saved, folds: int = 5, **settings: Any) -> Train:
     """The function that a `Session` trains with: on a copy of the scorer.
 
-    An adapter that is better than the scorer is saved. Then `REFITS` adapters learn from resampled choices
-    for as many epochs: where they disagree, more choices would tell most. One that is no better is dropped.
+    An adapter that is ahead of the scorer on held-out choices is saved; then `REFITS` adapters learn from
+    resampled choices for as many epochs: where they disagree, more choices would tell most. One that is not
+    ahead is dropped.
 
     folds, settings  further keys of the recipe imagereward/personal
     """
@@ -56,7 +57,7 @@ def trainer(scorer: Scorer, saved: Saved, folds: int = 5, **settings: Any) -> Tr
         learner, read = copy.deepcopy(scorer), read_choices(records, saved.choices.parent)
         config = build(LearningConfig, {"kind": saved.kind, **settings}, "imagereward choose")
         found = personalise_scorer(learner, read, config, saved.name, folds=folds)
-        if not found.summary.better:
+        if not found.summary.ahead:
             return Trained(found.summary, records, [], [])
         summary = saved.save(found.adapter, found.summary, records)
         scores = score(learner)

@@ -235,7 +235,7 @@ class Session:
             return
         with self._lock:
             self.summary = found.summary
-            if found.summary.better:
+            if found.summary.ahead:
                 self._use(found)
 
     def state(self) -> dict[str, Any]:
@@ -267,5 +267,5 @@ class Session:
 
 
 def _described(summary: Any) -> dict[str, Any] | None:
-    keys = ("choices", "pairs", "base", "adapted", "gain", "better", "recurring")
+    keys = ("choices", "pairs", "base", "adapted", "gain", "ahead", "recurring")
     return None if summary is None else {key: getattr(summary, key) for key in keys}

@@ -52,6 +52,11 @@ class Measured:
         """Whether images recur in so many choices that these are no evidence for new images."""
         return self.unit == SINGLE
 
+    @property
+    def ahead(self) -> bool:
+        """Whether held-out choices put the adapter above base and chance, even if images recur in them."""
+        return _is_ahead(self.kind, self.gain, self.adapted)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
@@ -158,8 +163,6 @@ def measured(
         )
 
     pairs, before, after, gain = three(range(len(items)))
-    chance = 0.0 if kind == "ratings" else 0.5
-    better = groups.unit != SINGLE and gain[1] > 0 and after[1] > chance
     subsets = {}
     for name in sorted({choice.subset for choice in items} - {""}):
         subsets[name] = three([index for index, choice in enumerate(items) if choice.subset == name])[:3]
@@ -172,7 +175,7 @@ def measured(
         base=before,
         adapted=after,
         gain=gain,
-        better=bool(better),
+        better=groups.unit != SINGLE and _is_ahead(kind, gain, after),
         subsets=subsets,
     )
 
@@ -200,6 +203,11 @@ def evaluate(scorer: Scorer, choices: Choices, batch_size: int | None = None) ->
     with scorer.using_adapters():
         base = rows()
     return measured(choices.kind, choices.items, groups, base, adapted)
+
+
+def _is_ahead(kind: Kind, gain: Interval, adapted: Interval) -> bool:
+    """Whether the intervals of the gain and of the adapted scorer are above 0 and above chance."""
+    return gain[1] > 0 and adapted[1] > (0.0 if kind == "ratings" else 0.5)
 
 
 def _interval(values_1P: np.ndarray, lowest: float, highest: float) -> Interval:

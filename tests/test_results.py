@@ -94,7 +94,7 @@ def test_a_policy_gradient_keeps_to_the_prompts(flow, method):
 
 @pytest.mark.parametrize("method", ["ReFL", "GRPO", "online DPO"])
 def test_tuning_an_inpainting_model_earns_reward_inside_the_mask(method):
-    (found,) = [row for row in read("inpainting")["rows"] if row["method"] == method]
+    (found,) = [row for row in result("inpainting")["rows"] if row["method"] == method]
     assert found["region low"] > 0
     assert len(found["region of runs"]) == 3
     assert all(gained > 0 for gained in found["region of runs"])
@@ -103,7 +103,7 @@ def test_tuning_an_inpainting_model_earns_reward_inside_the_mask(method):
 
 
 def test_refl_with_a_reward_for_preservation_moves_the_rest_less():
-    (found,) = [row for row in read("inpainting")["rows"] if row["method"] == "ReFL"]
+    (found,) = [row for row in result("inpainting")["rows"] if row["method"] == "ReFL"]
     assert found["outside high"] < 0
     assert found["outside"] <= 1.1 * found["floor"]
 

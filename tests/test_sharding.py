@@ -254,7 +254,11 @@ def test_a_killed_process_ends_the_other_with_its_name_and_the_run_can_go_on(num
 
 @pytest.mark.parametrize(
     ("victim", "phase", "last"),
-    [(1, "write", 1), (0, "rename", 1), (0, "prune", 2)],
+    [
+        (1, "write", 1),
+        pytest.param(0, "rename", 1, marks=pytest.mark.long),
+        pytest.param(0, "prune", 2, marks=pytest.mark.long),
+    ],
 )
 def test_a_kill_at_any_phase_of_saving_leaves_a_checkpoint(victim, phase, last, uninterrupted, tmp_path):
     """While a thread writes, between the last file and the new name, and while the one before is removed."""

@@ -348,7 +348,8 @@ def test_the_recipes_whose_passes_the_page_counts_have_such_numbers():
 
 # The page for those who come from another trainer.
 
-OLD = {"train_batch_size", "train_cfg", "train_gradient_accumulation_steps"}  # of the other trainer, in the column of what is here
+# Of the other trainer, in the column of what is here.
+OLD = {"train_batch_size", "train_cfg", "train_gradient_accumulation_steps"}
 TOGETHER = {  # what a value needs beside it
     "gradient.draw": ["gradient.mode=suffix"],
     "kl.form": ["kl.beta=0.1"],

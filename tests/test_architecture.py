@@ -25,7 +25,7 @@ LAYERS = """
     demo integrations
     tuning.inheritance
     tuning.config tuning.distributed tuning.sharding
-    tuning.recipe tuning.trainer_config tuning.data tuning.sampling
+    tuning.recipe tuning.trainer_config tuning.transformers_arguments tuning.data tuning.sampling
     tuning.rewards tuning.families
     tuning.policy tuning.export
     tuning.rollouts

@@ -20,7 +20,7 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class Saved:
-    """An adapter on the disk: at most one, that was better than its base.
+    """An adapter on the disk: at most one, which was `Summary.ahead` of its base on held-out choices.
 
     path     its directory
     choices  the file of choices that it learns from

@@ -24,7 +24,7 @@ Places = list[tuple[int, int]]
 class Trained(NamedTuple):
     """What a training gives, or what an earlier one left.
 
-    summary  a `Summary`; the rest is empty where it says that the adapter is no better than the scorer
+    summary  a `Summary`; scores and refits are empty where the adapter is not `ahead` of the scorer
     records  the choices that it learned from
     scores   of all candidates, by the adapter
     refits   the same by each adapter of resampled choices; may be empty

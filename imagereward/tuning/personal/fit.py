@@ -15,11 +15,11 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from imagereward.errors import CheckpointError, InputError, NonFiniteScoreError
-from imagereward.tuning.distributed import check_together, several_on_cpus
 from imagereward.tuning.personal.config import LearningConfig
 from imagereward.tuning.personal.data import ChoiceData, collate_comparisons, collate_values
 from imagereward.tuning.personal.learner import Learner
 from imagereward.tuning.trainer.run_directory import STATE_FILE, write_atomically
+from imagereward.tuning.transformers_arguments import transformers_arguments
 
 CURVE_FILE = "held_out.json"  # the curve of a training that can be resumed, beside its checkpoints
 
@@ -218,29 +218,16 @@ def _arguments(
         "greater_is_better": False if best else None,
         "label_names": ["ranks"] if learner.kind in ("rankings", "pairs") else ["targets"],
         "logging_strategy": "no",
-        "report_to": "none",
         "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "use_cpu": learner.scorer.device.type == "cpu" or several_on_cpus(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "ddp_find_unused_parameters": False,
         "seed": config.seed,
         **config.trainer,
     }
-    try:
-        arguments = TrainingArguments(**values)
-        check_together(arguments.world_size)
-        if config.batch_size < arguments.world_size:
-            raise InputError(
-                f"batch_size={config.batch_size}: expected at least {arguments.world_size}, the number of "
-                "processes"
-            )
-        arguments.per_device_train_batch_size = config.batch_size
-        arguments.per_device_eval_batch_size = config.batch_size // arguments.world_size
-        # With several devices in one process Trainer uses DataParallel, which cannot split lists of prompts.
-        arguments._n_gpu = min(1, arguments.n_gpu)
-        return arguments
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"transformers.TrainingArguments refuses the config: {error}") from error
+    arguments = transformers_arguments(values, cpu=learner.scorer.device.type == "cpu")
+    if config.batch_size < arguments.world_size:
+        raise InputError(
+            f"batch_size={config.batch_size}: expected at least {arguments.world_size}, the number of "
+            "processes"
+        )
+    arguments.per_device_train_batch_size = config.batch_size
+    arguments.per_device_eval_batch_size = config.batch_size // arguments.world_size
+    return arguments

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -63,56 +63,55 @@ def train_and_measure(
         disable=not is_first_process(),
     ) as bar:
         if folds:
-            parts = split(groups.of, folds, config.seed)
-            epochs, adapted = _cross_validated(learner, data, parts, config, directory, keep, checkpoint, bar)
-            how = f"cross-validation in {len(parts)} parts by {groups.unit}"
-            held = [index for part in parts for index in part]
+            found = _cross_validated(learner, data, groups, folds, config, directory, keep, checkpoint, bar)
         else:
-            selecting, held = held_out(groups.of, share, config.seed)
-            rest = sorted(set(range(len(data))) - {*selecting, *held})
-            valid = data.only(selecting)
-            curve = fit(
-                learner, data.only(rest), config, directory, valid, save=True, resume=checkpoint, bar=bar
-            )
-            epochs = best_epoch([curve.losses])
-            bar.total = bar.n
-            learner.train(False)
-            places = [data.places[index] for index in held]
-            adapted = scores_now(scorer, choices.only(held), places, learner.store)
-            how = (
-                f"by {groups.unit}, {len(selecting)} choices held out that select the epoch, and {len(held)} "
-                "others that measure"
-            )
+            found = _held_out(learner, data, choices, groups, share, config, directory, checkpoint, bar)
     figures = measured(
         choices.kind,
-        [choices.items[index] for index in held],
-        Groups([groups.of[index] for index in held], groups.unit),
-        [scores[index] for index in held],
-        adapted,
+        [choices.items[index] for index in found.indices],
+        Groups([groups.of[index] for index in found.indices], groups.unit),
+        [scores[index] for index in found.indices],
+        found.adapted,
     )
     return Summary(
         **vars(replace(figures, choices=len(data))),
-        how=how,
-        epochs=epochs,
+        how=found.how,
+        epochs=found.epochs,
         parameters=sum(value.numel() for value in learned.learned()),
     )
+
+
+class _HeldOut(NamedTuple):
+    """What was measured on choices that were not learned from, when all is trained.
+
+    indices  of these choices
+    adapted  scores of each one's images, after training on others
+    epochs   length of the last training
+    how      the choices came to be held out, for the summary
+    """
+
+    indices: list[int]
+    adapted: list[list[float]]
+    epochs: int
+    how: str
 
 
 def _cross_validated(
     learner: Learner,
     data: ChoiceData,
-    parts: list[list[int]],
+    groups: Groups,
+    folds: int,
     config: LearningConfig,
     directory: Path,
     keep: bool,
     checkpoint: str | None,
     bar: tqdm,
-) -> tuple[int, list[list[float]]]:
-    """Train on all but each part, then on all; (epochs of the last training, scores of the parts' choices).
+) -> _HeldOut:
+    """Train on all but each of `folds` parts, then on all.
 
     Each part is scored after as many epochs as suit the other parts.
     """
-    learned = learner.learned
+    learned, parts = learner.learned, split(groups.of, folds, config.seed)
     initial = {name: value.detach().clone() for name, value in learned.weights().items()}
     curves = []
     for index, part in enumerate(parts):
@@ -123,7 +122,36 @@ def _cross_validated(
     learned.load_weights(initial)
     fit(learner, data, config, directory, epochs=epochs, save=keep, resume=checkpoint, bar=bar)
     chosen = nested_epochs([curve.losses for curve in curves])
-    return epochs, [row for curve, epoch in zip(curves, chosen, strict=True) for row in curve.at(epoch)]
+    adapted = [row for curve, epoch in zip(curves, chosen, strict=True) for row in curve.at(epoch)]
+    indices = [index for part in parts for index in part]
+    return _HeldOut(indices, adapted, epochs, f"cross-validation in {len(parts)} parts by {groups.unit}")
+
+
+def _held_out(
+    learner: Learner,
+    data: ChoiceData,
+    choices: Choices,
+    groups: Groups,
+    share: float,
+    config: LearningConfig,
+    directory: Path,
+    checkpoint: str | None,
+    bar: tqdm,
+) -> _HeldOut:
+    """Train once, on all but a `share` of the groups: half of it selects the epoch, the rest measures."""
+    selecting, measuring = held_out(groups.of, share, config.seed)
+    rest = sorted(set(range(len(data))) - {*selecting, *measuring})
+    valid = data.only(selecting)
+    curve = fit(learner, data.only(rest), config, directory, valid, save=True, resume=checkpoint, bar=bar)
+    bar.total = bar.n
+    learner.train(False)
+    places = [data.places[index] for index in measuring]
+    adapted = scores_now(learner.scorer, choices.only(measuring), places, learner.store)
+    how = (
+        f"by {groups.unit}, {len(selecting)} choices held out that select the epoch, and {len(measuring)} "
+        "others that measure"
+    )
+    return _HeldOut(measuring, adapted, best_epoch([curve.losses]), how)
 
 
 def _fold(

@@ -1,15 +1,13 @@
 """training_arguments: the config of a reward model's training as transformers' Trainer takes it."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from imagereward.errors import InputError
-from imagereward.tuning.distributed import check_together, several_on_cpus
 from imagereward.tuning.reward_model.config import RewardModelConfig, ScheduleConfig
+from imagereward.tuning.transformers_arguments import transformers_arguments
 
 
 def training_arguments(
@@ -36,33 +34,19 @@ def training_arguments(
         "weight_decay": stage.weight_decay,
         "max_grad_norm": stage.max_gradient_norm,
         "logging_steps": 10,
-        "report_to": "none",
-        "remove_unused_columns": False,
         "dataloader_num_workers": config.workers,
         "bf16": config.precision == "bfloat16",
         "fp16": config.precision == "float16",
-        "use_cpu": config.device == "cpu" or several_on_cpus(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        # Every trainable parameter is used in every update, and the search for unused ones breaks fairscale.
-        "ddp_find_unused_parameters": False,
         "seed": config.seed,
         **more,
         **config.trainer,
     }
-    try:
-        arguments = TrainingArguments(**values)
-        check_together(arguments.world_size)
-        accumulate, rest = divmod(stage.batch_size, stage.micro_batch * arguments.world_size)
-        if rest or not accumulate:
-            raise InputError(
-                f"batch_size={stage.batch_size}: expected a multiple of micro_batch={stage.micro_batch} "
-                f"times the number of devices, {arguments.world_size}"
-            )
-        arguments = replace(arguments, gradient_accumulation_steps=accumulate)
-        # With several devices in one process Trainer uses DataParallel, which cannot split lists of prompts.
-        arguments._n_gpu = min(1, arguments.n_gpu)
-        return arguments
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"transformers.TrainingArguments refuses the config: {error}") from error
+    arguments = transformers_arguments(values, cpu=config.device == "cpu")
+    accumulate, rest = divmod(stage.batch_size, stage.micro_batch * arguments.world_size)
+    if rest or not accumulate:
+        raise InputError(
+            f"batch_size={stage.batch_size}: expected a multiple of micro_batch={stage.micro_batch} "
+            f"times the number of devices, {arguments.world_size}"
+        )
+    arguments.gradient_accumulation_steps = accumulate
+    return arguments

@@ -40,7 +40,7 @@ def run_forked(
     try:
         variables = {"CUDA_VISIBLE_DEVICES": "", **(environment or {})}
         if ranks > 1:
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         processes = []
         for rank in range(ranks):
             of_rank = _of_rank(rank, ranks) if ranks > 1 else {}
@@ -63,7 +63,7 @@ def _of_rank(rank: int, ranks: int) -> dict[str, str]:
     return {name: str(value) for name, value in names.items()}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -1,5 +1,6 @@
 """Fine-tuning by the tiny recipes, cut to a few updates: through the scripts, and in two processes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,16 +11,15 @@ from pathlib import Path
 import pipelines
 import pytest
 import torch
-from conftest import TWO_PROCESSES, small_scorer
+from conftest import small_scorer
 from diffusers import StableDiffusionPipeline
-from forked import run_forked
+from forked import free_port, run_forked
 from safetensors.torch import load_file
 
 from imagereward.tuning import run_recipe
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu")
-LAUNCHERS = {"alone": (sys.executable,), "accelerate": ACCELERATE, "two": TWO_PROCESSES}
 
 
 def saved(pipeline, directory: Path) -> dict[str, Path]:
@@ -35,11 +35,33 @@ def saved(pipeline, directory: Path) -> dict[str, Path]:
     }
 
 
-def launch(launcher, script, recipe, values):
-    command = [*launcher, f"train/{script}.py", recipe, *(f"{key}={value}" for key, value in values.items())]
+def machines(count: int, processes: int) -> list[tuple[str, ...]]:
+    """The commands by which `count` machines, all of them this one, meet and start `processes` each."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d")
+    meeting = ("--nnodes", f"{count}", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
+    return [(*torchrun, *meeting, "--nproc-per-node", f"{processes}")] * count
+
+
+def launch(launchers, script, recipe, values):
+    """The history of a run by commands that are started at once."""
+    rest = (f"train/{script}.py", recipe, *(f"{key}={value}" for key, value in values.items()))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    logs = [values["output"].with_suffix(f".{index}.log") for index in range(len(launchers))]
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*launcher, *rest],
+                    cwd=ROOT,
+                    stdout=stack.enter_context(log.open("w")),
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                )
+            )
+            for launcher, log in zip(launchers, logs, strict=True)
+        ]
+        codes = [each.wait() for each in started]
+    assert codes == [0] * len(launchers), "\n".join(log.read_text() for log in logs)
     return json.loads((values["output"] / "history.json").read_text())
 
 
@@ -51,18 +73,28 @@ def train(recipe, values, ranks=1):
     return json.loads((values["output"] / "history.json").read_text())
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
-def test_refl_by_the_tiny_recipe_runs_three_updates_and_leaves_a_pipeline(launcher, tmp_path):
+@pytest.mark.parametrize(
+    ("launchers", "sharding"),
+    [
+        pytest.param(lambda: [(sys.executable,)], "none", id="alone"),
+        pytest.param(lambda: [ACCELERATE], "none", id="accelerate"),
+        pytest.param(lambda: machines(2, 1), "full", id="two machines"),
+        pytest.param(lambda: machines(2, 2), "hybrid", id="two machines of two", marks=pytest.mark.long),
+    ],
+)
+def test_refl_by_the_tiny_recipe_runs_three_updates_and_leaves_a_pipeline(launchers, sharding, tmp_path):
     values = {
         **saved(pipelines.sd("v_prediction"), tmp_path),
         "updates": 3,
         "batch_size": 4,
-        "micro_batch": 2,
+        "micro_batch": 1,
         "evaluate_every": 3,
         "evaluation.count": 2,
         "evaluation.batch_size": 4,
+        "sharding": sharding,
+        "gradient.shared_by": 4,
     }
-    history = launch(launcher, "refl", "tiny/refl", values)
+    history = launch(launchers(), "refl", "tiny/refl", values)
     assert [entry["update"] for entry in history if "loss" in entry] == [1, 2, 3]
     before, after = (
         StableDiffusionPipeline.from_pretrained(tmp_path / name).unet for name in ("base", "out")

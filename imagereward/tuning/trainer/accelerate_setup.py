@@ -1,5 +1,6 @@
 """make_accelerator: accelerate's Accelerator for the config's precision and trackers and the launcher."""
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,11 +46,22 @@ def accelerating() -> Iterator[None]:
     first, grouped = not PartialState._shared_state, torch.distributed.is_initialized()
     try:
         yield
+        if not grouped:
+            atexit.register(_leave_group)
     finally:
         if not grouped and torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1:
             torch.distributed.destroy_process_group()  # that `make_accelerator` made, for shards
         AcceleratorState._reset_state(reset_partial_state=first)
         GradientState._reset_state()
+
+
+def _leave_group() -> None:
+    """Stop the threads of torch's process group before the interpreter ends: one could abort the process.
+
+    Only after trainings without an error, since it may wait for the other processes.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def join(cpu: bool = False, offload: bool = False) -> tuple[int, int]:

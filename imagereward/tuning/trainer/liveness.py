@@ -95,7 +95,7 @@ class _Watch:
             end, others = time.monotonic() + HEARD, [rank for rank in range(self.ranks) if rank != self.rank]
             while why and not all(map(self._has_heard, others)) and time.monotonic() < end:
                 time.sleep(BEAT / 20)
-        self.thread.join(BEAT * 2)
+        self.thread.join(ANSWER.total_seconds())  # a thread in the store at the interpreter's end aborts it
 
     def _has_heard(self, rank: int) -> bool:
         """Whether a process knows of this one's end, or has ended itself."""

@@ -129,8 +129,19 @@ class Backbone(nn.Module):
         stacked = [layer if isinstance(layer, (list, tuple)) else (layer,) for layer in layers]
         return [(each, tuple(layer[index] for layer in stacked)) for index, each in enumerate(features)]
 
-    def block(self, row: Row, images: Sequence[EncodedImage]) -> Block:
-        """The whole row as a block, with its rotary positions."""
+    def blocks(self, rows: Sequence[Row], images: Sequence[EncodedImage]) -> list[Block]:
+        """The whole rows as blocks; rows of equal tokens and image sizes share their rotary positions."""
+        found: dict[tuple, Block] = {}
+        keys = []
+        for row in rows:
+            grids = [images[index].grid for index in row.images]
+            sizes = [None if grid is None else tuple(grid.flatten().tolist()) for grid in grids]
+            keys.append((tuple(row.ids), *sizes))
+            if keys[-1] not in found:
+                found[keys[-1]] = self._block(row, images)
+        return [found[key]._replace(images=row.images) for key, row in zip(keys, rows, strict=True)]
+
+    def _block(self, row: Row, images: Sequence[EncodedImage]) -> Block:
         length = len(row.ids)
         if self.positions == "sequential" or not hasattr(self.model.model, "get_rope_index"):
             axes = 3 if hasattr(self.model.model, "get_rope_index") else 1

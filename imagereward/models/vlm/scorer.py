@@ -146,7 +146,10 @@ class VLMScorer(Scorer):
         """float32 scores [P]; for "verdict", NaN where no text held a verdict."""
         if self.questions is not None:
             return self._decomposed(images, prompts, pairs_P_2.tolist())
-        rows = [self.turns.row(prompts[prompt], images, [image]) for image, prompt in pairs_P_2.tolist()]
+        known: dict[str, list[int]] = {}
+        rows = [
+            self.turns.row(prompts[prompt], images, [image], known) for image, prompt in pairs_P_2.tolist()
+        ]
         self.check_length(rows)
         if self.writer is not None:
             return self._verdicts(rows, images)
@@ -158,8 +161,11 @@ class VLMScorer(Scorer):
         """Scores [P]: the aggregate of the answers to each prompt's questions."""
         assert self.questions is not None
         asked = [questions_of(self.questions, prompts[prompt], self.judge.questions) for _, prompt in pairs]
+        known_ids: dict[str, list[int]] = {}
         rows = [
-            (self.open_turns if question.is_open else self.turns).row(question.text, images, [image])
+            (self.open_turns if question.is_open else self.turns).row(
+                question.text, images, [image], known_ids
+            )
             for (image, _), questions in zip(pairs, asked)
             for question in questions
         ]

@@ -67,7 +67,7 @@ class SharedStates:
         Where memory is short, a part is halved, and `use` may be called again for rows that it has had.
         Raises ModelMemoryError if memory does not suffice for one row.
         """
-        blocks = [self.backbone.block(row, images) for row in rows]
+        blocks = self.backbone.blocks(rows, images)
         lengths = {place: len(block.ids) for place, block in enumerate(blocks)}
 
         def finish(part: list[int], source: State | None, owner: dict[int, int], tails: list[Block]) -> None:

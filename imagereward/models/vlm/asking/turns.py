@@ -45,12 +45,24 @@ class Turns:
             self._chats[prompt] = self._written(prompt)
         return self._chats[prompt]
 
-    def row(self, prompt: str, images: Sequence[EncodedImage], places: Sequence[int]) -> Row:
-        """The tokens of the template with the prompt and images[place] for each of `places`."""
+    def row(
+        self,
+        prompt: str,
+        images: Sequence[EncodedImage],
+        places: Sequence[int],
+        known: dict[str, list[int]] | None = None,
+    ) -> Row:
+        """The tokens of the template with the prompt and images[place] for each of `places`.
+
+        known  {text: its tokens} of rows before, which grows: images of one size have the same text
+        """
         mark = self.processor.image_token
         first, *rest = self.chat(prompt).split(mark)
         text = first + "".join(images[place].text + part for place, part in zip(places, rest, strict=True))
-        ids = self._tokens(text)
+        known = {} if known is None else known
+        if text not in known:
+            known[text] = self._tokens(text)
+        ids = known[text]
         if self.template.token:
             token = self.processor.tokenizer.convert_tokens_to_ids(self.template.token)
             ids = ids[: ids.index(token) + 1]  # what follows cannot change the token's hidden state

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +84,16 @@ def test_a_template_puts_the_prompt_in_its_place_and_nothing_else():
 def test_a_template_that_cannot_be_asked_is_refused(values, message):
     with pytest.raises(InputError, match=message):
         Template("t", **values)
+
+
+def test_the_descriptions_of_judges_in_the_docs_are_valid():
+    page = (Path(__file__).parents[1] / "docs/judges.md").read_text()
+    found = [
+        JudgeConfig.from_dict(tomllib.loads(text)) for text in re.findall(r"```toml\n(.*?)```", page, re.S)
+    ]
+    assert [each.readout for each in found] == ["answer", "verdict"]
+    written = "Content: 5\nStyle: 3"
+    assert found[1].template.grammar.score(written) == pytest.approx(0.7 + 0.3 / 2)
 
 
 def test_templates_are_read_from_files(tmp_path):

@@ -12,10 +12,9 @@ from test_refl import brightness, settings
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
-from imagereward.tuning.data.image_size import ImageSize
+from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 from imagereward.tuning.data.prompts import read_prompts, read_rows
 from imagereward.tuning.data.requests import Request, digest_of, prompts_of
-from imagereward.tuning.families.image_conditioning import mask_pixels
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.finetune import train_generator
 from imagereward.tuning.objectives.sft import SFTConfig
@@ -148,7 +147,7 @@ def test_a_mask_is_cut_as_its_image_is():
     rng = np.random.default_rng(0)
     blocks = np.kron(rng.integers(0, 2, (6, 9), dtype=np.uint8), np.ones((16, 16), np.uint8)) * 255
     mask = Image.fromarray(blocks)
-    square = mask_pixels(mask, ImageSize(32, 32))
+    square = CoverCrop(ImageSize(32, 32)).mask(mask)
     assert square.shape == (1, 32, 32)
     assert set(square.unique().tolist()) == {0, 1}
     image = Preprocess(32).pixels(mask.convert("RGB"))[:1].float() / 255
@@ -157,7 +156,7 @@ def test_a_mask_is_cut_as_its_image_is():
 
 @pytest.mark.parametrize(("grey", "painted"), [(127, 0), (128, 1), (255, 1), (0, 0)])
 def test_white_is_painted_anew(grey, painted):
-    assert (mask_pixels(Image.new("L", (8, 8), grey), ImageSize(8, 8)) == painted).all()
+    assert (CoverCrop(ImageSize(8, 8)).mask(Image.new("L", (8, 8), grey)) == painted).all()
 
 
 @pytest.mark.parametrize("family", ["sd_inpaint", "flux_fill"])

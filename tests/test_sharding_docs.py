@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,28 @@ def test_the_largest_stable_diffusion_has_the_released_size():
     assert 2 * sum(value.numel() for value in network.state_dict().values()) == pytest.approx(
         16.3e9, rel=1e-3
     )
+
+
+def launched(text):
+    """(processes, recipe, its key=value words) of every command of the page that starts several processes."""
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for name, value in re.findall(r'^(\w+)="(.*)"$', block, re.MULTILINE):
+            block = block.replace(f"${name}", value)
+        for line in block.replace("\\\n", " ").replace('"$RESUME"', "false").splitlines():
+            count = re.search(r"--(?:nproc-per-node|num_processes) (\d+)", line)
+            command = re.search(r"(?:train/\w+\.py|imagereward tune) (\S+) ([^#'&]*)", line)
+            if count and command:
+                machines = 2 if "--nnodes" in line else 1
+                yield machines * int(count[1]), command[1], shlex.split(command[2])
+
+
+@pytest.mark.parametrize("case", list(launched(PAGE)), ids=lambda case: f"{case[1]} {' '.join(case[2][:2])}")
+def test_the_other_commands_are_settings_that_several_processes_can_train(case):
+    number, recipe, words = case
+    values = read_recipe(recipe, words)
+    config = build(config_class(values["objective"]), values)
+    config.check_processes(number, config.sharding != "none")
+
+
+def test_the_other_commands_are_found():
+    assert len(list(launched(PAGE))) == 9

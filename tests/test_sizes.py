@@ -25,7 +25,6 @@ from imagereward.tuning.families.autoencoder import (
     open_autoencoder,
 )
 from imagereward.tuning.families.condition import Condition
-from imagereward.tuning.families.image_conditioning import mask_pixels
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.families.text_cache import CachedText
 from imagereward.tuning.objectives.sft import SFTConfig
@@ -232,7 +231,7 @@ def test_the_centre_of_a_picture_is_kept_and_its_mask_goes_with_it():
     assert cropped.shape == (3, *SIZE)
     assert cropped[:, 4:12, 8:16].min() == 255
     assert cropped.float().mean() == pytest.approx(255 * 64 / (16 * 24))
-    assert torch.equal(mask_pixels(picture.convert("L"), SIZE), (cropped[:1] == 255).float())
+    assert torch.equal(CoverCrop(SIZE).mask(picture.convert("L")), (cropped[:1] == 255).float())
 
 
 def test_pairs_are_cropped_to_height_and_width(tmp_path):

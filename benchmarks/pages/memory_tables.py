@@ -71,7 +71,7 @@ def fits_sharded(result: dict) -> str:
             f"|---|---{'|---' * len(CARDS)}|---|",
             *fewest,
             "",
-            "Gigabytes of each card:",
+            "GiB (2^30 bytes) of each card:",
             "",
             f"| model | what learns | none | {heads} |",
             f"|---|---|---{'|---' * 2 * len(numbers)}|",

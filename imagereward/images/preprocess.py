@@ -5,7 +5,8 @@ original implementations do, bit for bit, including their resizing in the image'
 **tensor path** (`Preprocess.resize`) does the same geometry on float tensors, antialiased and
 differentiable, for rewards inside training loops. The PIL path rounds to 8 bits after resizing, and
 clips pixel noise between its two passes; `tests/test_images.py` measures the distance: about one level
-of 255 at most on smooth pictures.
+of 255 at most on smooth pictures. Vision-language judges resize by their own processor instead, in
+`models/vlm/images.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Opens the image and the mask of a row, checks that they belong together, and crops both to one size."""
+"""Opens a row's image and mask, checks that they match, crops both to one size, makes the mask 0 and 1."""
 
 import os
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Scorer: the base class of models on this machine, with all verbs, and scores with gradients.
 
-A model defines `encode_images` (features of images alone), `encode_prompts` (features of prompts alone) and
-`head` (scores of pairs of features). The verbs of `PairScorer`, and `reward`, use these three methods.
+A model defines `encode_images` (features of images alone), `encode_prompts` (features of prompts alone),
+`head` (scores of pairs of features) and `count_tokens`. The verbs of `PairScorer`, and `reward`, use these.
 Shapes: B images in a batch, M prompts, N images, P (prompt, image) pairs.
 """
 
@@ -36,7 +36,7 @@ MOST_AT_ONCE = 2**20  # largest batch_size
 
 
 class Scorer(PairScorer, nn.Module):
-    """A model that scores (prompt, image) pairs. Subclasses define the three methods and no verbs.
+    """A model that scores (prompt, image) pairs. Subclasses define the four methods and no verbs.
 
     Every verb takes `batch_size`, the number of images in one pass of the model; default 8 on a CPU, else 64.
     Before the model runs, every verb raises InputError (nothing to score, unequal lengths, a prompt that is
@@ -84,6 +84,10 @@ class Scorer(PairScorer, nn.Module):
         """
         raise NotImplementedError
 
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """Tokens of each prompt before truncation, with special tokens; 0 for scorers without a prompt."""
+        raise NotImplementedError
+
     def forward(self, pixels_B_3_S_S, prompts: list[str], pairs_P_2: torch.Tensor) -> torch.Tensor:
         """Scores [P] of pixels of the model's own size: uint8, or float in [0, 1].
 
@@ -91,10 +95,6 @@ class Scorer(PairScorer, nn.Module):
         mode. Row p pairs image pairs[p, 0] with prompt pairs[p, 1].
         """
         return self.head(self.encode_pixels([pixels_B_3_S_S]), self.encode_prompts(prompts), pairs_P_2)
-
-    def count_tokens(self, prompts: list[str]) -> list[int]:
-        """Tokens of each prompt before truncation, with special tokens; 0 for scorers without a prompt."""
-        raise NotImplementedError
 
     def init_buffers(self) -> None:
         """Make the buffers that no checkpoint holds, on the CPU. Default: there are none.
@@ -104,12 +104,12 @@ class Scorer(PairScorer, nn.Module):
         """
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Let the backward pass of `reward` recompute activations: slower, with far less memory."""
-        raise NotImplementedError
+        """Let the backward pass of `reward` recompute activations. Default: InputError, as not possible."""
+        raise InputError(f"{self.name} cannot recompute activations; train without checkpointing")
 
     def compile_towers(self) -> None:
-        """Compile the towers with torch.compile, in place. InputError if there are adapters."""
-        raise NotImplementedError
+        """Compile the towers with torch.compile, in place; InputError with adapters. Default: InputError."""
+        raise InputError(f"{self.name} names no towers to compile; load it without compile=True")
 
     def token_streams(self) -> dict[str, TokenStream]:
         """The tokens on their way through each tower, "text" and "image", for adapters. Default: none."""

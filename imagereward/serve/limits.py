@@ -1,7 +1,8 @@
 """Limits of requests, and the exception `Refused` with which a request is turned away.
 
 `admission.py` enforces the limits of bodies, the queue and connections, `parsing/bodies.py` the numbers of
-images, prompts, pairs and characters, and `parsing/images.py` the pixels.
+images, prompts, pairs and characters, and `parsing/images.py` the pixels. Options of `imagereward serve`
+(`cli/serving.py`) set some of them.
 """
 
 from dataclasses import dataclass, fields

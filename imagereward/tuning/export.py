@@ -26,7 +26,7 @@ def save_result(
 ) -> None:
     """Write the tuned pipeline, or with LoRA the adapters, and the model card to `output`.
 
-    learned  the trainable weights by name, unsharded, on the CPU
+    learned  the trainable weights by name, unsharded, on the CPU, as `sharding.whole_weights` gathers them
     config   the run's config
     history  the logged numbers
     ended    why the training ended

@@ -1,15 +1,18 @@
-"""Shards a network over processes by torch's fully_shard (FSDP2), and checks the result."""
+"""Shards a network over processes by torch's fully_shard (FSDP2); gathers the whole weights for results."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.precision import DTYPES
 
 Mode = Literal["none", "zero2", "full", "hybrid"]
+# Gathers a sharded network's trainable weights on the first process; frozen weights are left out.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 def is_sharded(value: nn.Module | torch.Tensor) -> bool:
@@ -22,6 +25,14 @@ def is_sharded(value: nn.Module | torch.Tensor) -> bool:
 def whole(value: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or for a sharded one all of it; all processes must call this for a sharded one."""
     return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+
+
+def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable weights by name, unsharded, on the CPU; all processes must call this.
+
+    With sharded weights the first process gets them, the others an empty dict.
+    """
+    return {name: value.contiguous() for name, value in get_model_state_dict(module, options=WHOLE).items()}  # type: ignore[union-attr]
 
 
 def class_of(network: nn.Module) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from imagereward.images.row_pictures import cropped_image, cropped_mask, mask_name
-from imagereward.tuning.data.image_size import CoverCrop, ImageSize
+from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.requests import Row, name_row, open_pictures
 from imagereward.tuning.families.autoencoder import Autoencoder
 
@@ -58,11 +58,6 @@ class ImageConditioning:
                     else cropped_image(picture, size)
                 )
         return [torch.stack(column) for column in columns]
-
-
-def mask_pixels(mask, size: ImageSize) -> torch.Tensor:
-    """float32 [1, H, W] of a PIL mask, 1 where it is at least half white, cropped as its image is."""
-    return CoverCrop(size).mask(mask)
 
 
 def whole_image(autoencoder: Autoencoder, images: torch.Tensor) -> Latents:

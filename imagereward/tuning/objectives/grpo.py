@@ -77,7 +77,7 @@ class GRPO(Objective):
 
     The loss of a sample at a step is
         L = -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) + beta * KL(step || reference's step)
-    (with `divergence_bound` the first term is that of `masked_loss`; KL and beta are those of `Penalty`)
+    (`clipped_loss`; with `divergence_bound` the first term is `masked_loss`; KL and beta: `Penalty`)
     with the probability ratio r = p_new(step) / p_old(step), where p_old is from when the step was drawn and
     both are geometric means over elements, and the image's advantage A (see `group_advantages`).
     """

@@ -45,7 +45,9 @@ class LearningConfig(Config):
         "and pairs, relative to the scorer without the adapter",
     )
     beta: float = Field(1.0, gt=0, description="of loss=dpo: weight of the differences of scores")
-    epochs: int = Field(20, ge=1, description="most passes over the choices")
+    epochs: int = Field(
+        20, ge=1, description="most passes over the choices; held-out choices select their number"
+    )
     batch_size: int = Field(8, ge=1, description="choices in an update, over all devices")
     learning_rate: float = Field(4e-3, gt=0, description="step size of AdamW after the warm-up")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of updates in which the rate rises")

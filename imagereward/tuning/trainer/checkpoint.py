@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from imagereward.errors import CheckpointError
 from imagereward.tuning.policy.snapshots import Snapshot
-from imagereward.tuning.sharding import is_sharded
+from imagereward.tuning.sharding import WHOLE, is_sharded
 from imagereward.tuning.trainer import shards
 from imagereward.tuning.trainer.run_directory import checkpoints, updates_of
 
@@ -32,8 +32,6 @@ LEARNED, OPTIMIZER, OBJECTIVE, STATE = (
     "objective.pt",
     "state.json",
 )
-# Gathers a sharded model's trainable weights on the first process; frozen weights are left out.
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 # Errors of files that are missing, damaged or cannot be written; torch reports a full disk as RuntimeError.
 UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)
@@ -85,14 +83,6 @@ class CheckpointContents(NamedTuple):
     state: TrainingState
     snapshots: dict[str, Snapshot]
     objective: dict[str, Any]
-
-
-def whole_weights(module) -> dict[str, torch.Tensor]:
-    """The trainable weights by name, unsharded, on the CPU; all processes must call this.
-
-    With sharded weights the first process gets them, the others an empty dict.
-    """
-    return {name: value.contiguous() for name, value in get_model_state_dict(module, options=WHOLE).items()}  # type: ignore[union-attr]
 
 
 def load_checkpoint(

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from imagereward.errors import CheckpointError
 from imagereward.tuning.distributed import gather_objects
+from imagereward.tuning.sharding import WHOLE, whole_weights
 from imagereward.tuning.trainer import shards
 from imagereward.tuning.trainer.checkpoint import (
     LEARNED,
@@ -25,12 +26,10 @@ from imagereward.tuning.trainer.checkpoint import (
     STATE,
     UNWRITABLE,
     WEIGHTS,
-    WHOLE,
     CheckpointContents,
     TrainingState,
     latest_state,
     sharded_tensors,
-    whole_weights,
 )
 from imagereward.tuning.trainer.run_directory import checkpoints, write_atomically
 

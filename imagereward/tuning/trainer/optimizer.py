@@ -1,4 +1,4 @@
-"""The optimizer of a training, and the formula of the learning rate: warm-up and schedule."""
+"""The optimizer and the learning rate's formula; `tuning/trainer_config.py` has their config keys."""
 
 import math
 from typing import Any

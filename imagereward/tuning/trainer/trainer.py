@@ -24,7 +24,7 @@ from imagereward.tuning.policy.average import move_average
 from imagereward.tuning.policy.policy import Learner
 from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import trainable_parameters
-from imagereward.tuning.sharding import is_sharded, whole
+from imagereward.tuning.sharding import is_sharded, whole, whole_weights
 from imagereward.tuning.trainer.accelerate_setup import wrapped
 from imagereward.tuning.trainer.checkpoint import (
     CheckpointContents,
@@ -32,7 +32,6 @@ from imagereward.tuning.trainer.checkpoint import (
     latest_state,
     load_checkpoint,
     state_to_resume,
-    whole_weights,
 )
 from imagereward.tuning.trainer.checkpoint_writer import CheckpointWriter
 from imagereward.tuning.trainer.optimizer import learning_rate_at, make_optimizer

@@ -108,6 +108,19 @@ def test_refl_with_a_reward_for_preservation_moves_the_rest_less():
     assert found["outside"] <= 1.1 * found["floor"]
 
 
+def test_a_judge_of_the_prompt_raises_faithfulness_and_of_another_prompt_does_not():
+    rows = result("finetune-judge")["rows"]
+    assert [row["run"] for row in rows if row["method"] == "ReFL"] == [1, 2, 3]
+    for row in rows:
+        found = row["measured"]["faithfulness"]
+        assert found["low"] > 0 if row["method"] == "ReFL" else found["high"] < 0
+
+
+def test_ten_prompts_cost_a_judge_little_more_than_one():
+    found = result("judges-cpu")
+    assert all(each["ten_over_one"] <= found["most_ratio"] for each in found["models"].values())
+
+
 @pytest.mark.parametrize("benchmark", [finetune, finetune_flow])
 def test_pictures_are_drawn_from_the_results(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "PICTURE", tmp_path / "picture.png")

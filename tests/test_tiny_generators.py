@@ -118,7 +118,7 @@ def test_its_recipes_tune_it(name, script, recipe, tmp_path):
         "evaluate_every": 3,
         "evaluation.count": 4,
     }
-    history = launch((sys.executable,), script, recipe, values)
+    history = launch([(sys.executable,)], script, recipe, values)
     assert [entry["update"] for entry in history if "loss" in entry] == [1, 2, 3]
     before, after = (
         network_of(DiffusionPipeline.from_pretrained(path, **absent(name))).state_dict()

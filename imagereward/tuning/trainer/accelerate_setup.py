@@ -46,7 +46,7 @@ def accelerating() -> Iterator[None]:
     first, grouped = not PartialState._shared_state, torch.distributed.is_initialized()
     try:
         yield
-        if not grouped:
+        if not grouped and torch.distributed.is_initialized():
             atexit.register(_leave_group)
     finally:
         if not grouped and torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1:

@@ -118,21 +118,18 @@ def score_masked_table(
         "dtype": dtype,
         "part_rows": part_rows,
     }
-    count = -(-len(records) // part_rows)
+    starts = range(0, len(records), part_rows)
     with output.locked():
         done = output.begin(decides | _described(opened))
         run = _Run(asked, opened, output, part_rows)
-        before = sum(min(part_rows, len(records) - index * part_rows) for index in done)
+        before = sum(min(part_rows, len(records) - starts[index]) for index in done)
         with tqdm(total=len(records), initial=before, unit="row", disable=not progress) as bar:
-            for index in (index for index in range(count) if index not in done):
-                rows = range(index * part_rows, min(len(records), (index + 1) * part_rows))
-                found = []
-                for number in rows:
-                    found.append(run.row(number, *records[number]))
-                    bar.update()
-                watch.check(always=True)
-                output.write(index, arrow().Table.from_pylist(found, schema))
-        return output.finish(len(records), count, {})
+            for index, start in enumerate(starts):
+                if index not in done:
+                    found = run.part(start, records[start : start + part_rows], bar)
+                    watch.check(always=True)
+                    output.write(index, arrow().Table.from_pylist(found, schema))
+        return output.finish(len(records), len(starts), {})
 
 
 class _Run:
@@ -141,6 +138,16 @@ class _Run:
     def __init__(self, asked: _Asked, scorers: Mapping[str, PairScorer], output: Output, part_rows: int):
         self.asked, self.scorers, self.output, self.part_rows = asked, scorers, output, part_rows
         self.silent: list[int] = []
+
+    def part(
+        self, first: int, records: Sequence[tuple[str, Record, Path]], bar: tqdm
+    ) -> list[dict[str, Any]]:
+        """The cells of rows in order, the first of which has the number `first`; moves the bar on by each."""
+        rows = []
+        for number, record in enumerate(records, first):
+            rows.append(self.row(number, *record))
+            bar.update()
+        return rows
 
     def row(self, number: int, where: str, record: Record, folder: Path) -> dict[str, Any]:
         """The row's cells; RemoteError at the last of `MOST_SILENT` rows without a server's score."""

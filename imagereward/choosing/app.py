@@ -30,6 +30,20 @@ def create_app(session: Session, token: str | None = None) -> FastAPI:
     token   that requests must show; None: requests of this machine alone
     """
     app = FastAPI(title="imagereward choose", docs_url=None, redoc_url=None, openapi_url=None)
+    _add_page(app, session, token)
+    _add_changes(app, session)
+
+    @app.exception_handler(ImageRewardError)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 500)
+
+    app.add_middleware(Guard, token=token)
+    app.state.connections = Connections(MOST_CONNECTIONS, IDLE_SECONDS)
+    return app
+
+
+def _add_page(app: FastAPI, session: Session, token: str | None) -> None:
+    """The page, the session's state, and the images, which change nothing."""
     page = resources.files("imagereward").joinpath("choosing/page.html").read_text(encoding="utf-8")
 
     @app.get("/")
@@ -58,6 +72,10 @@ def create_app(session: Session, token: str | None = None) -> FastAPI:
         if not 0 <= index < len(session.candidates.images):
             return JSONResponse({"detail": f"no image {index}"}, 404)
         return Response(encoded(index), media_type="image/webp", headers={"Cache-Control": "max-age=3600"})
+
+
+def _add_changes(app: FastAPI, session: Session) -> None:
+    """The requests that change the session: choose, show, undo and train; each answers with the state."""
 
     def changed(change: Callable[[], None]) -> Response:
         """The state after a change; 422 and the reason where the change is refused."""
@@ -89,14 +107,6 @@ def create_app(session: Session, token: str | None = None) -> FastAPI:
     @app.post("/train")
     def train() -> Response:
         return changed(session.train)
-
-    @app.exception_handler(ImageRewardError)
-    async def failed(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": str(error)}, 500)
-
-    app.add_middleware(Guard, token=token)
-    app.state.connections = Connections(MOST_CONNECTIONS, IDLE_SECONDS)
-    return app
 
 
 def whole_numbers(given: dict[str, Any], name: str) -> list[int]:

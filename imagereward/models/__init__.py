@@ -6,8 +6,7 @@ from imagereward.errors import CheckpointError
 from imagereward.scoring.scorer import Scorer
 
 # A config's kind -> where its class is; CONTRIBUTING.md, "Adding a scorer", has all places of a new kind.
-# Imported on use: scoring with ImageReward alone should not
-# wait for open_clip.
+# Imported on use: scoring with ImageReward alone should not wait for open_clip.
 KINDS = {
     "ImageReward": "imagereward.models.imagereward:ImageReward",
     "BLIP": "imagereward.models.blip:BLIPScore",

@@ -36,22 +36,9 @@ def deploy(
     MissingExtraError if ray is not installed, InputError for a device with an index, and DeviceError for GPUs
     that the cluster lacks.
     """
-    if device is not None and ":" in device:
-        kind = device.split(":")[0]
-        raise InputError(f"device {device!r}: Ray gives each replica its GPU; expected {kind!r} alone")
-    try:
-        import ray
-        from ray import serve
-    except ImportError as error:
-        raise missing_extra("--engine ray", "scale", error) from error
-
-    serve.start(http_options={"host": host, "port": port})
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    where = device or ("cuda" if gpus else "cpu")
-    if where == "cuda" and not gpus:
-        serve.shutdown()
-        ray.shutdown()
-        raise DeviceError("no machine of the Ray cluster has a GPU, which device 'cuda' asks for")
+    where = _start(host, port, device)
+    import ray
+    from ray import serve
 
     def build() -> FastAPI:
         return create_app(by_name(load(where)), limits=limits, **options)
@@ -77,3 +64,24 @@ def deploy(
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _start(host: str, port: int, device: str | None) -> str:
+    """Start Ray's proxy at an address; returns the device of the replicas, "cuda" or "cpu"."""
+    if device is not None and ":" in device:
+        kind = device.split(":")[0]
+        raise InputError(f"device {device!r}: Ray gives each replica its GPU; expected {kind!r} alone")
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise missing_extra("--engine ray", "scale", error) from error
+
+    serve.start(http_options={"host": host, "port": port})
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    where = device or ("cuda" if gpus else "cpu")
+    if where == "cuda" and not gpus:
+        serve.shutdown()
+        ray.shutdown()
+        raise DeviceError("no machine of the Ray cluster has a GPU, which device 'cuda' asks for")
+    return where

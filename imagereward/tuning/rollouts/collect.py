@@ -12,7 +12,13 @@ from imagereward.tuning.data.requests import Row
 from imagereward.tuning.distributed import gather_objects
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.policy.policy import CURRENT, Policy
-from imagereward.tuning.rewards.scoring import RewardPool, ScoringConfig, concatenated, require_scores
+from imagereward.tuning.rewards.scoring import (
+    RewardPool,
+    ScoredBatch,
+    ScoringConfig,
+    concatenated,
+    require_scores,
+)
 from imagereward.tuning.rewards.weighted import Rewards
 from imagereward.tuning.rollouts.advantages import weighted_sum
 from imagereward.tuning.rollouts.trajectories import (
@@ -139,15 +145,23 @@ def collect(
             pool.submit(policy.denoiser.autoencoder.decode(latents), asked)
             drawn.append(RolloutChunk(chunk, asked, condition, latents, trajectories))
         scored = pool.results()
+    found = _of_all_processes(plan, drawn, scored)
+    numbers = range(plan.first, plan.first + plan.batch_size)
+    places = rows_for_groups(numbers, plan.group, plan.batch_size, len(rows), seed)
+    weights = rewards.weights_for([rows[place] for place in places], policy.denoiser.resolution)
+    return Rollout(drawn, found.rewards, torch.arange(plan.batch_size) // plan.group, weights)
+
+
+def _of_all_processes(
+    plan: UpdatePlan, drawn: Sequence[RolloutChunk], scored: Sequence[ScoredBatch]
+) -> ScoredBatch:
+    """The scores of all samples of the update, in the samples' order, from those of this process's chunks."""
     samples = [each.chunk.samples for each in drawn]
     every = gather_objects(list(zip(samples, scored, strict=True)), plan.ranks)
     in_order = sorted((each for mine in every for each in mine), key=lambda each: each[0])
     found = concatenated([batch for _, batch in in_order])
     require_scores(found, f"update {plan.update + 1}")
-    numbers = range(plan.first, plan.first + plan.batch_size)
-    places = rows_for_groups(numbers, plan.group, plan.batch_size, len(rows), seed)
-    weights = rewards.weights_for([rows[place] for place in places], policy.denoiser.resolution)
-    return Rollout(drawn, found.rewards, torch.arange(plan.batch_size) // plan.group, weights)
+    return found
 
 
 def _encoded(policy: Policy, rows: Sequence[Row], places: Sequence[int]) -> Condition:

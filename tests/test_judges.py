@@ -1,6 +1,7 @@
 """Vision-language models as scorers: every architecture and read-out against transformers' own code."""
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import pictures
@@ -48,6 +49,14 @@ def test_every_verb_gives_these_probabilities(judged):
     places, rewards = judge.inference_rank(prompt, images)
     assert rewards == pytest.approx(scores.tolist(), **close)
     assert sorted(places) == [1, 2, 3, 4]
+
+
+def test_a_wide_and_a_tall_image_of_equally_many_tokens_have_positions_of_their_own(judged):
+    judge, plain, images, _ = judged
+    wide = images[0].resize((112, 56))
+    both = [wide, wide.transpose(PIL.Image.Transpose.ROTATE_90)]
+    expected = [plain.probability("Yes", SHOWS.format(PROMPTS[0]), image) for image in both]
+    assert judge.score(PROMPTS[0], both) == pytest.approx(expected, rel=2e-5)
 
 
 def test_parts_chosen_by_memory_change_nothing(judged, monkeypatch):

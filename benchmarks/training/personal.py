@@ -110,7 +110,7 @@ def trained(scorer: Scorer, method: str, choices: Choices, seed: int, folds: int
     with tempfile.TemporaryDirectory() as directory:
         if method in OWN:
             prefix, rate = OWN[method]
-            config = LearningConfig(learning_rate=rate, seed=seed, epochs=20 if folds else 5)
+            config = LearningConfig(learning_rate=rate, seed=seed, epochs=20 if folds else 3)
             learned = OwnWeights(scorer, prefix)
             groups = groups_of(choices.items)
             summary = train_and_measure(

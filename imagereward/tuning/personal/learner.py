@@ -51,7 +51,7 @@ class Standard(NamedTuple):
 
 
 class Learner(nn.Module):
-    """The scorer in eval mode, of which only `learned` learns and has a training mode.
+    """A scorer, of which only `learned` learns: its parameters are the only ones of this module.
 
     kind  of the choices, which decides the loss; with `dpo`, preferences count relative to the base
 
@@ -71,28 +71,38 @@ class Learner(nn.Module):
         beta: float = 1.0,
     ):
         super().__init__()
-        self.scorer, self.kind, self.standard, self.dpo, self.beta = scorer, kind, standard, dpo, beta
-        self._outside = (learned, store)  # in a tuple: no modules of their own
+        self.kind, self.standard, self.dpo, self.beta = kind, standard, dpo, beta
+        self._outside = (scorer, learned, store)  # in a tuple: Trainer walks all modules in every step
+        self._learned = nn.ParameterList(learned.learned())
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer."""
+        return self._outside[0]
 
     @property
     def learned(self) -> Learned:
         """What learns."""
-        return self._outside[0]
+        return self._outside[1]
 
     @property
     def store(self) -> ImageStore:
         """The images of all choices."""
-        return self._outside[1]
+        return self._outside[2]
 
     @contextmanager
     def learning_alone(self) -> Iterator[None]:
-        """A context in which no other parameter of the scorer gets gradients, as Trainer would learn all."""
+        """A context in which no other parameter of the scorer gets gradients, and the scorer is in eval mode.
+
+        The scorer's own dropout would only disturb so few choices.
+        """
         own = {id(value) for value in self.learned.learned()}
-        others = [value for value in self.parameters() if value.requires_grad and id(value) not in own]
+        others = [v for v in self.scorer.parameters() if v.requires_grad and id(v) not in own]
         try:
             for value in others:
                 value.requires_grad_(False)
-            yield
+            with self.scorer.evaluating():
+                yield
         finally:
             for value in others:
                 value.requires_grad_(True)
@@ -140,8 +150,6 @@ class Learner(nn.Module):
         return loss(standard, targets["targets"].to(standard.dtype))
 
     def train(self, mode: bool = True) -> "Learner":
-        """The scorer stays in eval mode: its own dropout would only disturb so few choices."""
-        super().train(False)
         self.learned.train(mode)
         self.training = mode
         return self

@@ -296,7 +296,7 @@ FAULTS = [
     ),
     Fault(
         "Flow-DPPO's mask drops whatever is far away",
-        TUNING + "objectives/ratios.py",
+        TUNING + "objectives/clipping.py",
         "(kl_B >= bound) & ((ratio_B - 1) * advantages_B > 0)",
         "kl_B >= bound",
         "tests/test_penalties.py -k masked",

@@ -15,8 +15,8 @@ from imagereward.tuning import tune
 from imagereward.tuning.data.image_pairs import ShapesPairs
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Request
+from imagereward.tuning.objectives.clipping import centred_log_ratio, clipped_loss
 from imagereward.tuning.objectives.grpo import GRPO, KL, GRPOConfig
-from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss
 from imagereward.tuning.objectives.sft import SFT, PairsConfig
 from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.policy.trainable import LoRA, trainable_parameters

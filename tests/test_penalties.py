@@ -10,9 +10,9 @@ from test_processes import check_equal, launched
 from test_refl import brightness, plan_of, redness
 
 from imagereward.errors import InputError
+from imagereward.tuning.objectives.clipping import clipped_loss, masked_loss
 from imagereward.tuning.objectives.grpo import KL, GRPOConfig
 from imagereward.tuning.objectives.penalty import Penalty
-from imagereward.tuning.objectives.ratios import clipped_loss, masked_loss
 from imagereward.tuning.objectives.weighted import Weighted
 from imagereward.tuning.policy.refresh import Refresher, RefreshRule
 from imagereward.tuning.policy.trainable import LoRA

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.objectives.base import Objective
+from imagereward.tuning.objectives.clipping import clipped_loss
 from imagereward.tuning.objectives.config import ObjectiveContext
-from imagereward.tuning.objectives.ratios import clipped_loss
 from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rollouts.clean import (

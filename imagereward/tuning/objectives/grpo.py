@@ -16,9 +16,9 @@ from imagereward.precision import DTYPES
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row, prompts_of
 from imagereward.tuning.objectives.base import Objective
+from imagereward.tuning.objectives.clipping import centred_log_ratio, clipped_loss, masked_loss
 from imagereward.tuning.objectives.config import ObjectiveContext, Precision
 from imagereward.tuning.objectives.penalty import KL, Penalty
-from imagereward.tuning.objectives.ratios import centred_log_ratio, clipped_loss, masked_loss
 from imagereward.tuning.objectives.sampled import AdvantageConfig, SampledConfig
 from imagereward.tuning.policy.policy import Policy
 from imagereward.tuning.rewards.weighted import Rewards

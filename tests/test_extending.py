@@ -379,7 +379,9 @@ def test_keys_that_options_are_translated_to_are_there_and_take_the_values(recip
     for key, value in named:
         assert key in known, key
         if value:
-            name = next(name for name in recipes if key in keys[name])
+            name = next(
+                name for name in recipes if key in keys[name] | {each.split(".")[0] for each in keys[name]}
+            )
             merged = read_recipe(name, ["output=o", *TOGETHER.get(key, []), f"{key}={value}"])
             assert build(config_class(merged["objective"]), merged)
 

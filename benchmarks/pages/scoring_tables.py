@@ -88,7 +88,7 @@ def serve(result: dict) -> str:
             "|---|---|",
             *(f"| {what} | {figure} |" for what, figure in lines.items()),
             "",
-            "With a queue of 256, of what was answered:",
+            "Latency of the answered requests, with `--queue 256`:",
             "",
             "| clients | median, ms | 99th percentile, ms | refused (429) |",
             "|---|---|---|---|",

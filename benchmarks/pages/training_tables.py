@@ -118,7 +118,7 @@ def finetune(result: dict) -> str:
             f"{record.machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} seeds; "
             "intervals of 95 % over prompts.",
             "",
-            "| method | reward | gained | in standard deviations of the base's | faithfulness | gained "
+            "| method | reward | gained | gained, in standard deviations of the base's rewards | faithfulness | gained "
             "| diversity | minutes |",
             "|---|---|---|---|---|---|---|---|",
             *rows,
@@ -168,7 +168,8 @@ def self_imitation(result: dict) -> str:
     )
     return (
         f"The squared norm of the gradient of SFT on all drawn images is {imitation}, and that of the "
-        f"choice, which is the gradient on the best of {result['group']} minus it, {choice}; from "
+        f"choice, which is the gradient on the best image of each group of {result['group']} minus the gradient "
+        f"on all images, {choice}; from "
         f"{result['prompts']} prompts."
     )
 

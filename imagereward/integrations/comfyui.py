@@ -1,4 +1,4 @@
-"""A ComfyUI node that ranks a batch of images. In ComfyUI's custom_nodes/imagereward.py:
+"""A ComfyUI node that ranks a batch of images. In ComfyUI's custom_nodes/imagereward_nodes.py:
 
 from imagereward.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 """

@@ -17,7 +17,7 @@ from imagereward.errors import InputError
 from imagereward.tuning import tune
 from imagereward.tuning.evaluation import compare as comparing
 from imagereward.tuning.evaluation.compare import compare
-from imagereward.tuning.evaluation.comparison import paired_interval, win_rate
+from imagereward.tuning.evaluation.comparison import Comparison, paired_interval, win_rate
 from imagereward.tuning.evaluation.evaluate import diversity, overoptimized, sample_images
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.policy.policy import Policy
@@ -259,19 +259,33 @@ def test_few_prompts_are_said_to_be_few(caplog):
     assert "2 prompts: intervals are right only if the differences are about normal" in caplog.text
 
 
+@pytest.mark.parametrize("faulty", [{"most": 0}, {"seeds": 0}, {"steps": 0}, {"batch_size": 0}, {"most": -1}])
+def test_numbers_below_1_are_refused(faulty):
+    ((name, value),) = faulty.items()
+    with pytest.raises(InputError, match=f"{name}={value}: expected at least 1"):
+        compared(pipelines.sd(), pipelines.sd(seed=1), **faulty)
+
+
+def test_equal_rewards_before_have_no_deviation_to_count_in():
+    found = Comparison(["a"], {"r": np.array([[0.5]])}, {"r": np.array([[0.6]])}, None, (torch.zeros(1),) * 2)
+    assert np.isnan(found.rows()[0]["in base deviations"])
+
+
 def test_the_win_rate_counts_equals_half():
     assert win_rate(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 2.0, 2.0, 5.0])) == 0.625
 
 
 def test_diversity_by_hand():
-    # About their mean, two different images point in opposite directions: 1 - cosine is 2.
+    # 1 + image is 2 in one half and 1 in the other: the cosine is 2 * (2 * 1) / (2^2 + 1^2) = 0.8.
     first, second = torch.zeros(3, 16, 16), torch.zeros(3, 16, 16)
     first[:, :8], second[:, 8:] = 1, 1
     pairs = torch.stack([torch.stack([first, second]), torch.stack([second, first])])
-    assert diversity(pairs, None) == pytest.approx(2)
+    assert diversity(pairs, None) == pytest.approx(0.2, abs=1e-5)
     # One prompt's are equal, and the other's are: no diversity, however far the prompts are apart.
     alone = torch.stack([torch.stack([first, first]), torch.stack([second, second])])
     assert diversity(alone, None) == pytest.approx(0, abs=1e-6)
+    # All images are equal, which is the least diversity.
+    assert diversity(first.expand(2, 3, -1, -1, -1), None) == pytest.approx(0, abs=1e-6)
 
 
 def test_over_optimisation_is_reward_up_and_held_out_down():

@@ -325,6 +325,8 @@ def test_killed_preprocessing_goes_on_and_ends_with_the_same_bytes(model, tmp_pa
     def given(cache: Path) -> list[str]:
         return settings(model, tmp_path / "data", tmp_path / "run", latent_cache=cache, text_cache=cache)
 
+    with pytest.raises(InputError, match="processes=0: expected at least 1"):
+        preprocess("sd_inpaint/refl_lora", given(whole), processes=0)
     in_two = preprocess("sd_inpaint/refl_lora", given(whole), processes=2)
     files = len(list(whole.glob("*.safetensors")))
     assert in_two.encoded == files
@@ -445,6 +447,18 @@ def test_preprocessed_rows_are_used_as_they_are(data, elsewhere):
     mask = rows[0].mask
     assert mask.shape == (1, 16, 16)
     assert set(mask.unique().tolist()) == {0.0, 1.0}
+
+
+def test_rows_that_are_encoded_and_rows_that_are_not_share_a_batch(data, elsewhere):
+    rows = [read_rows(data, INPUTS)[0], read_rows(elsewhere, INPUTS)[1]]
+    denoiser = open_denoiser(pipelines.flux_fill(), 16)
+    cache_pictures(denoiser, rows, None)
+    expected = denoiser.encode(read_rows(data, INPUTS)[:2]).tensors
+    for mixed in (rows, rows[::-1]):
+        found = denoiser.pictures(mixed, denoiser.autoencoder, denoiser.resolution)
+        order = [0, 1] if mixed is rows else [1, 0]
+        for name, value in found.items():
+            assert torch.allclose(value, expected[name][order], atol=0.05, rtol=0.01), name
 
 
 def test_training_reads_preprocessed_rows(elsewhere, tmp_path):

@@ -169,7 +169,7 @@ def test_processes_that_cannot_share_an_update_are_refused():
     values = {"model": "m", "data": "d", "output": "o", "batch_size": 4, "micro_batch": 2}
     config = JudgeTrainingConfig(**values)
     config.check_processes(2, sharded=False)
-    with pytest.raises(InputError, match="2 parts for 3 processes"):
+    with pytest.raises(InputError, match="2 micro-batches for 3 processes"):
         config.check_processes(3, sharded=False)
 
 

@@ -160,7 +160,7 @@ def test_more_processes_than_parts_of_an_update_are_refused(tmp_path, monkeypatc
         "imagereward.tuning.trainer.accelerate_setup.Accelerator",
         lambda **_: SimpleNamespace(num_processes=3, distributed_type="NO", log_with=[]),
     )
-    with pytest.raises(ImageRewardError, match=r"an update has 2 parts for 3 processes; expected at least 3"):
+    with pytest.raises(ImageRewardError, match="2 micro-batches for 3 processes; expected at least 3"):
         make_accelerator(TrainerConfig(batch_size=4, micro_batch=2), tmp_path)
 
 

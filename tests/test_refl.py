@@ -35,7 +35,7 @@ from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_p
 from imagereward.tuning.recipe import recipe_file
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
 from imagereward.tuning.trainer.checkpoint import latest_state
-from imagereward.tuning.trainer.run_directory import create_run_directory
+from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
 
 PROMPTS = ["a red circle", "two blue squares", "a green star above a red square"]
 STEPS = 6
@@ -704,6 +704,16 @@ def test_an_output_that_holds_another_run_is_not_touched(tmp_path):
     with pytest.raises(InputError, match="holds no run to resume"):
         run(tmp_path / "nothing", resume=True)
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_a_run_with_another_config_is_told_of_without_passwords(tmp_path):
+    config = {"reward": "http://me:secret@host:1"}
+    create_run_directory(tmp_path / "out", config)
+    with pytest.raises(
+        InputError, match=r"reward was 'http://host:1', is 'http://host:2'; expected"
+    ) as found:
+        check_run_directory(tmp_path / "out", {"reward": "http://me:secret@host:2"}, resume=True)
+    assert "secret" not in str(found.value)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_prompts_and_the_last_checkpoint(tmp_path):

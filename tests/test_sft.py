@@ -145,9 +145,7 @@ def test_a_pretraining_batch_that_shards_cannot_share_is_refused_by_its_name(kin
     values = {"model": "m", "output": "o", "prompts": "p", "batch_size": 48, "micro_batch": 4}
     config = config_class(kind)(**values, pretraining={"data": "shapes", "batch_size": 8})
     config.check_processes(4, sharded=False)
-    refused = (
-        "pretraining.batch_size=8, micro_batch=4: an update has 2 parts for 4 processes; .* multiple of 4"
-    )
+    refused = "pretraining.batch_size=8, micro_batch=4: .* 2 micro-batches for 4 processes; .* multiple of 4"
     with pytest.raises(InputError, match=refused):
         config.check_processes(4, sharded=True)
 

@@ -35,11 +35,13 @@ def test_settings_that_sharding_cannot_have_are_refused(values, message):
 
 
 def test_shares_of_a_batch_must_be_equal():
-    with pytest.raises(InputError, match="an update has 3 parts for 2 processes; expected a multiple of 2"):
+    with pytest.raises(InputError, match="3 micro-batches for 2 processes; expected a multiple of 2"):
         config(batch_size=6, micro_batch=2, group=3).check_processes(2, sharded=True)
     config(batch_size=6, micro_batch=2, group=3).check_processes(2, sharded=False)
     plan = UpdatePlan(0, 24, 4, 0, 2, equal=True).in_groups(8, whole=True)
-    with pytest.raises(InputError, match=r"would compute \[4, 2\] parts; sharded weights need equal numbers"):
+    with pytest.raises(
+        InputError, match=r"compute \[4, 2\] micro-batches; sharded weights need equal numbers"
+    ):
         _ = plan.mine
     assert len(UpdatePlan(0, 32, 4, 0, 2, equal=True).in_groups(8, whole=True).mine) == 4
 

@@ -101,8 +101,8 @@ def personalise(
     settings  keys of the recipe imagereward/personal: `kind="direft"`, `rank=8`, `epochs=10`
 
     `summary.better` says whether the adapter is better than the scorer without it, on new images; never so
-    where images recur in too many choices (`summary.recurring`). Raises InputError, naming
-    file, record and field, for choices that are wrong or say nothing; MissingExtraError without the extra.
+    where images recur in too many choices (`summary.recurring`). Raises InputError, naming file, record and
+    field, for choices that are wrong or say nothing; MissingExtraError without the extra.
     """
     try:
         from imagereward.tuning.personal.choices import read_choices

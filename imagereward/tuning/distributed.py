@@ -105,7 +105,7 @@ def of_first_process(value: Any) -> Any:
     return shared[0]
 
 
-def share() -> tuple[int, int]:
+def rank_and_ranks() -> tuple[int, int]:
     """(this process's rank, number of joined processes)."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -53,14 +53,15 @@ def preprocess(
 
     What preprocessed rows bring is not encoded. Every other row and prompt is encoded by itself, and its file
     is there whole or not at all: a run that was killed goes on where it stopped, and ends with the same
-    bytes. Files that killed processes of this machine left unfinished are removed once they
-    are an hour old. Raises InputError for a
-    recipe without data or without a cache, and for data that `read_rows` refuses; ImageRewardError if a
-    process ended before its rows were done.
+    bytes. Unfinished files of killed processes of this machine are removed once they are an hour old. Raises
+    InputError for a recipe without data or without a cache, and for data that `read_rows` refuses;
+    ImageRewardError if a process ended before its rows were done.
     """
+    if processes < 1:
+        raise InputError(f"processes={processes}: expected at least 1")
     values = read_recipe(recipe, list(overrides))
     values.setdefault("output", "preprocessed")
-    config = build(config_class(values["objective"]), values, str(recipe))
+    config = build(config_class(values.get("objective", "")), values, str(recipe))
     if not (config.text_cache or config.latent_cache):
         raise InputError("nothing to fill: expected text_cache=DIRECTORY, latent_cache=DIRECTORY, or both")
     if not getattr(config, "prompts", None):

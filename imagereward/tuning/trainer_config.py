@@ -84,8 +84,8 @@ class TrainerConfig(OptimizerConfig):
         if parts < ranks or (sharded and parts % ranks):
             expected = f"a multiple of {ranks}, which shards ask for" if sharded else f"at least {ranks}"
             raise InputError(
-                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: an update has {parts} parts "
-                f"for {ranks} processes; expected {expected}"
+                f"batch_size={self.batch_size}, micro_batch={self.micro_batch}: an update has {parts} "
+                f"micro-batches for {ranks} processes; expected {expected}"
             )
 
 

@@ -204,7 +204,10 @@ def report_unusable(
     """
     found = f"{source}: {len(causes)} of {count} images cannot be used: "
     if len(causes) > max_bad_share * count:
-        raise InputError(f"{found}{listing(causes, 4)}; at most {max_bad_share:.2%} may be (max_bad_share=)")
+        raise InputError(
+            f"{found}{listing(causes, 4)}; at most {max_bad_share:.2%} may be unusable; repair them, or set "
+            "a larger max_bad_share="
+        )
     if causes:
         log.warning("%s%s; they are skipped", found, listing(causes, 20))
 

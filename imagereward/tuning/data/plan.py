@@ -59,9 +59,9 @@ class UpdatePlan:
             of_groups = f", whole groups of {self.group}" if self.whole_groups else ""
             raise InputError(
                 f"batch_size={self.batch_size}, micro_batch={self.micro_batch}{of_groups}: {self.ranks} "
-                f"processes would compute {counts} parts; sharded weights need equal numbers: expected a "
-                "batch_size that is a multiple of processes * micro_batch, and of processes * group with "
-                "whole groups"
+                f"processes would compute {counts} micro-batches; sharded weights need equal numbers: "
+                "expected a batch_size that is a multiple of processes * micro_batch, and of processes * "
+                "group with whole groups"
             )
         return [chunk for chunk, owner in dealt if owner == self.rank]
 

@@ -83,6 +83,9 @@ def compare(
         raise InputError(f"guidance={guidance}: expected a finite number of at least 0")
     if not 0 <= tuned_share <= 1:
         raise InputError(f"tuned_share={tuned_share}: expected a number from 0 to 1")
+    for name, value in (("most", most), ("seeds", seeds), ("steps", steps), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value}: expected at least 1")
     size = None if resolution is None else ImageSize.of(resolution)
     texts = read_prompts(prompts, prompt_column, encoding)[:most]
     if len(texts) < FEW:
@@ -106,7 +109,8 @@ def compare(
                 if first is not None and first.shape != denoiser.autoencoder.shape:
                     raise InputError(
                         f"base and tuned draw from noise of different shapes: {first.shape}, "
-                        f"{denoiser.autoencoder.shape}"
+                        f"{denoiser.autoencoder.shape}; expected generators with the same latents (one "
+                        "autoencoder, one resolution=)"
                     )
                 steps = steps or _own(denoiser.pipeline, "num_inference_steps")
                 own = default_guidance(denoiser.pipeline, denoiser.network)

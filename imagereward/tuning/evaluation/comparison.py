@@ -1,5 +1,6 @@
 """Comparison: the images and rewards of two generators, and the differences with intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,7 +52,7 @@ class Comparison:
                     "difference": float((after - before).mean()),
                     "low": low,
                     "high": high,
-                    "in base deviations": float((after - before).mean() / max(before.std(), 1e-12)),
+                    "in base deviations": _in_deviations(before, after),
                     "win rate": win_rate(before, after),
                 }
             )
@@ -66,6 +67,12 @@ def paired_interval(before_M: np.ndarray, after_M: np.ndarray) -> tuple[float, f
     """
     _, low, high = mean_interval(np.asarray(after_M, float) - np.asarray(before_M, float))
     return low, high
+
+
+def _in_deviations(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean of after - before, in standard deviations of before; NaN if all of before are equal."""
+    equal = before.max() == before.min()
+    return math.nan if equal else float((after - before).mean() / before.std())
 
 
 def _half_interval(rewards_M_K: np.ndarray) -> float:

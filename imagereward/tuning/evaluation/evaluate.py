@@ -61,16 +61,15 @@ def diversity(images_M_K_3_H_W: torch.Tensor, scorer: Scorer | None, batch_size:
     """Mean of 1 - cos(f_j, f_k) over all pairs j < k of a prompt's K images, and over the M prompts.
 
     images_M_K_3_H_W  in [0, 1], K at least 2
-    scorer            gives the features f of an image, averaged over tokens; None: f is the image at 16 x 16
-                      pixels minus the mean over all images
+    scorer            gives the features f of an image, averaged over tokens; None: f is 1 + the image at 16
+                      x 16 pixels
     batch_size        images that the scorer encodes at once
     """
     prompts, seeds = images_M_K_3_H_W.shape[:2]
     flat = images_M_K_3_H_W.flatten(0, 1)
     with torch.no_grad():
         if scorer is None:
-            features = torch.nn.functional.adaptive_avg_pool2d(flat, 16).flatten(1)
-            features = features - features.mean(0)
+            features = torch.nn.functional.adaptive_avg_pool2d(flat, 16).flatten(1) + 1  # never near 0
         else:
             features = torch.cat([_features(images, scorer) for images in flat.split(batch_size)])
     features = torch.nn.functional.normalize(features, dim=-1).unflatten(0, (prompts, seeds))
@@ -172,9 +171,12 @@ class Evaluation:
             require_scores(found, f"the evaluation after update {update}")
             size = (images.shape[-2], images.shape[-1])
             groups = torch.zeros(len(asked), dtype=torch.long)
-            total = weighted_sum(found.rewards, reward.weights_for(asked, size), groups)
-            values[name] = float(total.nanmean()) + reward.offset
-            if len(reward.parts) > 1:
+            # All have weight 0 if the one with another weight is a `GroupReward`, which evaluations leave out.
+            trained = any(reward.weights.values())
+            if trained:
+                total = weighted_sum(found.rewards, reward.weights_for(asked, size), groups)
+                values[name] = float(total.nanmean()) + reward.offset
+            if len(reward.parts) > 1 or not trained:
                 values |= {f"{name}/{part}": float(each.nanmean()) for part, each in found.rewards.items()}
             if failed := sum(int(each.isnan().sum()) for each in found.rewards.values()):
                 values[f"{name}/failed"] = float(failed)

@@ -61,7 +61,8 @@ class CachedPictures:
         """The condition tensors of the rows' pictures; rows that are not there are encoded and kept."""
         found = [self._row(row, name_row(row, index)) for index, row in enumerate(rows)]
         device = autoencoder.vae.device
-        together = {name: torch.stack([each[name] for each in found]).to(device) for name in found[0]}
+        names = [name for name in found[0] if all(name in each for each in found)]
+        together = {name: torch.stack([each[name] for each in found]).to(device) for name in names}
         masks = together.pop("mask").float() if "mask" in together else None
         return self.pictures.arrange(autoencoder, together, masks)
 

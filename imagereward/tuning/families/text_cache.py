@@ -14,7 +14,7 @@ from tqdm import tqdm
 from imagereward.errors import CheckpointError, InputError
 from imagereward.tuning.data.preprocessed import PreprocessedRow
 from imagereward.tuning.data.requests import Row
-from imagereward.tuning.distributed import share, wait_for_everyone
+from imagereward.tuning.distributed import rank_and_ranks, wait_for_everyone
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.condition import Condition
 from imagereward.tuning.families.text import FIXED_LENGTH, Text
@@ -68,7 +68,7 @@ def fill_together(missing: Callable[[], list[Any]], fill: Callable[[Sequence[Any
 
     Where the processes do not share the directory, each then computes the other parts too.
     """
-    rank, ranks = share()
+    rank, ranks = rank_and_ranks()
     mine = missing()[rank::ranks]
     wait_for_everyone()  # until all have looked: their parts are those of one list
     if mine:
@@ -81,7 +81,7 @@ def fill_together(missing: Callable[[], list[Any]], fill: Callable[[Sequence[Any
 def brought_text(denoiser: Denoiser, rows: Iterable[Row]) -> dict[str, PreprocessedRow]:
     """{prompt: its row} of the preprocessed rows whose embeddings `denoiser` takes as they are.
 
-    None for a model that takes no pictures: it encodes the captions of such rows itself.
+    Empty for a model that takes no pictures, which encodes the captions of preprocessed rows itself.
     """
     shown = rows if denoiser.inputs else ()
     return {row.prompt: row for row in shown if isinstance(row, PreprocessedRow) and row.has_text}

@@ -40,7 +40,10 @@ class AWMConfig(AdvantageConfig, SampledConfig):
     )
     power: float = Field(0.25, gt=0, le=1, description='power of the error, for weighting="ghuber"')
     clip_ratio: float = Field(
-        1.0, gt=0, description="largest distance of the probability ratio from 1 that still has a gradient"
+        1.0,
+        gt=0,
+        description="a probability ratio has no gradient once it is further than this from 1 in the "
+        "direction of its advantage",
     )
     advantage_scale: float = Field(
         0.2, gt=0, description="clipped advantages are multiplied by it; published: 1 / advantage_clip"
@@ -51,12 +54,14 @@ class AWMConfig(AdvantageConfig, SampledConfig):
     average_weight: float = Field(
         1.0, ge=0, description="weight of the distance to the predictions of a quick average of the weights"
     )
-    average_decay: float = Field(0.3, ge=0, lt=1, description="decay of that average in each update")
+    average_decay: float = Field(
+        0.3, ge=0, lt=1, description="decay of the quick average of the weights in each update"
+    )
     average_rate: float | None = Field(
         None,
         gt=0,
-        description="that decay rises from 0 by so much with each step of the optimizer, to average_decay; "
-        "null: it is average_decay from the first update",
+        description="the average's decay rises from 0 by this much with each step of the optimizer, up to "
+        "average_decay; null: average_decay from the first update",
     )
     times: Times = Field(
         Times(draw="grid", count=6, first=1), description="the training times of each sample in an update"
@@ -78,10 +83,11 @@ class AWM(Objective):
     With the error l = mean (p - target)^2 of the prediction p at a noised sample, at noise t in 0..1:
         log p = -l, -t l, -t^2 l, or -t / power ((l + 1e-10)^power - 1e-10^power)
         ratio = exp(log p - log p_rollout), at the same t and noise, under the weights that drew the sample
-        L = max(-A ratio, -A clip(ratio, 1 +- clip_ratio))
+        L = max(-A ratio, -A clip(ratio, 1 - clip_ratio, 1 + clip_ratio))
             + reference_weight mean (p - p_base)^2 + average_weight mean (p - p_average)^2
-    averaged over the samples of groups with two different rewards, and over their training times. With one
-    step of the optimizer in an update, the ratio is exactly 1, and its gradient that of log p.
+    with A = advantage_scale * the clipped advantage of `group_advantages`, averaged over the samples of
+    groups with two different rewards, and over their training times. With one step of the optimizer in an
+    update, the ratio is exactly 1, and its gradient that of log p.
     """
 
     def __init__(self, config: AWMConfig, source: SampleSource):
@@ -122,7 +128,8 @@ class AWM(Objective):
                 before = self._logp(policy, noised, drawn_by)
         ratio = (logp - before).exp()
         each = clipped_loss(ratio, batch.values, config.clip_ratio)
-        metrics = {"ratio": ratio, "clipped": ((ratio - 1).abs() > config.clip_ratio).float()}
+        clipped = (ratio - 1) * batch.values.sign() > config.clip_ratio
+        metrics = {"ratio": ratio, "clipped": clipped.float()}
         for name, weight in (("reference", config.reference_weight), ("average", config.average_weight)):
             if weight:
                 away = distance_from(policy, name, noised, prediction)

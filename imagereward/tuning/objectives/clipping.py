@@ -10,7 +10,7 @@ def clipped_loss(ratio_B, advantages_B, clip: float) -> torch.Tensor:
 
     ratio_B       r: probability of the step under the current weights / under the weights that drew it
     advantages_B  A
-    clip          largest distance of r from 1 that still has a gradient, above 0
+    clip          above 0; r has no gradient above 1 + clip with A > 0, and below 1 - clip with A < 0
 
     The negative of Schulman et al. 2017, arXiv:1707.06347, equation 7.
     """
@@ -27,7 +27,8 @@ def masked_loss(ratio_B, advantages_B, kl_B, bound: float) -> tuple[torch.Tensor
 
     A sample is dropped once its KL is at least the bound and its ratio has moved the way that its advantage
     asks: r > 1 with A > 0, or r < 1 with A < 0. One that has moved the other way keeps its gradient, which
-    brings it back. The ratios are not clipped. Flow-DPPO's bound is 1e-5.
+    brings it back. The ratios are not clipped. Ping et al. 2026, arXiv:2606.11025 (Flow-DPPO); its
+    bound is 1e-5.
     """
     dropped = (kl_B >= bound) & ((ratio_B - 1) * advantages_B > 0)
     return torch.where(dropped, 0.0, -advantages_B * ratio_B), dropped

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, model_validator
 
 from imagereward.errors import InputError
+from imagereward.rewards.opening import shown_name
 from imagereward.tuning.data.image_size import Resolution, parse_resolution
 from imagereward.tuning.data.prompts import has_lines
 from imagereward.tuning.data.requests import Row
@@ -34,9 +35,14 @@ class ObjectiveContext(NamedTuple):
     output: Path
 
     def rewards_for(self, objective: str) -> Rewards:
-        """The rewards; InputError, naming the objective, if the config has no reward."""
+        """The rewards; InputError, naming the objective, if the config has no reward with a weight but 0."""
         if self.rewards is None:
             raise InputError(f'reward="": {objective} needs one, such as reward="ImageReward-v1.0"')
+        if not any(self.rewards.weights.values()):
+            raise InputError(
+                f"reward: the weights of {', '.join(map(shown_name, self.rewards.weights))} are 0, so "
+                f"{objective} would learn nothing; expected another weight for at least one reward"
+            )
         return self.rewards
 
 

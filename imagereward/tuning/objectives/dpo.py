@@ -36,7 +36,7 @@ class PreferencesConfig(Config):
     pairs_of: Literal["all", "extremes"] = Field(
         "all", description="for rankings: all pairs of unequal rank, or only the best against the worst"
     )
-    pairs: int = Field(10_000, ge=1, description='how many, for data="shapes"')
+    pairs: int = Field(10_000, ge=1, description='number of drawn pairs, for data="shapes"')
     things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
     cache: bool = Field(False, description="encode all images once, and keep their latents in the output")
     max_bad_share: float = Field(
@@ -74,8 +74,8 @@ class DPOConfig(GeneratorConfig):
 class OnlineDPOConfig(ComparisonConfig, SampledConfig):
     """The config of DPO on drawn images: in each group the best against the worst by reward.
 
-    With `advantages_of="each"` several rewards are standardised before they are added; the deviation's keys
-    decide nothing else here.
+    With `advantages_of="each"` every reward is standardised before they are added; advantage_std,
+    advantage_std_divisor and advantage_epsilon have no other effect.
     """
 
     objective: Literal["dpo_online"] = Field("dpo_online", description="DPO on drawn and scored images")

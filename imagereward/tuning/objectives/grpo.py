@@ -40,7 +40,10 @@ class GRPOConfig(AdvantageConfig, SampledConfig):
     noise: Noise = Field(description="the noise that a sampling step adds")
     window: Window = Field(Window(), description="the sampling steps that have noise and are trained")
     clip_ratio: float = Field(
-        1e-4, gt=0, description="largest distance of the probability ratio from 1 that still has a gradient"
+        1e-4,
+        gt=0,
+        description="a probability ratio has no gradient once it is further than this from 1 in the "
+        "direction of its advantage",
     )
     divergence_bound: float | None = Field(
         None,
@@ -79,7 +82,9 @@ class GRPO(Objective):
         L = -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) + beta * KL(step || reference's step)
     (`clipped_loss`; with `divergence_bound` the first term is `masked_loss`; KL and beta: `Penalty`)
     with the probability ratio r = p_new(step) / p_old(step), where p_old is from when the step was drawn and
-    both are geometric means over elements, and the image's advantage A (see `group_advantages`).
+    both are geometric means over elements, and the image's advantage A (see `group_advantages`). With
+    `guard`, r is exp of the `centred_log_ratio`, and the first term is divided by the step's length dt
+    (GRPO-Guard).
     """
 
     def __init__(self, config: GRPOConfig, rows: Sequence[Row], rewards: Rewards):
@@ -143,7 +148,7 @@ class GRPO(Objective):
             each, clipped = masked_loss(ratio, batch.advantages, moved, config.divergence_bound)
         else:
             each = clipped_loss(ratio, batch.advantages, config.clip_ratio)
-            clipped = (ratio - 1).abs() > config.clip_ratio
+            clipped = (ratio - 1) * batch.advantages.sign() > config.clip_ratio
         if config.guard:
             each = each / step.dt.flatten()
         seen = {"ratio": ratio, "clipped": clipped.float()}

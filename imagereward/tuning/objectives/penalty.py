@@ -27,16 +27,21 @@ class KL(Config):
     """
 
     form: Literal["true", "published"] = Field(
-        description="which deviation divides the distance of the means"
+        description="true: mean (mean - reference mean)^2 / (2 std^2); published: that times dt, as "
+        "Flow-GRPO's betas expect"
     )
     beta: float = Field(gt=0, description="weight of the penalty in the loss")
     on: Literal["all", "disputed"] = Field(
         "all",
-        description="which samples have the penalty: all, or those that the trained rewards place higher in "
-        "the batch than the watched rewards do, which have weight 0",
+        description="samples with the penalty: all, or only those that the trained rewards place higher in "
+        "the batch than the rewards of weight 0 do",
     )
     share: float = Field(
-        0.1, gt=0, le=1, description="with on=disputed: share of these samples, the most disputed ones"
+        0.1,
+        gt=0,
+        le=1,
+        description="with on=disputed: share of the disputed samples that have the penalty, the most "
+        "disputed first",
     )
     refresh: RefreshRule | None = Field(
         None, description="when the weights that learn replace the reference; null: never"

@@ -49,8 +49,14 @@ class Gradient(Config):
     draw: Literal["uniform", "normal"] = Field(
         "uniform", description='how the first step with gradient is drawn, for mode="suffix"'
     )
-    mean: float = Field(42.0, description='mean of the index of that step, for draw="normal"')
-    std: float = Field(5.0, gt=0, description='standard deviation of that index, for draw="normal"')
+    mean: float = Field(
+        42.0, description='mean of the index of the first step with gradient, for draw="normal"'
+    )
+    std: float = Field(
+        5.0,
+        gt=0,
+        description='standard deviation of the index of the first step with gradient, for draw="normal"',
+    )
     shared_by: int = Field(
         1,
         ge=1,
@@ -96,6 +102,7 @@ class ReFLConfig(GeneratorConfig):
     eta: float = Field(
         0.0,
         ge=0,
+        le=1,
         description="noise of the sampling steps, diffusion models only: 0 is DDIM, deterministic; 1 has "
         "DDPM's variance, as the public scripts of ReFL and AlignProp",
     )

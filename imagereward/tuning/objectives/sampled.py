@@ -109,9 +109,10 @@ class ComparisonConfig(Config):
         "batch", description="advantages are divided by the standard deviation of the batch or of the group"
     )
     advantage_std_divisor: Literal["population", "sample"] = Field(
-        "population", description="its sum of squares is divided by the number of rewards, or by one less"
+        "population",
+        description="the deviation's sum of squares is divided by the number of rewards, or by one less",
     )
-    advantage_epsilon: float = Field(1e-4, gt=0, description="added to the deviation")
+    advantage_epsilon: float = Field(1e-4, gt=0, description="added to the deviation that divides advantages")
     advantages_of: Literal["sum", "each"] = Field(
         "sum",
         description="advantages are those of the rewards' weighted sum; or each reward has its own, which "

@@ -32,7 +32,7 @@ class PairsConfig(Config):
         description="table of {text, image}; for a model that takes pictures of {prompt, image, mask, "
         'target}, where target may be left out beside a mask; or "shapes" for drawn ones'
     )
-    pairs: int = Field(10_000, ge=1, description='how many, for data="shapes"')
+    pairs: int = Field(10_000, ge=1, description='number of drawn pairs, for data="shapes"')
     things: int = Field(4, ge=1, description='most things in a scene, for data="shapes"')
     cache: bool = Field(False, description="encode all images once, and keep their latents in the output")
     max_bad_share: float = Field(
@@ -58,13 +58,14 @@ class Pretraining(PairsConfig):
     def check_processes(self, micro_batch: int, ranks: int, sharded: bool) -> None:
         """Raises InputError for a batch that `ranks` processes with sharded weights cannot share.
 
-        Where each process has all weights, one without a part of it computes a pass that counts nothing.
+        Without sharding, a process that has no part of the batch computes one sample with a share of 0, so
+        any batch size is allowed.
         """
         parts = -(-self.batch_size // micro_batch)
         if sharded and parts % ranks:
             raise InputError(
                 f"pretraining.batch_size={self.batch_size}, micro_batch={micro_batch}: an update has {parts} "
-                f"parts for {ranks} processes; expected a multiple of {ranks}, which shards ask for"
+                f"micro-batches for {ranks} processes; expected a multiple of {ranks}, which shards ask for"
             )
 
 
@@ -119,10 +120,11 @@ class SFT(Objective):
         L = mean over samples b of w(t_b) * mean over elements of (predict(x_t, t_b, prompt_b) - target)^2
 
     t_b is drawn as the family draws training times, x_t is the image's latents with noise of that time, and
-    target is the noise or the velocity. w(t) = 1, or the min-SNR weight min(SNR(t), gamma) / SNR(t) for a
-    network that predicts noise, / (SNR(t) + 1) for v-prediction. A share `config.prompt_dropout` of the
-    samples gets no prompt, as classifier-free guidance predicts without one (`Denoiser.unprompted`), but its
-    pictures if the model takes any.
+    target is the noise, v, the clean latents (`prediction_type`), or a flow's velocity. w(t) = 1, or the
+    min-SNR weight: min(SNR(t), gamma) / SNR(t) for a network that predicts noise, / (SNR(t) + 1) for v, and
+    min(SNR(t), gamma) for the clean latents. A share `config.prompt_dropout` of the samples gets no prompt,
+    as classifier-free guidance predicts without one (`Denoiser.unprompted`), but its pictures if the model
+    takes any.
 
     batch_size  samples in an update, over all processes; default: the plan's
     """

@@ -50,10 +50,11 @@ class OnlineSFTConfig(AdvantageConfig, SampledConfig):
 
 
 class OnlineSFT(Objective):
-    """L = mean of w (predict(x_t, t) - target)^2 + reference_weight (predict - base's predict)^2.
+    """L = w mean (predict(x_t, t) - target)^2 + reference_weight mean (predict(x_t, t) - reference's)^2.
 
-    The mean is over the samples of groups with two different rewards that `samples` chooses, and over their
-    training times; x_t is a sample's clean latents with noise of time t, and w is 1 or its weight.
+    "mean" is over elements. L is averaged over the samples of groups with two different rewards that
+    `samples` chooses, and over their training times; x_t is a sample's clean latents with noise of time t,
+    and w is 1 or its weight.
     """
 
     def __init__(self, config: OnlineSFTConfig, source: SampleSource):

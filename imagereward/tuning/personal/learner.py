@@ -10,7 +10,7 @@ from torch import nn
 from imagereward.adapters.base import Adapter
 from imagereward.scoring.questions import diagonal
 from imagereward.scoring.scorer import Scorer
-from imagereward.tuning.distributed import share
+from imagereward.tuning.distributed import rank_and_ranks
 from imagereward.tuning.personal.choice import Choices, Kind
 from imagereward.tuning.personal.config import LearningConfig
 from imagereward.tuning.personal.data import ChoiceData, ImageStore
@@ -109,7 +109,7 @@ class Learner(nn.Module):
 
     def forward(self, prompts: list[str], places: torch.Tensor, **targets: torch.Tensor) -> dict:
         """{loss, scores}: [B, K] with 0 where there is no image, or [B] for ratings and labels."""
-        rank, ranks = share()
+        rank, ranks = rank_and_ranks()
         if self.training and ranks > 1:
             rows = list(range(rank, len(prompts), ranks))
             own = self._computed(*of_rows(rows or [0], prompts, places, targets))

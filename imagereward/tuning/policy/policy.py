@@ -50,9 +50,9 @@ class Policy:
     denoiser   the family's network with its text encoders and autoencoder
     dynamics   the sampling grid and its noise; `i_B` are indices [B] on the grid, from 0
     guidance   scale of classifier-free guidance; 1 and below is none
-    snapshots  copies of the trainable weights by name. "reference" is the network at the start of training,
-               unless the objective replaces it,
-               "ema" a moving average of it; objectives may add others and move them in `end_update`
+    snapshots  copies of the trainable weights by name, listed in `policy/snapshots.py`: "reference" is the
+               network before training, unless the objective replaces it; "ema" is the moving average of the
+               weights that learn. Objectives may add others and move them in `end_update`
     hybrid     how `sample` divides the steps between this network and the base; None: it takes all
     """
 

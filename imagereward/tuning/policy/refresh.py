@@ -12,8 +12,9 @@ from imagereward.tuning.policy.policy import Policy
 class RefreshRule(Config):
     """After which updates the reference becomes a copy of the weights that learn. At least one key is needed.
 
-    A penalty for the distance from weights of long ago holds back what was learned since; one for the
-    distance from recent weights limits how fast they move. He et al. 2025, arXiv:2512.24138 (GARDO).
+    A distance penalty to the first weights pulls back everything learned. With a reference that is replaced,
+    the penalty limits only how far the weights move between two replacements. He et al. 2025,
+    arXiv:2512.24138 (GARDO).
     """
 
     every: int | None = Field(
@@ -22,7 +23,8 @@ class RefreshRule(Config):
     kl_above: float | None = Field(
         None,
         gt=0,
-        description="replace it after an update whose mean KL from it, `kl` in the log, was above this",
+        description="replace the reference after an update whose mean KL from it (`kl` in the log) was above "
+        "this",
     )
 
     @model_validator(mode="after")

@@ -4,7 +4,9 @@ The snapshots of a policy, by name:
 
 reference  made by the trainer at the start where an objective names it; `refresh.py` may replace it. KL and
            distance penalties, DPO and `sampler="reference"` use it
-old        as "reference" for NFT, which moves it at the end of every update and draws with it
+old        the weights that draw the images: NFT's, which it moves after every update, and AWM's where an
+           update has several optimizer steps
+average    AWM's quick average of the weights (`average_decay`), moved after every update
 ema        the moving average of the config's `ema`, moved by `average.py`; evaluated, and saved as the result
 base       the weights before training, made by `finetune.py` for evaluations of both networks in turn
 

@@ -50,11 +50,12 @@ class Rewards:
         total = pixels_B_3_H_W.new_full((len(rows),), self.offset)
         weights = self.weights_for(rows, (pixels_B_3_H_W.shape[-2], pixels_B_3_H_W.shape[-1]))
         for name, weight in weights.items():
-            rewards = self.part(name, pixels_B_3_H_W, rows)
+            each[name] = rewards = self.part(name, pixels_B_3_H_W, rows)
+            if not isinstance(weight, torch.Tensor) and not weight:
+                continue  # computed and logged, not trained on
             bad = (~rewards.isfinite()).nonzero().flatten().tolist()
             if bad:
                 raise NonFiniteScoreError(f"reward {name} is not finite for {prompts_of(rows)[bad[0]]!r}")
-            each[name] = rewards
             weight = weight.to(total) if isinstance(weight, torch.Tensor) else weight
             total = total + weight * rewards.to(pixels_B_3_H_W.device)
         return total, each
@@ -89,7 +90,7 @@ class Rewards:
         found: dict[str, float | torch.Tensor] = {}
         for name, (weight, part) in self.parts.items():
             factor = part.row_weights(asked, size)
-            found[name] = weight if factor is None else weight * factor
+            found[name] = weight if factor is None or not weight else weight * factor
         return found
 
     @property
@@ -115,6 +116,8 @@ class Rewards:
         row   the image's row
         """
         for name, (weight, part) in self.parts.items():
+            if not weight:  # computed and logged, not trained on
+                continue
             pixels = torch.full((1, 3, *size), 0.5, requires_grad=True)
             device = part.device if isinstance(part, Scorer) else "cpu"
             gradient = None
@@ -135,7 +138,9 @@ def check_images(pixels_B_3_H_W: torch.Tensor, rows: Sequence[Row]) -> None:
     """Raises NonFiniteScoreError, with the prompt, if an image has a pixel that is NaN or infinite."""
     bad = (~pixels_B_3_H_W.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
-        raise NonFiniteScoreError(f"what was drawn for {prompts_of(rows)[bad[0]]!r} is not finite")
+        raise NonFiniteScoreError(
+            f"the image drawn for {prompts_of(rows)[bad[0]]!r} has pixels that are NaN or infinite"
+        )
 
 
 def open_rewards(

@@ -43,11 +43,14 @@ def group_advantages(
 ) -> Advantages:
     """A_n = clip((r_n - mean of r over the group of n) / (std + epsilon), -bound, bound).
 
-    rewards_N   r, NaN where there is no reward
-    groups_N    index of each sample's group
+    rewards_N   r, float [N]; NaN where there is no reward
+    groups_N    index [N] of each sample's group
     deviation   how `std` is measured, and epsilon; a string is its scope, with the defaults for the rest
+    bound       largest advantage either way
 
-    Shao et al. 2024, arXiv:2402.03300, section 4.1.2.
+    Samples without a reward, and groups whose rewards are all equal, get 0 and are not valid. Shao et al.
+    2024, arXiv:2402.03300, section 4.1.2, is scope "group" without epsilon and bound; scope "batch" is
+    Flow-GRPO's (arXiv:2505.05470).
     """
     worth, valid = _standardised(rewards_N, groups_N, deviation)
     return Advantages(torch.where(valid, worth.clamp(-bound, bound), 0.0).float(), valid)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from imagereward.errors import InputError
+from imagereward.errors import InputError, RewardError
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Row
@@ -149,7 +149,13 @@ def collect(
     numbers = range(plan.first, plan.first + plan.batch_size)
     places = rows_for_groups(numbers, plan.group, plan.batch_size, len(rows), seed)
     weights = rewards.weights_for([rows[place] for place in places], policy.denoiser.resolution)
-    return Rollout(drawn, found.rewards, torch.arange(plan.batch_size) // plan.group, weights)
+    rollout = Rollout(drawn, found.rewards, torch.arange(plan.batch_size) // plan.group, weights)
+    if not rollout.total.isfinite().any():
+        raise RewardError(
+            f"update {plan.update + 1}: every image lacks one of the rewards {', '.join(found.rewards)}; "
+            f"the last causes: {found.causes}; resume=true goes on from the last checkpoint"
+        )
+    return rollout
 
 
 def _of_all_processes(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from imagereward.tuning.data.image_pairs import Pairs
 from imagereward.tuning.data.pictures import Images
 from imagereward.tuning.data.preferences import PreferencePairs
-from imagereward.tuning.distributed import of_first_process, share, wait_for_everyone
+from imagereward.tuning.distributed import of_first_process, rank_and_ranks, wait_for_everyone
 from imagereward.tuning.families.autoencoder import Autoencoder, digest_of_autoencoder
 from imagereward.writing import replacing
 
@@ -61,7 +61,7 @@ class Latents:
         if self._file is None:
             return
         if not of_first_process(self._file.is_file()):
-            self._fill(self._file, share()[0] == 0, wait_for_everyone)
+            self._fill(self._file, rank_and_ranks()[0] == 0, wait_for_everyone)
         wait_for_everyone()
 
     def _encoded(self, indices: Sequence[int]) -> torch.Tensor:

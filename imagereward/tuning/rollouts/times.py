@@ -62,10 +62,14 @@ class Times(Config):
         last = max(0, steps - 2) if self.last is None else self.last
         allowed = range(self.first, last + 1)
         if last >= steps or not allowed:
-            raise InputError(f"times: {self.first}..{last} of {steps} sampling steps, 0..{steps - 1}")
+            raise InputError(
+                f"times: {self.first}..{last} of {steps} sampling steps, 0..{steps - 1}: expected "
+                "times.first <= times.last < steps (default of last: steps - 2)"
+            )
         if self.count > len(allowed):
             raise InputError(
-                f"times.count={self.count}: from {self.first} to {last} are {len(allowed)} steps"
+                f"times.count={self.count}: from {self.first} to {last} are {len(allowed)} steps; expected "
+                "at most as many, or more steps="
             )
         return allowed
 

@@ -21,7 +21,9 @@ class Window(Config):
         0, ge=0, description="trained steps in a row, drawn for each update; 0: all of first..last"
     )
     first: int = Field(0, ge=0, description="index of the first step that may be trained")
-    last: int | None = Field(None, ge=0, description="index of the last one; default: steps - 2")
+    last: int | None = Field(
+        None, ge=0, description="index of the last step that may be trained; default: steps - 2"
+    )
 
     @model_validator(mode="after")
     def _in_order(self):
@@ -34,9 +36,15 @@ class Window(Config):
         last = max(0, steps - 2) if self.last is None else self.last
         allowed = range(self.first, last + 1)
         if last >= steps or not allowed:
-            raise InputError(f"window: {self.first}..{last} of {steps} sampling steps, 0..{steps - 1}")
+            raise InputError(
+                f"window: {self.first}..{last} of {steps} sampling steps, 0..{steps - 1}: expected "
+                "window.first <= window.last < steps (default of last: steps - 2)"
+            )
         if self.size > len(allowed):
-            raise InputError(f"window.size={self.size}: from {self.first} to {last} are {len(allowed)} steps")
+            raise InputError(
+                f"window.size={self.size}: from {self.first} to {last} are {len(allowed)} steps; expected "
+                "at most as many, or more steps="
+            )
         return allowed
 
     def draw(self, steps: int, seed: int, update: int) -> range:

@@ -58,6 +58,8 @@ class Noise(Config):
             raise ValueError(f"table={self.table}: expected no value below 0")
         if self.kind == "cps" and self.level > 1:
             raise ValueError(f"level={self.level}: at most 1 of the noise can be new")
+        if self.kind == "ddim" and self.level > 1:
+            raise ValueError(f"level={self.level}: with kind='ddim', expected at most 1, DDPM's variance")
         return self
 
 
@@ -70,8 +72,8 @@ class Step(NamedTuple):
     logp  log N(next; mean, std^2), averaged over a sample's elements [B]; NaN in rows whose std is 0, None if
           that is all of them
     x0    the clean latents [B, C, h, w] that the prediction implies
-    dt    length of the step [B, 1, 1, 1] where noise has a rate, std = rate * sqrt(dt); 1 where it has none
-          (ddim, cps), and sigma_i - sigma_{i+1} in deterministic steps of flow models
+    dt    [B, 1, 1, 1]: sigma_i - sigma_{i+1} for a flow's SDE steps, where std = sigma_t * sqrt(dt), and for
+          its steps without noise; 1 for ddim and cps
     """
 
     next: torch.Tensor

@@ -75,9 +75,9 @@ class CheckpointContents(NamedTuple):
     objective  the objective's `state_dict`
 
     The folder checkpoint-N: weights/learned.safetensors (trained weights), weights/NAME.safetensors for every
-    snapshot (ema, reference, old) and optimizer.pt, or shards/ in place of them where the weights are sharded
-    (`trainer/shards.py`); objective.pt (if the objective has state), state.json, and under LoRA the adapters
-    in diffusers' format.
+    snapshot (reference, old, average, ema, base) and optimizer.pt, or shards/ in place of them where the
+    weights are sharded (`trainer/shards.py`); objective.pt (if the objective has state), state.json, and
+    under LoRA the adapters in diffusers' format.
     """
 
     state: TrainingState

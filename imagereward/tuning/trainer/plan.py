@@ -6,6 +6,7 @@ from typing import Any
 
 from imagereward.tuning.export import CARD_FILE, evaluated
 from imagereward.tuning.objectives.config import GeneratorConfig
+from imagereward.tuning.policy.quantization import Linear4bit
 from imagereward.tuning.policy.trainable import trainable_parameters
 from imagereward.tuning.trainer.progress import facts
 from imagereward.tuning.trainer_config import TrainerConfig
@@ -42,7 +43,9 @@ def generator_plan(
 def learns(network, config: GeneratorConfig) -> str:
     """The trainable parameters in words, with their number."""
     count = sum(value.numel() for value in trainable_parameters(network).values())
-    whole = sum(value.numel() for value in network.parameters())
+    packed = [each for each in network.modules() if isinstance(each, Linear4bit)]  # two weights in a byte
+    hidden = sum(each.in_features * each.out_features - each.weight.numel() for each in packed)
+    whole = hidden + sum(value.numel() for value in network.parameters())
     name = type(network).__name__
     if config.lora is None:
         return f"all of {name}, {count:,} parameters"

@@ -86,7 +86,8 @@ class Pace:
         left, rest = self.updates - done, f"{self.updates - done} more updates of {duration(each)}"
         if not self.every:
             return f"{rest} take about {duration(left * each)}"
-        evaluations = -(-self.updates // self.every) - done // self.every
+        # The evaluation after `done` updates, if there is one, is still to come.
+        evaluations = -(-self.updates // self.every) - (done - 1) // self.every
         if self.evaluation is None:
             return f"{rest} take about {duration(left * each)}, evaluations not counted"
         rest += f" and {evaluations} evaluations of {duration(self.evaluation)}"

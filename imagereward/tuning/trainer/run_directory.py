@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imagereward.errors import InputError
+from imagereward.rewards.opening import shown_name
 from imagereward.tuning.distributed import is_first_process
 
 RUN_FILE = "run.json"
@@ -45,9 +46,12 @@ def check_run_directory(
         differing = [key for key in {**before, **values} if before.get(key) != values.get(key)]
         changed = [key for key in differing if key not in may_differ]
         if changed:
+            told = ", ".join(
+                shown_name(f"{key} was {before.get(key)!r}, is {values.get(key)!r}") for key in changed
+            )
             raise InputError(
-                f"{path} holds a run with another config: "
-                + ", ".join(f"{key} was {before.get(key)!r}, is {values.get(key)!r}" for key in changed)
+                f"{path} holds a run with another config: {told}; expected the same values, or another "
+                "output="
             )
     return path
 

@@ -103,7 +103,7 @@ class Trainer:
 
     def _run(self, evaluate: Evaluate | None) -> str:
         config, (start, why, missed) = self.config, self._resume()
-        pace = Pace(start, config.updates, config.evaluate_every)
+        pace = Pace(start, config.updates, config.evaluate_every if evaluate else 0)
         if evaluate and (start == 0 or missed):
             why = self._evaluate(evaluate, start, pace, saved=missed)
         bar = tqdm(
@@ -177,7 +177,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(update, config)
         # For dropout; all other random numbers are drawn by sample number.
-        torch.manual_seed(config.seed * 1_000_003 + update * 1009 + accelerator.process_index)
+        torch.manual_seed((config.seed * 1_000_003 + update * 1009 + accelerator.process_index) % 2**63)
         self.learner.module.train()
         sums = {"loss": torch.zeros(2, device=accelerator.device)}
         rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -185,8 +185,9 @@ class Trainer:
         for step in self.objective.minibatches(self.learner, plan):
             if not step:
                 raise InputError(
-                    f"process {rank} of {ranks} has nothing to do in an update: "
-                    "batch_size / micro_batch should be at least the number of processes"
+                    f"process {rank} of {ranks} has nothing to do in update {update + 1}: batch_size="
+                    f"{config.batch_size}, micro_batch={config.micro_batch}; expected batch_size / "
+                    f"micro_batch of at least {ranks}"
                 )
             last = len(step) - 1
             loss = sum(self._backward(update, each, place == last, sums) for place, each in enumerate(step))

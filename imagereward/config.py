@@ -39,8 +39,10 @@ class AdapterConfig:
     width       width of the modules' output, where it cannot be seen from them; 0: it is seen
     subspaces   {name: indices of directions, from 0}, which may be used alone. For ReFT
     base        name of the scorer that it was made for; informs
-    weights     {number format: SHA-256 of that scorer's weights in it}; another base is refused
-    beneath     {name: SHA-256} of the adapters that were on that scorer; it is refused where they are not
+    weights     {number format: SHA-256 of the scorer's weights in it}; `add_adapter` raises CheckpointError
+                for a scorer with other weights
+    beneath     {name: SHA-256} of the adapters that were on the scorer when this one was made; `add_adapter`
+                raises CheckpointError for a scorer that lacks one of them
     """
 
     kind: str

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import pictures, small_scorer
 from torch import nn
 
 from imagereward.adapters.collection import put_on
@@ -259,6 +260,43 @@ def test_lora_is_its_formula_beside_another():
     assert type(model.first) is nn.Linear
     assert not hasattr(model, "peft_config")
     assert torch.equal(model.first(x), plain)
+
+
+def test_lora_changes_the_named_layer_and_no_other_whose_path_ends_alike():
+    model = toy()
+    model.second.first = nn.Linear(6, 6).double()
+    names = set(model.state_dict())
+    lora = put_on(model, AdapterConfig("lora", "low", ("first",), rank=2))
+    assert type(model.second.first) is nn.Linear
+    lora.detach(model)
+    assert set(model.state_dict()) == names
+
+
+def test_dropout_of_lora_acts_in_training_alone():
+    model, x = toy().eval(), torch.randn(2, 4, 6, dtype=torch.float64)
+    lora = shaken(put_on(model, AdapterConfig("lora", "low", ("first",), rank=2, dropout=0.5)))
+    assert torch.equal(model.first(x), model.first(x))
+    lora.train()
+    assert not torch.equal(model.first(x), model.first(x))
+
+
+def test_what_learns_is_the_same_after_the_model_was_saved_without_it():
+    scorer = small_scorer("ImageReward")
+    names = set(scorer.state_dict())
+    made = [AdapterConfig(kind, kind, ("text",), rank=1) for kind in ("lora", "loreft")]
+    adapters = [scorer.add_adapter(each) for each in made]
+    for each in adapters:
+        each.let_learn()
+        shaken(each)
+    learned, digests = [each.learned() for each in adapters], [each.digest() for each in adapters]
+    score = scorer.score("a", pictures(1)[0])
+    with scorer.adapters.taken_off(scorer):
+        assert {name for name in scorer.state_dict() if not name.startswith("adapters.")} == names
+    for each, before, digest in zip(adapters, learned, digests):
+        assert all(now is old for now, old in zip(each.learned(), before, strict=True))
+        assert all(value.requires_grad for value in each.learned())
+        assert each.digest() == digest
+    assert scorer.score("a", pictures(1)[0]) == score
 
 
 @pytest.mark.parametrize(

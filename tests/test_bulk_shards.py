@@ -91,6 +91,17 @@ def test_keys_of_json_replace_no_member(tmp_path, models):
     assert rows[0]["score:ImageReward"] == pytest.approx(alone("one", encoded(0)), abs=1e-5)
 
 
+def test_json_that_is_no_object_is_an_error_of_its_row(tmp_path, models):
+    pack(
+        tmp_path / "s.tar",
+        [("a.png", 0), ("a.txt", "one"), ("a.json", "[[12, 30]]"), ("b.png", 0), ("b.txt", "two")],
+    )
+    summary, rows = score(tmp_path, models, source="s.tar")
+    assert summary.failed == 1
+    assert "a.json cannot be read: it holds a list; expected an object" in rows[0]["error"]
+    assert rows[1]["error"] is None
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
 def test_captions_with_a_byte_order_mark_are_read_as_they_are_meant(tmp_path, models, encoding):
     pack(tmp_path / "s.tar", [("a.png", 0), ("a.txt", "café".encode(encoding))])

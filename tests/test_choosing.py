@@ -336,6 +336,17 @@ def test_an_adapter_that_is_no_better_changes_no_question_and_replaces_none(cand
         assert session.state()["since"] == {"count": 1, "base": 0, "adapter": 1}
 
 
+def test_a_scorer_without_a_verdict_on_an_image_foresees_half(candidates, tmp_path):
+    class Silent(ByName):
+        def score_pairs(self, prompts, images):
+            return [float("nan")] * len(images)
+
+    with Journal(tmp_path / "choices.jsonl") as journal:
+        session = Session(Silent(), candidates, journal, None)
+        session.answer(session.state()["question"]["images"], LEFT)
+        assert session.state()["since"] == {"count": 1, "base": 0.5, "adapter": 0.5}
+
+
 def test_only_preferences_that_were_not_learned_count_as_foreseen_and_ties_half(candidates, tmp_path):
     class Tied(ByName):
         def score_pairs(self, prompts, images):

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from imagereward.errors import CheckpointError, InputError, OutputError
+from imagereward.inpainting import writing
 from imagereward.inpainting.layout import read_layout
 from imagereward.inpainting.makers import make_mask
 from imagereward.inpainting.writing import write_data
@@ -128,7 +129,7 @@ def test_masks_never_replace_what_they_are_made_of(data, tmp_path):
     assert contents(own) == before
 
 
-def test_only_a_finished_data_set_of_masks_is_replaced_by_a_finished_one(data, tmp_path):
+def test_only_a_finished_data_set_of_masks_is_replaced_by_a_finished_one(data, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     for name in ("originals", "prompts"):
         shutil.copytree(data / name, photos / name)
@@ -147,6 +148,21 @@ def test_only_a_finished_data_set_of_masks_is_replaced_by_a_finished_one(data, t
             write_data(place, photos, seed=1, overwrite=True, progress=False)
     assert contents(out) == before
     assert not (tmp_path / "new").exists()
+    moved, once = writing.os.replace, []
+
+    def full(source, target):
+        if Path(target).parent == out:  # the new data set's
+            once.append(target)
+            if len(once) == 3:
+                raise OSError("no space left")
+        moved(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing.os, "replace", full)
+        with pytest.raises(OutputError, match="no space left"):
+            write_data(out, "shapes", count=1, overwrite=True, progress=False)
+    assert contents(out) == before
+    assert {path.name for path in out.iterdir()} == {path.name for path in data.iterdir()} - {"paths.jsonl"}
     (out / ".writing-77").mkdir()  # left by a run that was killed
     write_data(out, "shapes", count=1, overwrite=True, progress=False)
     assert len(contents(out)) == 5

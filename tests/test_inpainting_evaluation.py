@@ -67,6 +67,22 @@ def test_measures_outside_the_mask_equal_numpy(folder):
         assert found["psnr"] == pytest.approx(10 * np.log10(1 / error), rel=1e-4)
 
 
+def test_an_unknown_measure_is_refused_once_and_not_in_every_record(folder):
+    with pytest.raises(InputError, match="measure 'ssim': expected one of mse, psnr, lpips"):
+        evaluate_results(folder, REWARDS, measures=("ssim",), progress=False)
+
+
+def test_a_column_without_a_name_is_no_original(folder, tmp_path):
+    row = read_layout(folder)[0]
+    lines = [",prompt,image,mask", f"0,{row.prompt},{row.image},{row.mask}"]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    score_masked_table(tmp_path / "rows.csv", tmp_path / "out.csv", {"boundary": Boundary()}, progress=False)
+    with open(tmp_path / "out.csv", newline="") as file:
+        (found,) = csv.DictReader(file)
+    assert found["error"] == ""
+    assert float(found["score:boundary"]) <= 0
+
+
 def test_results_have_records_intervals_files_and_a_page(folder, tmp_path):
     found = evaluate_results(folder, REWARDS, progress=False)
     assert found.models == ["moved", "same"]

@@ -81,6 +81,12 @@ def test_one_prompt_has_a_mean_and_no_interval(values):
     assert all(map(math.isnan, t_interval(1.0, [1.0])))
 
 
+def test_an_interval_with_bounds_holds_the_estimate_at_any_level():
+    low, high = t_interval(1.0, [1.0] * 10, level=0.5, bounds=SHARE)
+    assert low < high == 1
+    assert t_interval(0.0, [0.0] * 10, level=0.5, bounds=SHARE)[0] == 0
+
+
 def test_nothing_has_neither():
     assert all(map(math.isnan, ratio_interval([0.0], [0])))
 

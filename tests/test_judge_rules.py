@@ -172,6 +172,11 @@ def test_dpg_questions_are_read_with_their_dependencies(tmp_path):
     assert aggregate([0.5, 0.9, 0.8, 0.9], cat, "geometric") == pytest.approx((0.5 * 0.9 * 0.8 * 0.9) ** 0.25)
 
 
+def test_the_name_of_a_grade_may_end_in_any_character():
+    assert Grammar({"Style (1-5)": 1}, low=1, high=5).score("Style (1-5): 4") == 0.75
+    assert math.isnan(Grammar({"Style": 1}, low=1, high=5).score("Styles: 4"))
+
+
 def test_a_parent_that_failed_through_its_own_parent_fails_its_children():
     chain = (Asked("a"), Asked("b", parents=(0,)), Asked("c", parents=(1,)))
     assert aggregate([0.1, 0.9, 0.9], chain, "arithmetic") == pytest.approx(0.1 / 3)
@@ -187,10 +192,13 @@ def test_geneval2_questions_are_read_with_their_answers(tmp_path):
         },
         {"prompt": "a cat", "vqa_list": [{"question": "Which animal?", "answer": "cat"}]},
     ]
-    (tmp_path / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows.append({"prompt": "a line\u2028separator", "vqa_list": ["Any line?"]})
+    text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "g.jsonl").write_text(text, encoding="utf-8")
     table = read_questions(tmp_path / "g.jsonl")
     assert table["two dogs"] == (Asked("How many dogs?", "two"), Asked("Any dog?"))
     assert table["a cat"] == (Asked("Which animal?", "cat"),)
+    assert table["a line\u2028separator"] == (Asked("Any line?"),)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +211,7 @@ def test_geneval2_questions_are_read_with_their_answers(tmp_path):
         ("a.csv", "item_id,proposition_id,dependency,question\na,1,0,\n", "expected a text"),
         ("a.csv", "", "no column"),
         ("a.jsonl", '{"prompt": "a"}', "expected an object with prompt and vqa_list"),
-        ("a.jsonl", "{", "a.jsonl"),
+        ("a.jsonl", '{"prompt": "a", "vqa_list": ["b"]}\n{', "a.jsonl.*line 2 is not JSON"),
         ("a.json", "[]", "it has no questions"),
     ],
 )

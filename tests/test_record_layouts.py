@@ -148,6 +148,11 @@ def test_pick_a_pic(place, models):
     assert [row[2] for row in found[2:]] == ["1", "1", None, None]
     with pytest.raises(InputError, match="Pick-a-Pic"):
         read_rankings(place / "t.parquet")
+    (place / "t.csv").write_text(
+        "caption,jpg_0,jpg_1,label_0,label_1,has_label\none,a.png,b.png,0,1,True\ntwo,a.png,b.png,0,1,False\n"
+    )
+    _, rows = score(place, models, source="t.csv", keep=["rank"], out="csv.parquet")
+    assert [row["rank"] for row in rows] == ["2", "1", None, None]
 
 
 def test_ties_are_refused_for_training_alone(place):

@@ -373,6 +373,8 @@ def test_what_is_wrong_with_the_request_is_not_tried_again(scripted, ask):
         {**GOOD, "scores": [float("nan")]},
         {**GOOD, "scores": "0"},
         {**GOOD, "tokens": []},
+        {**GOOD, "errors": {"9": "x"}},
+        {**GOOD, "errors": {"-1": "x"}},
     ],
 )
 def test_an_answer_without_scores_is_an_error_and_never_a_number(scripted, ask, content):
@@ -381,6 +383,15 @@ def test_an_answer_without_scores_is_an_error_and_never_a_number(scripted, ask, 
     with pytest.raises(RemoteError, match="not one of a reward server") as caught:
         ask(url)
     assert np.isnan(caught.value.scores).all()
+
+
+@pytest.mark.parametrize("images", [{"99": "x"}, {"one": "x"}, ["x"], "x"])
+def test_a_refusal_that_names_no_image_of_the_request_is_not_tried_again(scripted, ask, images):
+    url, script, asked = scripted
+    script += [(422, {}, {"detail": "no such thing", "images": images})]
+    with pytest.raises(RemoteError, match="HTTP 422: no such thing"):
+        ask(url)
+    assert len(asked) == 1
 
 
 def test_an_answer_that_does_not_come_in_time_is_an_error(scripted, ask):

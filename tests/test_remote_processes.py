@@ -178,7 +178,9 @@ def test_a_pickle_holds_settings_and_no_token(local, expected, monkeypatch):
         data = pickle.dumps(remote)
         assert TOKEN.encode() not in data
         loaded = pickle.loads(data)
-        with pytest.raises(InputError, match=r"pickle leaves the token out: set .* IMAGEREWARD_TOKEN"):
+        with pytest.raises(
+            InputError, match=r"pickle leaves the token or password out: set .* IMAGEREWARD_TOKEN"
+        ):
             loaded.score(PROMPTS[0], IMAGES[0])
         with pytest.raises(InputError, match="IMAGEREWARD_TOKEN"):
             pickle.loads(pickle.dumps(loaded)).score(PROMPTS[0], IMAGES[0])
@@ -187,6 +189,20 @@ def test_a_pickle_holds_settings_and_no_token(local, expected, monkeypatch):
         assert (loaded.url, loaded.name, loaded.limits) == (remote.url, "second", remote.limits)
         assert (loaded.retries, loaded.connections, loaded._options["timeout"].read) == (2, 3, 33)
         assert loaded.score(PROMPTS[0], IMAGES[0]) == pytest.approx(expected[0], abs=1e-6)
+
+
+def test_a_pickle_holds_no_password(url):
+    remote = RM.connect(url.replace("http://", f"http://me:{TOKEN}@"), retries=0)
+    assert TOKEN.encode() not in pickle.dumps(remote)
+    again = pickle.loads(pickle.dumps(remote))
+    with pytest.raises(InputError, match="a pickle leaves the token or password out"):
+        again.score("a", IMAGES[0])
+
+
+@pytest.mark.parametrize("timeout", ["60", -1, 0, float("nan"), True])
+def test_a_timeout_is_a_number_of_seconds_above_0(url, timeout):
+    with pytest.raises(InputError, match="expected a number of seconds above 0"):
+        RM.connect(url, timeout=timeout)
 
 
 def test_copies_keep_the_token_and_outlive_the_original(local, expected, monkeypatch):

@@ -328,12 +328,14 @@ def test_what_cannot_be_served_is_an_input_error():
         lambda: create_app({"a": scorer}, token=" "),
         lambda: create_app({"a": scorer}, batch_size=0),
         lambda: Limits(images=0),
-        lambda: Limits(images=10, queue=5),
+        lambda: Limits(queue=100),
         lambda: Limits(body=10, held=5),
         lambda: by_name([scorer, small_scorer("CLIP")]),
     ):
         with pytest.raises(InputError):
             build()
+    with pytest.raises(InputError, match=r"images=256 \(--max-images\) is above queue=100 \(--queue\)"):
+        Limits(queue=100)
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ def test_rows_that_cannot_be_are_refused(url, fields, status, reason):
         (huge_png(9_000, 9_000), 413, "9000 x 9000 pixels"),
         (huge_png(0, 10), 422, "images[1]"),
         (png(PIL.Image.new("RGB", (101, 100))), 413, "101 x 100 pixels"),
+        (png(PIL.Image.new("RGB", (3500, 1))), 413, "3500 x 1 pixels would be resized to"),
         (saved_as("EPS"), 422, "is no image in a format that is read here"),
         (saved_as("PCX"), 422, "is no image in a format that is read here"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "is no image"),

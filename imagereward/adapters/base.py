@@ -84,6 +84,12 @@ class Adapter(nn.Module):
             self._watch.remove()
             self._watch = None
 
+    def put_back(self, learned: list[nn.Parameter]) -> None:
+        """After `detach` and `attach`: have the earlier parameters again, which an optimizer may hold.
+
+        Nothing to do for an adapter that owns its parameters, as all but LoRA do.
+        """
+
     def weights(self) -> dict[str, torch.Tensor]:
         """Its tensors by name: what is learned and saved."""
         return dict(self.state_dict())

@@ -150,22 +150,17 @@ class Adapters(nn.Module):
     @contextmanager
     def taken_off(self, model: nn.Module) -> Iterator[None]:
         """A context in which the model's own modules are all that is there, as for saving it."""
-        # A LoRA's parameters live in the model, and go with its layers.
-        kept = [
-            (each, {name: value.clone() for name, value in each.weights().items()}, each.learned())
-            for each in self.all
-        ]
-        learning = [any(value.requires_grad for value in learned) for _, _, learned in kept]
-        for each, _, _ in reversed(kept):
+        kept = [(each, each.learned()) for each in self.all]  # a LoRA's parameters live in the model's layers
+        for each, _ in reversed(kept):
             each.detach(model)
         try:
             yield
         finally:
-            for (each, weights, _), learn in zip(kept, learning):
+            for each, learned in kept:
                 assert self._masks is not None
                 each.attach(model, self._masks)
-                each.load_weights(weights)
-                each.let_learn(learn)
+                each.put_back(learned)
+                each.train(each.training)
 
     @contextmanager
     def using(self, *names: str, **scales: float) -> Iterator[None]:
@@ -256,9 +251,10 @@ def made(model: nn.Module, config: AdapterConfig, masks: TokenMasks, seed: int) 
         torch.manual_seed(seed)
         adapter: Adapter = LoRA(config) if low_rank else ReFT.made_for(model, config, masks)
         adapter.streams = tuple(masks.stream_of(path) for path in config.modules)
-        adapter.to(parameter.device, precision).train(model.training)
+        adapter.to(parameter.device, precision)
         adapter.hosted_by(model)
         adapter.attach(model, masks)
+        adapter.train(model.training)  # after `attach`, which makes LoRA's dropout layers
     return adapter
 
 

@@ -51,8 +51,8 @@ class Intervention(nn.Module):
     bias        whether `W h + b` has its b
     dropout     share of the delta's entries set to 0 in training, 0 to 1
 
-    At the start the delta is 0, except ConsReFT's, whose formula has none that is 0 for every h, and those
-    with an activation that bends.
+    A new intervention's delta is 0 for every h, with two exceptions: ConsReFT (R^T (b - R h) is 0 for every h
+    with no b), and LoReFT and NoReFT with an activation other than "none".
     """
 
     orthonormal = True

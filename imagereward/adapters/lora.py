@@ -1,5 +1,6 @@
 """LoRA: low-rank updates of linear layers, by peft (Hu et al. 2021, arXiv:2106.09685)."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -43,7 +44,7 @@ class LoRA(Adapter):
             r=config.rank,
             lora_alpha=config.alpha or config.rank,
             lora_dropout=config.dropout,
-            target_modules=list(config.modules),
+            target_modules=f"({'|'.join(map(re.escape, config.modules))})",  # a list would match endings too
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what is meant
@@ -91,6 +92,11 @@ class LoRA(Adapter):
 
     def learned(self) -> list[nn.Parameter]:
         return [value for _, value in self._named()]
+
+    def put_back(self, learned: list[nn.Parameter]) -> None:
+        places = [(layer, part) for _, layer in self._layers for part in PARTS]
+        for (layer, part), value in zip(places, learned, strict=True):
+            getattr(layer, part)[self.config.name].weight = value
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for path, layer in self._layers:

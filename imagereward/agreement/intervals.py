@@ -38,7 +38,7 @@ def t_interval(
     Without bounds: estimate -/+ t * sqrt((P - 1) / P * sum_p (left_out_p - mean of left_out)^2), the
     jackknife's standard error (Tukey 1958) times Student's quantile with P - 1 degrees of freedom. That is
     the t interval of the mean of v_p = estimate + (P - 1) (mean of left_out - left_out_p). With bounds, it is
-    the t interval of these values and of the two bounds, cut to the bounds; it contains the estimate.
+    the t interval of these values and of the two bounds, cut to the bounds and widened to the estimate.
 
     (nan, nan) for one cluster. Raises InputError for an estimate outside the bounds.
     """
@@ -58,7 +58,9 @@ def t_interval(
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     half = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
     low, high = float(values.mean()) - half, float(values.mean()) + half
-    return (low, high) if bounds is None else (max(low, bounds[0]), min(high, bounds[1]))
+    if bounds is None:
+        return low, high
+    return max(min(low, estimate), bounds[0]), min(max(high, estimate), bounds[1])
 
 
 def ratio_interval(

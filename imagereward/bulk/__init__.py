@@ -203,6 +203,8 @@ def _changed_since(job: BulkJob, output: Output, done: set[int]) -> set[int]:
 def _devices(device: str | Sequence[str] | None, engine: str) -> tuple[list[str], str]:
     """(names of devices, their kind, such as "cuda"). Does not look for the devices of a Ray cluster."""
     names = [device] if device is None or isinstance(device, str) else list(device)
+    if not names:
+        raise InputError("device=[]: expected at least one device, such as 'cpu', or None for the default")
     if engine == "ray" and len(names) > 1:
         raise InputError("Ray gives each scorer its device: pass actors= and the kind of device")
     if engine == "ray" and names[0] is not None:

@@ -49,7 +49,7 @@ class _Asked:
     def cell(self, record: dict[str, Any], role: str, where: str) -> Any:
         """The record's value of a role, such as "mask"; None if the record has no column of that role."""
         name = self.columns.get(role) or find_column(record, role, where, KEYS.get(role))
-        return record.get(name or "")
+        return None if name is None else record.get(name)
 
 
 def reads_masks(name: str) -> bool:

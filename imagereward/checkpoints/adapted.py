@@ -19,8 +19,9 @@ from imagereward.scoring.scorer import Scorer
 def with_adapter(name: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
     """(scorer, adapter) of a name "SCORER+ADAPTER"; (name, None) of others, and of paths that exist.
 
-    Paths may hold a "+" too. What is left of the one that counts is something that `load` takes, also a
-    scorer with an adapter; of several such, the last is taken whose right side is a directory, else the last.
+    Paths may hold a "+" too, so a "+" divides the name only if `load` takes the part before it (which may be
+    SCORER+ADAPTER itself). Among several such "+", the last one before an existing directory divides; without
+    one, the last.
     """
     if not isinstance(name, str) or "+" not in name or _exists(name):
         return name, None
@@ -105,6 +106,9 @@ def with_adapters(models: Sequence[str], adapters: Sequence[str | os.PathLike]) 
             at = bases.index(base)
         if names[at] != models[at]:
             first = names[at].removeprefix(f"{models[at]}+")
-            raise InputError(f"two adapters for {models[at]}: {first} and {adapter}")
+            raise InputError(
+                f"two adapters for {models[at]}: {first} and {adapter}; expected one for each model: put "
+                f"both on by name, --model {models[at]}+{first}+{adapter}"
+            )
         names[at] = f"{models[at]}+{adapter}"
     return names

@@ -51,6 +51,6 @@ def load_own(reference: str, options: dict[str, Any]) -> Scorer:
     if isinstance(found, torch.nn.Module):
         found.to(resolve_device(device), None if dtype is None else resolve_dtype(dtype))
         found.eval().requires_grad_(False)
-    if not found.files and (source := sys.modules[module].__file__):
+    if not found.files and (source := getattr(sys.modules[module], "__file__", None)):
         found.files = {"source": Path(source)}  # lets bulk scoring notice changed code
     return cast(Scorer, found)

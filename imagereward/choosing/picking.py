@@ -46,7 +46,7 @@ def pick(
 ) -> Question:
     """The next question: a pair of `left_P_2`, and further images beside it, in random order.
 
-    left_P_2    pairs of one prompt, or of several that were asked about as often, that were not asked about
+    left_P_2    image indices of the pairs not asked about yet, of the prompts that were asked about least
     prompts_N   for each candidate image the number of its prompt
     shown       most images of a question, from 2 on
     scores_N    by the scorer as it is now

@@ -53,7 +53,8 @@ def run(
         print(f"{len(candidates.pairs)} pairs of {len(candidates.images)} images", file=sys.stderr)
         if session.no_training:
             print(f"choices are only collected: {session.no_training}", file=sys.stderr)
-        print(f"choose at http://{host}:{port}/{query}; Ctrl-C ends", file=sys.stderr)
+        address = f"[{host}]" if ":" in host else host
+        print(f"choose at http://{address}:{port}/{query}; Ctrl-C ends", file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             running.run()
         print(f"{len(journal.records)} choices are in {journal.path}", file=sys.stderr)
@@ -70,6 +71,6 @@ def _session(
 
 
 def _free_port(host: str) -> int:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]

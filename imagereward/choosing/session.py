@@ -179,7 +179,8 @@ class Session:
     def _foresight(self, answer: Places) -> tuple[int, float, float]:
         """(preferences in an answer, how many the scorer foresaw, how many the scorer as it is now).
 
-        A tie of the scores is half foreseen. Pairs that the adapter in use learned do not count.
+        A tie of the scores is half foreseen, and so is a pair with a score that is NaN. Pairs that the
+        adapter in use learned do not count.
         """
         decided = [
             (i, j) if a < b else (j, i)
@@ -187,7 +188,7 @@ class Session:
             if a != b and (min(i, j), max(i, j)) not in self._learned
         ]
         base, now = (
-            sum(0.5 + 0.5 * float(np.sign(scores[i] - scores[j])) for i, j in decided)
+            sum(0.5 + 0.5 * float(np.sign(np.nan_to_num(scores[i] - scores[j]))) for i, j in decided)
             for scores in (self._base, self._now)
         )
         return len(decided), base, now

@@ -21,6 +21,7 @@ from imagereward.cli.options import (
     OutputFormat,
     Root,
 )
+from imagereward.cli.output import without_nan
 
 
 @app.command(
@@ -67,6 +68,6 @@ def evaluate(
     if format == Format.table:
         print(found)
     elif format == Format.json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(without_nan(found.to_dict()), indent=2, ensure_ascii=False))
     else:
         print_rows(found.rows(), format)

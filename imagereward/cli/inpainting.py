@@ -57,8 +57,8 @@ def masks(
     sheet = write_data(
         out, source, kind=kind, share=share, seed=seed, count=count, split=split, overwrite=overwrite
     )
-    lines = (sheet.parent / ROWS_FILE).read_text(encoding="utf-8").splitlines()
-    print(f"{out}: {len(lines)} rows; look at {sheet}")
+    rows = (sheet.parent / ROWS_FILE).read_bytes().count(b"\n")
+    print(f"{out}: {rows} rows; look at {sheet}")
 
 
 @app.command(

@@ -15,8 +15,7 @@ from imagereward.cli.options import Format
 def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
     """Print rows, dicts with the same keys, to stdout in the given format; NaN is null in JSON."""
     if format == Format.json:
-        found = [{name: None if is_nan(value) else value for name, value in row.items()} for row in rows]
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(without_nan(rows), indent=2, ensure_ascii=False))
     elif format == Format.csv:
         writer = csv.DictWriter(sys.stdout, list(rows[0]))
         writer.writeheader()
@@ -30,6 +29,15 @@ def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
 def is_nan(value: Any) -> bool:
     """Whether a value is a float without a number."""
     return isinstance(value, float) and math.isnan(value)
+
+
+def without_nan(value: Any) -> Any:
+    """The value with None for every NaN in its lists and dicts, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if is_nan(value) else value
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def outside(painted: Painted, measures: Sequence[str] = ("mse", "psnr")) -> dict
 
     Raises InputError without an original; MissingExtraError without torchmetrics.
     """
-    functional = _torchmetrics()
+    functional = torchmetrics_functional()
     if painted.original is None:
         raise InputError("measures outside the mask need the original image")
     kept = (painted.mask < 0.5).expand_as(painted.pixels)
@@ -143,7 +143,8 @@ def outside(painted: Painted, measures: Sequence[str] = ("mse", "psnr")) -> dict
     return found
 
 
-def _torchmetrics() -> Any:
+def torchmetrics_functional() -> Any:
+    """The module torchmetrics.functional; MissingExtraError without torchmetrics."""
     try:
         from torchmetrics import functional
     except ImportError as error:

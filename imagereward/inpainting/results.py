@@ -15,7 +15,16 @@ from tqdm import tqdm
 from imagereward.agreement.intervals import mean_interval
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.inpainting.layout import RESULTS, LayoutRow, read_layout, results_of
-from imagereward.inpainting.measures import MOST_PSNR, open_painted, open_scorers, outside, said, scores_of
+from imagereward.inpainting.measures import (
+    MOST_PSNR,
+    OUTSIDE,
+    open_painted,
+    open_scorers,
+    outside,
+    said,
+    scores_of,
+    torchmetrics_functional,
+)
 from imagereward.pages import render
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.ranking import thumbnail
@@ -97,6 +106,10 @@ def evaluate_results(
         raise InputError(f"{folder / RESULTS} holds no folder: expected one with images for each model")
     opened = dict(scorers) if isinstance(scorers, Mapping) else open_scorers(scorers, device)
     names = [*opened, *measures]
+    if unknown := [name for name in measures if name not in OUTSIDE]:
+        raise InputError(f"measure {unknown[0]!r}: expected one of {', '.join(OUTSIDE)}")
+    if measures:
+        torchmetrics_functional()  # MissingExtraError once, and not in every record
     records = []
     for model, row in tqdm(
         [(model, row) for model in results for row in rows], "scoring", unit="image", disable=not progress
@@ -108,7 +121,7 @@ def evaluate_results(
                 raise InputError(f"{folder / RESULTS / model} has no image {row.name}")
             painted = open_painted(row.prompt, results[model][row.name], row.image, row.mask, row.where)
             record["mask_share"] = float(painted.mask.mean())
-            record |= outside(painted, measures)
+            record |= outside(painted, measures) if measures else {}
             scores, causes = scores_of(painted, opened)
             record |= scores | {"error": said(causes)}
         except ImageRewardError as error:

@@ -159,7 +159,7 @@ def _sources(source: Path) -> Iterator[tuple[str, str, str, Path]]:
     for index, (where, record, folder) in enumerate(read_all(table)):
         if isinstance(record, str):
             raise InputError(f"{where}: {record}")
-        prompt, image = (record.get(name or "") for name in columns)
+        prompt, image = (None if name is None else record.get(name) for name in columns)
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{where} has no prompt: expected text")
         if not isinstance(image, str) or not image or "\0" in image:
@@ -204,17 +204,26 @@ def _check_room(out: Path, overwrite: bool) -> None:
         )
 
 
+def _move(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Move those of the files and folders that are in `source` and not in `target`, in this order."""
+    for name in names:
+        if os.path.lexists(source / name) and not os.path.lexists(target / name):
+            os.replace(source / name, target / name)
+
+
 def _replace(out: Path, fresh: Path) -> None:
-    """Move the data set in `fresh` to `out`, whose own one is removed."""
+    """Move the data set in `fresh` to `out`; the one there is removed last, or put back on a failure."""
+    old = temporary_for(out, out)
     try:
-        for name in _OWN:
-            path = out / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        for name in reversed(_OWN):
-            os.replace(fresh / name, out / name)
+        old.mkdir()
+        try:
+            _move(out, old, _OWN)
+            _move(fresh, out, _OWN[::-1])  # the rows last: where they are, all is there
+        except BaseException:
+            _move(out, fresh, _OWN)
+            _move(old, out, _OWN[::-1])
+            old.rmdir()
+            raise
         for left in out.glob(f"{TEMPORARY}*"):
             shutil.rmtree(left, ignore_errors=True)
     except OSError as error:

@@ -8,7 +8,10 @@ from imagereward.errors import InputError
 
 
 def read_med_config(path: Path) -> dict:
-    """The values in a text encoder's shape as the original keeps it; InputError."""
+    """The keys and values of the original's med_config.json, the shape of its text encoder.
+
+    Raises InputError for a file that cannot be read, is no JSON, or holds something else than an object.
+    """
     try:
         values = read_json(path)
     except (OSError, ValueError, RecursionError) as error:

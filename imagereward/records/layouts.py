@@ -113,7 +113,8 @@ class PairColumns:
         image = found.get("jpg")
         found["image"] = found.get("image_url") if image is None else image
         own, other = record.get(f"label_{at}"), record.get(f"label_{1 - at}")
-        known = record.get("has_label") is not False and own is not None and other is not None
+        labelled = str(record.get("has_label")).lower() != "false"  # text in CSV
+        known = labelled and own is not None and other is not None
         found["rank"] = 1 + (own < other) if known else None  # type: ignore[operator]
         return found
 

@@ -1,6 +1,7 @@
 """RemoteBase: the settings of a reward server's client, and how the client is copied and pickled."""
 
 import contextlib
+import math
 import os
 from multiprocessing.context import get_spawning_popen
 from typing import Any, NoReturn, Self
@@ -49,6 +50,8 @@ class RemoteBase(PairScorer):
         self.limits: dict[str, int] = {}
         self.retries = whole_number("retries", retries, 0)
         self.connections = whole_number("connections", connections, 1)
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+            raise InputError(f"timeout={timeout!r}: expected a number of seconds above 0")
         self._settings: dict[str, Any] = {
             "url": url,
             "token": token,
@@ -56,7 +59,7 @@ class RemoteBase(PairScorer):
             "retries": retries,
             "connections": connections,
         }
-        self._withheld = False  # whether the pickle that this client was loaded from leaves a token out
+        self._withheld = False  # whether the pickle that this client was loaded from leaves a secret out
         self._unusable: str | None = None  # the reason if no request can be sent
         given = os.environ.get(TOKEN_VARIABLE) if token is None else token
         given = protocol.checked_token(given, "the token") if given else None
@@ -75,9 +78,9 @@ class RemoteBase(PairScorer):
 
     def __getstate__(self) -> dict[str, Any]:
         settings = dict(self._settings)
-        # As multiprocessing does with its own keys, give the token to worker processes, but not to files.
-        if settings["token"] and get_spawning_popen() is None:
-            settings["token"] = None
+        # As multiprocessing does with its own keys, give secrets to worker processes, but not to files.
+        if (settings["token"] or self._options["auth"]) and get_spawning_popen() is None:
+            settings |= {"token": None, "url": self.url}
             withheld = True
         else:
             withheld = self._withheld
@@ -89,7 +92,7 @@ class RemoteBase(PairScorer):
         self._withheld = state["withheld"]
         if self._withheld and not self._options["headers"]:
             self._unusable = (
-                "was pickled, and a pickle leaves the token out: set the environment variable "
+                "was pickled, and a pickle leaves the token or password out: set the environment variable "
                 f"{TOKEN_VARIABLE} in the process that loads it, or connect there"
             )
 

@@ -20,7 +20,7 @@ RETRIED = (408, 409, 429, 500, 502, 503, 504)
 # Refused for its content: the same request would be refused again, and another one may not be.
 REFUSED = (400, 413, 415, 422)
 PATH = "/chat/completions"
-SHOWN = 300  # letters of an answer in a message
+SHOWN = 300  # characters of an answer in a message
 
 
 class ChatClient:

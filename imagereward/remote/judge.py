@@ -33,7 +33,7 @@ from imagereward.scoring.api import PairScorer
 from imagereward.scoring.questions import Rows, Scored, one_each
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-LETTERS_PER_TOKEN = 4  # of English, for the plan before a run
+CHARACTERS_PER_TOKEN = 4  # of English, for the plan before a run
 
 
 class ChatJudge(PairScorer):
@@ -113,12 +113,12 @@ class ChatJudge(PairScorer):
     def __repr__(self) -> str:
         return f"ChatJudge({self.url!r}, model={self.name!r}, template={self.template.name!r})"
 
-    def plan(self, rows: int, letters: int | None = None) -> str:
+    def plan(self, rows: int, characters: int | None = None) -> str:
         """The requests, the tokens and, with `prices`, about what so many pairs cost."""
         count = rows * self.samples
-        text = count * len(self.template.text + self.template.system) + (letters or 0) * self.samples
-        read, written = text // LETTERS_PER_TOKEN, count * self.options["max_tokens"]
-        beside = "" if letters is not None else " beside the prompts"
+        text = count * len(self.template.text + self.template.system) + (characters or 0) * self.samples
+        read, written = text // CHARACTERS_PER_TOKEN, count * self.options["max_tokens"]
+        beside = "" if characters is not None else " beside the prompts"
         told = (
             f"{self.name}: {count} requests, about {read} tokens of text{beside} and {count} images to read, "
         )
@@ -126,7 +126,7 @@ class ChatJudge(PairScorer):
         if self.prices is None:
             return told + "; give prices= to see the cost"
         cost = (read * self.prices[0] + written * self.prices[1]) / 1e6
-        rest = "the images" if letters is not None else "the prompts and images"
+        rest = "the images" if characters is not None else "the prompts and images"
         return f"{told}: about {cost:.4f} beside {rest}, which the server counts in tokens of its own"
 
     def written_texts(self, prompts: Sequence[str], images: Sequence[Any]) -> list[list[str]]:
@@ -155,7 +155,7 @@ class ChatJudge(PairScorer):
                 permanent,
             )
         unread = [0] * len(rows.prompts)
-        return Scored(torch.tensor(scores, dtype=torch.float32), unread, [False] * len(unread))
+        return Scored(torch.tensor(scores, dtype=torch.float32, device="cpu"), unread, [False] * len(unread))
 
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
@@ -177,8 +177,8 @@ class ChatJudge(PairScorer):
         urls = [data_url(image, index) for index, image in enumerate(rows.images)]
         if len(pairs) > self._planned:
             self._planned = len(pairs)
-            letters = sum(len(rows.prompts[prompt]) for _, prompt in pairs)
-            print(f"imagereward: {self.plan(len(pairs), letters)}", file=sys.stderr)
+            characters = sum(len(rows.prompts[prompt]) for _, prompt in pairs)
+            print(f"imagereward: {self.plan(len(pairs), characters)}", file=sys.stderr)
         causes: dict[int, str] = {}
         passing: list[int] = []
         unread: list[str] = []

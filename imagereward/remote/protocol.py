@@ -183,6 +183,8 @@ class Gathered:
         """Store the server's answer to a part; Failed if the answer lacks scores of the part's rows."""
         try:
             errors = {int(row): str(cause) for row, cause in answer.get("errors", {}).items()}
+            if not errors.keys() <= set(range(len(part.rows))):
+                raise ValueError(f"errors of rows {listing(errors)}, of {len(part.rows)}")
             scores = [math.nan if row in errors else each for row, each in enumerate(answer["scores"])]
             read = list(zip(answer["tokens"], answer["truncated"], strict=True))
             if len(scores) != len(part.rows) or len(read) != len(part.prompts):
@@ -206,15 +208,16 @@ class Gathered:
             return [part.of(places[:middle]), part.of(places[middle:])]
         if failed.stop_all:
             self.stopped_by = failed.cause
+        faulty = {place: fault for place, fault in failed.images.items() if place in places}
         for row, (image, _) in zip(part.rows, part.pairs):
-            if not failed.images:
+            if not faulty:
                 self._causes[row] = failed.cause
-            elif image in failed.images:
+            elif image in faulty:
                 index = part.images[image]
-                self._causes[row] = f"{name_of(self._rows.images[index], index)} {failed.images[image]}"
+                self._causes[row] = f"{name_of(self._rows.images[index], index)} {faulty[image]}"
                 self._refused.add(row)
-        rest = part.of(place for place in places if place not in failed.images)
-        return [rest] if failed.images and rest.rows and not failed.stop_all else []
+        rest = part.of(place for place in places if place not in faulty)
+        return [rest] if faulty and rest.rows and not failed.stop_all else []
 
     def scored(self) -> Scored:
         """The scores of all rows; RemoteError naming the rows without a score, with causes."""
@@ -246,7 +249,8 @@ def answer_of(response) -> Any:
     if response.status_code == 200:
         return content
     reason = content.get("detail", content) if isinstance(content, dict) else content
-    images = content.get("images", {}) if isinstance(content, dict) else {}
+    found = content.get("images") if isinstance(content, dict) else None
+    images = {key: each for key, each in found.items() if key.isdecimal()} if isinstance(found, dict) else {}
     raise Failed(
         f"HTTP {response.status_code}: {reason}",
         {int(index): str(fault) for index, fault in images.items()},

@@ -121,7 +121,9 @@ def each_answer(
 
     with ThreadPoolExecutor(max(1, min(connections, count)), "imagereward-remote") as threads:
         try:
-            return torch.tensor(list(threads.map(answer, range(count))), dtype=torch.float32), causes
+            return torch.tensor(
+                list(threads.map(answer, range(count))), dtype=torch.float32, device="cpu"
+            ), causes
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise

@@ -67,8 +67,10 @@ class Preservation(RowScorer):
 
 
 class AroundScorer(RowScorer):
-    """A reward made of another one's values, `scorer`: differentiable, taking turns, weighted by row and
-    decided by files as that one is."""
+    """A reward computed from the rewards of another scorer, `scorer`.
+
+    Its `differentiable`, `takes_turns`, `relative`, `may_be_nan`, `row_weights` and `files` are the scorer's.
+    """
 
     def __init__(self, scorer: PairScorer, name: str):
         self.scorer, self.name, self.files = scorer, name, scorer.files

@@ -17,8 +17,9 @@ import torch
 
 from imagereward.config import whole_number
 from imagereward.errors import InputError, NonFiniteScoreError, PromptTruncatedWarning
-from imagereward.images.reading import ImageLike, as_list, is_many, to_pil
+from imagereward.images.reading import ImageLike, as_list, is_many, name_of, to_pil
 from imagereward.scoring.questions import (
+    CPU,
     Best,
     Matrix,
     Places,
@@ -82,12 +83,17 @@ class PairScorer:
         image_P, prompt_P = rows.pairs_P_2.T.tolist()
         prompts = [rows.prompts[index] for index in prompt_P]
         images = [rows.images[index] for index in image_P]
-        scores = torch.tensor(self.score_pairs(prompts, images, batch_size=batch_size), dtype=torch.float32)
+        found = self.score_pairs(prompts, images, batch_size=batch_size)
+        scores = torch.tensor(found, dtype=torch.float32, device=CPU)
         if scores.shape != (len(prompts),):
             raise InputError(f"{self.name} gave scores {list(scores.shape)}; expected [{len(prompts)}]")
         wrong = scores.isinf() if self.may_be_nan else ~scores.isfinite()
         if bad := wrong.nonzero().flatten().tolist():
-            raise NonFiniteScoreError(f"{self.name} gave {scores[bad[0]]} for {prompts[bad[0]][:40]!r}")
+            image = image_P[bad[0]]
+            raise NonFiniteScoreError(
+                f"{self.name} gave {len(bad)} scores that are not finite, the first, {scores[bad[0]]}, for "
+                f"{name_of(rows.images[image], image)} with {prompts[bad[0]][:40]!r}; expected finite numbers"
+            )
         return Scored(scores, [0] * len(rows.prompts), [False] * len(rows.prompts))
 
     def _ask(self, question: Question[Result], batch_size: int | None) -> Result:
@@ -114,10 +120,10 @@ class PairScorer:
         """
         return None
 
-    def plan(self, rows: int, letters: int | None = None) -> str:
+    def plan(self, rows: int, characters: int | None = None) -> str:
         """What scoring so many pairs asks for and costs, in words; "" for a model that runs here.
 
-        letters  of all prompts together; None: not known
+        characters  of all prompts together, as `len` counts them; None: not known
         """
         return ""
 

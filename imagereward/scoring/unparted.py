@@ -145,9 +145,9 @@ class UnpartedScorer(Scorer):
         """The inner scorer's."""
         return self.inner.row_weights(rows, size)
 
-    def plan(self, rows: int, letters: int | None = None) -> str:
+    def plan(self, rows: int, characters: int | None = None) -> str:
         """The inner scorer's."""
-        return self.inner.plan(rows, letters)
+        return self.inner.plan(rows, characters)
 
     def summands(self) -> tuple[dict[str, tuple[float, PairScorer]], float]:
         """The inner scorer's."""

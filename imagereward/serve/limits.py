@@ -8,6 +8,7 @@ images, prompts, pairs and characters, and `parsing/images.py` the pixels. Optio
 from dataclasses import dataclass, fields
 
 from imagereward.config import whole_number
+from imagereward.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,13 @@ class Limits:
         for field in fields(self):
             whole_number(field.name, getattr(self, field.name), 1)
         # A request that never fits an empty queue would be answered 429 and be sent again for ever.
-        whole_number("images", self.images, 1, self.queue)
-        whole_number("body", self.body, 1, self.held)
+        if self.images > self.queue:
+            raise InputError(
+                f"images={self.images} (--max-images) is above queue={self.queue} (--queue): expected at "
+                "most as many images in a request as the queue holds"
+            )
+        if self.body > self.held:
+            raise InputError(f"body={self.body} bytes (--max-body) is above held={self.held}: lower it")
 
 
 class Refused(Exception):

@@ -20,7 +20,7 @@ from imagereward.serve.answers import complete
 from imagereward.serve.batching import ScoringRequest
 from imagereward.serve.limits import Refused
 from imagereward.serve.parsing.bodies import read
-from imagereward.serve.parsing.images import check_sizes
+from imagereward.serve.parsing.images import check_resized, check_sizes
 from imagereward.serve.parsing.questions import RegionQuestion
 
 # Term of the answer -> what the name of its default model begins with.
@@ -88,7 +88,11 @@ def _prepare(state: Any, reservation: Reservation, content_type: str) -> Prepare
         scorer: Scorer = state.scorers[name]
         box = grown(Box(top, left, bottom, right), least_of(scorer), size)
         crop = picture.crop((box.left, box.top, box.right, box.bottom))
-        loaded = tuple(processor.load(crop) for processor in scorer.processors)
+        check_resized(0, crop.width, crop.height, scorer.processors, state.limits)
+        try:
+            loaded = tuple(processor.load(crop) for processor in scorer.processors)
+        except ImageRewardError as error:
+            raise Refused(422, f"the part of the image around its mask: {error}") from error
         reservation.take_decoded(sum(map(bytes_of, loaded)))
         requests[term] = ScoringRequest(name, [question.prompt], [loaded], torch.tensor([[0, 0]]))
     ratio = mask.histogram()[255] / (mask.width * mask.height)

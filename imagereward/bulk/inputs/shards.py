@@ -229,7 +229,9 @@ def _record(key: str, members: dict[str, list[Stored]]) -> Record:
         try:
             text = _text(member.read())
             if extension == "json":
-                described = dict(json.loads(text))
+                described = json.loads(text)
+                if not isinstance(described, dict):
+                    raise ValueError(f"it holds a {type(described).__name__}; expected an object")
             else:
                 columns[extension] = text
         except (OSError, ValueError, TypeError, RecursionError) as error:

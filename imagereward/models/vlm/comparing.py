@@ -34,15 +34,17 @@ class Comparison(NamedTuple):
 
 
 class PairwiseJudge(PairScorer):
-    """Scores relative to the other images of the same prompt, from comparisons of pairs.
+    """Scores of an image relative to the other images of its prompt, from comparisons of pairs.
 
     judge    a judge with read-out "answer" and a template that compares
-    method   "bradley-terry" or "win-rate"
-    budget   most comparisons for a group of images, each in both orders; None: every pair
+    method   "bradley-terry": log odds against the prompt's average image, of mean 0, with
+             P(i better than j) = sigmoid(s_i - s_j) (Bradley and Terry 1952, Biometrika 39); "win-rate": mean probability, 0 to 1,
+             of being better than the images that it was compared with
+    budget   most comparisons of a prompt's N images, at least N - 1, each in both orders; None: all pairs
 
-    Every verb compares the images that one call has for a prompt, in whatever rows they are; a score says
-    nothing beyond them. InputError for a prompt with a single image, which has nothing to be compared with.
-    `bias` is the mean position bias of the last call, as log odds.
+    A score holds only among the images that one call has for a prompt. Raises InputError for another method,
+    for a budget that is too low, and for a prompt with a single image. `bias` is the mean position bias of
+    the last call, in log odds for the image that is shown first.
     """
 
     relative = True
@@ -72,7 +74,9 @@ class PairwiseJudge(PairScorer):
 
     def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Comparison:
         """Which of two images is better for the prompt; both orders are asked."""
+        self.judge._warn_truncated(*self.judge.reading([prompt]))
         (found,) = self._comparisons(self._encoded([a, b]), [(prompt, 0, 1)])
+        check_ran(self.judge, encoded=True)
         self.bias = found.bias
         return found
 
@@ -92,7 +96,7 @@ class PairwiseJudge(PairScorer):
         check_ran(self.judge, encoded=True)
         self.bias = sum(each.bias for each in found) / len(found)
         verdicts = iter(found)
-        scores = torch.empty(len(rows.pairs_P_2))
+        scores = torch.empty(len(rows.pairs_P_2), device="cpu")
         for prompt, places in groups.items():
             outcomes = [Outcome(*pair, next(verdicts).probability) for pair in pairs[prompt]]
             for those, strength in zip(places.values(), strengths(len(places), outcomes, self.method)):

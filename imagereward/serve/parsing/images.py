@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagereward.errors import ImageRewardError
+from imagereward.images.preprocess import Preprocess
 from imagereward.images.processor import Processor, bytes_of
 from imagereward.images.reading import read_image, size_of
 from imagereward.serve.admission import Reservation
@@ -39,6 +40,7 @@ def decode(
             height, width = image.shape[:2] if isinstance(image, np.ndarray) else size_of(image, index)[::-1]
             pixels += width * height
             _check_pixels(index, width, height, pixels, limits)
+            check_resized(index, width, height, processors, limits)
             picture = read_image(image, index)
             decoded.append(tuple(processor.load(picture) for processor in processors))
             reservation.take_decoded(sum(map(bytes_of, decoded[-1])))
@@ -62,6 +64,24 @@ def check_sizes(images: Sequence[bytes | np.ndarray], limits: Limits) -> None:
             raise Refused(422, f"images[{index}] {reason}", images={index: reason}) from error
         pixels += width * height
         _check_pixels(index, width, height, pixels, limits)
+
+
+def check_resized(
+    index: int, width: int, height: int, processors: Sequence[Processor], limits: Limits
+) -> None:
+    """Raises Refused, 413, where an image whose short side is resized to a model's size gets too many pixels.
+
+    An image of 3500 x 1 pixels becomes one of 784,000 x 224 before it is cropped.
+    """
+    for each in processors:
+        if isinstance(each, Preprocess) and each.resizing != "pad" and width and height:
+            made = each.size**2 * max(width, height) // min(width, height)
+            if made > limits.image_pixels:
+                reason = (
+                    f"of {width} x {height} pixels would be resized to {made} pixels; at most "
+                    f"{limits.image_pixels} are made of an image"
+                )
+                raise Refused(413, f"images[{index}] {reason}", images={index: reason})
 
 
 def array_of(data: bytes) -> np.ndarray:

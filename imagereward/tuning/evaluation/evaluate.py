@@ -171,7 +171,7 @@ class Evaluation:
             require_scores(found, f"the evaluation after update {update}")
             size = (images.shape[-2], images.shape[-1])
             groups = torch.zeros(len(asked), dtype=torch.long)
-            # All have weight 0 if the one with another weight is a `GroupReward`, which evaluations leave out.
+            # All have weight 0 if the one with another weight is a `GroupReward`: evaluations leave it out.
             trained = any(reward.weights.values())
             if trained:
                 total = weighted_sum(found.rewards, reward.weights_for(asked, size), groups)

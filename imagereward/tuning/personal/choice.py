@@ -91,10 +91,13 @@ def image_key(image: Any) -> Hashable:
 
 def net_preferences(items: Iterable[Choice]) -> Iterator[int]:
     """For every two images of a prompt: by how many choices one is preferred more often than the other."""
-    votes: Counter = Counter()
+    votes: Counter[tuple[int, int]] = Counter()
+    numbers: dict[Hashable, int] = {}  # of (prompt, image)
     for choice in items:
-        for better, worse in choice.decided:
-            pair = [(choice.prompt, image_key(choice.images[index])) for index in (better, worse)]
-            first, second = sorted(pair, key=repr)
-            votes[repr(first), repr(second)] += 1 if pair[0] is first else -1
+        for pair in choice.decided:
+            better, worse = (
+                numbers.setdefault((choice.prompt, image_key(choice.images[index])), len(numbers))
+                for index in pair
+            )
+            votes[min(better, worse), max(better, worse)] += 1 if better < worse else -1
     return iter(votes.values())

@@ -1,5 +1,6 @@
 """evaluate, Measured and Summary: whether an adapter orders images better than its base, by choices."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -130,6 +131,8 @@ class Summary(Measured):
 
 def _shown(found: Interval, kind: Kind) -> str:
     estimate, low, high = found
+    if math.isnan(low):
+        return (f"{estimate:.3f}" if kind == "ratings" else f"{estimate:.1%}") + " [one group: no interval]"
     if kind == "ratings":
         return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
     return f"{estimate:.1%} [{low:.1%}, {high:.1%}]"

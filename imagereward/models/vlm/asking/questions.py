@@ -137,7 +137,7 @@ def _from_json(text: str) -> dict[str, tuple[Asked, ...]]:
     rows = (
         json.loads(stripped)
         if stripped.startswith("[")
-        else [json.loads(line) for line in stripped.splitlines()]
+        else [_of_line(line, number) for number, line in enumerate(stripped.split("\n"), 1) if line.strip()]
     )
     found = {}
     for index, row in enumerate(rows):
@@ -145,6 +145,13 @@ def _from_json(text: str) -> dict[str, tuple[Asked, ...]]:
             raise InputError(f"row {index}: expected an object with prompt and vqa_list")
         found[row["prompt"]] = tuple(_asked(each, index) for each in row["vqa_list"])
     return found
+
+
+def _of_line(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(f"line {number} is not JSON: {error}") from error
 
 
 def _asked(value: Any, index: int) -> Asked:

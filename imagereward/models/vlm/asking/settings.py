@@ -99,6 +99,8 @@ class JudgeConfig:
         if self.samples > 1 and self.temperature == 0:
             raise InputError(f"samples={self.samples} at temperature=0 are all the same; give a temperature")
         if self.pixels is not None:
+            if not isinstance(self.pixels, list | tuple) or len(self.pixels) != 2:
+                raise InputError(f"pixels={self.pixels!r}: expected (least, most) pixels of an image")
             least, most = self.pixels
             if not 0 < whole_number("pixels", least, 1) <= whole_number("pixels", most, 1):
                 raise InputError(f"pixels={self.pixels!r}: expected (least, most)")

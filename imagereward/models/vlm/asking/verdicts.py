@@ -47,7 +47,7 @@ class Grammar:
         """The number of each name; None if the text does not fit."""
         found = {}
         for name in self.fields:
-            lines = re.findall(rf"(?im)^[\s\-*#•]*{re.escape(name)}\b([^\n]*)$", text)
+            lines = re.findall(rf"(?im)^[\s\-*#•]*{re.escape(name)}(?!\w)([^\n]*)$", text)
             if len(lines) != 1:
                 return None
             value = lines[0].rpartition(":")[2].strip().strip("*").strip()

@@ -178,9 +178,7 @@ def test_a_pickle_holds_settings_and_no_token(local, expected, monkeypatch):
         data = pickle.dumps(remote)
         assert TOKEN.encode() not in data
         loaded = pickle.loads(data)
-        with pytest.raises(
-            InputError, match=r"pickle leaves the token or password out: set .* IMAGEREWARD_TOKEN"
-        ):
+        with pytest.raises(InputError, match=r"leaves the token or password out: set .* IMAGEREWARD_TOKEN"):
             loaded.score(PROMPTS[0], IMAGES[0])
         with pytest.raises(InputError, match="IMAGEREWARD_TOKEN"):
             pickle.loads(pickle.dumps(loaded)).score(PROMPTS[0], IMAGES[0])

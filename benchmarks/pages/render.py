@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from benchmarks.lib.paths import RESULTS, ROOT
-from benchmarks.pages import judge_tables, memory_tables, scoring_tables, training_tables
+from benchmarks.pages import judge_tables, memory_tables, personal_tables, scoring_tables, training_tables
 
 PAGES = (
     ROOT / "docs/measured-scoring.md",
@@ -33,10 +33,11 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "fits": memory_tables.fits,
     "fits-sharded": memory_tables.fits_sharded,
     "inpainting": training_tables.inpainting,
-    "personal": training_tables.personal,
-    "personal-shuffled": training_tables.personal_shuffled,
-    "adapter-step-cpu": training_tables.adapter_step,
-    "adapter-step-cuda": training_tables.adapter_step,
+    "personal": personal_tables.personal,
+    "personal-reached": personal_tables.personal_reached,
+    "personal-shuffled": personal_tables.personal_shuffled,
+    "adapter-step-cpu": personal_tables.adapter_step,
+    "adapter-step-cuda": personal_tables.adapter_step,
     "tiny-drawings": training_tables.tiny_drawings,
     "finetune": training_tables.finetune,
     "finetune-flow": training_tables.finetune_flow,
@@ -52,13 +53,16 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "tiny-vlm": judge_tables.tiny_vlm,
     "finetune-judge": judge_tables.finetune_judge,
 }
+# Tables whose results file has another name.
+SOURCES = {"personal-reached": "personal"}
 
 
 def rendered(text: str) -> str:
     """`text` with the blocks `<!-- name -->` of every name in `TABLES` filled in from its results file."""
 
     def fill(match: re.Match) -> str:
-        result = json.loads((RESULTS / f"{match[1]}.json").read_text())
+        source = SOURCES.get(match[1], match[1])
+        result = json.loads((RESULTS / f"{source}.json").read_text())
         return f"<!-- {match[1]} -->\n{TABLES[match[1]](result)}\n<!-- /{match[1]} -->"
 
     return re.sub(rf"<!-- ({'|'.join(TABLES)}) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)

@@ -118,8 +118,8 @@ def finetune(result: dict) -> str:
             f"{record.machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} seeds; "
             "intervals of 95 % over prompts.",
             "",
-            "| method | reward | gained | gained, in standard deviations of the base's rewards | faithfulness | gained "
-            "| diversity | minutes |",
+            "| method | reward | gained | gained, in standard deviations of the base's rewards "
+            "| faithfulness | gained | diversity | minutes |",
             "|---|---|---|---|---|---|---|---|",
             *rows,
         ]
@@ -168,9 +168,8 @@ def self_imitation(result: dict) -> str:
     )
     return (
         f"The squared norm of the gradient of SFT on all drawn images is {imitation}, and that of the "
-        f"choice, which is the gradient on the best image of each group of {result['group']} minus the gradient "
-        f"on all images, {choice}; from "
-        f"{result['prompts']} prompts."
+        f"choice, which is the gradient on the best image of each group of {result['group']} minus the "
+        f"gradient on all images, {choice}; from {result['prompts']} prompts."
     )
 
 
@@ -197,52 +196,6 @@ def inpainting(result: dict) -> str:
             "| method | reward of the region | asked for, inside | boundary | moved outside "
             "| the autoencoder's own | minutes |",
             "|---|---|---|---|---|---|---|",
-            *rows,
-        ]
-    )
-
-
-def adapter_step(result: dict) -> str:
-    """A table of results/adapter-step-*.json."""
-    what = f"{result['prompts']} prompts of {result['images']} images, float32, AdamW"
-    return steps(result, what, "what learns")
-
-
-def personal_shuffled(result: dict) -> str:
-    """A sentence on results/personal-shuffled.json."""
-    better = sum(each["better"] for each in result["runs"])
-    return (
-        f"Of {len(result['runs'])} trainings on {result['rankings']} rankings in random order, {better} were "
-        f"called better than the base. {record.machine(result)}."
-    )
-
-
-def personal(result: dict) -> str:
-    """A table of results/personal.json: agreement, size and time of every method, taste and number."""
-    from benchmarks.training.personal import summaries
-
-    reference = [
-        f"A full fine-tuning on {each['rankings']} rankings reaches {100 * each['agreement']:.1f} % "
-        f"({each['taste']}; silent {100 * each['silent']:.1f} %)."
-        for each in result["reference"]
-    ]
-    rows = []
-    for row in summaries(result):
-        interval = "" if row["seeds"] < 2 else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
-        size = f"{row['parameters']:,.0f} | {row['bytes'] / 1000:.1f}" if row["parameters"] else " | "
-        cost = f"{row['cpu_seconds']:.0f} | {row['peak_mb']:.0f}" if row["parameters"] else " | "
-        found = f"{100 * row['agreement']:.1f}{interval} | {100 * row['silent']:.1f}"
-        head = f"{row['taste']} | {row['rankings']} | {row['method']}"
-        rows.append(f"| {head} | {found} | {row['seeds']} | {size} | {cost} |")
-    return "\n".join(
-        [
-            f"{record.machine(result)}; {result['base']}, {result['prompts']} test prompts of 4 images.",
-            *reference,
-            "",
-            "| taste | rankings | what learns | agreement, % (95 %, over seeds) "
-            "| where the taste is silent, % | seeds | parameters | kB | seconds of CPU "
-            "| MB more at the peak |",
-            "|---|---|---|---|---|---|---|---|---|---|",
             *rows,
         ]
     )

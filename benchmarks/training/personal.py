@@ -43,7 +43,10 @@ RANKINGS, SEEDS, HELD_OUT, FOLDS = (24, 48, 96), 5, 150, 5
 REFERENCE = 5000
 # Methods that train weights of the scorer itself -> (prefix of their names, learning rate).
 OWN = {"head": ("mlp.", 1e-3), "full": ("", 1e-4)}
-METHODS = ("base", *OWN, *ADAPTER_KINDS)
+BASE_METHOD = "base"
+METHODS = (BASE_METHOD, *OWN, *ADAPTER_KINDS)
+INTERVENTIONS = tuple(kind for kind in ADAPTER_KINDS if kind != "lora")
+SHORT = 48  # rankings of the short table
 PICTURE = DOCS / "personal.png"
 NAME = "personal"
 
@@ -92,7 +95,7 @@ def measured(taste: str, method: str, count: int, seed: int, cases: list[Asked],
     """One cell: agreement, size, seconds and memory of a method, from `count` rankings."""
     scorer = loaded()
     cell: dict = {"taste": taste, "method": method, "rankings": count, "seed": seed}
-    if method != "base":
+    if method != BASE_METHOD:
         choices = read_choices(rankings(taste, count, seed))
         device = torch.device("cpu")
         before = resident(device)
@@ -175,9 +178,9 @@ def draw(result: dict) -> None:
                     cell["agreement"]
                     for cell in cells
                     if (cell["taste"], cell["method"]) == (taste, method)
-                    and (cell["rankings"] == count or method == "base")
+                    and (cell["rankings"] == count or method == BASE_METHOD)
                 ]
-                if values and (count or method == "base"):
+                if values and (count or method == BASE_METHOD):
                     points.append((count, float(np.mean(values))))
             if points:
                 axis.plot(*zip(*points), marker="o", markersize=4, label=method, color=f"C{place}")
@@ -197,10 +200,10 @@ def draw(result: dict) -> None:
 def summaries(result: dict) -> list[dict]:
     """A row for each taste, method and number of rankings: means over seeds, and agreement's interval."""
     rows = []
-    for taste, method, count in product(TASTES, METHODS, (0, *RANKINGS)):
+    for taste, method, count in product(TASTES, METHODS, (0, *RANKINGS, REFERENCE)):
         cells = [
             each
-            for each in result["cells"]
+            for each in (*result["cells"], *result["reference"])
             if (each["taste"], each["method"], each["rankings"]) == (taste, method, count)
         ]
         if not cells:
@@ -213,6 +216,34 @@ def summaries(result: dict) -> list[dict]:
             row[name] = float(np.mean(values)) if values else 0.0
         rows.append(row)
     return rows
+
+
+def reached(result: dict) -> list[dict]:
+    """For each taste with a reference: the row of `summaries` of the best intervention from `SHORT` rankings.
+
+    It has beside its own keys: base, reference (agreement of both), silent_base, silent_reference, and share,
+    (agreement - base) / (reference - base).
+    """
+    rows, found = summaries(result), []
+    for taste in TASTES:
+        own = {(row["method"], row["rankings"]): row for row in rows if row["taste"] == taste}
+        base, reference = own.get((BASE_METHOD, 0)), own.get(("full", REFERENCE))
+        tried = [own[kind, SHORT] for kind in INTERVENTIONS if (kind, SHORT) in own]
+        if base is None or reference is None or not tried:
+            continue
+        best = max(tried, key=lambda row: row["agreement"])
+        gain = reference["agreement"] - base["agreement"]
+        found.append(
+            {
+                **best,
+                "base": base["agreement"],
+                "reference": reference["agreement"],
+                "share": (best["agreement"] - base["agreement"]) / gain,
+                "silent_base": base["silent"],
+                "silent_reference": reference["silent"],
+            }
+        )
+    return found
 
 
 def main() -> None:
@@ -233,7 +264,7 @@ def main() -> None:
         else:
             seeds = range(options.seeds)
             cells = [
-                (taste, method, 0 if method == "base" else count, 0 if method == "base" else seed)
+                (taste, method, 0 if method == BASE_METHOD else count, 0 if method == BASE_METHOD else seed)
                 for seed, taste, count, method in product(
                     seeds, options.tastes, options.rankings, options.methods
                 )

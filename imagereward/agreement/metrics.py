@@ -125,13 +125,16 @@ def interval(
     bounds   of the statistic; default: (-1, 1) for `spearman` and `kendall`, else (0, 1), as of shares
 
     The jackknife's t interval (`agreement.intervals`), which leaves out whole prompts, since the pairs of one
-    prompt depend on each other. It does not cover other annotators. Prompts with only ties are dropped first.
+    prompt depend on each other. It does not cover other annotators. Prompts with only ties, and
+    for correlations prompts with equal scores, are dropped first.
     (nan, nan) for one prompt, and if the statistic is NaN without some prompt. Raises InputError also for
     `level` outside (0, 1), and for a statistic outside its bounds.
     """
     _check_level(level)
     prompts = _with_preference(scores, rankings)
-    if len(prompts) == 1:
+    if statistic in (spearman, kendall):  # which leave these prompts out
+        prompts = [(row, ranking) for row, ranking in prompts if min(row) < max(row)]
+    if len(prompts) < 2:
         return math.nan, math.nan
     bounds = bounds or ((-1.0, 1.0) if statistic in (spearman, kendall) else SHARE)
     left_out = [prompts[:place] + prompts[place + 1 :] for place in range(len(prompts))]

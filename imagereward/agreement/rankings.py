@@ -103,7 +103,8 @@ def _in_lists(table: Table, layout: Any, root: Path | None) -> Iterator[_Fields]
             raise InputError(f"{where} has no {', '.join(missing)}")
         ranks = record[layout.ranks or "ranking"]
         if layout.ranks == PREFERENCE and isinstance(ranks, list):
-            ranks = [{1: 1, 0: 2}.get(rank, rank) for rank in ranks]
+            named: dict[float, float] = {1: 1, 0: 2}
+            ranks = [named.get(rank, rank) if isinstance(rank, (int, float)) else rank for rank in ranks]
         id = str(record.get("id", record.get("prompt_id", index)))
         images = record[layout.image]
         yield _Fields(

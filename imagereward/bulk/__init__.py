@@ -35,7 +35,7 @@ PART_ROWS = 256
 def score_table(
     input: str | os.PathLike,
     out: str | os.PathLike,
-    models: str | Sequence[str] = "ImageReward-v1.0",
+    models: str | os.PathLike | Sequence[str | os.PathLike] = "ImageReward-v1.0",
     *,
     prompt: str | None = None,
     prompt_column: str | None = None,
@@ -102,7 +102,8 @@ def score_table(
     OutputError for an output that exists, belongs to another run or is being written by another process, and
     for a full disk; ImageRewardError if a helper process dies; and the errors of `load`.
     """
-    models = (models,) if isinstance(models, str) else tuple(os.fspath(model) for model in models)
+    given = (models,) if isinstance(models, (str, os.PathLike)) else models
+    models = tuple(str(os.fspath(model)) for model in given)
     refuse_nested_start()
     output = Output(out, overwrite)
     if engine not in ("local", "ray"):

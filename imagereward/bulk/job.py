@@ -172,7 +172,8 @@ class BulkJob:
 
         advance   called with the number of newly scored rows as batches go through the models
 
-        Raises InputError if a file of the input changes, before yielding a part read from changed files.
+        Raises InputError if a file of the input changes: before the next part, or later where checks would
+        take more than 2 % of the time (`InputWatch.check`).
         """
         score = self.part_scorer(device)
         with (

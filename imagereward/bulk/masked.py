@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from imagereward.bulk.inputs.changes import InputWatch, identity
+from imagereward.bulk.inputs.changes import InputWatch
 from imagereward.bulk.inputs.own_files import refuse_output_in_input
 from imagereward.bulk.inputs.rows import as_text, name_in_output
 from imagereward.bulk.output import ROW_GROUP, BulkSummary, Output
@@ -107,7 +107,7 @@ def score_masked_table(
     opened = open_scorers(scorers, device, **options)
     schema = _schema(asked.keep, list(opened))
     decides = {
-        "input": identity(source),
+        "input": [sha256_of(path) for path in source.files()],
         "rows": len(records),
         "encoding": encoding,
         "prompt": prompt,
@@ -190,8 +190,9 @@ def _read(asked: _Asked, record: dict[str, Any], where: str, folder: Path) -> tu
     paths: dict[str, Path] = {}
     for role, keys in KEYS.items():
         value = asked.cell(record, role, where)
-        if value and not isinstance(value, str):
-            raise InputError(f"{where}: {role} is a {type(value).__name__}; expected a path")
+        if value and (not isinstance(value, str) or "\0" in value):
+            fault = "holds a NUL character" if isinstance(value, str) else f"is a {type(value).__name__}"
+            raise InputError(f"{where}: {role} {fault}; expected a path")
         if not value and role != "original":
             raise InputError(f"{where} has no {role}: expected a path in {' or '.join(keys)}")
         if value:

@@ -14,6 +14,7 @@ from imagereward.bulk.inputs.rows import Row, TablePart, as_text
 from imagereward.ensembles import Ensemble
 from imagereward.errors import listing
 from imagereward.images.processor import Processor, as_tensors
+from imagereward.precision import on_cpu
 from imagereward.records import prompt_error
 from imagereward.records.arrow import arrow
 from imagereward.scoring.pair_scoring import distinct, score_blocks
@@ -97,20 +98,21 @@ class PartScorer:
 
     def _scores(self, pairs: list[tuple[Row, str]], images: Images, done: "_Done") -> torch.Tensor:
         """Scores [P, C] of (row, prompt) pairs whose images were loaded; C models."""
-        refs, image_of = distinct([row.image for row, _ in pairs])
-        firsts, prompt_of = distinct([prompt for _, prompt in pairs])
-        rows = [pairs[index][0] for index in refs]
+        with on_cpu():
+            refs, image_of = distinct([row.image for row, _ in pairs])
+            firsts, prompt_of = distinct([prompt for _, prompt in pairs])
+            rows = [pairs[index][0] for index in refs]
 
-        def blocks() -> Iterator[tuple[tuple, int]]:
-            for at in range(0, len(rows), self.batch_size):
-                done.up_to(at / len(rows))
-                block = rows[at : at + self.batch_size]
-                yield self._encoded(block, images), len(block)
+            def blocks() -> Iterator[tuple[tuple, int]]:
+                for at in range(0, len(rows), self.batch_size):
+                    done.up_to(at / len(rows))
+                    block = rows[at : at + self.batch_size]
+                    yield self._encoded(block, images), len(block)
 
-        prompts = [pairs[index][1] for index in firsts]
-        return score_blocks(
-            self.scorer, prompts, blocks(), torch.stack([image_of, prompt_of], 1), self.scorer.heads
-        )
+            prompts = [pairs[index][1] for index in firsts]
+            return score_blocks(
+                self.scorer, prompts, blocks(), torch.stack([image_of, prompt_of], 1), self.scorer.heads
+            )
 
     def _encoded(self, rows: list[Row], images: Images) -> tuple:
         """Features of the rows' images, one tensor for each of the ensemble's encoders."""
@@ -205,7 +207,9 @@ class _Done:
 def _error(row: Row, prompt: str | None, images: Images) -> str | None:
     if row.error is not None:
         return row.error
-    return images[row.image].error or (prompt_error(prompt) if prompt is not None else None)
+    loaded = images[row.image]
+    missing = loaded.no_prompt if row.prompt is None else None
+    return loaded.error or missing or prompt_error(prompt)
 
 
 def _batch(processor: Processor, items: Sequence) -> Any:

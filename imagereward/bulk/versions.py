@@ -4,7 +4,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from imagereward.version import __version__
 
-LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "tokenizers", "Pillow", "numpy")
+LIBRARIES = (
+    *("torch", "torchvision", "timm", "open_clip_torch", "transformers", "peft"),
+    *("tokenizers", "Pillow", "numpy"),
+)
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from imagereward.images.orientation import upright
 from imagereward.images.reading import read_image
 from imagereward.inpainting.layout import MASKS, ORIGINALS, PROMPTS, files_by_name, prompt_of
 from imagereward.inpainting.makers import make_mask
-from imagereward.records import open_table, read_all
+from imagereward.records import open_table, prompt_error, read_all
 from imagereward.shapes.inpainting import REGIONS, inpainting_row
 from imagereward.writing import TEMPORARY, replacing, temporary_for, write_text
 
@@ -160,8 +160,9 @@ def _sources(source: Path) -> Iterator[tuple[str, str, str, Path]]:
         if isinstance(record, str):
             raise InputError(f"{where}: {record}")
         prompt, image = (None if name is None else record.get(name) for name in columns)
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"{where} has no prompt: expected text")
+        error = prompt_error(prompt)
+        if error or not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"{where} has no prompt: {error or 'expected text'}")
         if not isinstance(image, str) or not image or "\0" in image:
             raise InputError(f"{where} has no image: expected a path")
         yield f"{index:06d}", where, prompt, folder / image

@@ -1,5 +1,6 @@
 """Layouts of published data sets with several images per record, and splitting these into single images."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class PairColumns:
                 found[_without_number(name)] = value
         image = found.get("jpg")
         found["image"] = found.get("image_url") if image is None else image
-        own, other = record.get(f"label_{at}"), record.get(f"label_{1 - at}")
+        own, other = (_label(record.get(f"label_{place}")) for place in (at, 1 - at))
         labelled = str(record.get("has_label")).lower() != "false"  # text in CSV
         known = labelled and own is not None and other is not None
         found["rank"] = 1 + (own < other) if known else None  # type: ignore[operator]
@@ -170,6 +171,15 @@ def layout_of(columns: Mapping[str, bool], where: str) -> Layout | None:
     if None not in hub and find_column(columns, "image", where, ("image",)) is None:
         return FromRoot(tuple(columns), str(hub[0]))
     return None
+
+
+def _label(value: Any) -> float | None:
+    """A label as a number; None for a missing one, NaN and anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if math.isnan(number) else number
 
 
 def _without_number(name: str) -> str:

@@ -71,7 +71,7 @@ class Parquet:
 def _rows(batch) -> list[Record]:
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:  # a string that is not UTF-8 must only invalidate its own row
+    except (ValueError, OverflowError):  # text that is not UTF-8, a date beyond Python's: costs its own cell
         columns = [_cells(column) for column in batch.columns]
         return [dict(zip(batch.schema.names, cells)) for cells in zip(*columns)]
 
@@ -81,6 +81,18 @@ def _cells(column) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column.to_pylist()
+        return [_cell(scalar) for scalar in column]
     cells = column.cast(pa.large_binary()).to_pylist()
     return [cell if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]
+
+
+def _cell(scalar) -> Any:
+    """A cell as Python has it, else as text; None for one that is neither."""
+    pa = arrow()
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        try:
+            return scalar.cast(pa.string()).as_py()
+        except (pa.ArrowException, ValueError):
+            return None

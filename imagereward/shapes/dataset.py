@@ -25,13 +25,12 @@ from imagereward.shapes.corrupt import (
 )
 from imagereward.shapes.language import read, say
 from imagereward.shapes.render import draw, to_image
-from imagereward.shapes.scene import MOST_THINGS, SceneRequest, arrange, ask
+from imagereward.shapes.scene import MOST_THINGS, SPLITS, SceneRequest, arrange, ask, check_split
 from imagereward.shapes.truth import Annotator, Truth
 from imagereward.writing import write_text
 
 # Relative odds of mistakes in wrong prompts: higher for mistakes that are hard to see in 64 pixels.
 WRONG_ODDS = {"colour": 0.7, "shape": 3.0, "count": 1.5, "relation": 4.0, "missing": 0.5, "extra": 0.5}
-SPLITS = ("train", "valid", "test")
 # Odds of levels 0 to 3 of a candidate. Half are clean and two fifths faithful, so that many pairs of images
 # differ in faithfulness alone or in quality alone.
 FAITHFULNESS_ODDS = (0.40, 0.38, 0.12, 0.10)
@@ -230,4 +229,5 @@ def _record(out: Path, split: str, index: int, rng, images: int, size: int, anno
 
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
+    check_split(split)
     return np.random.default_rng([seed, SPLITS.index(split), index])

@@ -22,6 +22,7 @@ from imagereward.shapes.scene import (
     Thing,
     arrange,
     ask,
+    check_split,
 )
 from imagereward.shapes.segmentation import MeasuredThing, see, to_pixels
 
@@ -71,6 +72,9 @@ def inpainting_row(
 
     The mask covers the masked thing, and touches no other one.
     """
+    check_split(split)
+    if not regions or any(region not in REGIONS for region in regions):
+        raise InputError(f"regions={regions!r}: expected some of {', '.join(REGIONS)}")
     numbers = [int.from_bytes(split.encode()[:4], "big"), whole_number("index", index, 0)]
     rng = np.random.default_rng([whole_number("seed", seed, 0), *numbers])
     while True:
@@ -135,7 +139,10 @@ def measure_inpainting(
     request = read(prompt) if isinstance(prompt, str) else prompt
     pixels, before = to_pixels(image), to_pixels(original)
     shape = pixels.shape[:2]
-    inside = np.asarray(read_image(mask).convert("L").resize(shape, Image.Resampling.NEAREST)) >= _WHITE
+    picture = read_image(mask).convert("L")
+    if picture.width != picture.height:
+        raise InputError(f"a mask of {picture.width} x {picture.height} pixels: expected a square one")
+    inside = np.asarray(picture.resize(shape, Image.Resampling.NEAREST)) >= _WHITE
     if not inside.any():
         raise InputError("the mask has no white pixel: expected one where the image was painted anew")
     seen = see(pixels)

@@ -31,6 +31,7 @@ POSITIONS = {
     "bottom right": (_HIGH, _HIGH),
 }
 MOST_THINGS = 4
+SPLITS = ("train", "valid", "test")
 # Least distance of two related things' centres along the relation's axis.
 RELATION_GAP = 0.22
 MARGIN = 0.03  # least distance between things
@@ -106,11 +107,18 @@ class Scene:
     background: str
 
 
+def check_split(split: str | None) -> None:
+    """Raises InputError for a name that is no split; None is any."""
+    if split not in (None, *SPLITS):
+        raise InputError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+
+
 def ask(rng: np.random.Generator, split: str | None = None, most_things: int = MOST_THINGS) -> SceneRequest:
     """A random request for at most `most_things` things, of the given split (`SceneRequest.split`) or any.
 
-    Raises InputError for most_things below 1.
+    Raises InputError for most_things below 1, and for another split than "train", "valid" and "test".
     """
+    check_split(split)
     if most_things < 1:
         raise InputError(f"most_things={most_things}: expected at least 1")
     while True:

@@ -11,13 +11,19 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from imagereward.errors import InputError, did_you_mean
+from imagereward.rewards.opening import shown_name
 
 
 class Config(BaseModel):
     """Base of all configs: frozen and strict; unknown keys, other types and non-finite numbers are errors."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        strict=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # an address of a reward server may hold a password
     )
 
     @model_validator(mode="before")
@@ -47,7 +53,7 @@ def build(config_class: type[C], values: dict[str, Any], source: str = "config")
         return config_class(**values)
     except ValidationError as error:
         faults = [_fault(config_class, fault) for fault in error.errors()]
-        raise InputError(f"{source}:" + "".join(f"\n  {fault}" for fault in faults)) from error
+        raise InputError(f"{source}:" + "".join(f"\n  {shown_name(fault)}" for fault in faults)) from error
 
 
 def _fault(config_class: type[BaseModel], fault: Any) -> str:

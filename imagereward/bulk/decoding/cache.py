@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from imagereward.adapters.files import plain_state
 from imagereward.bulk.versions import versions
+from imagereward.checkpoints.hub import sha256_of
 from imagereward.errors import InputError
 from imagereward.scoring.scorer import Scorer
 
@@ -37,8 +38,10 @@ Result = TypeVar("Result")
 
 
 def tower_of(encoder: Scorer) -> bytes:
-    """SHA-256 of all that decides an image's features: the image encoder's weights, its preprocessing,
-    precision and device type, and the versions of libraries. A part of every cache key.
+    """SHA-256 of all that decides an image's features. A part of every cache key.
+
+    These are the image encoder's weights, architecture and (of a scorer from outside this package) code, its
+    preprocessing, precision and device type, and the versions of libraries.
 
     Raises InputError for an encoder whose inputs are no stacked pixels.
     """
@@ -50,8 +53,10 @@ def tower_of(encoder: Scorer) -> bytes:
         if name.startswith(encoder.image_prefixes):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    described = (asdict(encoder.preprocess), str(encoder.dtype), encoder.device.type, versions())
-    digest.update(repr(described).encode())
+    source = encoder.files.get("source")  # the code of a scorer from outside this package
+    code = "" if source is None else sha256_of(source)
+    decides = (encoder.config.architecture, code, asdict(encoder.preprocess), str(encoder.dtype))
+    digest.update(repr((*decides, encoder.device.type, versions())).encode())
     return digest.digest()
 
 

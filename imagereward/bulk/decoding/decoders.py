@@ -15,6 +15,7 @@ import torch
 
 from imagereward.bulk.decoding.processes import end_with_parent, ending, guard_hint, imports_the_script
 from imagereward.errors import ImageRewardError
+from imagereward.precision import on_cpu
 
 # Requests in progress for each process, beyond the answer that is being used.
 AHEAD = 2
@@ -146,7 +147,8 @@ def _serve(connection: Connection, work: Work) -> None:
     torch.set_num_threads(1)  # torch's threads do not survive a fork; parallelism comes from processes
     try:
         connection.send(os.getpid())
-        while True:
-            connection.send(work[connection.recv()])
+        with on_cpu():  # a forked process inherits torch's default device
+            while True:
+                connection.send(work[connection.recv()])
     except (EOFError, OSError):  # the parent has closed the pipe
         return

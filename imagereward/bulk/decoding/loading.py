@@ -12,7 +12,7 @@ from imagereward.bulk.decoding.decoders import Decoders
 from imagereward.bulk.inputs.changes import content_of
 from imagereward.bulk.inputs.rows import Image, TablePart
 from imagereward.bulk.inputs.stored import Stored
-from imagereward.errors import ImageRewardError
+from imagereward.errors import ImageReadError, ImageRewardError, InputError
 from imagereward.generation_metadata import Markup, prompt_of
 from imagereward.images.processor import Processor, as_arrays
 from imagereward.images.reading import check_image, read_encoded, read_image, size_of
@@ -44,6 +44,7 @@ class Loaded:
                     cache holds the features of all encoders
     width, height   of the original image, in pixels
     prompt          beside the image or in its metadata, if requested and found
+    no_prompt       why no prompt was found, if requested
     digest          SHA-256 of the encoded image, if features are cached
     content         `content_of` the image, if the loader computes it
     error           why the image cannot be used
@@ -53,6 +54,7 @@ class Loaded:
     width: int | None = None
     height: int | None = None
     prompt: str | None = None
+    no_prompt: str | None = None
     digest: bytes | None = None
     content: str = ""
     error: str | None = None
@@ -88,27 +90,45 @@ class Loader:
             if self.digests:
                 check_image(source, request.number)
                 loaded.digest = _digest(source, request.number)
-                if use_cache and self.features and loaded.digest in self.features:
+                if use_cache and self._is_cached(loaded.digest):
                     loaded.width, loaded.height = size_of(source, request.number)
             if loaded.width is None:
                 image = read_image(source, request.number)
+                # Otherwise the cache would have another picture's features.
+                if (
+                    self.digests
+                    and not isinstance(source, bytes)
+                    and _digest(source, request.number) != loaded.digest
+                ):
+                    raise ImageReadError(f"images[{request.number}] ({source}) changed while it was read")
                 loaded.width, loaded.height = image.size
                 loaded.pixels = tuple(as_arrays(each.load(image)) for each in self.processors)
             if request.with_prompt:
-                loaded.prompt = prompt_of(source, self.markup, str(request.image))
+                try:
+                    loaded.prompt = prompt_of(source, self.markup, str(request.image))
+                except ImageRewardError as error:  # another row of this image may have a prompt
+                    loaded.no_prompt = str(error)
         except ImageRewardError as error:
             loaded.error = str(error)
         except Exception as error:  # one image that breaks a decoder must not end the run
             loaded.error = f"images[{request.number}] cannot be used: {type(error).__name__}: {error}"
         return loaded
 
+    def _is_cached(self, digest: bytes) -> bool:
+        """Whether the cache holds the image; False if it fails: the scorer asks it too, and ends the run."""
+        try:
+            return self.features is not None and digest in self.features
+        except InputError:
+            return False
+
 
 def image_requests_of(part: TablePart) -> list[ImageRequest]:
     """A request for each distinct image of the part, in order of its first row; faulty rows left out."""
+    without = {row.image for row in part.rows if row.prompt is None and row.error is None}
     first: dict[Image, ImageRequest] = {}
     for row in part.rows:
         if row.image is not None and row.error is None:
-            first.setdefault(row.image, ImageRequest(row.number, row.image, row.prompt is None))
+            first.setdefault(row.image, ImageRequest(row.number, row.image, row.image in without))
     return list(first.values())
 
 

@@ -106,10 +106,12 @@ def digest_of(rows: Iterable[Row], contents: Mapping[Image, str]) -> str:
 
 def _hash(source: Source, facts: Callable[[os.stat_result], tuple[int, ...]]) -> str:
     digest = hashlib.sha256()
+    root = getattr(source, "directory", None)  # of a folder, whose rows are named by their paths in it
     for file in source.files():
         try:
             found = repr(facts(os.stat(file)))
         except OSError as error:  # for instance a broken link; reading the file reports the error
             found = type(error).__name__
-        digest.update(os.fsencode(file.name) + b"\0" + found.encode() + b"\n")
+        name = file.name if root is None else file.relative_to(root)
+        digest.update(os.fsencode(name) + b"\0" + found.encode() + b"\n")
     return digest.hexdigest()

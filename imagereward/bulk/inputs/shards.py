@@ -236,8 +236,9 @@ def _record(key: str, members: dict[str, list[Stored]]) -> Record:
                 columns[extension] = text
         except (OSError, ValueError, TypeError, RecursionError) as error:
             return f"{member} cannot be read: {error}"
-    images = sorted(filter(_is_image, members), key=lambda extension: not is_picture("x." + extension))
-    first = {"image": columns[images[0]]} if images else {}  # images that can be decoded are sorted first
+    # Images that can be decoded come first, and of these `jpg` before `depth.png`.
+    images = sorted(filter(_is_image, members), key=lambda each: (not is_picture("x." + each), "." in each))
+    first = {"image": columns[images[0]]} if images else {}
     return {**described, **columns, **first}
 
 

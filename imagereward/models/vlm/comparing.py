@@ -38,8 +38,8 @@ class PairwiseJudge(PairScorer):
 
     judge    a judge with read-out "answer" and a template that compares
     method   "bradley-terry": log odds against the prompt's average image, of mean 0, with
-             P(i better than j) = sigmoid(s_i - s_j) (Bradley and Terry 1952, Biometrika 39); "win-rate": mean probability, 0 to 1,
-             of being better than the images that it was compared with
+             P(i better than j) = sigmoid(s_i - s_j) (Bradley and Terry 1952, Biometrika 39); "win-rate": mean
+             probability, 0 to 1, of being better than the images that it was compared with
     budget   most comparisons of a prompt's N images, at least N - 1, each in both orders; None: all pairs
 
     A score holds only among the images that one call has for a prompt. Raises InputError for another method,

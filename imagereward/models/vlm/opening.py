@@ -75,7 +75,7 @@ def open_judge(
         if judge.head is not None and judge.readout == "head" and (saved or "head" not in values):
             head = saved_head(Path(source), model.config.get_text_config().hidden_size, judge.head)
         scorer = VLMScorer(model, processor, judge, head)
-        scorer.files |= weights_of(Path(source))
+        scorer.files |= deciding_files(source, where["cache_dir"])
         add_saved_adapters(scorer, Path(source))
     if scorer.reward_head is not None:
         scorer.reward_head.to(device)
@@ -245,9 +245,24 @@ def open_model(
     return (model if device_map is not None else model.to(device)), processor
 
 
-def weights_of(directory: Path) -> dict[str, Path]:
-    """The files of weights in a directory, by name; none for a hub id."""
-    return {path.name: path.resolve() for path in sorted(directory.glob("*.safetensors"))}
+# Endings of a directory's files that decide a judge: weights, configs, tokenizer, processor, chat template.
+DECIDING = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+
+
+def deciding_files(source: str, cache: str | None = None) -> dict[str, Path]:
+    """The files that decide a model, by name: of a directory; of a hub id, the one with the commit's name.
+
+    cache   directory of the hub cache; None: the usual one
+    """
+    directory = Path(source)
+    if directory.is_dir():
+        files = (path for path in sorted(directory.iterdir()) if path.suffix in DECIDING and path.is_file())
+        return {path.name: path.resolve() for path in files}
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "config.json", cache_dir=cache)
+    commit = Path(found).parents[2] / "refs" / "main" if isinstance(found, str) else None
+    return {"commit": commit} if commit is not None and commit.is_file() else {}
 
 
 def _transformers() -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import PIL.Image
+
 from imagereward.images.reading import ImageLike, read_image
 from imagereward.images.row_pictures import name_row, open_pictures
 
@@ -73,7 +75,13 @@ def _known(picture: ImageLike | None) -> str | None:
         return None
     if isinstance(picture, str | os.PathLike):
         return str(picture)
-    return hashlib.sha256(read_image(picture).tobytes()).hexdigest()
+    return digest_of_pixels(read_image(picture))
+
+
+def digest_of_pixels(picture: PIL.Image.Image) -> str:
+    """SHA-256 (hex) of all that decides a picture's colours: mode, size, palette, transparency, and data."""
+    facts = (picture.mode, picture.size, picture.getpalette(), picture.info.get("transparency"))
+    return hashlib.sha256(repr(facts).encode() + picture.tobytes()).hexdigest()
 
 
 def without_prompt(row: Row) -> Row:

@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from imagereward.errors import CheckpointError, InputError
+from imagereward.images.orientation import upright
 from imagereward.images.reading import read_image
 from imagereward.tuning.data.image_size import ImageSize
 from imagereward.tuning.data.preprocessed import PreprocessedRow
-from imagereward.tuning.data.requests import Row, name_row, prompt_of
+from imagereward.tuning.data.requests import Row, digest_of_pixels, name_row, prompt_of
 from imagereward.tuning.families.autoencoder import Autoencoder, digest_of_autoencoder
 from imagereward.tuning.families.base import Denoiser
 from imagereward.tuning.families.image_conditioning import ImageConditioning, Latents
@@ -186,9 +187,10 @@ def _facts(pictures: ImageConditioning, autoencoder: Autoencoder, size: ImageSiz
 
 def _content(picture: Any, where: str, name: str) -> str:
     """A digest of a picture's file, or of its pixels."""
+    if isinstance(picture, bytes):
+        return hashlib.sha256(picture).hexdigest()
     if not isinstance(picture, str | Path):
-        shown = read_image(picture)
-        return hashlib.sha256(repr((shown.mode, shown.size)).encode() + shown.tobytes()).hexdigest()
+        return digest_of_pixels(upright(read_image(picture)))
     try:
         stat = Path(picture).stat()
         return _file_digest(str(picture), stat.st_size, stat.st_mtime_ns)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from imagereward.errors import InputError
 from imagereward.tuning.data.chunks import Chunk
 from imagereward.tuning.data.image_pairs import Pairs
 from imagereward.tuning.data.plan import UpdatePlan
@@ -31,7 +32,13 @@ class ContrastiveObjective(Objective):
 
     def minibatches(self, learner, plan: UpdatePlan) -> Iterator[list[Chunk]]:
         """One step of the optimizer, with all of this process's samples in one chunk, over micro_batch."""
-        yield plan.resized(plan.batch_size, -(-plan.batch_size // plan.ranks)).mine
+        part = -(-plan.batch_size // plan.ranks)
+        if -(-plan.batch_size // part) < plan.ranks:
+            raise InputError(
+                f"batch_size={plan.batch_size}: in parts of {part}, some of {plan.ranks} processes have "
+                f"none; expected a multiple of {plan.ranks}"
+            )
+        yield plan.resized(plan.batch_size, part).mine
 
     def loss(self, learner, chunk: Chunk) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The chunk's loss; metric: `accuracy`, the share of images most similar to their own prompt."""

@@ -55,6 +55,7 @@ class FromScratchConfig(TrainerConfig):
     """The config keys that the training of an autoencoder and of a text encoder share."""
 
     output: str = Field(description="a new or empty directory for the result")
+    evaluate_every: int = Field(20, ge=1, description="no effect: nothing is evaluated in this training")
     data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
     encoding: str | None = Field(
         None, description="encoding of the data; default: as a byte order mark says, else UTF-8"
@@ -77,7 +78,9 @@ class AutoencoderConfig(FromScratchConfig):
         "autoencoder", description="encode images to latents and decode them"
     )
     kl: float = Field(1e-6, ge=0, description="weight of the KL of the latents to normal(0, 1)")
-    kl_from: int = Field(0, ge=0, description="index of the first update in which the KL counts")
+    kl_from: int = Field(
+        0, ge=0, description="index of the last update without KL, whose weight rises over the next 500"
+    )
 
 
 class CLIPTextConfig(FromScratchConfig):
@@ -85,6 +88,9 @@ class CLIPTextConfig(FromScratchConfig):
 
     objective: Literal["clip"] = Field(
         "clip", description="a text encoder learns to match a frozen image encoder"
+    )
+    micro_batch: int = Field(
+        4, ge=1, description="no effect: a process computes its part of the batch at once, to contrast it"
     )
     tokenizer: str = Field(description="directory of a CLIPTokenizer")
     tower: str = Field(description="a scorer as load() takes it; its image encoder stays frozen")
@@ -179,16 +185,19 @@ def _autoencoder(config: AutoencoderConfig) -> Any:
         seed=config.seed,
     )
     vae.requires_grad_(True)
-    _train(config, CodingModule(vae), objective)
+    output = _train(config, CodingModule(vae), objective)
     vae.eval()
     few = range(min(MEASURED, len(pairs)))
-    pixels = torch.stack([pairs[i]["pixels"] for i in few]).to(vae.device).float() / 127.5 - 1
+    pixels = torch.stack([pairs[i]["pixels"] for i in few])
     with torch.no_grad():
-        scale = 1 / float(vae.encode(pixels).latent_dist.mean.std())
-    vae.register_to_config(scaling_factor=scale)
+        means = [
+            vae.encode(part.to(vae.device).float() / 127.5 - 1).latent_dist.mean
+            for part in pixels.split(config.micro_batch)
+        ]
+    vae.register_to_config(scaling_factor=1 / float(torch.cat(means).std()))
     if is_first_process():
-        vae.save_pretrained(config.output)
-        _tell_result("diffusers", "AutoencoderKL", config.output)
+        vae.save_pretrained(output)
+        _tell_result("diffusers", "AutoencoderKL", str(output))
     return vae
 
 
@@ -203,16 +212,16 @@ def tune_clip(values: dict[str, Any], source: str) -> CLIPTextModel:
 
 
 def _text_encoder(config: CLIPTextConfig) -> CLIPTextModel:
-    tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = CLIPTokenizer.from_pretrained(str(Path(config.tokenizer).expanduser()))
     torch.manual_seed(config.seed)
     ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     text: Any = transformers.CLIPTextConfig(**config.architecture, **ids, eos_token_id=tokenizer.eos_token_id)
     towers = TowersModule(load(config.tower), text)
     objective = ContrastiveObjective(_pairs(config), tokenizer, seed=config.seed)
-    _train(config, towers, objective)
+    output = _train(config, towers, objective)
     if is_first_process():
-        towers.text.save_pretrained(config.output)
-        _tell_result("transformers", "CLIPTextModel", config.output)
+        towers.text.save_pretrained(output)
+        _tell_result("transformers", "CLIPTextModel", str(output))
     return towers.text
 
 
@@ -244,8 +253,8 @@ def _pairs(config: FromScratchConfig) -> Pairs:
     )
 
 
-def _train(config: FromScratchConfig, module: nn.Module, objective) -> None:
-    """Train the module, in place; with `ema` it ends with the averaged weights."""
+def _train(config: FromScratchConfig, module: nn.Module, objective) -> Path:
+    """Train the module, in place; with `ema` it ends with the averaged weights. Returns the directory."""
     values = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, values, config.resume)
     accelerator = make_accelerator(config, output)
@@ -254,9 +263,11 @@ def _train(config: FromScratchConfig, module: nn.Module, objective) -> None:
     if accelerator.is_main_process:
         create_run_directory(output, values)
         count = len(objective.pairs)
-        tell(part_plan(config, module, config.data, count, config.output, str(accelerator.device)))
+        device, ranks = str(accelerator.device), accelerator.num_processes
+        tell(part_plan(config, module, config.data, count, config.output, device, ranks))
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     loop = Trainer(Training(module, accelerator.device), objective, config, output, accelerator)
     loop.run()
     loop.settle()
+    return output

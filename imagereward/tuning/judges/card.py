@@ -36,7 +36,7 @@ imagereward. Its score: {READS[config.loss]}.
 ```python
 import imagereward as RM
 
-judge = RM.load("{config.output}")
+judge = RM.load({config.output!r})
 judge.score("a red bicycle", ["a.png", "b.png"])
 ```
 """

@@ -38,7 +38,7 @@ class JudgeTrainingConfig(ShardedTrainerConfig):
     loss: Loss = Field(
         "bradley-terry",
         description="ties: Rao-Kupper's; uncertain: HPSv3's, with a standard deviation of each score; "
-        "thurstone: the same in closed form",
+        "thurstone: -log of the probability that the better score is higher, under the same normal scores",
     )
     tie_threshold: float = Field(
         0.5, gt=0, description="for loss=ties: margin within which people see no difference"
@@ -49,7 +49,9 @@ class JudgeTrainingConfig(ShardedTrainerConfig):
     dropout: float = Field(
         0.05, ge=0, lt=1, description="share of the head's first layer dropped in training"
     )
-    lora: LoRAConfig | None = Field(default_factory=LoRAConfig, description="low-rank updates; null: none")
+    lora: LoRAConfig | None = Field(
+        None, description="low-rank updates, as lora=true or lora.rank=16; null: none"
+    )
     train: Literal["head", "language", "all"] = Field(
         "head", description="what learns beside LoRA: the head, the language model's weights, or all"
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from imagereward.agreement.rankings import RankedPrompt
-from imagereward.errors import NonFiniteScoreError
+from imagereward.errors import InputError, NonFiniteScoreError
 from imagereward.models.vlm.asking.settings import HeadConfig, JudgeConfig
 from imagereward.models.vlm.asking.templates import template_of
 from imagereward.models.vlm.opening import open_model
@@ -46,6 +47,8 @@ from imagereward.tuning.trainer_config import SHARDING_KEYS
 # The snapshot of the weights at the validation with the lowest loss.
 BEST = "best"
 LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+# Those of LINEAR, and the names of linear layers in the vision towers of Qwen, CLIP and SigLIP.
+SEEING = rf"{LINEAR}|qkv|attn\.proj|out_proj|fc1|fc2|linear_fc1|linear_fc2"
 LANGUAGE = r".*(language_model|text_model)\..*"
 
 
@@ -152,13 +155,22 @@ def make_trainable(scorer: VLMScorer, config: JudgeTrainingConfig) -> Any:
     if config.lora is not None:
         import peft
 
-        where = r".*\." if config.lora.vision else LANGUAGE
-        settings = peft.LoraConfig(
-            r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=f"{where}({LINEAR})"
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            adapted = peft.get_peft_model(scorer.backbone.model, settings)
+        targets = rf".*\.({SEEING})" if config.lora.vision else f"{LANGUAGE}({LINEAR})"
+        settings = peft.LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=targets)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                adapted = peft.get_peft_model(scorer.backbone.model, settings)
+        except ValueError as error:  # peft: no layer has such a name
+            raise InputError(
+                f"lora: {config.model} has no linear layers of known names ({error}); expected lora=null"
+            ) from error
+        names = [name for name, _ in adapted.named_parameters() if "lora_" in name]
+        if config.lora.vision and all(re.match(LANGUAGE, name) for name in names):
+            raise InputError(
+                f"lora.vision=true: no layer of the image encoder of {config.model} has a known name; "
+                "expected lora.vision=false"
+            )
         for name, value in adapted.named_parameters():
             if "lora_" in name:
                 value.data = value.data.float()

@@ -22,7 +22,7 @@ def quantize_to_4bit(network: nn.Module, device: torch.device | str) -> None:
             f"quantize=true needs bitsandbytes: python -m pip install bitsandbytes ({error})"
         ) from error
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and not isinstance(layer, Linear4bit):
             parent, _, own = name.rpartition(".")
             setattr(network.get_submodule(parent), own, Linear4bit(layer, device))
 

@@ -9,6 +9,7 @@ old        the weights that draw the images: NFT's, which it moves after every u
 average    AWM's quick average of the weights (`average_decay`), moved after every update
 ema        the moving average of the config's `ema`, moved by `average.py`; evaluated, and saved as the result
 base       the weights before training, made by `finetune.py` for evaluations of both networks in turn
+best       a judge's weights at the validation with the lowest loss, made by `judges/train.py`; the result
 
 The trainer saves all of them in checkpoints and restores them.
 """

@@ -22,7 +22,7 @@ class LoRA(Config):
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs set to 0 in training")
     init: Literal["gaussian", "default"] = Field(
         "gaussian",
-        description="how the first matrix begins: normal(0, 1/rank), or peft's default; the second is 0",
+        description="how the first matrix begins: normal(0, 1/rank^2), or peft's default; the second is 0",
     )
     targets: tuple[str, ...] = Field(
         (), strict=False, description="names of the layers to adapt, such as to_q; default: the family's own"

@@ -128,11 +128,12 @@ def amount(train: RankedImages, valid: RankedImages, source: str) -> str:
 
 
 def before_and_after(history: Sequence[Mapping[str, Any]]):
-    """(update of the validation with the lowest loss, (first validation, that validation)); or None."""
+    """(update of the checkpoint with the lowest loss, (first validation, that validation)); or None."""
     found = [entry for entry in history if "eval_pair_loss" in entry]
     if not found:
         return None
-    best = min(found, key=lambda entry: entry["eval_pair_loss"])
+    # Trainer chooses among checkpoints; the validation before the first update has none.
+    best = min([entry for entry in found if entry["step"]] or found, key=lambda each: each["eval_pair_loss"])
     return best["step"], (found[0], best)
 
 

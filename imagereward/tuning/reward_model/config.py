@@ -31,6 +31,13 @@ class ScheduleConfig(Config):
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to at most this norm")
 
+    @field_validator("updates")
+    @classmethod
+    def _some_or_as_epochs_say(cls, value):
+        if value == 0:
+            raise ValueError("expected at least 1, or -1 for as many as the epochs make")
+        return value
+
 
 class WarmupConfig(ScheduleConfig):
     """The stage on (prompt, image) pairs before the rankings; see `image_text.py`."""
@@ -92,11 +99,16 @@ class RewardModelConfig(ScheduleConfig):
         None, description="image-text training before the rankings; null: none"
     )
     head: HeadInit = Field(
-        "published", description="initial weights of a new reward head; small models need ordinary"
+        "published",
+        description="initial weights of a new reward head on a loaded BLIP; small models need ordinary, "
+        "which "
+        'start="nothing" always has',
     )
     fix_rate: float = Field(0.7, ge=0, le=1, description="share of both encoders' layers that stays frozen")
     checkpointing: Checkpointing = Field(
-        "torch", description="recompute activations: slower, with less memory"
+        "torch",
+        description="recompute activations in the learning from rankings, not in the warm-up: slower, with "
+        "less memory",
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="number format of the computations"

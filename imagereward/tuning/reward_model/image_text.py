@@ -109,7 +109,8 @@ class ImageText(nn.Module):
         first_states = first_states[torch.cat(parts).argsort().to(first_states.device)]
         image_features = F.normalize(blip.vision_proj(tokens_B_N_W[:, 0]).float(), dim=-1)
         text_features = F.normalize(blip.text_proj(first_states).float(), dim=-1)
-        return self.log_scale.exp().clamp(max=100) * image_features @ text_features.T
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self.log_scale.exp().clamp(max=100) * image_features @ text_features.T
 
     def _matching(self, ids, mask, tokens_B_N_W, asked_B_K, true_B_K) -> torch.Tensor:
         """Mean binary cross-entropy of whether text asked[i, k] belongs to image i; target true[i, k]."""
@@ -132,7 +133,8 @@ class ImageText(nn.Module):
         for rows in by_length(mask.sum(1)):
             read = self._read(hidden[rows], mask[rows], tokens_B_N_W[rows.to(tokens_B_N_W.device)])
             read = read[chosen[rows, : read.shape[1]].to(read.device)]
-            logits = read.float() @ vocabulary.float().T
+            with torch.autocast(read.device.type, enabled=False):
+                logits = read.float() @ vocabulary.float().T
             loss = loss + F.cross_entropy(logits, ids[rows][chosen[rows]].to(logits.device), reduction="sum")
         return loss / max(1, int(chosen.sum()))
 

@@ -19,7 +19,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from imagereward.agreement.rankings import ranking_file
 from imagereward.checkpoints.state_dicts import read_state_dict
 from imagereward.config import ScorerConfig
-from imagereward.errors import ImageRewardError
+from imagereward.errors import ImageRewardError, InputError, NonFiniteLossError
 from imagereward.images.preprocess import Preprocess
 from imagereward.main_guard import GUARD_HINT
 from imagereward.models.blip import BLIPShape
@@ -30,7 +30,12 @@ from imagereward.tuning.config import build
 from imagereward.tuning.data.image_pairs import ImagePairs, ShapesPairs, collate_pairs
 from imagereward.tuning.distributed import check_first_gpu, is_first_process
 from imagereward.tuning.reward_model.arguments import training_arguments
-from imagereward.tuning.reward_model.callbacks import StopDeadHead, TellsPace, WriteScorerConfig
+from imagereward.tuning.reward_model.callbacks import (
+    OwnRandomNumbers,
+    StopDeadHead,
+    TellsPace,
+    WriteScorerConfig,
+)
 from imagereward.tuning.reward_model.card import CARD_FILE, amount, card, outcome, plan
 from imagereward.tuning.reward_model.config import RewardModelConfig, WarmupConfig
 from imagereward.tuning.reward_model.data import RankedImages, RankingsWithPairs, collate_rankings
@@ -82,6 +87,11 @@ def _written_last(output: Path) -> Path | None:
 
 
 def _train(config: RewardModelConfig) -> ImageReward:
+    if "hub_token" in config.trainer:
+        raise InputError(
+            "trainer.hub_token would be written to run.json and to the card; expected the token in the "
+            "environment variable HF_TOKEN"
+        )
     values = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, values, config.resume, ["sharding"])
     # What cannot be run is refused before anything is loaded.
@@ -193,7 +203,12 @@ def _by_rankings(
         learned,
         valid,
         compute_metrics=_validation_metrics,
-        callbacks=[StopDeadHead(config.dead_after), WriteScorerConfig(objective.scorer), TellsPace(every)],
+        callbacks=[
+            OwnRandomNumbers(),
+            StopDeadHead(config.dead_after),
+            WriteScorerConfig(objective.scorer),
+            TellsPace(every),
+        ],
     )
 
 
@@ -240,9 +255,15 @@ def _warm_up(
     arguments = training_arguments(
         config, stage, output, save_strategy="steps", save_steps=0.1, save_total_limit=1
     )
-    trainer = Trainer(objective, arguments, collate_pairs, pairs, callbacks=[TellsPace(stage="warm-up")])
+    callbacks = [OwnRandomNumbers(), TellsPace(stage="warm-up")]
+    trainer = Trainer(objective, arguments, collate_pairs, pairs, callbacks=callbacks)
     with _told_about_workers(config):
         trainer.train(resume_from_checkpoint=latest_checkpoint(output) if config.resume else None)
+    if not all(bool(value.isfinite().all()) for value in objective.parameters()):
+        raise NonFiniteLossError(
+            "the warm-up ended with weights that are NaN or infinite: try a lower warmup.learning_rate, or "
+            'precision="float32", in another output='
+        )
     trainer.save_model()
     _write_history(trainer, output)
     return objective

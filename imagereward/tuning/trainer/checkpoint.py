@@ -75,9 +75,9 @@ class CheckpointContents(NamedTuple):
     objective  the objective's `state_dict`
 
     The folder checkpoint-N: weights/learned.safetensors (trained weights), weights/NAME.safetensors for every
-    snapshot (reference, old, average, ema, base) and optimizer.pt, or shards/ in place of them where the
-    weights are sharded (`trainer/shards.py`); objective.pt (if the objective has state), state.json, and
-    under LoRA the adapters in diffusers' format.
+    snapshot (reference, old, average, ema, base; best of judges) and optimizer.pt, or shards/ in place of
+    them where the weights are sharded (`trainer/shards.py`); objective.pt (if the objective has state),
+    state.json, and under LoRA the adapters in diffusers' format.
     """
 
     state: TrainingState
@@ -112,7 +112,8 @@ def load_checkpoint(
             _check_names(path, names, {name for kind, name in kept if kind == "learned"})
             for kind in {kind for kind, _ in kept} - {"learned", "optimizer"}:
                 snapshots.setdefault(kind, new())
-            _read_shards(path, module, optimizer, snapshots)
+            stepped = any(kind == "optimizer" for kind, _ in kept)
+            _read_shards(path, module, optimizer, snapshots, stepped)
         else:
             _read_whole(path, names, module, optimizer, snapshots, new)
     except (*UNREADABLE, *shards.ERRORS) as error:
@@ -123,12 +124,15 @@ def load_checkpoint(
 
 
 def sharded_tensors(
-    module: Any, optimizer: torch.optim.Optimizer, snapshots: Mapping[str, Snapshot]
+    module: Any, optimizer: torch.optim.Optimizer, snapshots: Mapping[str, Snapshot], stepped: bool
 ) -> dict[tuple[str, str], torch.Tensor]:
-    """All tensors of a checkpoint by (kind, name): kind is "learned", "optimizer", or a snapshot's name."""
+    """All tensors of a checkpoint by (kind, name): kind is "learned", "optimizer", or a snapshot's name.
+
+    stepped  whether the optimizer has made a step; before its first one it has no tensors
+    """
     learned = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True))
     tensors: dict[tuple[str, str], Any] = {("learned", name): value for name, value in learned.items()}
-    moments: Any = get_optimizer_state_dict(module, optimizer)["state"]
+    moments: Any = get_optimizer_state_dict(module, optimizer)["state"] if stepped else {}
     for name, parts in moments.items():
         tensors |= {("optimizer", f"{name}/{part}"): value for part, value in parts.items()}
     for kind, snapshot in snapshots.items():
@@ -136,16 +140,18 @@ def sharded_tensors(
     return tensors
 
 
-def _read_shards(path: Path, module: Any, optimizer: torch.optim.Optimizer, snapshots) -> None:
-    tensors = sharded_tensors(module, optimizer, snapshots)
+def _read_shards(path: Path, module: Any, optimizer: torch.optim.Optimizer, snapshots, stepped: bool) -> None:
+    tensors = sharded_tensors(module, optimizer, snapshots, stepped)
     shards.read(tensors, path / shards.FOLDER)
+    learned: dict[str, Any] = {name: value for (kind, name), value in tensors.items() if kind == "learned"}
+    set_model_state_dict(module, learned, options=StateDictOptions(strict=False))
+    if not stepped:
+        return
     moments: Any = get_optimizer_state_dict(module, optimizer)
     for (kind, name), value in tensors.items():
         if kind == "optimizer":
             parameter, _, part = name.rpartition("/")
             moments["state"][parameter][part] = value
-    learned: dict[str, Any] = {name: value for (kind, name), value in tensors.items() if kind == "learned"}
-    set_model_state_dict(module, learned, options=StateDictOptions(strict=False))
     set_optimizer_state_dict(module, optimizer, moments)
 
 
@@ -164,7 +170,8 @@ def _read_whole(
     if sharded:  # each process reads its part from the file; numbers of steps must not need the file later
         for parts in moments["state"].values():
             parts |= {part: value.clone() for part, value in parts.items() if value.dim() == 0}
-    set_optimizer_state_dict(module, optimizer, moments, options=WHOLE)
+    if moments["state"]:
+        set_optimizer_state_dict(module, optimizer, moments, options=WHOLE)
     del moments
     for file in sorted(set(path.glob(f"{WEIGHTS}/*.safetensors")) - {path / LEARNED}):
         snapshots.setdefault(file.stem, new()).load_state_dict(load_file(file))

@@ -98,14 +98,16 @@ class CheckpointWriter:
         if average is not None and self.write_more is not None and (first or sharded):
             result = average.state_dict()
         if not sharded:
-            moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
+            moments: Any = {"state": {}, "param_groups": []}
+            if optimizer.state:  # else torch takes a step of zeros, which would count as the first
+                moments = get_optimizer_state_dict(module, optimizer, options=WHOLE)
             # The others' are the same, and a copy of each in the host's memory is not needed.
             kept = contents.snapshots if first else {}
             snapshots = {name: each.state_dict() for name, each in kept.items()}
             self._alike(path, lambda: _write_whole(part, learned, snapshots, moments), self.rank == 0)
         self._alike(path, lambda: self._write_rest(part, contents, result), self.rank == 0)
         if sharded:
-            tensors = sharded_tensors(module, optimizer, contents.snapshots)
+            tensors = sharded_tensors(module, optimizer, contents.snapshots, bool(optimizer.state))
             if self.background is not None:
                 start, then = self.background.start, partial(self._publish, path)
                 self._alike(path, lambda: start(tensors, part / shards.FOLDER, then), True)
@@ -149,7 +151,10 @@ class CheckpointWriter:
         with self.naming:
             _replace(self._unfinished(path), path)
         for old in checkpoints(self.directory)[: -self.keep]:
-            shutil.rmtree(old)
+            try:
+                shutil.rmtree(old)
+            except OSError as error:  # tried again after the next checkpoint
+                log.warning("%s, an old checkpoint, could not be removed: %s", old, error)
 
     def _replace_state(self, path: Path, state: TrainingState) -> None:
         with self.naming:

@@ -61,13 +61,15 @@ def updates(config: TrainerConfig, processes: int) -> str:
     )
 
 
-def part_plan(config: TrainerConfig, module, data: str, count: int, output: str, device: str) -> str:
+def part_plan(
+    config: TrainerConfig, module, data: str, count: int, output: str, device: str, processes: int = 1
+) -> str:
     """The plan, as `generator_plan`, for training an autoencoder or a text encoder; `count` pairs."""
     found = sum(value.numel() for value in trainable_parameters(module).values())
     values = {
         "data": f"{data}: {count} pairs of an image and a prompt",
         "learns": f"{found:,} parameters",
-        "updates": updates(config, 1),
+        "updates": updates(config, processes),
         "computes": f"in {config.precision} on {device}",
         "output": output,
     }

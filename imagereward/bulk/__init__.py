@@ -102,8 +102,8 @@ def score_table(
     OutputError for an output that exists, belongs to another run or is being written by another process, and
     for a full disk; ImageRewardError if a helper process dies; and the errors of `load`.
     """
-    given = (models,) if isinstance(models, (str, os.PathLike)) else models
-    models = tuple(str(os.fspath(model)) for model in given)
+    named = (models,) if isinstance(models, (str, os.PathLike)) else models
+    names = tuple(str(os.fspath(model)) for model in named)
     refuse_nested_start()
     output = Output(out, overwrite)
     if engine not in ("local", "ray"):
@@ -131,7 +131,7 @@ def score_table(
         images=None if images is None or isinstance(source, Folder) else Path(images).expanduser(),
         out=output.out.parent,
         columns=columns,
-        models=models,
+        models=names,
         device_kind=kind,
         dtype=dtype,
         batch_size=whole_number("batch_size", batch_size, 1, MOST_AT_ONCE),
@@ -161,8 +161,8 @@ def _run(
 ) -> BulkSummary:
     with output.locked():
         scorers = job.scorers()
-        models = job.models_fingerprint(scorers)
-        done = output.begin(job.fingerprint(models))
+        described = job.models_fingerprint(scorers)
+        done = output.begin(job.fingerprint(described))
         done -= _changed_since(job, output, done)
         pending = [index for index in range(job.count) if index not in done]
         if progress and pending:
@@ -171,7 +171,7 @@ def _run(
         del scorers  # every scoring process loads its own
         with tqdm(total=job.rows, initial=job.rows_in(done), unit="row", disable=not progress) as bar:
             if pending and engine == "ray":
-                on_ray.score_parts(job, output, pending, models, actors, bar)
+                on_ray.score_parts(job, output, pending, described, actors, bar)
             elif pending:
                 local.score_parts(job, output, pending, devices, bar)
         job.watch.check(always=True)

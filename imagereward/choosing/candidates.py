@@ -54,6 +54,12 @@ def read_candidates(folder: str | os.PathLike, table: str | os.PathLike | None =
             check_image(image, len(images))
         except ImageRewardError as error:
             raise InputError(f"{where}: {error}") from error
+        try:
+            str(image.resolve()).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: its path is not valid UTF-8, in which choices are written: rename the file"
+            ) from error
         if (key := (prompt, image.resolve())) in seen:
             continue
         seen.add(key)

@@ -6,14 +6,15 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagereward.serve.connections import CONNECTION
+from imagereward.serve.run import is_loopback
 
 MOST_BODY = 4096  # bytes
 COOKIE = "imagereward-choose"
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
@@ -22,7 +23,8 @@ class Guard:
     token  asked for in the address once, and kept by the browser in a cookie; None: only for requests whose
            Host is this machine, which keeps out pages of other sites whose name resolves to it
 
-    A request that says from which site it comes has to come from this one. Bodies above 4 KiB are refused
+    A request that says from which site it comes has to come from this one, unless it follows a link to the
+    page. A body that does not arrive whole changes nothing. Bodies above 4 KiB are refused
     while they arrive.
     """
 
@@ -47,6 +49,8 @@ class Guard:
                 await answer(scope, receive, send)
                 return
             await self._app(scope, _replaying(body, receive), send)
+        except ClientDisconnect:  # what was not sent whole changes nothing
+            return
         finally:
             if connection is not None:
                 connection.finished()
@@ -57,10 +61,13 @@ class Guard:
         origin = headers.get("origin")
         if origin not in (None, "null") and urlsplit(str(origin)).netloc != host:
             return JSONResponse({"detail": f"a request of the page {origin}"}, 403)
+        link = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not link:
+            return JSONResponse({"detail": "a request of another page"}, 403)
         if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0] != "application/json":
             return JSONResponse({"detail": "expected application/json"}, 415)
         if self._token is None:
-            if host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
+            if not _is_this_machine(host):
                 return JSONResponse({"detail": f"this page is for this machine alone, not for {host}"}, 403)
             return None
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
@@ -69,6 +76,14 @@ class Guard:
         return JSONResponse(
             {"detail": "open the address that imagereward choose printed, with its token"}, 401
         )
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether a Host header is localhost or a loopback address, which no name of another site is."""
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
 
 
 def _cookie(headers: dict[str, str]) -> str:
@@ -85,7 +100,7 @@ async def _read(receive: Receive) -> bytes | None:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return b""
+            raise ClientDisconnect
         body += message.get("body", b"")
         if len(body) > MOST_BODY:
             return None

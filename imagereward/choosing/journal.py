@@ -110,13 +110,14 @@ class Journal:
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.path, "ab") as stream:
+                with open(self.path, "ab", buffering=0) as stream:  # a buffer would be written again by close
                     start = stream.tell()
                     if start != self._size(self._lines):
                         raise self._changed()
                     try:
-                        stream.write(line)
-                        stream.flush()
+                        left = memoryview(line)
+                        while left:
+                            left = left[stream.write(left) :]
                         os.fsync(stream.fileno())
                     except OSError:  # a full disk: no half of a line stays
                         self._cut(start, line)

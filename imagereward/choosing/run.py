@@ -1,6 +1,5 @@
 """Runs the page with uvicorn until Ctrl-C."""
 
-import contextlib
 import secrets
 import socket
 import sys
@@ -17,7 +16,7 @@ from imagereward.choosing.session import Session
 from imagereward.config import AdapterConfig
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.scorer import Scorer
-from imagereward.serve.run import is_loopback, server
+from imagereward.serve.run import is_loopback, run_until_stopped, server
 
 
 def run(
@@ -55,8 +54,7 @@ def run(
             print(f"choices are only collected: {session.no_training}", file=sys.stderr)
         address = f"[{host}]" if ":" in host else host
         print(f"choose at http://{address}:{port}/{query}; Ctrl-C ends", file=sys.stderr)
-        with contextlib.suppress(KeyboardInterrupt):
-            running.run()
+        run_until_stopped(running)
         print(f"{len(journal.records)} choices are in {journal.path}", file=sys.stderr)
 
 

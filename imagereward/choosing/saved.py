@@ -61,8 +61,8 @@ class Saved:
 
         The scorer is afterwards as before. Raises InputError for an adapter of another scorer.
         """
-        if not (self.path / WEIGHTS_FILE).is_file():
-            return None
+        if not all((self.path / name).is_file() for name in (WEIGHTS_FILE, SUMMARY_FILE)):
+            return None  # nothing, or a saving that was stopped
         from imagereward.tuning.personal.summary import Summary
 
         try:

@@ -1,5 +1,6 @@
 """Session: one person's choosing: what is asked next, what was chosen, and the adapter that learns."""
 
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -68,6 +69,7 @@ class Session:
         no_training: str = "",
     ):
         self.candidates, self.journal, self._train = candidates, journal, train
+        self.run = secrets.token_hex(8)  # in the addresses of images: another run has other images
         self.no_training = no_training
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(candidates.prompts))}
         self._prompts_N = np.array([numbers[prompt] for prompt in candidates.prompts])
@@ -251,6 +253,7 @@ class Session:
                 }
             count, base, now = map(sum, zip(*self._foreseen)) if self._foreseen else (0, 0, 0)
             return {
+                "run": self.run,
                 "question": question,
                 "count": len(self._answers),
                 "pairs": len(self.candidates.pairs),

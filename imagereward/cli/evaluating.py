@@ -1,6 +1,5 @@
 """The subcommand evaluate, which measures an adapter on choices."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,7 @@ from imagereward.cli.options import (
     OutputFormat,
     Root,
 )
-from imagereward.cli.output import without_nan
+from imagereward.cli.output import as_json
 
 
 @app.command(
@@ -68,6 +67,6 @@ def evaluate(
     if format == Format.table:
         print(found)
     elif format == Format.json:
-        print(json.dumps(without_nan(found.to_dict()), indent=2, ensure_ascii=False))
+        print(as_json(found.to_dict()))
     else:
         print_rows(found.rows(), format)

@@ -15,7 +15,7 @@ from imagereward.cli.options import Format
 def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
     """Print rows, dicts with the same keys, to stdout in the given format; NaN is null in JSON."""
     if format == Format.json:
-        print(json.dumps(without_nan(rows), indent=2, ensure_ascii=False))
+        print(as_json(rows))
     elif format == Format.csv:
         writer = csv.DictWriter(sys.stdout, list(rows[0]))
         writer.writeheader()
@@ -24,6 +24,17 @@ def print_rows(rows: list[dict[str, Any]], format: Format) -> None:
         from imagereward.table import table
 
         print(table(rows))
+
+
+def as_json(value: Any) -> str:
+    """JSON text with null for NaN, and with JSON's own escapes if stdout's encoding lacks a character."""
+    value = without_nan(value)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=2)
+    return text
 
 
 def is_nan(value: Any) -> bool:

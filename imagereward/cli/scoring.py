@@ -1,6 +1,5 @@
 """The subcommands models, score, rank, verify, bench and demo."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +34,7 @@ from imagereward.cli.options import (
     Prompt,
     Root,
 )
+from imagereward.cli.output import as_json
 
 
 @app.command(examples="imagereward models\nimagereward models --format json")
@@ -50,6 +50,8 @@ def models(
     """List the scorers that can be loaded by name."""
     from imagereward.checkpoints.registry import REGISTRY
 
+    if judges and templates:
+        raise typer.BadParameter("--judges and --templates print different tables: give one of them")
     if judges or templates:
         from imagereward.cli.judges import judge_rows, template_rows
 
@@ -157,7 +159,7 @@ def rank(
             "truncated": ranking.truncated,
             "ranking": ranking.rows(),
         }
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(as_json(result))
         return
     print_rows(ranking.rows(), format)
 

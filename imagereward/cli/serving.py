@@ -94,9 +94,16 @@ def serve(
         raise missing_extra("imagereward serve", "serve", error) from error
     if replicas is not None and engine != Engine.ray:
         raise InputError(f"--replicas {replicas} needs --engine ray: without Ray, the server is one process")
-    if max_pixels * 10**6 > encoded.max_pixels():
-        encoded.set_max_pixels(max_pixels * 10**6)
-    limits = Limits(body=max_body * 2**20, images=max_images, image_pixels=max_pixels * 10**6, queue=queue)
+    pixels = max_pixels * 10**6
+    if pixels > encoded.max_pixels():
+        encoded.set_max_pixels(pixels)
+    limits = Limits(
+        body=max_body * 2**20,
+        images=max_images,
+        image_pixels=pixels,
+        request_pixels=max(Limits.request_pixels, pixels),
+        queue=queue,
+    )
     options: dict[str, Any] = {
         "limits": limits,
         "batch_size": batch_size,

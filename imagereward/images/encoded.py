@@ -22,7 +22,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import PIL.Image
 
@@ -43,6 +43,8 @@ SECONDS, SECONDS_PER_PIXEL = 5.0, 1.5e-7
 BYTES_PER_PIXEL, BYTES_AT_LEAST = 8, 64 * 2**20
 # Between two blocks of this many bytes the time is looked at.
 BLOCK = 4096
+# Values of one TIFF tag, such as its strips, of each of which Pillow makes an object of 300 bytes.
+MOST_PARTS = 2**18
 
 
 def max_pixels() -> float:
@@ -146,6 +148,8 @@ def open_metadata(stream: BinaryIO) -> Iterator[PIL.Image.Image]:
     _check_size(size, "the image")
     reader = Bounded(stream, size, Deadline(SECONDS))
     try:
+        _check_parts(reader)
+        reader.seek(0)
         image = PIL.Image.open(reader, formats=formats())  # type: ignore[arg-type]
     except Exception as error:  # parsers raise whatever they like on damaged data
         raise ImageReadError(f"the image {reader.fault() or _explained(error)}") from error
@@ -183,6 +187,9 @@ def _opened(stream: BinaryIO, where: str, header_only: bool) -> Encoded:
         if strip is not None:
             data, exif = strip(reader, header_only, MOST_SCANS)
             reader = Bounded(io.BytesIO(data), len(data), reader.deadline)
+        else:
+            _check_parts(reader)
+            reader.seek(0)
         image = PIL.Image.open(reader, formats=formats())  # type: ignore[arg-type]
         if image.format == "TIFF":
             _check_tiff(image, size)
@@ -215,11 +222,33 @@ ADVICE = (
 )
 
 
+def _check_parts(reader: Bounded) -> None:
+    """ImageReadError for a TIFF whose first directory has a list of more than `MOST_PARTS` values."""
+    head = reader.read(16)
+    order: Any = {b"II": "little", b"MM": "big"}.get(head[:2])
+    if order is None or not {42, 43} & {*head[2:4]}:
+        return
+    large = head[2] == 43  # a BigTIFF, as Pillow tells it
+
+    def number(data: bytes) -> int:
+        return int.from_bytes(data, order)
+
+    reader.seek(number(head[8:16] if large else head[4:8]))
+    size, end = (20, 12) if large else (12, 8)
+    for _ in range(number(reader.read(8 if large else 2))):
+        entry = reader.read(size)
+        if len(entry) < size:
+            return  # Pillow says what is wrong
+        tag, kind, count = number(entry[:2]), number(entry[2:4]), number(entry[4:end])
+        if count > MOST_PARTS and (tag in (273, 324) or kind not in (1, 2, 7)):
+            raise ImageReadError(f"is a TIFF with {count} values in tag {tag}; at most {MOST_PARTS} are read")
+
+
 def _check_tiff(image, size: int) -> None:
     """A TIFF's strips or tiles, as its header declares them, against the picture's and the file's size."""
     tags = image.tag_v2
     tile = int(tags.get(322, 0)) * int(tags.get(323, 0))  # TileWidth, TileLength
-    parts = tags.get(279) or tags.get(325) or ()  # StripByteCounts, TileByteCounts
+    parts = [*tags.get(279, ()), *tags.get(325, ())]  # StripByteCounts, TileByteCounts: both count
     if tile > max_pixels() or sum(parts) > READS * size + READS_AT_LEAST:
         raise ImageReadError("is a TIFF that declares more data in its strips or tiles than it holds")
 

@@ -90,7 +90,7 @@ class Preprocess(Processor):
         if self.apply_exif_rotation:
             image = upright(image)
         if self.resizing == "pad":
-            return self.resize(_to_tensor(image.convert("RGB"))[None].float() / 255)[0]
+            return self.resize(_to_tensor(image.convert("RGB"))[None].float().div_(255))[0]
         if self.resizing == "transformers":
             image = image.convert("RGB")
         height, width = self._short_side(image.height, image.width)
@@ -159,11 +159,17 @@ def eight_bits(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
     original takes them, else as 16.
     """
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageReadError(f"{where} has grey values {values.min()}..{values.max()}; expected 0..65535")
-        shallow = image.mode == "I" and values.max() <= 255
-        return _grey(values if shallow else (values * 255 + 32767) // 65535, image)
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            raise ImageReadError(f"{where} has grey values {low}..{high}; expected 0..65535")
+        if image.mode == "I" and high <= 255:
+            return _grey(values, image)
+        scaled = values.astype(np.uint32)  # 65535 * 255 + 32767 fits; 64 bits would take twice the memory
+        scaled *= 255
+        scaled += 32767
+        scaled //= 65535
+        return _grey(scaled, image)
     if image.mode in ("La", "RGBa"):  # premultiplied alpha, which Pillow cannot convert to RGB
         return image.convert(image.mode.upper())
     if image.mode == "F":

@@ -68,10 +68,7 @@ def strip_jpeg(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[
             continue
         if code == SCAN:
             rest = b"" if header_only else reader.read()
-            # Inside a scan 0xFF is followed by 0 or a restart marker, so each of these pairs begins another.
-            # Behind the end there may be anything, such as the video of a moving photo.
-            end = rest.find(b"\xff\xd9")
-            if (scans := 1 + rest.count(b"\xff\xda", 0, None if end < 0 else end)) > most_scans:
+            if (scans := _scans(reader, rest)) > most_scans:
                 raise ImageReadError(
                     f"is a JPEG of {scans} scans, which takes long to decode; at most {most_scans} are read. "
                     "Save it anew"
@@ -89,6 +86,25 @@ def strip_jpeg(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[
         if profile or code in (APP0, APP14) or not (APP0 <= code <= APP15 or code == COMMENT):
             kept += [marker, size, body]
     return b"".join(kept), exif
+
+
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
+
+
+def _scans(reader: ByteReader, rest: bytes) -> int:
+    """The scans of a JPEG, of which `rest` is what follows the marker of the first.
+
+    Segments are skipped by their length: a comment may hold the bytes of any marker. Behind the end there may
+    be anything, such as the video of a moving photo.
+    """
+    scans, at = 1, int.from_bytes(rest[:2], "big")
+    while (found := _MARKER.search(rest, at)) is not None and (code := found[1][0]) != END:
+        reader.read(0)  # raises once the time is over
+        at = found.end()
+        if code not in STANDALONE:
+            at += int.from_bytes(rest[at : at + 2], "big")
+        scans += code == SCAN
+    return scans
 
 
 def strip_avif(reader: ByteReader, header_only: bool, most_scans: int) -> tuple[bytes, bytes]:

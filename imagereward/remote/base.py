@@ -63,11 +63,11 @@ class RemoteBase(PairScorer):
         self._unusable: str | None = None  # the reason if no request can be sent
         given = os.environ.get(TOKEN_VARIABLE) if token is None else token
         given = protocol.checked_token(given, "the token") if given else None
-        if given and address.username:
+        if given and address.userinfo:
             raise InputError(f"{self.url}: give a token, or a user name in the address, not both")
         self._options: dict[str, Any] = {
             "base_url": self.url,
-            "auth": (address.username, address.password) if address.username else None,
+            "auth": (address.username, address.password) if address.userinfo else None,
             "headers": {"Authorization": f"Bearer {given}"} if given else {},
             "timeout": httpx2.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
             "limits": httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
@@ -141,4 +141,15 @@ def parse_address(url: str) -> "httpx2.URL":
         parsed = httpx2.URL(url)
         if parsed.scheme in ("http", "https") and parsed.host:
             return parsed
-    raise InputError(f"{url!r} is no server's address; expected one like 'http://127.0.0.1:8000'")
+    raise InputError(
+        f"{without_secrets(url)!r} is no server's address; expected one like 'http://127.0.0.1:8000'"
+    )
+
+
+def without_secrets(url: object) -> str:
+    """An address as messages show it: without user name and password, which end in @."""
+    text = str(url)
+    if "@" not in text:
+        return text
+    scheme, separator, _ = text.partition("://")
+    return (f"{scheme}://" if separator and "@" not in scheme else "") + text.rpartition("@")[2]

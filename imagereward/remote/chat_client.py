@@ -50,7 +50,7 @@ class ChatClient:
         if httpx2 is None:
             raise missing_extra("a remote judge", "serve")
         address = parse_address(url)
-        if address.username:
+        if address.userinfo:
             raise InputError(
                 f"an address with a user name: a judge takes its key from the variable {key_variable}"
             )
@@ -58,15 +58,20 @@ class ChatClient:
         self.key_variable, self.timeout, self.retries = key_variable, timeout, retries
         self.tokens, self.requests = tokens, requests
         self.used = {"requests": 0, "tokens read": 0, "tokens written": 0}
-        self._lock = threading.Lock()
+        self._locks: dict[tuple[int, int], threading.Lock] = {}
         self._clients: dict[tuple[int, int], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_clients")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_locks", "_clients")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock, self._clients = threading.Lock(), {}
+        self._locks, self._clients = {}, {}
+
+    @property
+    def _lock(self) -> threading.Lock:
+        """This process's lock: one that was held during a fork would stay held in the child."""
+        return self._locks.setdefault(process_key(), threading.Lock())
 
     def reply(self, body: dict[str, Any]) -> Reply:
         """The reply to a request, tried again where the server may recover.

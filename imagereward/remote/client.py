@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from imagereward.errors import InputError, RemoteError
-from imagereward.remote.base import CLOSED, RemoteBase
+from imagereward.remote.base import CLOSED, RemoteBase, without_secrets
 from imagereward.remote.exchange import Exchange, Result, complete, plan, run
 from imagereward.remote.forking import process_key
 from imagereward.remote.judge import ChatJudge, is_chat_address
@@ -47,7 +47,7 @@ def connect(url: str, model: str | None = None, **options) -> "RemoteScorer | Ch
     """
     if is_chat_address(url, options):
         if model is None:
-            raise InputError(f"{url}: say which model= is asked")
+            raise InputError(f"{without_secrets(url)}: say which model= is asked")
         return ChatJudge(url, model, **options)
     if (host := host_of(url)) is not None:
         return SingleScorer(RemoteScorer(host, **options), model)
@@ -62,7 +62,10 @@ async def connect_async(url: str, model: str | None = None, **options) -> "Async
     Raises InputError for an address that ends with "/score", which has no awaited client.
     """
     if host_of(url) is not None:
-        raise InputError(f"{url}: an address of /score is asked without await; expected connect, or its host")
+        raise InputError(
+            f"{without_secrets(url)}: an address of /score is asked without await; expected connect, or its "
+            "host"
+        )
     scorer = AsyncRemoteScorer(url, **options)
     scorer.choose(model, await scorer.ask_models())
     return scorer
@@ -235,9 +238,12 @@ class AsyncRemoteScorer(RemoteBase):
             ):  # the connection pool's queue would count as waiting for an answer
                 await self._exchange.send(rows, part, gathered)
 
-        async with asyncio.TaskGroup() as group:
-            for part in parts:
-                group.create_task(send(part))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for part in parts:
+                    group.create_task(send(part))
+        except BaseExceptionGroup as several:  # verbs raise what the blocking client raises
+            raise several.exceptions[0] from None
         return question.answer(complete(self, gathered))
 
 

@@ -11,7 +11,8 @@ from imagereward.config import whole_number
 from imagereward.errors import RemoteError
 from imagereward.remote import protocol
 from imagereward.remote.base import RemoteBase
-from imagereward.remote.protocol import Failed, Gathered, Part
+from imagereward.remote.gathered import Gathered
+from imagereward.remote.protocol import Failed, Part
 from imagereward.scoring.api import warn_truncated
 from imagereward.scoring.questions import Rows, Scored
 

@@ -59,6 +59,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
         400: "The body is not of its format.",
         401: "No token, or a wrong one.",
         404: "No such model.",
+        408: "The body took too long to arrive.",
         413: "Too large, too many images, prompts, pairs or pixels.",
         415: "Another format.",
         422: "Fields missing, unknown or wrong; an image that cannot be read, or has no score.",
@@ -127,6 +128,8 @@ class ServerState:
         device = next(iter(scorers.values())).device.type
         default = DEFAULT_BATCH.get(device, DEFAULT_BATCH_ACCELERATOR)
         self._batch_size = default if batch_size is None else whole_number("batch_size", batch_size, 1)
+        if isinstance(window, bool) or not isinstance(window, int | float) or not 0 <= window <= 3600:
+            raise InputError(f"window={window!r}: expected 0 to 3600 seconds")
         self._window = window
 
     @contextlib.asynccontextmanager
@@ -277,11 +280,8 @@ def _asks(question: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
         fields = {**schema["properties"], "images": _FILES}
         content["multipart/form-data"] = {"schema": {**schema, "properties": fields}}
         content[NPY_TYPE] = {"schema": {"type": "string", "format": "binary"}}
-    return {
-        "response_model": answer,
-        "responses": FAULTS,
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
-    }
+    body = {"requestBody": {"required": True, "content": content}}
+    return {"response_model": answer, "responses": FAULTS, "openapi_extra": body}
 
 
 _FILES = {

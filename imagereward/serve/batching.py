@@ -77,7 +77,14 @@ class Batcher:
                 raise InputError("the server is closing: it takes no more requests")
             self._requests.append(request)
             self._changed.notify()
+        request.answer.add_done_callback(self._forget)
         return request.answer
+
+    def _forget(self, answer: Future) -> None:
+        """Take a cancelled request out of the queue, so that its images leave memory."""
+        if answer.cancelled():
+            with self._changed:
+                self._requests = deque(each for each in self._requests if each.answer is not answer)
 
     def close(self) -> None:
         """Score the waiting requests, then end the thread."""
@@ -91,21 +98,25 @@ class Batcher:
             requests = [request for request in batch if request.answer.set_running_or_notify_cancel()]
             if requests:
                 self._run(requests)
+            del batch, requests  # otherwise their images stay until the next batch
 
     def _next(self) -> list[ScoringRequest]:
         """Wait for the next batch: requests of one model. Empty once closed and nothing waits."""
         with self._changed:
-            while not self._requests:
-                if self._closed:
-                    return []
-                self._changed.wait()
-            first = self._requests[0]
-            deadline = first.arrived + self._window
-            while not self._closed and self._waiting(first.model) < self._batch_size:
-                if (left := deadline - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(left)
-            return self._take(first.model)
+            while True:
+                while not self._requests:
+                    if self._closed:
+                        return []
+                    self._changed.wait()
+                first = self._requests[0]
+                model, deadline = first.model, first.arrived + self._window
+                del first  # it may be cancelled meanwhile
+                while not self._closed and self._waiting(model) < self._batch_size:
+                    if (left := deadline - time.monotonic()) <= 0:
+                        break
+                    self._changed.wait(left)
+                if batch := self._take(model):  # empty: all were cancelled meanwhile
+                    return batch
 
     def _waiting(self, model: str) -> int:
         return sum(

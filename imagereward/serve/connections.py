@@ -46,6 +46,7 @@ class BoundedProtocol(H11Protocol):
         super().__init__(config, server_state, {**app_state, CONNECTION: self}, **more)
         self._bounds = bounds
         self._deadline: asyncio.TimerHandle | None = None
+        self._answering = 0  # admitted requests that are not over: of pipelined ones, two overlap
 
     def connection_made(self, transport) -> None:
         """Start the deadline when the connection opens, before its first byte."""
@@ -61,12 +62,14 @@ class BoundedProtocol(H11Protocol):
 
     def admitted(self) -> None:
         """A request has shown the token: cancel the deadline while it is answered."""
+        self._answering += 1
         self._clear_deadline()
         self._bounds.discard(self)
 
     def finished(self) -> None:
-        """An admitted request is over: start the deadline for the next one."""
-        if not self.transport.is_closing():
+        """An admitted request is over: start the deadline, unless the next one is being answered already."""
+        self._answering -= 1
+        if not self._answering and not self.transport.is_closing():
             self._set_deadline()
 
     def cut(self) -> None:

@@ -1,6 +1,7 @@
 """Answers POST /calculate_reward: the terms of the reward of an inpainted image, its mask and its prompt."""
 
 import asyncio
+import traceback
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -50,7 +51,13 @@ async def region_rewards(state: Any, request: Request) -> dict[str, float]:
     if isinstance(prepared, Refused):
         raise prepared
     waiting = [asyncio.wrap_future(state.batcher.submit(each)) for each in prepared.requests.values()]
-    scores = await asyncio.gather(*waiting)
+    try:
+        scores = await asyncio.gather(*waiting)
+    except Exception as error:
+        for each in waiting:
+            each.cancel()
+        traceback.clear_frames(error.__traceback__)  # the frames hold the images of a whole batch
+        raise
     return prepared.terms | {
         term: complete(score)[0] for term, score in zip(prepared.requests, scores, strict=True)
     }
@@ -76,7 +83,7 @@ def _prepare(state: Any, reservation: Reservation, content_type: str) -> Prepare
     row = SimpleNamespace(image=question.image_b_base64, mask=question.mask_base64)
     try:
         picture, grey = open_pictures(row, ("image", "mask"), "the request")
-    except ImageRewardError as error:
+    except (ImageRewardError, ValueError) as error:
         raise Refused(422, str(error)) from error
     reservation.give("bytes")
     mask = grey.convert("L").point([0] * WHITE + [255] * (256 - WHITE))
@@ -91,7 +98,7 @@ def _prepare(state: Any, reservation: Reservation, content_type: str) -> Prepare
         check_resized(0, crop.width, crop.height, scorer.processors, state.limits)
         try:
             loaded = tuple(processor.load(crop) for processor in scorer.processors)
-        except ImageRewardError as error:
+        except (ImageRewardError, ValueError) as error:
             raise Refused(422, f"the part of the image around its mask: {error}") from error
         reservation.take_decoded(sum(map(bytes_of, loaded)))
         requests[term] = ScoringRequest(name, [question.prompt], [loaded], torch.tensor([[0, 0]]))

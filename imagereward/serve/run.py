@@ -35,8 +35,19 @@ def run(scorers: Sequence[PairScorer], host: str, port: int, **options) -> None:
     # python_multipart warns about every malformed form; the client reads that error in its answer.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     _allow_many_connections()
-    with contextlib.suppress(KeyboardInterrupt):
-        server(app, host, port).run()
+    run_until_stopped(server(app, host, port))
+
+
+def run_until_stopped(running: uvicorn.Server) -> None:
+    """Run a server until SIGTERM or SIGINT. InputError if it cannot listen, as on a port that is taken."""
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            running.run()
+    except SystemExit as stop:  # uvicorn's code 3 has another meaning in this package's command
+        if running.started:
+            raise
+        where = f"{running.config.host}:{running.config.port}"
+        raise InputError(f"the server cannot listen on {where}, as said above: try another port") from stop
 
 
 def server(app: FastAPI, host: str, port: int) -> uvicorn.Server:

@@ -59,19 +59,21 @@ function showChosen() {
 }
 
 function section(prompt, scores, shown, tokens, cut) {
-  const order = scores.map((_, index) => index).sort((a, b) => scores[b] - scores[a]);
-  const [low, high] = [scores[order.at(-1)], scores[order[0]]];
+  const value = (index) => scores[index] ?? -Infinity;  // null: a judge gave no verdict
+  const order = scores.map((_, index) => index).sort((a, b) => value(b) - value(a) || 0);
+  const known = scores.filter((score) => score !== null);
+  const [low, high] = [Math.min(...known), Math.max(...known)];
   const items = order.map((index) => {
-    const rank = 1 + scores.filter((score) => score > scores[index]).length;
-    const { name, url } = shown[index];
-    return make("li", { className: rank === 1 ? "best" : "" },
+    const score = scores[index], { name, url } = shown[index];
+    const rank = 1 + known.filter((other) => other > score).length;
+    const said = score === null ? [make("b", { textContent: "no score" })] : [
+      make("span", { className: "place", textContent: rank, ariaLabel: `rank ${rank}` }),
+      make("b", { textContent: score.toFixed(4) }),
+      make("meter", { min: 0, max: 1, value: high > low ? (score - low) / (high - low) : 1,
+        ariaLabel: "between the worst and the best" })];
+    return make("li", { className: score !== null && rank === 1 ? "best" : "" },
       make("img", { src: url, alt: name }),
-      make("div", { className: "caption" },
-        make("span", { className: "place", textContent: rank, ariaLabel: `rank ${rank}` }),
-        make("b", { textContent: scores[index].toFixed(4) }),
-        make("meter", { min: 0, max: 1, value: high > low ? (scores[index] - low) / (high - low) : 1,
-          ariaLabel: "between the worst and the best" }),
-        make("small", { textContent: name, title: name })));
+      make("div", { className: "caption" }, ...said, make("small", { textContent: name, title: name })));
   });
   const note = cut ? [make("small", { textContent: ` (only the beginning was read: ${tokens} tokens)` })] : [];
   return make("section", {}, make("h2", {}, prompt, ...note), make("ol", {}, ...items));

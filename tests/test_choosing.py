@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import signal
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -459,6 +461,17 @@ def test_other_files_are_refused_and_a_full_disk_keeps_whole_lines(tmp_path, mon
         journal.append("b", (tmp_path / "0.png", tmp_path / "1.png"), (1, 2))
     monkeypatch.undo()
     assert (tmp_path / "choices.jsonl").read_bytes() == before
+    # The disk is full in the middle of a line, as a limit on the size of files makes it.
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 6, limit[1]))
+        with pytest.raises(OutputError, match=r"choices\.jsonl cannot be written"):
+            journal.append("b", (tmp_path / "0.png", tmp_path / "1.png"), (1, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "choices.jsonl").read_bytes() == before
     journal.append("c", (tmp_path / "0.png", tmp_path / "1.png"), (2, 1))
     journal.close()
     assert len(Journal(tmp_path / "choices.jsonl").records) == 2
@@ -483,6 +496,13 @@ def test_the_server_bounds_bodies_and_admits_its_own_page_alone(session):
         assert client.post("/choose", content=json.dumps(body)).status_code == 415
         assert client.post("/choose", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
         assert client.get("/state", headers={"Host": "evil.example"}).status_code == 403
+        assert client.get("/state", headers={"Host": "127.0.0.2:8010"}).status_code == 200
+        for site in ("cross-site", "same-site"):
+            assert client.get("/image/0", headers={"Sec-Fetch-Site": site}).status_code == 403
+            link = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}
+            assert client.get("/", headers=link).status_code == 200
+            assert client.get("/image/0", headers=link).status_code == 403
+        assert client.get("/image/0", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
         for wrong in (
             [],
             {},

@@ -69,6 +69,13 @@ def test_clips_and_hpss_tokens_are_those_of_open_clip(scorers, repaired, kind, p
     assert torch.equal(scorers[kind].bpe([prompt]), repaired([prompt]))
 
 
+def test_words_that_were_read_are_not_kept(scorers):
+    tokenizer = scorers["CLIP"].bpe
+    kept = len(tokenizer.cache)
+    tokenizer(["".join(chr(97 + (i * i) % 26) for i in range(2000)), "bicycles", "a"])
+    assert len(tokenizer.cache) == kept
+
+
 def test_the_two_differ_where_one_repairs_what_it_is_given(scorer, repaired):
     for name in DIFFERENT:
         assert not torch.equal(scorer.bpe([PROMPTS[name]]), repaired([PROMPTS[name]])), name

@@ -64,6 +64,21 @@ def tiff_declaring(count: int) -> bytes:
     return b"II*\0" + struct.pack("<I", at + len(arrays)) + data + arrays + directory + bytes(4)
 
 
+def tiff_of_strips(count: int) -> bytes:
+    """A TIFF of 1 x 2 pixels whose list of strips has `count` values of a byte each."""
+    at = 8 + 2 + 12 * 9 + 4
+    entries = [(256, 4, 1, 1), (257, 4, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(273, 1, count, at), (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, 1)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *each) for each in entries)
+    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + bytes(count)
+
+
+def commented(data: bytes) -> bytes:
+    """The JPEG with a comment behind its first scan that holds the marker of the end."""
+    second = data.index(b"\xff\xc4", data.index(b"\xff\xda"))
+    return data[:second] + b"\xff\xfe\0\x04\xff\xd9" + data[second:]
+
+
 def claiming(width: int, height: int) -> bytes:
     """A PNG of a few bytes that says it has so many pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -89,6 +104,8 @@ REFUSED = {
         (lambda data: data[:2] + b"\xff\xfe\0\x06\xff\xd9\xff\xd9" + data[2:])(jpeg_of_scans(3000)),
         "a JPEG of 3000 scans",
     ),
+    "jpeg of scans with a comment between": (commented(jpeg_of_scans(3000)), "a JPEG of 3000 scans"),
+    "tiff of millions of strips": (tiff_of_strips(3 * 10**6), "a TIFF with 3000000 values in tag 273"),
     "tiff of one strip many times": (tiff_declaring(5000), "declares more data"),
     "png of 4 gigapixels": (claiming(65_000, 65_000), "too many pixels"),
     "png just over": (claiming(180_000, 1_000), "too many pixels"),

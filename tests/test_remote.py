@@ -394,6 +394,33 @@ def test_a_refusal_that_names_no_image_of_the_request_is_not_tried_again(scripte
     assert len(asked) == 1
 
 
+def test_a_request_over_the_servers_pixels_is_sent_in_halves():
+    scorer, images = small_scorer("CLIP"), [picture.resize((60, 60)) for picture in pictures(5)]
+    limits = Limits(image_pixels=4000, request_pixels=8000)  # two images at once
+    with serving(scorer, limits=limits) as url, RM.connect(url) as remote:
+        assert remote.score("a", images) == pytest.approx(scorer.score("a", images), abs=1e-6)
+
+
+def test_no_message_about_an_address_shows_its_password():
+    for url in ("http://me:s3cret@host/v1", "htp://me:s3cret@host", "me:s3cret@host", "http://:s3cret@/"):
+        with pytest.raises(InputError) as caught:
+            RM.connect(url)
+        assert "s3cret" not in str(caught.value), url
+    with pytest.raises(InputError) as caught:
+        asyncio.run(RM.connect_async("http://me:s3cret@host/score"))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_closed_async_client_raises_what_the_blocking_one_does(scripted):
+    async def ask():
+        remote = await RM.connect_async(scripted[0])
+        await remote.close()
+        await remote.score("a", pictures(1)[0])
+
+    with pytest.raises(InputError, match="closed"):
+        asyncio.run(ask())
+
+
 def test_an_answer_that_does_not_come_in_time_is_an_error(scripted, ask):
     url, script, _ = scripted
     script += [(200, {}, lambda: time.sleep(1) or GOOD)]

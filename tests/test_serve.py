@@ -1,6 +1,7 @@
 """The reward server: its answers against local scores, many clients at once, and its limits."""
 
 import asyncio
+import gc
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -19,8 +21,10 @@ from conftest import CONFIGS, PROMPTS, pictures, small_scorer
 
 from benchmarks.lib.serving import Gate, base64_of, client, metric, npy, png, serving, wait_until
 from imagereward.errors import InputError
+from imagereward.images.reading import read_image
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.serve import Limits, create_app
+from imagereward.serve.batching import Batcher, ScoringRequest
 from imagereward.serve.run import by_name, read_token
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
@@ -168,6 +172,33 @@ def test_requests_that_wait_together_are_scored_together():
         assert all(each.result().status_code == 200 for each in asked)
     assert sum(gate.batches) == 9
     assert sorted(gate.batches[1:], reverse=True)[0] == 4
+
+
+def test_a_cancelled_request_leaves_the_queue_with_its_images():
+    gate = Gate()
+    batcher = Batcher({"m": gate.scorer}, 1, 0.0)
+
+    def request():
+        pixels = gate.scorer.processor.load(read_image(pictures(1)[0]))
+        return ScoringRequest("m", ["a"], [(pixels,)], torch.tensor([[0, 0]]))
+
+    running = batcher.submit(request())
+    wait_until(lambda: gate.batches)
+    waiting = request()
+    pixels = weakref.ref(waiting.pixels[0][0])
+    assert batcher.submit(waiting).cancel()
+    del waiting
+    gc.collect()
+    assert pixels() is None
+    gate.open()
+    assert running.result(60) is not None
+    batcher.close()
+
+
+@pytest.mark.parametrize("window", [float("inf"), float("nan"), -1, "5", True])
+def test_a_window_is_a_number_of_seconds(window):
+    with pytest.raises(InputError, match="expected 0 to 3600 seconds"):
+        create_app({"a": small_scorer("CLIP")}, window=window)
 
 
 def test_a_full_queue_answers_429_and_when_to_come_again():

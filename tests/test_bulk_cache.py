@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,9 @@ def test_towers_pixels_and_dtypes_are_kept_apart():
     aesthetic = small_scorer("Aesthetic", seed=1)
     aesthetic.clip_model.load_state_dict(scorer.clip_model.state_dict())
     assert tower_of(aesthetic) == base
+    other = replace(scorer.config, architecture={**scorer.config.architecture, "quick_gelu": False})
+    scorer.config = other  # the same weights, in another network
+    assert tower_of(scorer) != base
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

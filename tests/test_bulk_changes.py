@@ -109,6 +109,17 @@ def test_touching_an_input_without_a_change_of_its_rows_stops_no_resuming(table,
     assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
 
 
+def test_a_folder_renamed_between_runs_is_noticed(table, models, monkeypatch):
+    (table / "pics/a").mkdir(parents=True)
+    for place in range(4):
+        PIL.Image.new("RGB", (40, 40), (60 * place, 0, 0)).save(table / f"pics/a/{place}.png")
+    options = {"source": "pics", "prompt": "a", "part_rows": 2}
+    begun(table, models, monkeypatch, **options)
+    (table / "pics/a").rename(table / "pics/b")
+    with pytest.raises((InputError, OutputError)):
+        score(table, models, **options)
+
+
 @pytest.mark.parametrize("source", ["images", "s.tar"])
 def test_a_picture_swapped_between_runs_with_size_and_time_kept_is_noticed(
     table, models, monkeypatch, source

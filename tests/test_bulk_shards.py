@@ -91,6 +91,25 @@ def test_keys_of_json_replace_no_member(tmp_path, models):
     assert rows[0]["score:ImageReward"] == pytest.approx(alone("one", encoded(0)), abs=1e-5)
 
 
+def test_the_picture_goes_before_its_mask(tmp_path, models):
+    pack(tmp_path / "s.tar", [("a.depth.png", 1), ("a.png", 0), ("a.txt", "one")])
+    _, rows = score(tmp_path, models, source="s.tar")
+    assert rows[0]["score:ImageReward"] == pytest.approx(alone("one", encoded(0)), abs=1e-5)
+
+
+def test_of_two_rows_of_one_image_the_one_without_a_prompt_alone_has_an_error(tmp_path, models):
+    lay(tmp_path, {"x.png": 0})
+    for order in ("ab", "ba"):
+        prompts = {"a": {"image": "x.png", "prompt": "one"}, "b": {"image": "x.png"}}
+        pack(tmp_path / f"{order}.tar", [(f"{name}.json", json.dumps(prompts[name])) for name in order])
+        _, rows = score(tmp_path, models, source=f"{order}.tar", out=f"{order}.parquet")
+        found = {row["prompt"]: row for row in rows}
+        assert found["one"]["error"] is None
+        assert found["one"]["score:ImageReward"] == pytest.approx(alone("one", encoded(0)), abs=1e-5)
+        assert found[None]["score:ImageReward"] is None
+        assert "prompt" in found[None]["error"]
+
+
 def test_json_that_is_no_object_is_an_error_of_its_row(tmp_path, models):
     pack(
         tmp_path / "s.tar",

@@ -187,6 +187,18 @@ def test_low_rank_updates_are_merged_into_what_is_saved(reds, tiny_vlm, loss):
     )
 
 
+def test_low_rank_updates_of_the_image_encoder_reach_it(reds, tiny_vlm):
+    changes = {"train": "head", "lora": "{ rank = 2, vision = true }", "updates": 2, "evaluate_every": 2}
+    trained = train(reds, tiny_vlm, **changes)
+    fresh = RM.load(
+        f"vqa:{tiny_vlm()}", "cpu", readout="head", template="preference", head=HeadConfig((16,), 1)
+    )
+    before, after = fresh.backbone.state_dict(), trained.backbone.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("visual" in name or "vision" in name for name in changed)
+    assert any("language_model" in name for name in changed)
+
+
 def test_what_cannot_be_learned_from_is_refused(reds, tiny_vlm):
     for change in ({"device": "cuda:1"}, {"precision": "float16"}, {"micro_batches": 2}):
         (key,) = change

@@ -179,6 +179,16 @@ def test_random_scores_are_right_as_often_as_chance_says():
         assert result.filter[k] == pytest.approx(metrics.filter_by_chance(rankings, k), abs=0.03)
 
 
+def test_the_interval_of_a_correlation_is_of_the_prompts_that_have_one():
+    scores = [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], *[[0.5, 0.5, 0.5]] * 8]
+    rankings = [[1, 2, 3]] * 10
+    for statistic in (metrics.spearman, metrics.kendall):
+        assert metrics.interval(statistic, scores, rankings) == metrics.interval(
+            statistic, scores[:2], rankings[:2]
+        )
+        assert all(map(math.isnan, metrics.interval(statistic, scores[1:], rankings[1:])))
+
+
 def test_no_figure_depends_on_the_scale_of_scores():
     scores, rankings = drawn(10)
     scaled = [[100 * score - 7 for score in row] for row in scores]

@@ -88,6 +88,13 @@ def test_grpo_learns_over_a_base_in_four_bits(family, tmp_path):
     made.load_lora_weights(tmp_path / "out")  # as over any base
 
 
+def test_layers_in_four_bits_stay_as_they_are_when_asked_again():
+    denoiser = quantised("sd")
+    before = dict(denoiser.network.state_dict())
+    quantize_to_4bit(denoiser.network, "cpu")
+    assert all(torch.equal(value, before[name]) for name, value in denoiser.network.state_dict().items())
+
+
 def test_weights_in_four_bits_cannot_learn(tmp_path):
     with pytest.raises(InputError, match="quantize=true without lora"):
         run(tmp_path / "out", quantize=True)

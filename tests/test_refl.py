@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 from functools import partial
@@ -34,7 +35,13 @@ from imagereward.tuning.policy.snapshots import Snapshot
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
 from imagereward.tuning.recipe import recipe_file
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
-from imagereward.tuning.trainer.checkpoint import latest_state
+from imagereward.tuning.trainer.checkpoint import (
+    CheckpointContents,
+    TrainingState,
+    latest_state,
+    load_checkpoint,
+)
+from imagereward.tuning.trainer.checkpoint_writer import CheckpointWriter
 from imagereward.tuning.trainer.run_directory import check_run_directory, create_run_directory
 
 PROMPTS = ["a red circle", "two blue squares", "a green star above a red square"]
@@ -909,6 +916,33 @@ def test_a_damaged_run_is_named(text, tmp_path):
     (tmp_path / "out/run.json").write_text(text)
     with pytest.raises(InputError, match=r"run.json cannot be read as the config of a run"):
         run(tmp_path / "out", updates=1, resume=True)
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_training(tmp_path, monkeypatch, caplog):
+    remove = shutil.rmtree
+
+    def stuck(path, **options):
+        if path.name == "checkpoint-1":
+            raise OSError(39, "Directory not empty")
+        remove(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("imagereward.tuning.trainer.checkpoint_writer.shutil.rmtree", stuck)
+        run(tmp_path / "out", updates=3, save_every=1, keep_checkpoints=1)
+    assert "checkpoint-1, an old checkpoint, could not be removed" in caplog.text
+    assert latest_state(tmp_path / "out").name == "checkpoint-3"
+
+
+def test_a_checkpoint_before_the_first_step_changes_no_training(tmp_path):
+    """The optimizer's own state is empty before its first step, and stays so."""
+    policy = policy_of()
+    network = policy.denoiser.network
+    optimizer = torch.optim.AdamW(trainable_parameters(network).values(), lr=1e-3)
+    contents = CheckpointContents(TrainingState(1, 3, "", [], None, 0), {}, {})
+    path = CheckpointWriter(tmp_path, 1, 0, 1).save(1, network, optimizer, contents, False)
+    assert not optimizer.state
+    load_checkpoint(path, network, optimizer, {}, lambda: Snapshot(network))
+    assert not optimizer.state
 
 
 def test_a_checkpoint_of_somebody_elses_name_is_left_alone(tmp_path):

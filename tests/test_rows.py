@@ -14,7 +14,7 @@ from imagereward.images.preprocess import Preprocess
 from imagereward.tuning import tune
 from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 from imagereward.tuning.data.prompts import read_prompts, read_rows
-from imagereward.tuning.data.requests import Request, digest_of, prompts_of
+from imagereward.tuning.data.requests import Request, digest_of, digest_of_pixels, prompts_of
 from imagereward.tuning.families.registry import open_denoiser
 from imagereward.tuning.finetune import train_generator
 from imagereward.tuning.objectives.sft import SFTConfig
@@ -77,6 +77,17 @@ def test_rows_are_known_again_by_all_that_they_hold():
     assert digest_of(["a cat"]) == digest_of([Request("a cat")])
     assert digest_of([Request("a cat", image=image.copy())]) == digest_of([Request("a cat", image=image)])
     assert digest_of(["a", "b"]) != digest_of(["b", "a"])
+
+
+def test_pictures_with_equal_indices_and_other_palettes_are_told_apart():
+    pictures = []
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        picture = Image.new("P", (64, 64))
+        picture.putpalette(colour)
+        pictures.append(picture)
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+    assert digest_of_pixels(pictures[0]) != digest_of_pixels(pictures[1])
+    assert digest_of_pixels(pictures[0]) == digest_of_pixels(pictures[0].copy())
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,15 @@ def test_without_an_output_it_is_asked_for_before_anything_starts(tmp_path, monk
 # Finding keys.
 
 
+def test_no_error_of_a_config_shows_a_password():
+    values = {"model": "m", "output": "o", "prompts": "p", "reward": {"http://me:s3cret@gpu:8000": "1"}}
+    with pytest.raises(InputError) as caught:
+        build(config_class("refl"), values)
+    assert "gpu:8000" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
 def test_every_key_of_every_config_is_described():
     kinds = {read_recipe(name)["objective"] for name in recipe_names()}
     assert kinds == {*OBJECTIVES, "preference", "personal", "judge", "autoencoder", "clip"}

@@ -130,6 +130,13 @@ def train(data, output, **changes):
     return train_reward_model(build(RewardModelConfig, values))
 
 
+def test_a_token_of_the_hub_is_not_written_to_files(data, tmp_path):
+    with pytest.raises(InputError, match="the environment variable HF_TOKEN") as caught:
+        train(data, tmp_path / "out", trainer={"hub_token": "s3cret"})
+    assert "s3cret" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def recipe(path, data, output, **changes):
     """The small recipe as a file."""
     lines, tables = [], []
@@ -762,6 +769,7 @@ def config_error(**changes) -> str:
         ({"warmup": {"paris": 3}}, "warmup.paris is no key; did you mean 'pairs'?"),
         ({"batch_size": "64"}, "batch_size='64': Input should be a valid integer"),
         ({"batch_size": 0}, "batch_size=0: "),
+        ({"updates": 0}, "updates=0: expected at least 1, or -1"),
         ({"batch_size": 2.5}, "batch_size=2.5: "),
         ({"seed": True}, "seed=True: "),
         ({"calibrate": 1}, "calibrate=1: "),

@@ -53,7 +53,7 @@ def build(config_class: type[C], values: dict[str, Any], source: str = "config")
         return config_class(**values)
     except ValidationError as error:
         faults = [_fault(config_class, fault) for fault in error.errors()]
-        raise InputError(f"{source}:" + "".join(f"\n  {shown_name(fault)}" for fault in faults)) from error
+        raise InputError(f"{source}:" + "".join(f"\n  {shown_name(fault)}" for fault in faults)) from None
 
 
 def _fault(config_class: type[BaseModel], fault: Any) -> str:

@@ -922,7 +922,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_no_training(tmp_path, mon
     remove = shutil.rmtree
 
     def stuck(path, **options):
-        if path.name == "checkpoint-1":
+        if Path(path).name == "checkpoint-1":
             raise OSError(39, "Directory not empty")
         remove(path, **options)
 

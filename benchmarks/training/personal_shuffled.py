@@ -1,6 +1,6 @@
 """How often a personal adapter is called better than the base though there was nothing to learn.
 
-    python -m benchmarks.training.personal_shuffled [--runs 100]
+    python -m benchmarks.training.personal_shuffled [--runs 100] [--first 0]
 
 Rankings of Shapes' images in random order, 24 of 4 images, learned by LoReFT on ImageReward-tiny. Writes
 results/personal-shuffled.json after every run, and goes on with those that are there.
@@ -37,13 +37,14 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="first seed; others may take those before it")
     record.add_option(parser)
     options = parser.parse_args()
     record.refuse_changes(options.allow_changes)
     device = torch.device("cpu")
     result = record.so_far(NAME, device) or {"base": BASE, "rankings": COUNT, "runs": []}
     have = {each["seed"] for each in result["runs"]}
-    for seed in range(options.runs):
+    for seed in range(options.first, options.runs):
         if seed in have:
             continue
         result["runs"].append(verdict(seed))

@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,8 @@ from typer.testing import CliRunner
 
 from imagereward.checkpoints.registry import REGISTRY
 from imagereward.cli import app, main
+from imagereward.cli.options import Format
+from imagereward.cli.output import print_rows
 from imagereward.errors import PromptTruncatedWarning
 
 
@@ -289,6 +292,27 @@ def test_help_has_examples_that_parse_and_the_default_of_every_option(name):
             continue
         assert option.help
         assert option.default is not None or "[default: " in option.help, option.name
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--source", "shapes", "--share", "0.9"), "--share 0.9 has no effect on shapes"),
+        (("--source", "photos.csv", "--split", "test"), "--split test is of shapes alone"),
+    ],
+)
+def test_options_of_masks_that_would_have_no_effect_are_refused(options, reason, capsys, tmp_path):
+    assert reason in error_of(capsys, "masks", "--out", str(tmp_path / "out"), *options)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_json_is_json_in_every_encoding_of_stdout(encoding, monkeypatch):
+    buffer = io.BytesIO()
+    stream = io.TextIOWrapper(buffer, encoding, errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", stream)
+    print_rows([{"prompt": "a café \U0001f600", "score": math.nan}], Format.json)
+    stream.flush()
+    assert json.loads(buffer.getvalue()) == [{"prompt": "a café \U0001f600", "score": None}]
 
 
 def test_without_a_command_the_help_is_shown(capsys):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, PROMPTS, pictures, small_scorer
+from starlette.testclient import TestClient
 
 from benchmarks.lib.serving import Gate, base64_of, client, metric, npy, png, serving, wait_until
 from imagereward.errors import InputError
@@ -76,6 +77,17 @@ def test_every_format_of_a_body_asks_the_same(url, scorers, form):
     assert answer.status_code == 200, answer.text
     expected = scorers["ImageReward"].score_matrix(PROMPTS[:3], images)
     np.testing.assert_allclose(answer.json()["scores"], expected, **CLOSE)
+
+
+def test_an_app_under_a_prefix_scores_and_answers_without_a_token_what_it_does_elsewhere():
+    scorer = small_scorer("CLIP")
+    app = create_app({"a": scorer}, token="s3cret")
+    with TestClient(app, root_path="/reward") as under:
+        assert under.get("/reward/health").status_code == 200
+        assert under.get("/reward/v1/models").status_code == 401
+        asked = {"prompt": "a", "images": [base64_of(png(IMAGES[0]))]}
+        answer = under.post("/reward/v1/rank", json=asked, headers={"Authorization": "Bearer s3cret"})
+    assert answer.json()["scores"] == pytest.approx([scorer.score("a", IMAGES[0])], abs=1e-6)
 
 
 def test_a_body_of_many_megabytes_is_scored(url, scorers):

@@ -1,13 +1,16 @@
 """The page at /, in a real browser: what a person sees, with mouse, keyboard, phone and dark mode."""
 
+import math
 import re
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from conftest import pictures, small_scorer
 
 from benchmarks.lib.browsing import assert_readable
 from benchmarks.lib.serving import client, serving
+from imagereward.scoring.api import PairScorer
 
 PROMPT = "a red bicycle"
 
@@ -82,6 +85,26 @@ def test_images_and_prompts_become_rankings(visit, url, scorer, image_paths):
     assert "5 images ranked by ImageReward" in page.inner_text("[role=status]")
     # Every picture really shows: a policy that forbids blob: would leave them empty.
     assert all(page.evaluate("[...document.images].map((image) => image.naturalWidth > 0)"))
+
+
+def test_an_image_without_a_verdict_comes_last_and_the_others_are_ranked(visit, image_paths):
+    class Picky(PairScorer):
+        name, may_be_nan = "picky", True
+
+        def score_pairs(self, prompts, images, *, batch_size=None):
+            return [math.nan if image.width == 64 else float(image.width) for image in images]
+
+    with serving({"picky": Picky()}) as url:
+        page = visit(url)
+        page.set_input_files("#files", image_paths)
+        page.fill("#prompts", "a cat")
+        page.click("#go")
+        page.wait_for_selector("main li")
+        texts = [item.inner_text() for item in page.locator("main li").all()]
+    wide = [PIL.Image.open(path).width for path in image_paths]
+    assert sum("no score" in text for text in texts) == wide.count(64) > 0
+    assert all("no score" in text for text in texts[-wide.count(64) :])
+    assert f"{max(value for value in wide if value != 64):.4f}" in texts[0]
 
 
 def test_everything_can_be_done_from_the_keyboard(visit, url, scorer, image_paths):

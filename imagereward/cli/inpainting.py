@@ -38,13 +38,18 @@ def masks(
         MaskKind, typer.Option(help="box or strokes; of shapes: box, brush or object.")
     ] = MaskKind.box,
     share: Annotated[
-        float, typer.Option(help="Share of the area that a mask covers, above 0 and below 1; not of shapes.")
-    ] = 0.25,
+        float | None,
+        typer.Option(
+            help="Share of the area that a mask covers, above 0 and below 1; not of shapes.  [default: 0.25]"
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the masks; equal arguments write equal files.")
     ] = 0,
     count: Annotated[int, typer.Option(min=1, help="Most rows; of shapes: how many.")] = 100,
-    split: Annotated[str, typer.Option(help="Of shapes: train, valid or test.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Of shapes: train, valid or test.  [default: train]")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make masks for images, for inpainting.
@@ -52,10 +57,22 @@ def masks(
     Writes a data set: originals/, masks/ and prompts/, rows.jsonl with a record for each image, and
     contact-sheet.png. White is where to paint anew.
     """
-    from imagereward.inpainting.writing import ROWS_FILE, write_data
+    from imagereward.errors import InputError
+    from imagereward.inpainting.writing import ROWS_FILE, SHAPES, write_data
 
+    if share is not None and source == SHAPES:
+        raise InputError(f"--share {share} has no effect on shapes, whose masks have the size of a thing")
+    if split is not None and source != SHAPES:
+        raise InputError(f"--split {split} is of shapes alone, not of {source}")
     sheet = write_data(
-        out, source, kind=kind, share=share, seed=seed, count=count, split=split, overwrite=overwrite
+        out,
+        source,
+        kind=kind,
+        share=0.25 if share is None else share,
+        seed=seed,
+        count=count,
+        split=split or "train",
+        overwrite=overwrite,
     )
     rows = (sheet.parent / ROWS_FILE).read_bytes().count(b"\n")
     print(f"{out}: {rows} rows; look at {sheet}")

@@ -108,6 +108,12 @@ class Reservation:
             self.give(what)
 
 
+def path_of(scope: Scope) -> str:
+    """The request's path below the prefix at which a server says that the app is (`root_path`)."""
+    root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
 class AdmissionMiddleware:
     """ASGI middleware: checks the token, reads bodies within limits, cancels work of clients that left.
 
@@ -153,7 +159,7 @@ class AdmissionMiddleware:
             raise
         finally:
             # Unknown paths share one label: otherwise clients could add labels without limit.
-            path = scope["path"] if scope["path"] in self._paths else "other"
+            path = path_of(scope) if path_of(scope) in self._paths else "other"
             self._meters.request(path, exchange.status, time.perf_counter() - start)
 
     async def _admit_or_refuse(self, scope: Scope, exchange: Exchange) -> None:
@@ -166,7 +172,7 @@ class AdmissionMiddleware:
         await answer(scope, exchange.receive, exchange.send)
 
     async def _admit(self, scope: Scope, exchange: Exchange) -> None:
-        if scope["path"] in OPEN:
+        if path_of(scope) in OPEN:
             await self._app(scope, exchange.no_body, exchange.send)
             return
         self._check_token(scope)
@@ -175,7 +181,7 @@ class AdmissionMiddleware:
         if connection is not None:
             connection.admitted()
         try:
-            if scope["method"] == "POST" and scope["path"] in self._asking:
+            if scope["method"] == "POST" and path_of(scope) in self._asking:
                 await self._answer(scope, exchange)
             else:
                 await self._app(scope, exchange.no_body, exchange.send)

@@ -29,7 +29,7 @@ async function ask(path, options = {}) {
 }
 
 async function listModels() {
-  const { models } = await ask("/v1/models");
+  const { models } = await ask("v1/models");
   $("model").replaceChildren(...models.map(({ name, scores }) =>
     make("option", { value: name, textContent: scores ? `${name}: ${scores}` : name })));
 }
@@ -91,7 +91,7 @@ async function rank() {
   // Own URLs: what is shown stays when an image is removed from the next question.
   const shown = images.map(({ file }) => ({ name: file.name, url: URL.createObjectURL(file) }));
   say(`Scoring ${images.length} images for ${prompts.length} prompts…`);
-  const answer = await ask("/v1/matrix", { method: "POST", body: form });
+  const answer = await ask("v1/matrix", { method: "POST", body: form });
   for (const image of $("results").querySelectorAll("img")) URL.revokeObjectURL(image.src);
   $("results").replaceChildren(...prompts.map((prompt, row) =>
     section(prompt, answer.scores[row], shown, answer.tokens[row], answer.truncated[row])));

@@ -181,19 +181,21 @@ def draw(result: dict) -> None:
                     and (cell["rankings"] == count or method == BASE_METHOD)
                 ]
                 if values and (count or method == BASE_METHOD):
-                    points.append((count, float(np.mean(values))))
+                    points.append((count, 100 * float(np.mean(values))))
             if points:
                 axis.plot(*zip(*points), marker="o", markersize=4, label=method, color=f"C{place}")
         for each in result["reference"]:
             if each["taste"] == taste:
                 axis.axhline(
-                    each["agreement"], color="grey", linestyle=":", label=f"full, {each['rankings']}"
+                    100 * each["agreement"], color="grey", linestyle=":", label=f"full, {each['rankings']:,}"
                 )
         axis.set_title(taste)
         axis.set_xlabel("rankings")
-    axes[0][0].set_ylabel("agreement with the taste")
+    axes[0][0].set_ylabel("agreement with the taste, %")
     named = {name: line for axis in axes[0] for line, name in zip(*axis.get_legend_handles_labels())}
-    axes[0][-1].legend(named.values(), named.keys(), fontsize=7)
+    axes[0][-1].legend(
+        named.values(), named.keys(), fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5)
+    )
     save(figure, PICTURE)
 
 

@@ -64,12 +64,10 @@ def recall_at(scores: Rows, rankings: Rows, k: int) -> float:
     A prompt of k or fewer images always counts as a hit, and with several human-best images one is
     enough, so compare with `recall_by_chance`, and only between figures from the same prompts.
 
-    The published figures cannot be reproduced: they are from another test set, of 371 prompts with 8
-    images each, which its authors could not find again (github.com/zai-org/ImageReward/issues/78), and
-    no code for them was published. That one human-best image is enough is inferred from them. All are
-    multiples of 1/371, so a prompt either counts or does not; and the recall@4 of CLIP, 78 %, is chance
-    for two best images of 8, while chance for a single one is 50 %. How the model's ties were broken
-    is not known.
+    The published figures cannot be reproduced: their test set of 371 prompts with 8 images each is lost
+    (github.com/zai-org/ImageReward/issues/78), and no code for them was published. That one human-best image is
+    enough is inferred: all figures are multiples of 1/371, so a prompt counts or does not; and the recall@4 of
+    CLIP, 78 %, is chance for two best images of 8, while 50 % is chance for one. How ties were broken is unknown.
 
     Raises InputError also for k < 1.
     """
@@ -124,19 +122,18 @@ def interval(
 
     bounds   of the statistic; default: (-1, 1) for `spearman` and `kendall`, else (0, 1), as of shares
 
-    The jackknife's t interval (`agreement.intervals`), which leaves out whole prompts, since the pairs of one
-    prompt depend on each other. It does not cover other annotators. Prompts with only ties, and
-    for correlations prompts with equal scores, are dropped first.
-    (nan, nan) for one prompt, and if the statistic is NaN without some prompt. Raises InputError also for
-    `level` outside (0, 1), and for a statistic outside its bounds.
+    The jackknife's t interval (`agreement.intervals`) over whole prompts, whose pairs depend on each other. It
+    does not cover other annotators. Prompts with only ties, and for correlations prompts with equal scores,
+    are dropped first. (nan, nan) for one prompt, and if the statistic is NaN without some prompt. Raises
+    InputError also for `level` outside (0, 1), and for a statistic outside its bounds.
     """
     _check_level(level)
     prompts = _with_preference(scores, rankings)
-    if statistic in (spearman, kendall):  # which leave these prompts out
-        prompts = [(row, ranking) for row, ranking in prompts if min(row) < max(row)]
+    if correlates := statistic in (spearman, kendall):  # which leave out prompts with equal scores
+        prompts = [prompt for prompt in prompts if min(prompt[0]) < max(prompt[0])]
     if len(prompts) < 2:
         return math.nan, math.nan
-    bounds = bounds or ((-1.0, 1.0) if statistic in (spearman, kendall) else SHARE)
+    bounds = bounds or ((-1.0, 1.0) if correlates else SHARE)
     left_out = [prompts[:place] + prompts[place + 1 :] for place in range(len(prompts))]
     estimate, *without = [statistic(*zip(*kept)) for kept in (prompts, *left_out)]
     return t_interval(estimate, without, level, bounds)

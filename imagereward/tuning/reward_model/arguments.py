@@ -18,9 +18,14 @@ def training_arguments(
     output  directory for the stage's checkpoints
     more    further arguments, which the config's own `trainer` may replace
 
-    Raises InputError for a batch size that the processes cannot share, and for what transformers refuses;
-    ImageRewardError if the processes have not found each other.
+    Raises InputError for a batch size that the processes cannot share, a token of the hub, and for what
+    transformers refuses; ImageRewardError if the processes have not found each other.
     """
+    if "hub_token" in config.trainer:
+        raise InputError(
+            "trainer.hub_token would be written to run.json and to the card; expected the token in the "
+            "environment variable HF_TOKEN"
+        )
     values = {
         "output_dir": str(output),
         "num_train_epochs": stage.epochs,

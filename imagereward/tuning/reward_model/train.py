@@ -19,7 +19,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from imagereward.agreement.rankings import ranking_file
 from imagereward.checkpoints.state_dicts import read_state_dict
 from imagereward.config import ScorerConfig
-from imagereward.errors import ImageRewardError, InputError, NonFiniteLossError
+from imagereward.errors import ImageRewardError, NonFiniteLossError
 from imagereward.images.preprocess import Preprocess
 from imagereward.main_guard import GUARD_HINT
 from imagereward.models.blip import BLIPShape
@@ -87,11 +87,6 @@ def _written_last(output: Path) -> Path | None:
 
 
 def _train(config: RewardModelConfig) -> ImageReward:
-    if "hub_token" in config.trainer:
-        raise InputError(
-            "trainer.hub_token would be written to run.json and to the card; expected the token in the "
-            "environment variable HF_TOKEN"
-        )
     values = config.model_dump(exclude={"resume"})
     output = check_run_directory(config.output, values, config.resume, ["sharding"])
     # What cannot be run is refused before anything is loaded.

@@ -65,9 +65,9 @@ def recall_at(scores: Rows, rankings: Rows, k: int) -> float:
     enough, so compare with `recall_by_chance`, and only between figures from the same prompts.
 
     The published figures cannot be reproduced: their test set of 371 prompts with 8 images each is lost
-    (github.com/zai-org/ImageReward/issues/78), and no code for them was published. That one human-best image is
-    enough is inferred: all figures are multiples of 1/371, so a prompt counts or does not; and the recall@4 of
-    CLIP, 78 %, is chance for two best images of 8, while 50 % is chance for one. How ties were broken is unknown.
+    (github.com/zai-org/ImageReward/issues/78), and no code for them was published. That one human-best image
+    is enough is inferred: all figures are multiples of 1/371, and the recall@4 of CLIP, 78 %, is chance for
+    two best images of 8, while chance for one is 50 %. How ties were broken is unknown.
 
     Raises InputError also for k < 1.
     """
@@ -122,8 +122,8 @@ def interval(
 
     bounds   of the statistic; default: (-1, 1) for `spearman` and `kendall`, else (0, 1), as of shares
 
-    The jackknife's t interval (`agreement.intervals`) over whole prompts, whose pairs depend on each other. It
-    does not cover other annotators. Prompts with only ties, and for correlations prompts with equal scores,
+    The jackknife's t interval (`agreement.intervals`) over whole prompts, whose pairs depend on each other.
+    Other annotators are not covered. Prompts with only ties, and for correlations those with equal scores,
     are dropped first. (nan, nan) for one prompt, and if the statistic is NaN without some prompt. Raises
     InputError also for `level` outside (0, 1), and for a statistic outside its bounds.
     """

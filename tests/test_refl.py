@@ -752,7 +752,7 @@ def test_a_network_that_overflows_is_said_to_and_by_a_scorer_too(when, tmp_path)
     with pytest.raises(NonFiniteLossError) as caught:
         run(tmp_path / "out", model=pipeline, reward=small_scorer("ImageReward"), updates=3, save_every=1)
     message = str(caught.value)
-    assert f"update {when}: what was drawn for '" in message
+    assert f"update {when}: the image drawn for '" in message
     if when:  # those of the minibatch
         assert re.search(r"with the prompts \['.*', '.*'\]", message)
     assert ("checkpoint-1" if when else "none") in message

@@ -144,7 +144,7 @@ def test_a_batch_that_cannot_be_scored_keeps_no_other_from_it():
 def test_an_image_that_is_no_number_is_not_scored():
     spoiled = images()
     spoiled[1, 0, 0, 0] = torch.nan
-    said = pytest.raises(NonFiniteScoreError, match=f"what was drawn for '{PROMPTS[1]}' is not finite")
+    said = pytest.raises(NonFiniteScoreError, match=f"the image drawn for '{PROMPTS[1]}' has pixels")
     with RewardPool(open_rewards(brightness), AT_ONCE) as scorers, said:
         scorers.submit(spoiled, PROMPTS)
 

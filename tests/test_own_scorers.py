@@ -91,9 +91,7 @@ def test_a_pair_scorer_that_scores_nothing_says_so():
 
 
 def test_a_score_that_is_no_number_is_an_error(mine):
-    with pytest.raises(
-        NonFiniteScoreError, match=r"judge gave 1 scores that are not finite, the first, nan, for .* with 'a'"
-    ):
+    with pytest.raises(NonFiniteScoreError, match=r"judge gave 1 scores .* the first, nan, for .* with 'a'"):
         RM.load(f"{mine}:Picky").score("a", pictures(1))
 
 

@@ -158,7 +158,7 @@ def test_the_first_process_fills_the_cache_and_the_others_wait(tmp_path, monkeyp
     LatentImages(pairs, latents, tmp_path).fill()
     (file,) = tmp_path.iterdir()
     assert len(met) == 4  # three batches, and the end
-    monkeypatch.setattr(latent_images, "share", lambda: (1, 2))
+    monkeypatch.setattr(latent_images, "rank_and_ranks", lambda: (1, 2))
     monkeypatch.setattr(latent_images, "of_first_process", lambda value: False)
     monkeypatch.setattr(latents, "encode", None)
     other = tmp_path / "other"

@@ -15,8 +15,8 @@ def personal_shuffled(result: dict) -> str:
     """A sentence on results/personal-shuffled.json."""
     better = sum(each["better"] for each in result["runs"])
     return (
-        f"Of {len(result['runs'])} trainings on {result['rankings']} rankings in random order, {better} were "
-        f"called better than the base. {record.machine(result)}."
+        f"Trainings on {result['rankings']} rankings in random order: {len(result['runs'])}; of them called "
+        f"better than the base: {better}. {record.machine(result)}."
     )
 
 

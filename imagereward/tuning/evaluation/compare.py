@@ -74,18 +74,8 @@ def compare(
     or a share out of range, for rewards of whole groups, and for LoRA weights on a base that has adapters
     already.
     """
-    if base is tuned and _is_pipeline(base):
-        raise InputError(
-            "base and tuned are one and the same pipeline: tune() changes the pipeline that it is given; "
-            "expected the base's directory or hub id, or a pipeline loaded from it again"
-        )
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise InputError(f"guidance={guidance}: expected a finite number of at least 0")
-    if not 0 <= tuned_share <= 1:
-        raise InputError(f"tuned_share={tuned_share}: expected a number from 0 to 1")
-    for name, value in (("most", most), ("seeds", seeds), ("steps", steps), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise InputError(f"{name}={value}: expected at least 1")
+    _check_sources(base, tuned)
+    _check_numbers(guidance, tuned_share, most=most, seeds=seeds, steps=steps, batch_size=batch_size)
     size = None if resolution is None else ImageSize.of(resolution)
     texts = read_prompts(prompts, prompt_column, encoding)[:most]
     if len(texts) < FEW:
@@ -138,6 +128,26 @@ class _First(NamedTuple):
 
     shape: tuple[int, int, int]
     network: Any
+
+
+def _check_sources(base: Any, tuned: Any) -> None:
+    """Raises InputError for one pipeline as both generators."""
+    if base is tuned and _is_pipeline(base):
+        raise InputError(
+            "base and tuned are one and the same pipeline: tune() changes the pipeline that it is given; "
+            "expected the base's directory or hub id, or a pipeline loaded from it again"
+        )
+
+
+def _check_numbers(guidance: float | None, tuned_share: float, **counts: int | None) -> None:
+    """Raises InputError for a guidance or a share out of range, and a count below 1; None is the default."""
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
+        raise InputError(f"guidance={guidance}: expected a finite number of at least 0")
+    if not 0 <= tuned_share <= 1:
+        raise InputError(f"tuned_share={tuned_share}: expected a number from 0 to 1")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value}: expected at least 1")
 
 
 def _as_base(policy: Policy, network: Any, adapter: Any) -> Callable[[], contextlib.AbstractContextManager]:

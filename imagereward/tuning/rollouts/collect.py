@@ -150,12 +150,17 @@ def collect(
     places = rows_for_groups(numbers, plan.group, plan.batch_size, len(rows), seed)
     weights = rewards.weights_for([rows[place] for place in places], policy.denoiser.resolution)
     rollout = Rollout(drawn, found.rewards, torch.arange(plan.batch_size) // plan.group, weights)
+    _require_sums(rollout, found, plan)
+    return rollout
+
+
+def _require_sums(rollout: Rollout, found: ScoredBatch, plan: UpdatePlan) -> None:
+    """Raises RewardError if every sample lacks one of the rewards, so that no weighted sum is a number."""
     if not rollout.total.isfinite().any():
         raise RewardError(
             f"update {plan.update + 1}: every image lacks one of the rewards {', '.join(found.rewards)}; "
             f"the last causes: {found.causes}; resume=true goes on from the last checkpoint"
         )
-    return rollout
 
 
 def _of_all_processes(

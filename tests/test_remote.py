@@ -401,6 +401,10 @@ def test_a_request_over_the_servers_pixels_is_sent_in_halves():
         assert remote.score("a", images) == pytest.approx(scorer.score("a", images), abs=1e-6)
 
 
+def test_a_header_that_only_looks_like_a_number_is_none():
+    assert 0 <= protocol.wait(0, "\u00b2") <= protocol.FIRST_WAIT
+
+
 def test_no_message_about_an_address_shows_its_password():
     for url in ("http://me:s3cret@host/v1", "htp://me:s3cret@host", "me:s3cret@host", "http://:s3cret@/"):
         with pytest.raises(InputError) as caught:

@@ -26,7 +26,7 @@ from imagereward.images.reading import read_image
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.serve import Limits, create_app
 from imagereward.serve.batching import Batcher, ScoringRequest
-from imagereward.serve.run import by_name, read_token
+from imagereward.serve.run import by_name, read_token, run_until_stopped, server
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
 IMAGES = pictures(4)
@@ -205,6 +205,16 @@ def test_a_cancelled_request_leaves_the_queue_with_its_images():
     gate.open()
     assert running.result(60) is not None
     batcher.close()
+
+
+def test_a_port_that_is_taken_is_an_input_error():
+    app = create_app({"a": small_scorer("CLIP")})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}.*another port"):
+            run_until_stopped(server(app, "127.0.0.1", port))
 
 
 @pytest.mark.parametrize("window", [float("inf"), float("nan"), -1, "5", True])

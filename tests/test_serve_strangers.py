@@ -1,6 +1,7 @@
 """Who has not shown the token takes no place, no memory and no connection from who has."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from conftest import pictures, small_scorer
 
 from benchmarks.lib.serving import Gate, base64_of, client, metric, png, serving, wait_until
+from imagereward.scoring.functions import FunctionScorer
 from imagereward.serve import Limits
 
 TOKEN = {"Authorization": "Bearer s3cret"}
@@ -163,3 +165,24 @@ def test_places_are_free_again_after_a_request_that_is_refused_in_any_way():
                 assert slow.recv(100).startswith(b"HTTP/1.1 408")
         two = {**REQUEST, "images": REQUEST["images"] * 2}
         assert http.post("/v1/rank", json=two, headers=TOKEN).status_code == 200
+
+
+def test_the_second_of_two_requests_in_one_write_is_answered_however_long_it_takes():
+    calls = []
+
+    def slow(pixels, prompts):
+        if calls:
+            time.sleep(2.5)  # over the seconds that a connection without an admitted request has
+        calls.append(len(pixels))
+        return pixels.mean((1, 2, 3))
+
+    limits = Limits(unauthenticated_seconds=1)
+    with serving(FunctionScorer(slow), limits=limits, batch_size=1) as url, connect(url) as both:
+        body = json.dumps(REQUEST).encode()
+        head = "POST /v1/rank HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}"
+        both.sendall((head.encode() + b"\r\n\r\n" + body) * 2)
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 2 and (more := both.recv(2**16)):
+            answers += more
+    assert answers.count(b"HTTP/1.1 200") == 2

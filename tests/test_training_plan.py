@@ -169,6 +169,16 @@ def test_without_an_output_it_is_asked_for_before_anything_starts(tmp_path, monk
 # Finding keys.
 
 
+@pytest.mark.parametrize(
+    ("objective", "key"),
+    [("autoencoder", "evaluate_every"), ("clip", "evaluate_every"), ("clip", "micro_batch")],
+)
+def test_keys_without_effect_on_a_training_from_scratch_are_refused(objective, key):
+    values = {**read_recipe(f"tiny/{objective}"), "output": "o", key: 7}
+    with pytest.raises(InputError, match=f"{key} would have no effect"):
+        build(config_of(objective, "x"), values)
+
+
 def test_no_error_of_a_config_shows_a_password():
     values = {"model": "m", "output": "o", "prompts": "p", "reward": {"http://me:s3cret@gpu:8000": "1"}}
     with pytest.raises(InputError) as caught:

@@ -7,13 +7,13 @@ between them.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import diffusers
 import torch
 import torch.nn.functional as F
 import transformers
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -55,7 +55,7 @@ class FromScratchConfig(TrainerConfig):
     """The config keys that the training of an autoencoder and of a text encoder share."""
 
     output: str = Field(description="a new or empty directory for the result")
-    evaluate_every: int = Field(20, ge=1, description="no effect: nothing is evaluated in this training")
+    evaluate_every: int = Field(20, ge=1, description="not to be set: nothing is evaluated in this training")
     data: str = Field("shapes", description='a table of {text, image}, or "shapes" for drawn ones')
     encoding: str | None = Field(
         None, description="encoding of the data; default: as a byte order mark says, else UTF-8"
@@ -69,6 +69,16 @@ class FromScratchConfig(TrainerConfig):
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="share of images that may be missing or damaged"
     )
+
+    # Keys of `TrainerConfig` without an effect on this training, and the reason.
+    unused: ClassVar[dict[str, str]] = {"evaluate_every": "nothing is evaluated in this training"}
+
+    @model_validator(mode="after")
+    def _sets_no_key_without_effect(self):
+        for key, reason in self.unused.items():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} would have no effect: {reason}; leave it out")
+        return self
 
 
 class AutoencoderConfig(FromScratchConfig):
@@ -86,11 +96,16 @@ class AutoencoderConfig(FromScratchConfig):
 class CLIPTextConfig(FromScratchConfig):
     """The config of training a CLIP's text encoder against a scorer's frozen image encoder."""
 
+    unused: ClassVar[dict[str, str]] = {
+        **FromScratchConfig.unused,
+        "micro_batch": "a process computes its part of the batch at once, to contrast it",
+    }
+
     objective: Literal["clip"] = Field(
         "clip", description="a text encoder learns to match a frozen image encoder"
     )
     micro_batch: int = Field(
-        4, ge=1, description="no effect: a process computes its part of the batch at once, to contrast it"
+        4, ge=1, description="not to be set: a process computes its part of the batch at once, to contrast it"
     )
     tokenizer: str = Field(description="directory of a CLIPTokenizer")
     tower: str = Field(description="a scorer as load() takes it; its image encoder stays frozen")

@@ -201,6 +201,10 @@ class Ensemble(Scorer):
         tokens, truncated = zip(*(scorer.reading(prompts) for scorer in self.scorers))
         return [max(counts) for counts in zip(*tokens)], [any(flags) for flags in zip(*truncated)]
 
+    def prompt_fault(self, prompt: str) -> str | None:
+        """The first component's fault, if any has one."""
+        return next((fault for scorer in self.scorers if (fault := scorer.prompt_fault(prompt))), None)
+
     def token_limits(self) -> dict[str, int]:
         limits: dict[str, int] = {}
         for name, scorer in zip(self.names, self.scorers):

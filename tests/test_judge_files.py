@@ -126,6 +126,27 @@ def test_a_run_is_not_continued_with_other_questions_or_another_rotation(
         score_table(rows, tmp_path / "turned.jsonl", model, device="cpu", workers=0, progress=False)
 
 
+def test_rows_whose_prompt_has_no_usable_questions_become_error_rows(tiny_vlm, tmp_path):
+    PIL.Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    long = "a " * 600 + "cat"
+    table = {long: ["Is it a cat?"], "b": [["What is it?", "twelve"]], "c": None}
+    lines = [json.dumps({"prompt": p, "vqa_list": asked}) for p, asked in table.items() if asked]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    rows = [json.dumps({"image": "red.png", "prompt": prompt}) for prompt in table]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "judge.toml").write_text(f'model = "{tiny_vlm()}"\nquestions = "{tmp_path / "q.jsonl"}"\n')
+    out = tmp_path / "out.jsonl"
+    score_table(
+        tmp_path / "rows.jsonl", out, str(tmp_path / "judge.toml"), device="cpu", workers=0, progress=False
+    )
+    good, answer, none = [json.loads(line) for line in out.read_text().splitlines()]
+    judge = RM.load(str(tmp_path / "judge.toml"), "cpu")
+    assert judge.score(long, tmp_path / "red.png") in good.values()  # whole, although it is long
+    assert (good["error"], good["truncated"]) == (None, False)
+    assert "the answer 'twelve' is 6 tokens" in answer["error"]
+    assert "no questions for the prompt 'c'" in none["error"]
+
+
 def test_weights_of_adapters_that_were_saved_with_a_judge_count(tiny_vlm, tmp_path):
     judge = RM.load(f"vqa:{tiny_vlm()}", "cpu")
     judge.add_adapter(AdapterConfig("lora", rank=1))

@@ -71,7 +71,7 @@ class PartScorer:
         Calls `advance` before every batch and at the end.
         """
         prompts = [self._prompt(row, images) for row in part.rows]
-        errors = [_error(row, prompt, images) for row, prompt in zip(part.rows, prompts)]
+        errors = self._errors(part, prompts, images)
         scores: list[list[float | None]] = [[None] * len(self.scorer.names) for _ in part.rows]
         done = _Done(len(part.rows), advance)
         while good := [place for place, error in enumerate(errors) if error is None]:
@@ -79,7 +79,7 @@ class PartScorer:
             try:
                 found = self._scores(pairs, images, done)
             except _Vanished:  # `_pixels` has noted the image's error: score the other rows
-                errors = [_error(row, prompt, images) for row, prompt in zip(part.rows, prompts)]
+                errors = self._errors(part, prompts, images)
                 continue
             for place, values in zip(good, found.tolist()):
                 finite = [value if abs(value) < float("inf") else None for value in values]
@@ -90,6 +90,13 @@ class PartScorer:
             break
         done.up_to(1)
         return self._table(part, images, prompts, scores, errors)
+
+    def _errors(self, part: TablePart, prompts: Sequence[str | None], images: Images) -> list[str | None]:
+        """Why each row cannot be scored, or None."""
+        found = [_error(row, prompt, images) for row, prompt in zip(part.rows, prompts)]
+        sound = {str(prompt) for prompt, error in zip(prompts, found) if error is None}
+        faults = {prompt: self.scorer.prompt_fault(prompt) for prompt in sound}
+        return [error or faults[str(prompt)] for prompt, error in zip(prompts, found)]
 
     def _prompt(self, row: Row, images: Images) -> str | None:
         if row.prompt is None and row.image in images:

@@ -127,6 +127,13 @@ class PairScorer:
         """
         return ""
 
+    def prompt_fault(self, prompt: str) -> str | None:
+        """Why no image can be scored with this prompt, in words; None (as here): it can be.
+
+        It becomes the error of a table's row. A judge with a file of questions may have none for a prompt.
+        """
+        return None
+
     def summands(self) -> "tuple[dict[str, tuple[float, PairScorer]], float]":
         """({name: (weight, scorer)}, offset), with score = offset + sum of weight * the scorer's score.
 

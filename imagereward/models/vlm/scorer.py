@@ -122,13 +122,30 @@ class VLMScorer(Scorer):
         return torch.stack([each.features.float().flatten(0, -2).mean(0) for each in features])
 
     def encode_prompts(self, prompts: list[str]) -> list[str]:
-        """The prompts, cut to `config.max_length` tokens."""
+        """The prompts, cut to `config.max_length` tokens; whole where they only look up their questions."""
+        if self.questions is not None:
+            return prompts
         words = self.backbone.processor.tokenizer
         ids = [words(prompt, add_special_tokens=False).input_ids for prompt in prompts]
         most = self.config.max_length
         return [
             prompt if len(each) <= most else words.decode(each[:most]) for prompt, each in zip(prompts, ids)
         ]
+
+    def prompt_fault(self, prompt: str) -> str | None:
+        """The prompt has no questions, or one whose answer is not one token."""
+        if self.questions is None:
+            return None
+        try:
+            for question in questions_of(self.questions, prompt, self.judge.questions):
+                self._ids_of(question)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def reading(self, prompts: list[str]) -> tuple[list[int], list[bool]]:
+        tokens, truncated = super().reading(prompts)
+        return tokens, truncated if self.questions is None else [False] * len(prompts)
 
     def count_tokens(self, prompts: list[str]) -> list[int]:
         """Tokens of each prompt in the model's vocabulary, without the template's."""
@@ -175,14 +192,11 @@ class VLMScorer(Scorer):
         ids = [known[question] for question in each_question]
         tokens = sorted({token for each in ids for token in each})
         logs = self.log_probabilities(rows, images, tokens)
-        chosen = [
-            logs[row, [tokens.index(token) for token in each]].exp().sum() for row, each in enumerate(ids)
-        ]
-        scores, start = [], 0
-        for questions in asked:
-            part = [float(each) for each in chosen[start : start + len(questions)]]
-            scores.append(aggregate(part, questions, self.judge.aggregate))
-            start += len(questions)
+        answers = iter(
+            float(logs[row, [tokens.index(token) for token in each]].exp().sum())
+            for row, each in enumerate(ids)
+        )
+        scores = [aggregate([next(answers) for _ in each], each, self.judge.aggregate) for each in asked]
         return torch.tensor(scores)
 
     def _ids_of(self, question: Asked) -> list[int]:

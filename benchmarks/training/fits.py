@@ -3,17 +3,17 @@
     python -m benchmarks.training.fits
 
 Fake tensors have shapes and no values; every tensor of a step is counted while it is alive. Of ReFL the step
-with gradient is counted; of GRPO the larger of drawing and scoring, and of learning from one step. In
-bfloat16, with ImageReward at full size. Not counted: the driver's context, kernels' scratch space and
-fragmentation, for which a tenth of a card is reserved, and the latents that GRPO keeps of an update, which
-are listed apart. Activations are counted in float32 as well, with and without checkpointing. Writes
-results/fits.json.
+with gradient is counted; of GRPO the larger of drawing and scoring, and of learning from one step. With the
+guidance, LoRA rank and steps of the model's recipe, in bfloat16, with ImageReward at full size. Not counted:
+the driver's context, kernels' scratch space and fragmentation, for which a tenth of a card is reserved, and
+the latents that GRPO keeps of an update, which are listed apart. Activations are counted in float32 as well,
+with and without checkpointing. Writes results/fits.json.
 """
 
 import argparse
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.utils import logging
@@ -43,6 +43,7 @@ from imagereward.tuning.families.sd3 import T5_TOKENS as SD3_TOKENS
 from imagereward.tuning.finetune import recompute
 from imagereward.tuning.policy.quantization import Linear4bit, quantize_to_4bit
 from imagereward.tuning.policy.trainable import LoRA, set_trainable, trainable_parameters
+from imagereward.tuning.recipe import read_recipe, recipe_names
 from imagereward.tuning.rewards.weighted import Rewards
 
 CARDS = (12, 24, 40, 48, 80, 141)
@@ -54,27 +55,35 @@ PROMPT = "an ocean with clouds and birds"
 class Model(NamedTuple):
     """`make` lays it out; `text` are the shapes of what its text encoders give for one prompt.
 
-    `rank` is LoRA's and `steps` are GRPO's in its recipes, `guidance` is that of GRPO.
+    `recipes` is the folder of its recipes, which give guidance, LoRA's rank and GRPO's steps.
     """
 
     make: Callable
     text: dict[str, tuple[int, ...]]
-    rank: int
-    steps: int
-    guidance: float
+    recipes: str
+
+    def recipe(self, objective: str) -> dict[str, Any]:
+        """The values of its recipe for the objective: the one with LoRA, if there is one."""
+        name = f"{self.recipes}/{objective.lower()}"
+        return read_recipe(f"{name}_lora" if f"{name}_lora" in recipe_names() else name)
+
+    def rank(self) -> int:
+        """The rank of LoRA in its recipe for ReFL."""
+        return self.recipe("ReFL")["lora"]["rank"]
 
 
 HIDDEN, POOLED = "encoder_hidden_states", "pooled_projections"
 SD3_TEXT = {HIDDEN: (CLIP_TOKENS + SD3_TOKENS, 4096), POOLED: (2048,)}
+FLUX_TEXT = {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}
 MODELS = {
-    "SD 1.5": Model(stable_diffusion_15, {HIDDEN: (CLIP_TOKENS, 768)}, 4, 50, 7.5),
-    "SDXL": Model(sdxl, {HIDDEN: (CLIP_TOKENS, 2048), "text_embeds": (1280,)}, 4, 50, 7.5),
-    "SD 3.5 Medium": Model(sd35_medium, SD3_TEXT, 32, 10, 4.5),
-    "SD 3.5 Large": Model(sd35_large, SD3_TEXT, 32, 10, 3.5),
-    "FLUX.1-dev": Model(flux_dev, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 3.5),
-    "SD 1.5 inpainting": Model(stable_diffusion_15_inpainting, {HIDDEN: (CLIP_TOKENS, 768)}, 4, 50, 7.5),
-    "FLUX.1 Kontext": Model(flux_kontext, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 2.5),
-    "FLUX.1 Fill": Model(flux_fill, {HIDDEN: (FLUX_TOKENS, 4096), POOLED: (768,)}, 64, 6, 3.5),
+    "SD 1.5": Model(stable_diffusion_15, {HIDDEN: (CLIP_TOKENS, 768)}, "sd15"),
+    "SDXL": Model(sdxl, {HIDDEN: (CLIP_TOKENS, 2048), "text_embeds": (1280,)}, "sdxl"),
+    "SD 3.5 Medium": Model(sd35_medium, SD3_TEXT, "sd3"),
+    "SD 3.5 Large": Model(sd35_large, SD3_TEXT, "sd35_large"),
+    "FLUX.1-dev": Model(flux_dev, FLUX_TEXT, "flux"),
+    "SD 1.5 inpainting": Model(stable_diffusion_15_inpainting, {HIDDEN: (CLIP_TOKENS, 768)}, "sd_inpaint"),
+    "FLUX.1 Kontext": Model(flux_kontext, FLUX_TEXT, "flux_kontext"),
+    "FLUX.1 Fill": Model(flux_fill, FLUX_TEXT, "flux_fill"),
 }
 
 
@@ -171,7 +180,7 @@ def count(setting: Setting, numbers: Iterable[int]) -> Needs:
     network, vae = denoiser.network, denoiser.autoencoder.vae
     if setting.four_bits:
         quantize_to_4bit(network, "meta")
-    set_trainable(denoiser, LoRA(rank=MODELS[setting.model].rank) if setting.lora else None)
+    set_trainable(denoiser, LoRA(rank=MODELS[setting.model].rank()) if setting.lora else None)
     if setting.checkpointing:
         recompute(denoiser, Rewards({"ImageReward": (1.0, scorer)}))
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as counted:
@@ -201,7 +210,7 @@ def step(setting: Setting, denoiser: Denoiser, scorer, times) -> None:
     with torch.no_grad():
         given = denoiser.encode([PROMPT] * count)
     grpo = setting.objective == "GRPO"
-    guidance = MODELS[setting.model].guidance if grpo else 1.0
+    guidance = MODELS[setting.model].recipe(setting.objective)["guidance"]
 
     def predict():
         with torch.autocast("cpu", setting.dtype, enabled=setting.dtype != torch.float32):
@@ -223,7 +232,7 @@ def kept(setting: Setting) -> float | None:
     if setting.objective != "GRPO":
         return None
     model = MODELS[setting.model]
-    latents = model.steps * 4 * math.prod(laid_out(setting).autoencoder.shape)
+    latents = model.recipe(setting.objective)["steps"] * 4 * math.prod(laid_out(setting).autoencoder.shape)
     words = sum(math.prod(shape) for shape in model.text.values()) * setting.dtype.itemsize
     return (latents + words) / MB
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.training.fits_sharded
 
-ReFL's step with gradient, the largest of all objectives. Activations, decoder and scorer are those that
-fits.py counts with torch's fake tensors, over a network in bfloat16. From the sizes of the network's blocks
-follows what each of N cards holds:
+ReFL's step with gradient, the largest of all objectives, with the guidance of the model's recipe.
+Activations, decoder and scorer are those that fits.py counts with torch's fake tensors, over a network in
+bfloat16. From the sizes of the network's blocks follows what each of N cards holds:
 
     4 P / N           shards of the weights that learn, float32, and as much for their gradients
     8 P / N           AdamW's moments
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 def sizes(model: str, side: int, lora: bool) -> Sizes:
     """The sizes of a model's network, laid out without weights."""
     denoiser = laid_out(Setting("ReFL", model, side, lora=lora))
-    set_trainable(denoiser, LoRA(rank=MODELS[model].rank) if lora else None)
+    set_trainable(denoiser, LoRA(rank=MODELS[model].rank()) if lora else None)
     network = denoiser.network
     blocks = [module for module in network.modules() if type(module).__name__ in denoiser.blocks]
 

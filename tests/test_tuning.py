@@ -906,7 +906,8 @@ def test_the_full_size_recipe_has_the_published_setting():
         ({"warmup": {**WARMUP, "batch_size": 9}}, "batch_size=9: expected a multiple of micro_batch=4"),
         ({"trainer": {"loging_steps": 3}}, "loging_steps"),
         ({"trainer": {"lr_scheduler_type": "bumpy"}}, "bumpy"),
-        ({"trainer": {"output_dir": "elsewhere"}}, "output_dir follow"),
+        ({"trainer": {"output_dir": "elsewhere"}}, "output_dir would replace keys of the recipe; set output"),
+        ({"trainer": {"bf16": True, "learning_rate": 1e-3}}, "set precision, learning_rate instead"),
     ],
     ids=str,
 )

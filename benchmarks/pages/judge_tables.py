@@ -62,7 +62,7 @@ def finetune_judge(result: dict) -> str:
         "| gained | minutes |"
     )
     facts = (
-        f"{record.machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} seeds; "
+        f"{record.machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} images of each; "
         "intervals of 95 % over prompts."
     )
     return "\n".join([facts, "", heads, "|---|---|---|---|---|---|---|---|---|", *rows])

@@ -61,7 +61,7 @@ def personal_reached(result: dict) -> str:
             _facts(result),
             "",
             "| taste | base, % | from 48 rankings, % (95 %, over seeds) | all weights, from 5,000, % "
-            "| share of that gain | where silent: base, % | from 48, % | from 5,000, % | kind "
+            "| share of the gain from 5,000 | where silent: base, % | from 48, % | from 5,000, % | kind "
             "| seconds of CPU | kB |",
             f"|{'---|' * 11}",
             *rows,

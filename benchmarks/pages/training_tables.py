@@ -115,8 +115,8 @@ def finetune(result: dict) -> str:
         rows.append(f"| {name} | {reward} | {deviations} | {faithfulness} | {diversity} | {minutes} |")
     return "\n".join(
         [
-            f"{record.machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} seeds; "
-            "intervals of 95 % over prompts.",
+            f"{record.machine(result)}; {result['prompts']} held-out prompts, {result['seeds']} images of "
+            "each; intervals of 95 % over prompts.",
             "",
             "| method | reward | gained | gained, in standard deviations of the base's rewards "
             "| faithfulness | gained | diversity | minutes |",

@@ -1,4 +1,4 @@
-"""Which images are asked about next: the rule that picked them, and how it picks.
+"""pick: the images of the next question, by disagreement of refits, closest scores, or chance.
 
 N candidate images, P pairs of them, B adapters that learned from resampled choices.
 """
@@ -53,7 +53,7 @@ def pick(
     refits_B_N  as of `disagreement`; None: the pair with the closest scores is picked
     number      questions that were answered so far: every third is random
 
-    Further images are those of the pair's prompt that are, on average, as informative beside the chosen ones.
+    Further images are of the pair's prompt: those that tell most, on average, beside the chosen ones.
     """
     rule = CLOSEST if refits_B_N is None else REFITS
     if number % RANDOM_EVERY == RANDOM_EVERY - 1:

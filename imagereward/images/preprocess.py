@@ -1,12 +1,12 @@
 """`Preprocess`: resizes, crops and normalises images to a model's pixels, on PIL images or on tensors.
 
 There are two paths and one set of numbers. The **PIL path** (`Preprocess.pixels`) repeats what the
-original implementations do, bit for bit, including their resizing in the image's own mode. The
-**tensor path** (`Preprocess.resize`) does the same geometry on float tensors, antialiased and
-differentiable, for rewards inside training loops. The PIL path rounds to 8 bits after resizing, and
-clips pixel noise between its two passes; `tests/test_images.py` measures the distance: about one level
-of 255 at most on smooth pictures. Vision-language judges resize by their own processor instead, in
-`models/vlm/images.py`.
+original implementations do, bit for bit. The **tensor path** (`Preprocess.resize`) does the same geometry
+on float tensors, antialiased and differentiable, for rewards inside training loops. For "clip" and
+"transformers" the PIL path resizes with Pillow, rounds to 8 bits afterwards, and clips pixel noise between
+Pillow's two passes; `tests/test_images.py` measures the distance: about one level of 255 at most on smooth
+pictures. For "pad" both paths resize by `resize`. Vision-language judges resize by their own processor
+instead, in `models/vlm/images.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Networks of scorers, one file for each kind: a new kind is a class here, in `KINDS` and in the registry."""
+"""Networks of scorers, one file for each kind; how to add a kind: CONTRIBUTING.md, Adding a scorer."""
 
 from importlib import import_module
 

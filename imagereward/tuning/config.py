@@ -121,6 +121,16 @@ def _expanded(annotation: Any, value: Any) -> Any:
     return value
 
 
+def refuse_renamed(arguments: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """ValueError for arguments of transformers.TrainingArguments that a config has a key of its own for.
+
+    names  {argument: the config's key}
+    """
+    if taken := sorted(names.keys() & arguments.keys()):
+        keys = ", ".join(dict.fromkeys(names[name] for name in taken))
+        raise ValueError(f"{', '.join(taken)} would replace keys of the recipe; set {keys} instead")
+
+
 def toml_value(text: str) -> Any:
     """The value of text in TOML; "null" is None, True and False are taken too, other text is a string."""
     if text.strip() == "null":

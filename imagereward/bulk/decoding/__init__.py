@@ -1,1 +1,1 @@
-"""Decodes the images of rows in processes ahead of the model; keeps image features on disk."""
+"""Decodes images in processes ahead of the model, a damaged one to an error; keeps image features on disk."""

@@ -1,4 +1,4 @@
-"""Images of parts to pixels, in processes ahead of the model; a damaged image becomes its row's error."""
+"""Images of parts to pixels, in processes ahead of the model; catches those that are damaged."""
 
 import hashlib
 from collections import deque

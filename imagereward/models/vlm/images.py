@@ -1,4 +1,4 @@
-"""VLMImages: loads images with a transformers processor, whose inputs differ in shape from image to image."""
+"""VLMImages: resizes images by a transformers processor, whose inputs differ in shape between images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""One file an objective: its config, its loss and the minibatches that it learns from."""
+"""One file an objective (config, loss and minibatches), and the losses and keys that several share."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""GRPO's clipped loss; Flow-DPPO's masked one; GRPO-Guard's ratios, centred and on one scale at all steps."""
+"""The clip of probability ratios in GRPO and AWM; Flow-DPPO's mask; GRPO-Guard's ratios on one scale."""
 
 import torch
 

@@ -1,7 +1,7 @@
 """Online SFT: noise prediction on the generator's own best images.
 
-RAFT, Dong et al. 2023, arXiv:2304.06767 (the best image of a group); reward-weighted regression, Lee et al.
-2023, arXiv:2302.12192 (all images, weighted by their rewards).
+RAFT, Dong et al. 2023, arXiv:2304.06767 (the best image of a group); reward-weighted regression, Peters and
+Schaal 2007, on diffusion models Black et al. 2023, arXiv:2305.13301 (all images, weighted by exp(reward)).
 """
 
 from collections.abc import Iterator
@@ -107,10 +107,10 @@ class OnlineSFT(Objective):
 
 
 def softmax_weights(advantages: Advantages, groups_N: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Weights float32 [N]: softmax of advantage / temperature within each group, times the group's size.
+    """Weights float32 [N]: softmax of advantage / temperature within each group, times its number of samples.
 
-    So they average to 1 over the samples with an advantage; samples without one get 0. The published weights,
-    exp(reward / temperature), differ by a factor for each group.
+    Only samples with an advantage count, and average to 1; others get 0. The weights of Black et al.,
+    exp(reward / temperature) / Z, have one Z for all images.
     """
     weights = torch.zeros(len(advantages.valid))
     for group in groups_N[advantages.valid].unique():

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from imagereward.config import ADAPTER_ACTIVATIONS, ADAPTER_KINDS
 from imagereward.errors import InputError
-from imagereward.tuning.config import Config
+from imagereward.tuning.config import Config, refuse_renamed
 
 AdapterKind = Literal["loreft", "noreft", "consreft", "lobireft", "direft", "nodireft", "lora"]
 Activation = Literal["none", "relu", "gelu", "silu", "tanh"]
@@ -16,6 +16,25 @@ assert Activation.__args__ == ADAPTER_ACTIVATIONS  # type: ignore[attr-defined]
 
 MOST_FOLDS = 100
 EXPECTED_FOLDS = f"expected 2 to {MOST_FOLDS} parts of a cross-validation, or 0 for one held-out share"
+
+# Arguments of transformers' Trainer -> the keys that decide them.
+RENAMED = {
+    "output_dir": "output",
+    "num_train_epochs": "epochs",
+    "max_steps": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "batch_size",
+    "gradient_accumulation_steps": "batch_size",
+    "learning_rate": "learning_rate",
+    "warmup_steps": "warmup_share",
+    "warmup_ratio": "warmup_share",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_gradient_norm",
+    "eval_strategy": "folds",
+    "save_strategy": "folds",
+    "seed": "seed",
+    "use_cpu": "device",
+}
 
 
 class LearningConfig(Config):
@@ -58,7 +77,9 @@ class LearningConfig(Config):
     )
     seed: int = Field(0, ge=0, description="initial weights, the order of choices and the folds depend on it")
     device: str | None = Field(None, description='"cpu" or "cuda"; default: a GPU if there is one')
-    trainer: dict[str, Any] = Field({}, description="further keys of transformers.TrainingArguments")
+    trainer: dict[str, Any] = Field(
+        {}, description="keys of transformers.TrainingArguments that have no key here"
+    )
 
     @field_validator("subspaces", mode="before")
     @classmethod
@@ -76,9 +97,7 @@ class LearningConfig(Config):
     @field_validator("trainer")
     @classmethod
     def _leaves_alone_what_is_decided_here(cls, values):
-        decided = {"output_dir", "per_device_train_batch_size", "eval_strategy", "save_strategy"}
-        if taken := decided & values.keys():
-            raise ValueError(f"{', '.join(sorted(taken))} follow from other keys")
+        refuse_renamed(values, RENAMED)
         return values
 
 

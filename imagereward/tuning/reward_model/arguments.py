@@ -16,7 +16,7 @@ def training_arguments(
     """The TrainingArguments of a stage: the config itself for that of rankings, or its warm-up.
 
     output  directory for the stage's checkpoints
-    more    further arguments, which the config's own `trainer` may replace
+    more    further arguments; `config.trainer` may replace them
 
     Raises InputError for a batch size that the processes cannot share, a token of the hub, and for what
     transformers refuses; ImageRewardError if the processes have not found each other.

@@ -1,13 +1,34 @@
-"""RewardModelConfig: the config keys of a reward model's training, its warm-up and its architecture."""
+"""RewardModelConfig: the keys of a reward model's training: learning rate, warm-up, architecture, …"""
 
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from imagereward.images.preprocess import Preprocess
-from imagereward.tuning.config import Config
+from imagereward.tuning.config import Config, refuse_renamed
 from imagereward.tuning.reward_model.init import Checkpointing, HeadInit
 from imagereward.tuning.sharding import Mode
+
+# Arguments of transformers' Trainer -> the keys that decide them.
+RENAMED = {
+    "output_dir": "output",
+    "num_train_epochs": "epochs",
+    "max_steps": "updates",
+    "per_device_train_batch_size": "micro_batch",
+    "per_device_eval_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "batch_size",
+    "learning_rate": "learning_rate",
+    "warmup_steps": "warmup_updates",
+    "warmup_ratio": "warmup_updates",
+    "adam_beta2": "beta2",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_gradient_norm",
+    "dataloader_num_workers": "workers",
+    "bf16": "precision",
+    "fp16": "precision",
+    "seed": "seed",
+    "use_cpu": "device",
+}
 
 
 class ScheduleConfig(Config):
@@ -142,15 +163,14 @@ class RewardModelConfig(ScheduleConfig):
     device: str | None = Field(None, description='"cpu" or "cuda"; default: a GPU if there is one')
     seed: int = Field(0, ge=0, description="seed of random weights and of the order of prompts")
     resume: bool = Field(False, description="resume from the last checkpoint in `output`")
-    trainer: dict[str, Any] = Field({}, description="further keys of transformers.TrainingArguments")
+    trainer: dict[str, Any] = Field(
+        {}, description="keys of transformers.TrainingArguments that have no key here; also for the warm-up"
+    )
 
     @field_validator("trainer")
     @classmethod
     def _leaves_alone_what_resuming_needs(cls, values):
-        decided = {"output_dir", "gradient_accumulation_steps", "per_device_train_batch_size"}
-        if taken := decided & values.keys():
-            names = ", ".join(sorted(taken))
-            raise ValueError(f"{names} follow from output, batch_size and micro_batch: set those")
+        refuse_renamed(values, RENAMED)
         if taken := {"ddp_backend", "ddp_timeout"} & values.keys():
             names = ", ".join(sorted(taken))
             raise ValueError(

@@ -23,7 +23,9 @@ class ScoringConfig(Config):
     """Threads and retries of reward computations."""
 
     workers: int = Field(
-        4, ge=1, description="batches scored at the same time; scorers in this process take turns"
+        4,
+        ge=1,
+        description="batches scored at the same time; models in this process take turns, functions do not",
     )
     retries: int = Field(3, ge=0, description="how often a reward that fails is computed again")
     wait: float = Field(1.0, ge=0, description="seconds before the first retry; doubled for each further one")

@@ -1,1 +1,1 @@
-"""The training loop, checkpoints and the run directory."""
+"""The training loop of generators and judges, its checkpoints and the run directory."""

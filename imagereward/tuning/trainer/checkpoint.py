@@ -1,4 +1,7 @@
-"""What a checkpoint of a generator's training holds, and how it is read; `checkpoint_writer` writes it."""
+"""What a checkpoint of a generator's or a judge's training holds, and how it is read.
+
+`checkpoint_writer` writes it. Reward models and personal adapters have those of transformers' Trainer.
+"""
 
 import json
 import pickle
@@ -68,16 +71,16 @@ class TrainingState(NamedTuple):
 
 
 class CheckpointContents(NamedTuple):
-    """What the trainer puts into a checkpoint beside the trained weights and the optimizer's moments.
+    """The part of a checkpoint that is neither the trained weights nor the optimizer's moments.
 
     state      the trainer's own, for state.json
     snapshots  the policy's snapshots by name
     objective  the objective's `state_dict`
 
-    The folder checkpoint-N: weights/learned.safetensors (trained weights), weights/NAME.safetensors for every
-    snapshot (reference, old, average, ema, base; best of judges) and optimizer.pt, or shards/ in place of
-    them where the weights are sharded (`trainer/shards.py`); objective.pt (if the objective has state),
-    state.json, and under LoRA the adapters in diffusers' format.
+    The whole folder OUTPUT/checkpoint-N: weights/learned.safetensors (trained weights),
+    weights/NAME.safetensors for every snapshot (reference, old, average, ema, base; best of judges) and
+    optimizer.pt, or shards/ in place of them where the weights are sharded (`trainer/shards.py`);
+    objective.pt (if the objective has state), state.json, and under LoRA the adapters in diffusers' format.
     """
 
     state: TrainingState

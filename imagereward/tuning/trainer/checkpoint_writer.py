@@ -83,8 +83,8 @@ class CheckpointWriter:
         optimizer  its moments are saved
         sharded    True: each process writes its shards; False: the first process writes all weights
 
-        Calls `finish` first, for the checkpoint before. With `background` the new checkpoint is there at the
-        latest after the next call of `finish`. Raises CheckpointError, in every process alike, if one cannot
+        Calls `finish` first, for the checkpoint before. With `background` the new checkpoint is complete once
+        `finish` returns. Raises CheckpointError, in every process alike, if one cannot
         write.
         """
         self.finish()
@@ -184,7 +184,7 @@ class CheckpointWriter:
     def _alike(self, path: Path, act: Callable[[], Any], mine: bool, keep: bool = False) -> None:
         """Call `act` where `mine` is true; raise in every process if it failed in one.
 
-        keep  leave what is written of the checkpoint, which is removed else
+        keep  keep a checkpoint that is written in part; otherwise it is removed
         """
         failed = None
         if mine:

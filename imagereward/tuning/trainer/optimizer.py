@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate's formula; `tuning/trainer_config.py` has their config keys."""
+"""The optimizer and the formula of its learning rate, whose keys are in `tuning/trainer_config.py`."""
 
 import math
 from typing import Any
@@ -27,6 +27,8 @@ def learning_rate_at(update: int, config: OptimizerConfig) -> float:
 
 def make_optimizer(config: OptimizerConfig, parameters: list) -> torch.optim.Optimizer:
     """AdamW with beta1 = 0.9, or with "adamw-8bit" bitsandbytes' AdamW, whose moments have 8 bits.
+
+    Its `lr` is the first one; the trainer sets `learning_rate_at` before every update.
 
     Raises ImageRewardError if bitsandbytes is needed and not installed.
     """

@@ -69,7 +69,8 @@ def unfaithful(
 ) -> tuple[SceneRequest, tuple[str, ...]]:
     """(the request to draw instead, its mistakes): `level` mistakes; at level 3 another scene.
 
-    The other scene shares no colour with the request; its mistakes are ("scene",).
+    The other scene shares no colour with the request; its mistakes are ("scene",). A second mistake may
+    change the thing that a first one, "extra", has added: that drawing then differs by one mistake alone.
     """
     if level == LEVELS:
         asked = {group.colour for group in request.groups}

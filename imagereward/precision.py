@@ -32,12 +32,19 @@ Exact = list[tuple[torch.Tensor, torch.Tensor]]
 def cast(module: torch.nn.Module, dtype: torch.dtype) -> Exact:
     """Cast a module's floating-point tensors to `dtype`; returns their values before, for `unrounded`.
 
-    Does nothing if all have that dtype, since diffusers warns of every cast.
+    Does nothing if all have that dtype, since diffusers warns of every cast. To float16, layers that
+    transformers keeps in float32 when it loads a model in float16 become float32: T5's `wo`, which overflows.
     """
     if all(value.dtype == dtype or not value.is_floating_point() for value in module.state_dict().values()):
         return []
     before: Exact = [(value, value.data) for value in module.parameters()]
+    kept = set(getattr(module, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    exempt = [name for name, _ in module.named_parameters() if kept & set(name.split("."))]
+    parameters = dict(module.named_parameters())
+    originals = {name: parameters[name].data for name in exempt}
     module.to(dtype=dtype)
+    for name, value in originals.items():
+        parameters[name].data = value.float()
     return before
 
 

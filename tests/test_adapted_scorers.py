@@ -175,8 +175,32 @@ def test_two_loras_on_the_same_layers_are_both_counted():
     assert scorer.state_dict().keys() == small_scorer("ImageReward").state_dict().keys()
 
 
-def test_half_precision_keeps_adapters_in_float32_and_stays_near():
-    config = AdapterConfig("loreft", modules=BOTH)
+def test_an_intervention_beneath_a_lora_stays_there_when_a_third_adapter_is_taken_off():
+    places = ("blip.text_encoder.*.query",)
+    scorer, _ = adapted("ImageReward", AdapterConfig("loreft", "first", places))
+    shaken(scorer.add_adapter(AdapterConfig("lora", "second", places)), 2)
+    expected = scorer.score(PROMPTS[0], pictures(1)[0])
+    shaken(scorer.add_adapter(AdapterConfig("direft", "third")), 3)
+    scorer.remove_adapter("third")
+    assert scorer.score(PROMPTS[0], pictures(1)[0]) == expected
+
+
+def test_a_name_loses_the_adapter_that_is_taken_off(models, tmp_path):
+    scorer = RM.load(models["CLIP"], "cpu")
+    for name in ("a", "ab"):
+        scorer.add_adapter(AdapterConfig("loreft", name)).save_pretrained(tmp_path / name)
+        scorer.remove_adapter(name)
+    scorer = RM.load(f"{models['CLIP']}+{tmp_path / 'ab'}+{tmp_path / 'a'}", "cpu")
+    assert scorer.name == "CLIP+ab+a"
+    scorer.remove_adapter("a")
+    assert scorer.name == "CLIP+ab"
+    scorer.remove_adapter("ab")
+    assert scorer.name == "CLIP"
+
+
+@pytest.mark.parametrize("form", ["loreft", "lora"])
+def test_half_precision_keeps_adapters_in_float32_and_stays_near(form):
+    config = AdapterConfig(form, modules=BOTH)
     exact, adapter = adapted("ImageReward", config)
     half = small_scorer("ImageReward", dtype="bfloat16")
     half.adapters.add(half, config, half.token_streams(), adapter.weights())

@@ -272,6 +272,24 @@ def test_lora_changes_the_named_layer_and_no_other_whose_path_ends_alike():
     assert set(model.state_dict()) == names
 
 
+def test_lora_is_float32_on_half_precision_and_takes_no_name_that_peft_cannot():
+    model = toy().bfloat16()
+    lora = put_on(model, AdapterConfig("lora", "low", ("first",), rank=2))
+    assert {value.dtype for value in lora.learned()} == {torch.float32}
+    shaken(lora)
+    assert model.first(torch.randn(2, 4, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with pytest.raises(InputError, match="'train': peft takes no such name"):
+        put_on(toy(), AdapterConfig("lora", "train", ("first",), rank=2))
+
+
+def test_a_frozen_lora_stays_frozen_when_another_is_taken_off():
+    model = toy()
+    kept, other = (put_on(model, AdapterConfig("lora", name, ("first",), rank=2)) for name in ("a", "b"))
+    other.let_learn()
+    other.detach(model)
+    assert not any(value.requires_grad for value in kept.learned())
+
+
 def test_dropout_of_lora_acts_in_training_alone():
     model, x = toy().eval(), torch.randn(2, 4, 6, dtype=torch.float64)
     lora = shaken(put_on(model, AdapterConfig("lora", "low", ("first",), rank=2, dropout=0.5)))

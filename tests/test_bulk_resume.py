@@ -13,7 +13,7 @@ from pathlib import Path
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
-from conftest import small_scorer
+from conftest import TABLE_ROWS, small_scorer
 from test_bulk import score
 
 from imagereward.bulk import output as output_module
@@ -237,6 +237,49 @@ def test_a_full_disk_stops_with_what_was_finished_and_resumes(table, models, mon
         assert pq.read_metadata(path).num_rows
     score(table, models)
     assert (table / "out.parquet").read_bytes() == (table / "whole.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("failing", [5, 6])  # the fingerprint beside the output, the output
+def test_an_output_in_its_own_folder_is_no_input_of_the_run_that_goes_on(table, models, monkeypatch, failing):
+    given = {"source": "images", "prompt": "a", "out": "images/o.csv", "part_rows": 8}
+    score(table, models, **given)
+    whole = (table / "images/o.csv").read_bytes()
+    real, calls = os.fsync, iter(range(100))
+
+    def full(descriptor):
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output_module.os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            score(table, models, **given, overwrite=True)
+    assert next(calls) == failing + 1
+    score(table, models, **{**given, "out": "images/other.csv"})
+    summary, _ = score(table, models, **given, overwrite=True)
+    assert (table / "images/o.csv").read_bytes() == whole
+    assert summary.rows == len(list((table / "images").glob("*.png")))
+
+
+def test_an_old_output_among_the_tables_of_a_glob_is_no_input_after_a_full_disk(table, models, monkeypatch):
+    given = {"source": "*.jsonl", "out": "o.jsonl", "overwrite": True}
+    score(table, models, **given)
+    whole = (table / "o.jsonl").read_bytes()
+    real, calls = os.fsync, iter(range(100))
+
+    def full(descriptor):
+        if next(calls) == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output_module.os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            score(table, models, **given)
+    summary, _ = score(table, models, **given)
+    assert summary.rows == TABLE_ROWS
+    assert (table / "o.jsonl").read_bytes() == whole
 
 
 def test_a_directory_in_the_way_keeps_what_is_not_ours(table, models):

@@ -158,6 +158,18 @@ def test_an_answer_to_another_pair_is_refused_and_kept_nowhere(session, tmp_path
     assert len((tmp_path / "choices.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_page_of_an_earlier_run_changes_nothing(session, tmp_path):
+    with running(session, None) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        state = client.get("/state").json()
+        body = {"images": state["question"]["images"], "ranking": [1, 2]}
+        for path in ("/choose", "/undo"):
+            answer = client.post(path, json={**body, "run": "of-yesterday"})
+            assert (answer.status_code, "an earlier run" in answer.json()["detail"]) == (422, True)
+        assert not (tmp_path / "choices.jsonl").read_text()
+        assert client.post("/choose", json={**body, "run": state["run"]}).json()["count"] == 1
+        assert client.post("/undo", json={"run": state["run"]}).json()["count"] == 0
+
+
 def test_what_the_scorer_foresaw_is_counted(session):
     for _ in range(4):
         left, right = session.state()["question"]["images"]
@@ -392,6 +404,9 @@ def test_refits_learn_from_resampled_choices_and_leave_the_scorer_as_it_was(tmp_
     assert mine.enabled
     assert scorer.score("a cat", image) == before
     assert refits(scorer, read, config, 2, 3, find) == found
+    scorer.add_adapter(AdapterConfig("loreft", "refit", rank=2))
+    refits(scorer, read, config, 1, 1, find, on=["mine"])
+    assert names[-1] == ["mine", "refit-"]
     groups = np.array([0, 0, 1, 2])
     drawn = [drawn_choices(groups, [0, seed]) for seed in range(20)]
     assert all(each.count(0) == each.count(1) for each in drawn)  # a prompt's choices stay together
@@ -556,6 +571,10 @@ def test_other_machines_need_the_token(session):
         assert client.get("/state?token=wrong").status_code == 401
         assert client.get("/?token=secret").status_code == 200  # sets the cookie
         assert client.get("/state").status_code == 200
+        (name,) = client.cookies
+        with running(session, "another") as second:  # the browser keeps one jar for all ports of a host
+            other = httpx2.get(f"{second}/?token=another").cookies
+        assert set(other) != {name}
 
 
 def test_the_name_of_an_adapter_is_that_of_its_directory(tmp_path):

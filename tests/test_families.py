@@ -5,7 +5,9 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from test_refl import brightness, refl_of, settings
+from transformers import T5EncoderModel
 
+from imagereward.precision import cast, unrounded
 from imagereward.tuning import tune
 from imagereward.tuning.data.plan import UpdatePlan
 from imagereward.tuning.data.requests import Request
@@ -104,6 +106,23 @@ def test_what_a_missing_encoder_of_sd3_would_say_is_zero(without):
         assert not words[:, length:].any()
     room = 256 if 3 in without else pipelines.tokenizer().model_max_length
     assert words.shape[1] == length + room
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_t5_is_cast_as_transformers_loads_it(dtype, tmp_path):
+    made = pipelines.t5(32)
+    made.save_pretrained(tmp_path)
+    exact = cast(made, dtype)
+    expected = T5EncoderModel.from_pretrained(tmp_path, dtype=dtype).state_dict()
+    found = made.state_dict()
+    assert {name: value.dtype for name, value in found.items()} == {
+        name: value.dtype for name, value in expected.items()
+    }
+    assert any(".wo." in name and value.dtype == torch.float32 for name, value in found.items()) == (
+        dtype == torch.float16
+    )
+    with unrounded(exact):
+        assert {value.dtype for value in made.state_dict().values()} == {torch.float32}
 
 
 def test_flux_that_takes_no_guidance_is_guided_without_a_prompt():

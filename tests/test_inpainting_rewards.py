@@ -7,10 +7,11 @@ from PIL import Image
 from scipy import ndimage
 
 import imagereward as RM
-from imagereward.errors import InputError
+from imagereward.errors import InputError, RemoteError
 from imagereward.rewards.inpainting import Boundary, InsideMask, Preservation, ShareWeighted
 from imagereward.rewards.opening import open_reward
 from imagereward.rewards.region import Box, boundary_of_picture, bounding_box, grown, rings
+from imagereward.scoring.api import PairScorer
 from imagereward.scoring.functions import FunctionScorer
 from imagereward.tuning.data.requests import Request
 from imagereward.tuning.rewards.weighted import Rewards, open_rewards
@@ -289,6 +290,31 @@ def test_bad_masks_name_their_row(row, message, name):
     ]
     with pytest.raises(InputError, match=message):
         Rewards({name: (1.0, reward)})(torch.rand(1, 3, 8, 8), [row])
+
+
+def test_a_server_that_fails_for_boxes_of_one_size_costs_the_others_no_reward():
+    class Server(PairScorer):
+        name, broken = "server", False
+
+        def pixel_rewards(self, pixels_B_3_H_W, prompts, rows=None):
+            if self.broken or pixels_B_3_H_W.shape[-1] > 5:
+                raise RemoteError("no image of this request has a score")
+            return torch.ones(len(prompts))
+
+    rows = []
+    for side in (4, 9, 4):
+        mask = np.zeros((12, 12), bool)
+        mask[1 : 1 + side, 1 : 1 + side] = True
+        rows.append(row_of(mask))
+    reward = InsideMask(Server(), 1)
+    assert reward.pixel_rewards(torch.rand(3, 3, 12, 12), ["a"] * 3, rows).isfinite().tolist() == [
+        True,
+        False,
+        True,
+    ]
+    reward.scorer.broken = True
+    with pytest.raises(RemoteError, match="no image of this request"):
+        reward.pixel_rewards(torch.rand(3, 3, 12, 12), ["a"] * 3, rows)
 
 
 def test_preservation_needs_the_original():

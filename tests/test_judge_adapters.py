@@ -154,6 +154,30 @@ def test_words_before_the_image_are_shared_and_change_no_score(form, positions, 
     assert np.abs(matrix / base - 1).max() > 1e-3
 
 
+def test_a_kept_beginning_is_forgotten_with_the_weights_that_it_was_made_by(judges):
+    judge, other, images = judges(template=BEFORE), judges(template=BEFORE), pictures(2)
+    judge.score_matrix(PROMPTS, images)
+    with torch.no_grad():
+        for value in other.parameters():
+            value.mul_(1.1)
+    other.states.forget()
+    expected = other.score_matrix(PROMPTS, images)
+    judge.load_state_dict(other.state_dict())
+    np.testing.assert_array_equal(judge.score_matrix(PROMPTS, images), expected)
+
+
+def test_a_judge_whose_score_has_no_gradient_teaches_no_adapter(tiny_vlm, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a", "vqa_list": ["Is it?"]}')
+    for judge in (
+        RM.load(f"judge:{tiny_vlm()}", "cpu"),
+        RM.load(f"vqa:{tiny_vlm()}", "cpu", questions=str(tmp_path / "q.jsonl")),
+    ):
+        assert not judge.differentiable
+        with pytest.raises(errors.InputError, match="have no gradient, since it writes its verdict or asks"):
+            RM.personalise(judge, rankings(8), kind="lora")
+        assert not len(judge.adapters)
+
+
 def test_a_kept_beginning_is_not_taken_for_that_of_another_adapter(judges):
     judge, images = judges(template=BEFORE), pictures(2)
     rows = [judge.score_matrix(PROMPTS, images)]

@@ -160,6 +160,12 @@ b,,1,0,Is there a dog?
 """
 
 
+@pytest.mark.parametrize("text", ["{prompt} {image_b} {image}", "{prompt} {image} {image_b} {image_b}"])
+def test_a_comparison_shows_its_images_in_order_and_once(text):
+    with pytest.raises(InputError, match=r"expected \{image_b\} once, after \{image\}"):
+        Template("mine", text, answers=("A",), against=("B",))
+
+
 def test_dpg_questions_are_read_with_their_dependencies(tmp_path):
     (tmp_path / "dpg.csv").write_text(DPG)
     table = read_questions(tmp_path / "dpg.csv")

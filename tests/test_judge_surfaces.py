@@ -234,6 +234,9 @@ def test_a_group_is_ranked_by_comparisons_within_a_budget(tiny_vlm):
         RM.load(f"compare:{tiny_vlm()}", "cpu", budget=2).score(PROMPT, images)
     with pytest.raises(InputError, match="shows one image"):
         RM.load(f"compare:{tiny_vlm()}", "cpu", template="shows")
+    comparing = TEMPLATES[RM.load(f"compare:{tiny_vlm()}", "cpu").judge.judge.template.name]
+    with pytest.raises(InputError, match=r"its template shows two images; load it as compare:"):
+        RM.load(f"vqa:{tiny_vlm()}", "cpu", template=comparing)
     with pytest.raises(InputError, match="method='elo'"):
         RM.load(f"compare:{tiny_vlm()}", "cpu", method="elo")
 
@@ -310,6 +313,10 @@ def test_decomposed_prompts_are_scored_by_their_questions(tiny_vlm, tmp_path):
         assert scores == pytest.approx([mean(each) for each in expected], rel=1e-4)
     with pytest.raises(InputError, match="no questions for the prompt 'a dog'"):
         judge.score("a dog", images)
+    with serving({"judge": judge}) as url:
+        answer = client(url).post("/v1/rank", json={"prompt": "a dog", "images": [base64_of(png(images[0]))]})
+        assert answer.status_code == 422
+        assert "no questions for the prompt 'a dog'" in answer.json()["detail"]
 
 
 def test_answers_that_are_no_yes_are_asked_for_in_words_of_their_own(tiny_vlm, tmp_path):

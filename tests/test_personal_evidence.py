@@ -1,6 +1,7 @@
 """What a personal adapter's figures rest on: what is held out, ties, few choices, and what else may learn."""
 
 import csv
+import itertools
 import json
 import warnings
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import small_scorer
 from personal_choices import pairs, picture, rankings, ratings, written
+from PIL import Image
 from test_cli import run
 from test_personal import QUICK, by_prompt, choice
 
@@ -42,6 +44,19 @@ def test_choices_that_share_an_image_or_a_prompt_are_held_out_together():
     # Nor where most choices are in one group, which a training could not do without.
     lopsided = [*(pair("one", "hub", f"x{index}") for index in range(9)), *few[3:]]
     assert groups_of(lopsided).unit == "single choices"
+
+
+def test_equal_images_are_one_image_whatever_object_holds_them():
+    def opened(level: int, form: str):
+        image = Image.new("RGB", (4, 4), (level, 0, 0))
+        return {"image": image, "array": np.asarray(image), "tensor": torch.tensor(np.asarray(image))}[form]
+
+    for form in ("image", "array", "tensor"):
+        items = [
+            Choice("", "a", (opened(a, form), opened(b, form)), (1, 2))
+            for a, b in itertools.combinations(range(6), 2)
+        ]
+        assert groups_of(items).unit == "single choices"
 
 
 def test_recurring_images_are_no_evidence_for_new_ones_whatever_the_figures():

@@ -538,6 +538,20 @@ def test_a_run_can_go_on_for_longer_or_back_to_a_checkpoint(tmp_path):
     assert learned[0] == learned[1]
 
 
+def test_a_checkpoint_that_becomes_the_last_is_evaluated(tmp_path):
+    out = tmp_path / "out"
+    run(out, updates=4, save_every=1, evaluate_every=2)
+    for _ in range(2):  # the second time, the evaluation is there
+        run(out, updates=3, save_every=1, evaluate_every=2, resume=True)
+        history = json.loads((out / "history.json").read_text())
+        assert [entry["update"] for entry in history if "reward" in entry and "loss" not in entry] == [
+            0,
+            2,
+            3,
+        ]
+    assert (out / "samples/000003.png").exists()
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "out"
     killed = run_forked(partial(train_and_die, at_step=3), broken, log=tmp_path / "log")

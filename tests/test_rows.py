@@ -55,6 +55,23 @@ def test_a_list_may_hold_records_or_requests():
     assert read_rows([record, request], BOTH) == [request, request]
 
 
+def test_empty_cells_are_no_picture_and_those_of_hugging_faces_datasets_are(folder):
+    encoded = (folder / "image-0.png").read_bytes()
+    empty, held, named = read_rows(
+        [
+            {"prompt": "a", "image": "", "seed": 1},
+            {"prompt": "a", "image": {"bytes": encoded, "path": "elsewhere.png"}},
+            {"prompt": "a", "image": {"bytes": None, "path": str(folder / "image-0.png")}},
+        ],
+        (),
+    )
+    assert empty.image is None
+    assert held.image == encoded
+    assert named.image == folder / "image-0.png"
+    with pytest.raises(InputError, match="has no image"):
+        read_rows([{"prompt": "a", "image": ""}], ("image",))
+
+
 def test_a_model_of_words_alone_opens_no_picture(folder):
     write(folder, [{"prompt": "a cat", "image": "missing.png"}])
     assert read_rows(folder / "rows.jsonl", ()) == [Request("a cat", image=folder / "missing.png")]

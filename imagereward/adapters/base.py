@@ -38,6 +38,7 @@ class Adapter(nn.Module):
         self.config = config
         self._enabled, self._scale = True, float(config.scale)
         self.streams: tuple[str | None, ...] = ()
+        self.label = ""  # at the end of the scorer's name, such as "+my-taste"
         self.beneath: dict[str, Adapter | str] = {}
         self._host: weakref.ref[nn.Module] | None = None
         self._ran: set[str] = set()

@@ -106,12 +106,10 @@ class Adapters(nn.Module):
                 each.beneath[name] = adapter.digest()
         adapter.detach(model)
         self.entries = nn.ModuleList(each for each in self.all if each is not adapter)
-        assert self._masks is not None
         for each in self.all:
-            if isinstance(each, ReFT):  # its hooks may be on a layer that a LoRA took along
-                each.detach(model)
-                each.attach(model, self._masks)
-        if not len(self):
+            if isinstance(each, ReFT):
+                each.follow(model)
+        if not len(self) and self._masks is not None:
             self._masks.detach()
             self._masks = None
 

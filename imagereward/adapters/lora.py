@@ -14,7 +14,8 @@ from imagereward.adapters.base import Adapter
 from imagereward.adapters.places import check_rank
 from imagereward.adapters.streams import TokenMasks
 from imagereward.config import AdapterConfig
-from imagereward.errors import missing_extra
+from imagereward.errors import InputError, missing_extra
+from imagereward.precision import full_precision
 
 PARTS = ("lora_A", "lora_B")
 
@@ -22,7 +23,8 @@ PARTS = ("lora_A", "lora_B")
 class LoRA(Adapter):
     """W x becomes W x + scale * (alpha / rank) B A x, in every linear layer of the config.
 
-    peft puts its own layers in the places of the linear ones; `detach` puts these back.
+    A and B are float32, or float64 on a model in float64. peft puts its own layers in the places of the
+    linear ones; `detach` puts these back.
     """
 
     def __init__(self, config: AdapterConfig):
@@ -36,6 +38,8 @@ class LoRA(Adapter):
         except ImportError as error:
             raise missing_extra("an adapter of kind 'lora'", "train", error) from error
         config = self.config
+        if hasattr(nn.ModuleDict(), config.name):
+            raise InputError(f"the adapter {config.name!r}: peft takes no such name; give another, name=")
         for path in config.modules:
             layer = model.get_submodule(path)
             check_rank(config.rank, min(int(layer.in_features), int(layer.out_features)), path)  # type: ignore[arg-type]
@@ -53,6 +57,9 @@ class LoRA(Adapter):
             value.requires_grad_(learning.get(id(value), False))
         self._layers = tuple((path, model.get_submodule(path)) for path in config.modules)
         for path, layer in self._layers:
+            for part in PARTS:  # peft makes them in the base's precision, in which small steps would be lost
+                weight = getattr(layer, part)[config.name].weight
+                weight.data = full_precision(weight.data)
             if path not in self._ran:
                 self._waiting[path] = layer.register_forward_pre_hook(partial(self._runs, path))
         self._activate()
@@ -63,7 +70,10 @@ class LoRA(Adapter):
         while self._waiting:
             self._waiting.popitem()[1].remove()
         for path, layer in self._layers:
+            learning = [(value, value.requires_grad) for value in layer.parameters()]
             layer.delete_adapter(self.config.name)  # type: ignore[operator]
+            for value, learn in learning:  # peft lets the others learn
+                value.requires_grad_(learn)
             if not layer.lora_A:
                 parent, _, name = path.rpartition(".")
                 model.get_submodule(parent).add_module(name, layer.base_layer)  # type: ignore[arg-type]

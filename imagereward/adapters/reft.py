@@ -41,7 +41,7 @@ class ReFT(Adapter):
             for width in widths
         )
         self.subspaces: dict[str, float] | None = None
-        self._handles: list[RemovableHandle] = []
+        self._hooks: dict[str, tuple[nn.Module, RemovableHandle]] = {}  # by path
         self._masks: TokenMasks | None = None
         self.requires_grad_(False)
 
@@ -59,14 +59,29 @@ class ReFT(Adapter):
 
     def attach(self, model: nn.Module, masks: TokenMasks) -> None:
         self._masks = masks
-        for index, path in enumerate(self.config.modules):
-            hook = partial(self._changed, index, path)
-            self._handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=False))
+        for path in self.config.modules:
+            self._hook(model, path)
 
     def detach(self, model: nn.Module) -> None:
         super().detach(model)
-        while self._handles:
-            self._handles.pop().remove()
+        while self._hooks:
+            self._hooks.popitem()[1][1].remove()
+
+    def follow(self, model: nn.Module) -> None:
+        """Hook the modules in the places of those that have left the model, as a LoRA's layers do."""
+        present = set(model.modules())
+        for path, (module, handle) in list(self._hooks.items()):
+            if module not in present:
+                handle.remove()
+                self._hook(model, path)
+
+    def _hook(self, model: nn.Module, path: str) -> None:
+        module, index = model.get_submodule(path), self.config.modules.index(path)
+        own = next(module.parameters(), None)
+        if own is not None and not own.is_meta:  # a model may be divided over devices
+            self.layers[index].to(own.device)
+        hook = partial(self._changed, index, path)
+        self._hooks[path] = module, module.register_forward_hook(hook, with_kwargs=False)
 
     @contextmanager
     def using(self, **weights: float) -> Iterator[None]:

@@ -146,26 +146,31 @@ class Output:
         Raises OutputError for parts that cannot be read or do not add up, and if writing fails.
         """
         fingerprint = (self.directory / FINGERPRINT).read_text()
-        if self.out.suffix.lower() != ".parquet":
-            with self._writing(self.out.with_name(f"{self.out.name}.{FINGERPRINT}")) as temporary:
-                temporary.write_text(fingerprint)
         failed = partly = at = 0
         schema = self._schema(0).with_metadata({NAME_IN_PARQUET: fingerprint})
         counted = "truncated" in schema.names  # a masked table may have a column of that name, which is text
         truncated = 0 if counted and arrow().types.is_boolean(schema.field("truncated").type) else None
-        with self._writing(self.out) as temporary, closing(_writer(self.out, temporary, schema)) as writer:
-            for table in self._tables(count):
-                if table["row"].to_pylist() != list(range(at, at + table.num_rows)):
-                    raise OutputError(f"the parts in {self.directory} do not follow at row {at}; remove it")
-                at += table.num_rows
-                wrong, without = faults(table)
-                failed += int((wrong & without).sum())
-                partly += int((wrong & ~without).sum())
-                if truncated is not None:
-                    truncated += table["truncated"].to_pylist().count(True)
-                writer.write_table(table)
+        with self._writing(self.out) as temporary:
+            with closing(_writer(self.out, temporary, schema)) as writer:
+                for table in self._tables(count):
+                    if table["row"].to_pylist() != list(range(at, at + table.num_rows)):
+                        raise OutputError(
+                            f"the parts in {self.directory} do not follow at row {at}; remove it"
+                        )
+                    at += table.num_rows
+                    wrong, without = faults(table)
+                    failed += int((wrong & without).sum())
+                    partly += int((wrong & ~without).sum())
+                    if truncated is not None:
+                        truncated += table["truncated"].to_pylist().count(True)
+                    writer.write_table(table)
             if at != rows:
                 raise OutputError(f"the parts in {self.directory} have {at} rows, not {rows}; remove it")
+            if self.out.suffix.lower() != ".parquet":
+                # When the table is whole, as a fingerprint that is younger than its table is not its own.
+                with self._writing(self.out.with_name(f"{self.out.name}.{FINGERPRINT}")) as beside:
+                    beside.write_text(fingerprint)
+                os.utime(temporary)
         self._remove_parts()
         return BulkSummary(self.out, rows, failed, truncated, skipped, partly)
 

@@ -81,9 +81,9 @@ def put_on(scorer: Any, adapter: str | os.PathLike, local_files_only: bool = Fal
             f"adapter={os.fspath(adapter)!r}: {scorer.name} is no Scorer, whose modules could change"
         )
     directory = adapter_directory(adapter, local_files_only)
-    scorer.add_adapter(directory)
-    label = os.fspath(adapter)
-    scorer.name = f"{scorer.name}+{Path(label).expanduser().resolve().name}"
+    added = scorer.add_adapter(directory)
+    added.label = f"+{Path(os.fspath(adapter)).expanduser().resolve().name}"
+    scorer.name += added.label
     return scorer
 
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from imagereward.choosing.guard import COOKIE, Guard, parsed
+from imagereward.choosing.guard import Guard, cookie_of, parsed
 from imagereward.choosing.session import Session
 from imagereward.errors import ImageRewardError, InputError
 from imagereward.images.reading import read_image
@@ -52,7 +52,7 @@ def _add_page(app: FastAPI, session: Session, token: str | None) -> None:
             page, headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
         )
         if token is not None:
-            answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            answer.set_cookie(cookie_of(token), token, httponly=True, samesite="strict")
         return answer
 
     @app.get("/state")
@@ -91,6 +91,7 @@ def _add_changes(app: FastAPI, session: Session) -> None:
 
         def answer() -> None:
             given = parsed(body)
+            session.check_run(given.get("run"))
             session.answer(whole_numbers(given, "images"), whole_numbers(given, "ranking"))
 
         return await run_in_threadpool(changed, answer)
@@ -101,8 +102,14 @@ def _add_changes(app: FastAPI, session: Session) -> None:
         return await run_in_threadpool(changed, lambda: session.show(parsed(body).get("count")))  # type: ignore[arg-type]
 
     @app.post("/undo")
-    def undo() -> Response:
-        return changed(session.undo)
+    async def undo(request: Request) -> Response:
+        body = await request.body()
+
+        def take_back() -> None:
+            session.check_run(parsed(body).get("run"))
+            session.undo()
+
+        return await run_in_threadpool(changed, take_back)
 
     @app.post("/train")
     def train() -> Response:

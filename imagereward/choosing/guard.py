@@ -1,5 +1,6 @@
 """Guard: admits requests of this page alone, by host, origin and token, and with small bodies."""
 
+import hashlib
 import hmac
 import json
 from http.cookies import CookieError, SimpleCookie
@@ -14,7 +15,6 @@ from imagereward.serve.connections import CONNECTION
 from imagereward.serve.run import is_loopback
 
 MOST_BODY = 4096  # bytes
-COOKIE = "imagereward-choose"
 
 
 class Guard:
@@ -71,7 +71,7 @@ class Guard:
                 return JSONResponse({"detail": f"this page is for this machine alone, not for {host}"}, 403)
             return None
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
-        if hmac.compare_digest((given or _cookie(headers)).encode(), self._token.encode()):
+        if hmac.compare_digest((given or _cookie(headers, self._token)).encode(), self._token.encode()):
             return None
         return JSONResponse(
             {"detail": "open the address that imagereward choose printed, with its token"}, 401
@@ -86,9 +86,14 @@ def _is_this_machine(host: str) -> bool:
         return False
 
 
-def _cookie(headers: dict[str, str]) -> str:
+def cookie_of(token: str) -> str:
+    """The name of the cookie with the token: one for each page, as browsers keep one jar for all ports."""
+    return f"imagereward-choose-{hashlib.sha256(token.encode()).hexdigest()[:8]}"
+
+
+def _cookie(headers: dict[str, str], token: str) -> str:
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        found = SimpleCookie(headers.get("cookie", "")).get(cookie_of(token))
     except CookieError:
         return ""
     return found.value if found else ""

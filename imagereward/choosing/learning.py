@@ -22,12 +22,13 @@ def why_not(scorer: PairScorer, saved: Saved) -> str:
         from imagereward.tuning.config import build
         from imagereward.tuning.distributed import check_first_gpu
         from imagereward.tuning.personal.config import LearningConfig
-        from imagereward.tuning.personal.train import adapter_config
+        from imagereward.tuning.personal.train import adapter_config, check_learnable
     except ImportError as error:
         return str(missing_extra("learning from choices", "train", error))
     if not isinstance(scorer, Scorer):
         return f"{scorer.name} is no model in this process, and cannot have an adapter"
     try:
+        check_learnable(scorer)
         check_first_gpu(scorer.device)
         config = build(LearningConfig, {"kind": saved.kind}, "imagereward choose")
         scorer.add_adapter(adapter_config(config, saved.name))
@@ -61,6 +62,8 @@ def trainer(scorer: Scorer, saved: Saved, folds: int = 5, **settings: Any) -> Tr
             return Trained(found.summary, records, [], [])
         summary = saved.save(found.adapter, found.summary, records)
         scores = score(learner)
-        return Trained(summary, records, scores, refits(learner, read, config, summary.epochs, REFITS, score))
+        on = [name for name in scorer.adapters if scorer.adapters[name].enabled]
+        refitted = refits(learner, read, config, summary.epochs, REFITS, score, on=on)
+        return Trained(summary, records, scores, refitted)
 
     return train

@@ -69,7 +69,7 @@ class Session:
         no_training: str = "",
     ):
         self.candidates, self.journal, self._train = candidates, journal, train
-        self.run = secrets.token_hex(8)  # in the addresses of images: another run has other images
+        self.run = secrets.token_hex(8)  # of images and answers: another run has other images
         self.no_training = no_training
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(candidates.prompts))}
         self._prompts_N = np.array([numbers[prompt] for prompt in candidates.prompts])
@@ -151,6 +151,11 @@ class Session:
         self._question = pick(
             left, self._prompts_N, self.shown, self._now, self._refits, self._source, len(self._answers)
         )
+
+    def check_run(self, run: Any) -> None:
+        """InputError for the `run` of another session, whose images have the same numbers; None passes."""
+        if run not in (None, self.run):
+            raise InputError("this page shows images of an earlier run; load it again")
 
     def answer(self, images: Sequence[int], ranking: Sequence[int]) -> None:
         """Keep an answer.

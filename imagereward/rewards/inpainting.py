@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from imagereward.errors import InputError
+from imagereward.errors import InputError, RemoteError
 from imagereward.images.image_size import ImageSize
 from imagereward.images.row_pictures import image_at, mask_at, name_row
 from imagereward.rewards.region import boundary_score, bounding_box, grown, outside_distance
@@ -124,7 +124,10 @@ class InsideMask(AroundScorer):
     def pixel_rewards(
         self, pixels_B_3_H_W: torch.Tensor, prompts: Sequence[str], rows: Sequence[Any] | None = None
     ) -> torch.Tensor:
-        """The scorer's rewards [B] of the boxes; boxes of one size are scored together."""
+        """The scorer's rewards [B] of the boxes; boxes of one size are scored together.
+
+        NaN where a remote scorer failed; its RemoteError is raised if it gave no reward at all.
+        """
         masks = masks_of(self.name, pixels_B_3_H_W, rows)
         size = (pixels_B_3_H_W.shape[-2], pixels_B_3_H_W.shape[-1])
         boxes = [grown(bounding_box(mask[0]), self.least, size) for mask in masks]
@@ -132,16 +135,21 @@ class InsideMask(AroundScorer):
         for index, box in enumerate(boxes):
             of_size.setdefault(box.size, []).append(index)
         rewards: list[torch.Tensor] = [torch.empty(0)] * len(boxes)
+        failed: RemoteError | None = None
         for members in of_size.values():
             crops = [
                 pixels_B_3_H_W[i, :, boxes[i].top : boxes[i].bottom, boxes[i].left : boxes[i].right]
                 for i in members
             ]
-            found = self.scorer.pixel_rewards(
-                torch.stack(crops), [prompts[i] for i in members], [(rows or ())[i] for i in members]
-            )
+            asked = [prompts[i] for i in members], [(rows or ())[i] for i in members]
+            try:
+                found = self.scorer.pixel_rewards(torch.stack(crops), *asked)
+            except RemoteError as error:
+                failed, found = error, torch.full((len(members),), torch.nan)
             for i, reward in zip(members, found, strict=True):
                 rewards[i] = reward
+        if failed is not None and not torch.stack(rewards).isfinite().any():
+            raise failed
         return torch.stack(rewards)
 
 

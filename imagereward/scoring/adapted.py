@@ -65,7 +65,12 @@ def check_ran(scorer: Any, encoded: bool) -> None:
 
 
 def remove_adapter(scorer: Any, name: str) -> None:
-    """Take an adapter off the scorer. InputError if it is not on it."""
+    """Take an adapter off the scorer, and its label off the scorer's name. InputError if it is not on it."""
+    label = scorer.adapters[name].label
     scorer.adapters.remove(scorer, name)
+    if label and scorer.name.endswith(label):
+        scorer.name = scorer.name.removesuffix(label)
+    elif label:
+        scorer.name = scorer.name.replace(f"{label}+", "+", 1)
     scorer.config = replace(scorer.config, adapters=scorer.adapters.configs)
     scorer.files.pop(f"{PREFIX}{name}.", None)

@@ -61,6 +61,8 @@ class PairScorer:
     files: Mapping[str, Path] = MappingProxyType({})
     # Whether the gradient of `pixel_rewards` reaches the pixels.
     differentiable = False
+    # Whether scores have gradients in the scorer's own weights, from which an adapter can learn.
+    passes_gradients = True
     # Whether a score depends on the other images of the call, as a win rate does.
     relative = False
     # Whether `pixel_rewards` reads the pictures or metadata of `rows`.

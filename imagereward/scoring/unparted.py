@@ -149,6 +149,10 @@ class UnpartedScorer(Scorer):
         """The inner scorer's."""
         return self.inner.plan(rows, characters)
 
+    def prompt_fault(self, prompt: str) -> str | None:
+        """The inner scorer's."""
+        return self.inner.prompt_fault(prompt)
+
     def summands(self) -> tuple[dict[str, tuple[float, PairScorer]], float]:
         """The inner scorer's."""
         return self.inner.summands()

@@ -182,15 +182,14 @@ class ServerState:
             raise Refused(404, f"no model {name[:100]!r} here; there are: {', '.join(self.scorers)}")
         reservation.take("images", len(question.images) - 1)
         scorer, prompts = self.scorers[name], question.texts()
+        if fault := next(filter(None, map(scorer.prompt_fault, prompts)), None):
+            raise Refused(422, fault)
         pixels = decode(question.images, scorer.processors, self.limits, reservation)
         reservation.give("bytes")
         tokens, truncated = scorer.reading(prompts)
         pairs = torch.tensor(question.rows(), dtype=torch.long)
-        return ScoringRequest(name, prompts, pixels, pairs), {
-            "model": name,
-            "tokens": tokens,
-            "truncated": truncated,
-        }
+        facts = {"model": name, "tokens": tokens, "truncated": truncated}
+        return ScoringRequest(name, prompts, pixels, pairs), facts
 
     def models(self) -> answers.ModelsAnswer:
         """The answer of /v1/models: a card for each scorer, and the limits."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from imagereward.bulk.inputs.own_files import is_output
+from imagereward.bulk.inputs.own_files import COMPANION, is_output
 from imagereward.errors import InputError, listing
 from imagereward.generation_metadata import SIDECARS
 from imagereward.images.encoded import formats
@@ -94,9 +94,7 @@ class Folder:
                 yield from (beside for suffix in SIDECARS if (beside := path.with_suffix(suffix)).exists())
             return
         for directory, names in self.walk(Counter()):
-            yield from (
-                Path(directory, name) for name in names if is_picture(name) or name.lower().endswith(SIDECARS)
-            )
+            yield from (Path(directory, name) for name in names if is_picture(name) or _is_sidecar(name))
 
     def records(self, wanted: Wanted, columns: Sequence[str]) -> Iterator[Found]:
         for number, path in enumerate(self._images()):
@@ -151,6 +149,11 @@ class Folder:
             return
         for directory, names in self.walk(Counter()):
             yield from (Path(directory, name) for name in names if is_picture(name))
+
+
+def _is_sidecar(name: str) -> bool:
+    """Whether a file may hold the prompt of an image beside it. The fingerprint of an output does not."""
+    return name.lower().endswith(SIDECARS) and COMPANION.search(name) is None
 
 
 def reason(path: Path) -> str:

@@ -18,18 +18,21 @@ COMPANION = re.compile(r"\.(parquet|jsonl|csv)\.(lock|parts|fingerprint\.json)$"
 
 def is_output(path: Path) -> bool:
     """Whether a path is a table of scores that this package wrote, or its lock, parts or fingerprint."""
-    return bool(COMPANION.search(path.name)) or fingerprint_of(path) is not None
+    return bool(COMPANION.search(path.name)) or fingerprint_of(path, finished=False) is not None
 
 
-def fingerprint_of(path: Path) -> dict[str, Any] | None:
-    """The fingerprint of the run that wrote a table of scores; None for any other file."""
+def fingerprint_of(path: Path, finished: bool = True) -> dict[str, Any] | None:
+    """The fingerprint of the run that wrote a table of scores; None for any other file.
+
+    finished  False: also that of a run that has not replaced an older table yet
+    """
     try:
         if path.suffix.lower() == ".parquet":
             found = (arrow().parquet.read_schema(path).metadata or {}).get(NAME_IN_PARQUET)
         elif path.suffix.lower() in FORMATS:
             beside = path.with_name(f"{path.name}.{FINGERPRINT}")
             # The fingerprint is written before its table; a younger one belongs to an unfinished output.
-            older = beside.stat().st_mtime_ns <= path.stat().st_mtime_ns
+            older = not finished or beside.stat().st_mtime_ns <= path.stat().st_mtime_ns
             found = beside.read_bytes() if older else None
         else:
             return None

@@ -69,6 +69,8 @@ def open_judge(
         scorer = _hpsv3(values, device, dtype, download_root, where, placing)
     else:
         judge, source = _judge(name, values)
+        if judge.template.compares and not comparing:
+            raise InputError(f"{name}: its template shows two images; load it as compare:{source}")
         where["cache_dir"] = _cache_of(source, download_root)
         model, processor = open_model(source, device, dtype, where, **placing)
         head, saved = None, (Path(source) / HEAD_FILE).is_file()

@@ -85,9 +85,11 @@ class VLMScorer(Scorer):
         return token_streams(self.backbone.model, _INNER, self.writer is not None)
 
     @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """Whether gradients reach pixels: a written verdict passes none, nor do questions from a file."""
+    def passes_gradients(self) -> bool:  # type: ignore[override]
+        """Whether scores have gradients: a written verdict has none, nor have questions from a file."""
         return self.judge.readout != "verdict" and self.questions is None
+
+    differentiable = passes_gradients  # they reach weights and pixels alike
 
     @property
     def may_be_nan(self) -> bool:  # type: ignore[override]

@@ -57,6 +57,9 @@ class SharedStates:
     adapters: Adapters = field(default_factory=Adapters)
     _beginning: tuple[tuple, State] | None = None
 
+    def __post_init__(self) -> None:
+        self.backbone.model.register_load_state_dict_post_hook(self._loaded)
+
     def read(
         self, rows: Sequence[Row], images: Sequence[EncodedImage], use: Use, *, keep: bool = False
     ) -> None:
@@ -141,13 +144,22 @@ class SharedStates:
         return count if count >= LEAST_SHARED else 0
 
     def _state_of(self, block: Block, end: int) -> State:
-        """The state of the common beginning; kept until another is asked for, unless there are adapters."""
-        if len(self.adapters):
+        """The state of the common beginning; kept until another is asked for, or weights are loaded.
+
+        Not kept where weights may change otherwise: with adapters, and while any of them has gradients.
+        """
+        model = self.backbone.model
+        if len(self.adapters) or any(value.requires_grad for value in model.parameters()):
             return self._computed(block, end)
-        key = (*block.ids[:end], str(self.backbone.device), str(self.backbone.model.dtype))
-        if self._beginning is None or self._beginning[0] != key:
-            self._beginning = (key, self._computed(block, end))
-        return self._beginning[1]
+        key = (*block.ids[:end], str(self.backbone.device), str(model.dtype))
+        kept = self._beginning  # read once: another thread may replace it meanwhile
+        if kept is None or kept[0] != key:
+            self._beginning = kept = (key, self._computed(block, end))
+        return kept[1]
+
+    def _loaded(self, *_: Any) -> None:
+        """A hook for when the model's weights have been loaded."""
+        self.forget()
 
     def _computed(self, block: Block, end: int) -> State:
         try:

@@ -113,6 +113,11 @@ def _row(item: Any, where: str, column: str | None, folder: Path) -> Row:
 
 
 def _picture(value: Any, folder: Path) -> Any:
+    """A picture of a record: a path from `folder`, bytes or an image; None for an empty cell."""
+    if isinstance(value, Mapping):  # as Hugging Face's datasets have them
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str | bytes) and not value:
+        return None
     return folder / value if isinstance(value, str | os.PathLike) else value
 
 

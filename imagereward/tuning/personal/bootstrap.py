@@ -20,7 +20,6 @@ from imagereward.tuning.personal.validation import decided
 from imagereward.tuning.trainer.accelerate_setup import accelerating
 
 Found = TypeVar("Found")
-NAME = "refit"
 
 
 @accelerating()
@@ -31,6 +30,7 @@ def refits(
     epochs: int,
     count: int,
     find: Callable[[Scorer], Found],
+    on: Sequence[str] = (),
 ) -> list[Found]:
     """`find(scorer)` with each of `count` fresh adapters, taught groups of choices drawn with replacement.
 
@@ -38,22 +38,26 @@ def refits(
 
     epochs   passes over the drawn choices, without held-out parts; such as the best number of all choices
     find     what is asked of the adapted scorer, such as the scores of some images
+    on       adapters of the scorer that stay on, beneath the fresh ones
 
-    Adapters of the scorer are off meanwhile, and afterwards as before. The draws and the adapters' initial
+    Its other adapters are off meanwhile, and afterwards as before. The draws and the adapters' initial
     weights depend on the config's seed. It raises what `personalise_scorer` does.
     """
     check_first_gpu(scorer.device)
     choices = decided(choices, config)
     groups = np.array(groups_of(choices.items).of)
     found = []
-    with scorer.using_adapters(), tempfile.TemporaryDirectory() as directory:
+    name = "refit"
+    while name in scorer.adapters:
+        name += "-"
+    with scorer.using_adapters(*on), tempfile.TemporaryDirectory() as directory:
         for number in range(count):
             seed = [config.seed, 13, number]
             drawn = drawn_choices(groups, seed)
             with on_cpu():
                 adapter = scorer.adapters.add(
                     scorer,
-                    adapter_config(config, NAME),
+                    adapter_config(config, name),
                     scorer.token_streams(),
                     seed=config.seed + 1 + number,
                 )
@@ -64,7 +68,7 @@ def refits(
                 adapter.train(False)
                 found.append(find(scorer))
             finally:
-                scorer.adapters.remove(scorer, NAME)
+                scorer.adapters.remove(scorer, name)
     return found
 
 

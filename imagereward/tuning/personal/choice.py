@@ -11,6 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import PIL.Image
+import torch
+
 Kind = Literal["rankings", "pairs", "ratings", "labels"]
 
 
@@ -83,10 +87,15 @@ class Choices:
 
 
 def image_key(image: Any) -> Hashable:
-    """Equal for what is certainly the same image: a path, however it is written; bytes; or one object."""
+    """Equal for what is certainly the same image: a path, however it is written, or else equal content."""
     if isinstance(image, str | os.PathLike):
         return os.path.realpath(image)
-    return image if isinstance(image, bytes) else id(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, PIL.Image.Image):
+        return image.mode, image.size, hashlib.sha256(image.tobytes()).digest()
+    array = image.detach().cpu().double().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).digest()
 
 
 def net_preferences(items: Iterable[Choice]) -> Iterator[int]:

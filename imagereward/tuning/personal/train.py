@@ -59,6 +59,15 @@ def adapter_config(config: LearningConfig, name: str) -> AdapterConfig:
     return AdapterConfig(name=name, alpha=config.alpha, **{key: getattr(config, key) for key in keys})
 
 
+def check_learnable(scorer: Scorer) -> None:
+    """InputError for a scorer whose scores have no gradient, before anything is scored."""
+    if not scorer.passes_gradients:
+        raise InputError(
+            f"the scores of {scorer.name} have no gradient, since it writes its verdict or asks questions "
+            "from a file, so no adapter can learn on it: take a judge with one question, such as vqa:MODEL"
+        )
+
+
 @accelerating()
 def personalise_scorer(
     scorer: Scorer,
@@ -83,6 +92,7 @@ def personalise_scorer(
     out of range, and for a scorer on another GPU than the first.
     """
     began = time.monotonic()
+    check_learnable(scorer)
     check_parts(folds, share)
     check_first_gpu(scorer.device)
     join_processes()

@@ -241,8 +241,7 @@ class Trainer:
     def _resume(self) -> tuple[int, str, bool]:
         """(updates already done, reason not to go on or "", whether their evaluation is missing).
 
-        Restores the last checkpoint. A run that an evaluation stopped stays stopped, unless the number of
-        updates has changed.
+        Restores the last checkpoint. A stopped run stays stopped, unless the number of updates has changed.
         """
         path = state_to_resume(self.output, self.config.updates) if self.config.resume else None
         name = "the start" if path is None else path.name
@@ -263,8 +262,10 @@ class Trainer:
         self.history, self.steps = state.history, state.steps
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        ended = state.ended if state.updates == self.config.updates else ""
-        return state.update, ended, state.to_evaluate
+        config, done = self.config, state.update
+        # An update that has become the last one may lie between two evaluations.
+        due = done == config.updates != state.updates and done % config.evaluate_every > 0
+        return done, state.ended if state.updates == config.updates else "", state.to_evaluate or due
 
     def _save(self, update: int, ended: str = "", to_evaluate: bool = False) -> None:
         state = self._state(update, ended, to_evaluate)
@@ -276,10 +277,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _state(self, update: int, ended: str, to_evaluate: bool = False) -> TrainingState:
-        scaler = self.accelerator.scaler
-        scaled = scaler.state_dict() if scaler is not None else None
+        scaler = self.accelerator.scaler and self.accelerator.scaler.state_dict()
         return TrainingState(
-            update, self.config.updates, ended, self.history, scaled, self.steps, to_evaluate
+            update, self.config.updates, ended, self.history, scaler, self.steps, to_evaluate
         )
 
     def _write_history(self) -> None:

@@ -59,6 +59,9 @@ class Template:
                 f"template {self.name!r} has {self.text.count(IMAGE)} places for the image; expected "
                 f"{IMAGE} once"
             )
+        second = self.text.find(SECOND_IMAGE)
+        if second >= 0 and not self.text.find(IMAGE) < second == self.text.rfind(SECOND_IMAGE):
+            raise InputError(f"template {self.name!r}: expected {SECOND_IMAGE} once, after {IMAGE}")
         for name, answers in {"answers": self.answers, "against": self.against}.items():
             if not isinstance(answers, tuple) or not all(isinstance(each, str) and each for each in answers):
                 raise InputError(f"template {self.name!r}: {name}={answers!r}; expected a list of texts")

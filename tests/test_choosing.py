@@ -165,7 +165,7 @@ def test_a_page_of_an_earlier_run_changes_nothing(session, tmp_path):
         for path in ("/choose", "/undo"):
             answer = client.post(path, json={**body, "run": "of-yesterday"})
             assert (answer.status_code, "an earlier run" in answer.json()["detail"]) == (422, True)
-        assert not (tmp_path / "choices.jsonl").read_text()
+        assert not (tmp_path / "choices.jsonl").exists()
         assert client.post("/choose", json={**body, "run": state["run"]}).json()["count"] == 1
         assert client.post("/undo", json={"run": state["run"]}).json()["count"] == 0
 

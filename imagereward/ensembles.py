@@ -15,6 +15,7 @@ from imagereward.errors import InputError, listing
 from imagereward.images.preprocess import Preprocess
 from imagereward.images.processor import Processor
 from imagereward.images.reading import as_list
+from imagereward.lookup import is_reference
 from imagereward.scoring.api import Images, PairScorer
 from imagereward.scoring.questions import Ranked, Rows, Scored, one_prompt, require_order
 from imagereward.scoring.ranking import Ranking
@@ -51,7 +52,9 @@ def ensemble(
     shifts = [_mean_and_std(key, normalise.get(key, (0.0, 1.0))) for key in keys]
     loaded = {key: load(key, **load_options) for key in keys if not isinstance(key, PairScorer)}
     found: list[PairScorer] = [key if isinstance(key, PairScorer) else loaded[key] for key in keys]
-    _share_towers([each for each in loaded.values() if isinstance(each, Scorer)])
+    # A scorer of one's own may have other weights than the file it began with.
+    released = [each for key, each in loaded.items() if not is_reference(os.fspath(key))]
+    _share_towers([each for each in released if isinstance(each, Scorer)])
     devices = [each.device for each in found if isinstance(each, Scorer)]
     scorers = [as_scorer(each, devices[0] if devices else "cpu") for each in found]
     return Ensemble(scorers, [float(numbers[key]) for key in keys], shifts)
@@ -83,6 +86,11 @@ class Ensemble(Scorer):
         super().__init__(ScorerConfig("Ensemble"))
         self.parts = nn.ModuleList(scorers)
         self.names = _distinct_names(scorers)
+        self.files = {
+            f"{name}:{part}": path
+            for name, scorer in zip(self.names, scorers)
+            for part, path in scorer.files.items()
+        }
         self.name = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, self.names))
         self.weights = weights
         self.shifts = shifts

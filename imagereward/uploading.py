@@ -15,5 +15,6 @@ def push(saved: Any, repo_id: str, private: bool, token: str | None, message: st
     with tempfile.TemporaryDirectory() as directory:
         saved.save_pretrained(directory)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message)
+        whole = getattr(url, "repo_id", repo_id)  # with the owner, where `repo_id` names none
+        api.upload_folder(repo_id=whole, folder_path=directory, commit_message=message)
     return str(url)

@@ -1,6 +1,7 @@
 """Every contract of a scorer with adapters on it: batches, padding, matrices, gradients, caches, files."""
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -379,6 +380,37 @@ def test_a_copy_of_a_scorer_keeps_its_adapter_when_the_first_loses_it():
         assert twin.score(PROMPTS[0], image) == expected
         twin.remove_adapter("mine")
         assert twin.score(PROMPTS[0], image) == scorer.score(PROMPTS[0], image)
+
+
+def test_the_adapter_of_a_copy_is_saved_with_the_hash_of_the_copy(tmp_path):
+    scorer, _ = adapted("CLIP", AdapterConfig("loreft", "mine"))
+    twin = copy.deepcopy(scorer)
+    for value in twin.clip_model.parameters():
+        value.data = value.data + 1
+    hashes = [
+        json.loads((each.adapters["mine"].save_pretrained(tmp_path / name) / "config.json").read_text())
+        for name, each in (("first", scorer), ("twin", twin))
+    ]
+    assert hashes[0]["adapter"]["weights"] != hashes[1]["adapter"]["weights"]
+    del scorer
+    assert twin.adapters["mine"].save_pretrained(tmp_path / "again").is_dir()
+
+
+def test_a_scorer_is_not_saved_with_an_adapter_off(tmp_path):
+    scorer, _ = adapted("CLIP", AdapterConfig("loreft", "mine"))
+    with scorer.using_adapters(), pytest.raises(errors.InputError, match="the adapters mine are off"):
+        scorer.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_file_of_a_saved_scorer_is_loaded_with_the_config_beside_it(tmp_path):
+    scorer = small_scorer("ImageReward", seed=3)
+    scorer.config = dataclasses.replace(scorer.config, mean=0.5)
+    where = scorer.save_pretrained(tmp_path / "out")
+    image = pictures(1)[0]
+    assert RM.load(where / "model.safetensors", "cpu").score("a", image) == RM.load(where, "cpu").score(
+        "a", image
+    )
 
 
 def test_push_to_hub_uploads_both_files_and_load_fetches_them(monkeypatch, models, tmp_path):

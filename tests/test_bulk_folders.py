@@ -14,6 +14,7 @@ import pytest
 from conftest import pictures, small_scorer
 from test_bulk import score
 
+from imagereward.bulk import score_table
 from imagereward.errors import InputError
 
 PROMPT = "a red circle"
@@ -224,6 +225,16 @@ def test_an_output_that_its_glob_finds_is_left_out_of_the_next_run(tmp_path, mod
     second, _ = score(tmp_path, models, source="in/*.jsonl", out="in/o.jsonl", overwrite=True)
     assert (first.rows, second.rows, second.skipped) == (1, 1, {"from earlier outputs": 1})
     assert (tmp_path / "in/o.jsonl").read_bytes() == before
+
+
+def test_a_name_that_begins_with_a_tilde_is_no_home(tmp_path, models, monkeypatch):
+    monkeypatch.setenv("HOME", str(lay(tmp_path / "home", {"x.png": 1})))
+    lay(tmp_path / "in", {"~1.png": 2, "~1.txt": "one", "~/x.png": 3, "~/x.txt": "two"})
+    monkeypatch.chdir(tmp_path / "in")
+    score_table(".", tmp_path / "o.parquet", [models["ImageReward"]], device="cpu", workers=0, progress=False)
+    rows = by_id(pq.read_table(tmp_path / "o.parquet").to_pylist())
+    assert rows["~1.png"]["score:ImageReward"] == pytest.approx(alone("one", encoded(2)), abs=1e-6)
+    assert rows["~/x.png"]["score:ImageReward"] == pytest.approx(alone("two", encoded(3)), abs=1e-6)
 
 
 def test_a_glob_through_a_circle_of_links_reads_a_table_once(tmp_path, models):

@@ -282,6 +282,13 @@ def test_an_old_output_among_the_tables_of_a_glob_is_no_input_after_a_full_disk(
     assert (table / "o.jsonl").read_bytes() == whole
 
 
+def test_parts_made_under_another_limit_of_pixels_are_not_continued(table, models, monkeypatch):
+    begun(table, models, monkeypatch)
+    monkeypatch.setenv("IMAGEREWARD_MAX_PIXELS", "1000000000")
+    with pytest.raises(OutputError, match="max_pixels"):
+        score(table, models)
+
+
 def test_a_directory_in_the_way_keeps_what_is_not_ours(table, models):
     (table / "out.parquet.parts").mkdir()
     (table / "out.parquet.parts/notes.txt").write_text("mine")

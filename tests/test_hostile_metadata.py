@@ -79,6 +79,7 @@ def doubling(count: int) -> dict:
     return {"n6": encode(["100", 0]), **nodes, f"n{100 + count}": node("PrimitiveString", value="x")}
 
 
+BARS = "{" + "|" * 49_000
 HOSTILE = {
     "webp with many entries": lambda path: picture().save(path, "WEBP", exif=hostile_exif()),
     "deep graph": comfy(**deep(3000)),
@@ -88,6 +89,13 @@ HOSTILE = {
     "many empty objects": png({"prompt": "[" + "{}," * 600_000 + "{}]"}),
     "spaces": png({"parameters": " " * 2_000_000 + "\n" + SETTINGS}),
     "brackets": png({"parameters": "[" * 40_000 + "\n" + SETTINGS}),
+    "bars": comfy(
+        **{
+            f"n{100 + i}": node("ImpactWildcardProcessor", populated_text="{" + "|" * 49_000)
+            for i in range(20)
+        },
+        n6=encode(["100", 0]),
+    ),
     "commas": png({"parameters": "a BREAK " + " ," * 20_000 + "(b)\n" + SETTINGS}),
     "digits": png({"parameters": "<lora:a:1>" + "1" * 49_000 + "\n" + SETTINGS}),
     "settings": png({"parameters": "\n".join(['Size: "x", Seed: "x", Model: "x", ' * 2000 + "!"])}),

@@ -26,9 +26,10 @@ from imagereward.shapes.inpainting import REGIONS, inpainting_row, measure_inpai
 from imagereward.tuning import tune
 from imagereward.tuning.data.prompts import read_rows
 from imagereward.tuning.data.requests import Request
+from imagereward.tuning.families.autoencoder import digest_of_autoencoder
 from imagereward.tuning.families.latent_cache import CachedPictures, cache_pictures
 from imagereward.tuning.families.registry import open_denoiser
-from imagereward.tuning.families.text_cache import cache_text
+from imagereward.tuning.families.text_cache import cache_text, facts_of
 from imagereward.tuning.preprocessing import preprocess
 from imagereward.writing import TEMPORARY, remove_abandoned, temporary_for
 
@@ -110,6 +111,22 @@ def test_data_sets_are_written_and_read(data, tmp_path):
     (tmp_path / "too" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"mine\.txt"):
         write_data(tmp_path / "too", data, overwrite=True, progress=False)
+
+
+def test_a_data_set_is_read_by_a_relative_path_with_several_folders(data, monkeypatch):
+    monkeypatch.chdir(data.parent.parent)
+    rows = read_rows(data.relative_to(data.parent.parent), INPUTS)
+    assert [row.image for row in rows] == [row.image for row in read_rows(data, INPUTS)]
+
+
+def test_facts_of_a_model_do_not_depend_on_the_order_of_its_defaults():
+    pipeline = pipelines.sd()
+    found = []
+    for names in (["act_fn", "down_block_types"], ["down_block_types", "act_fn"]):
+        for part in (pipeline.vae, pipeline.unet):
+            part.register_to_config(_use_default_values=names)
+        found.append((digest_of_autoencoder(pipeline.vae), facts_of(open_denoiser(pipeline))))
+    assert found[0] == found[1]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -51,6 +51,25 @@ def bright(pixels, prompts):
     return pixels.mean((1, 2, 3))
 
 
+def placed(device):
+    return small_scorer("CLIP", seed=5).to(device)
+
+
+def changed(device=None):
+    import imagereward as RM
+
+    scorer = RM.load(CLIP, device)
+    for value in scorer.clip_model.parameters():
+        value.data = value.data * 1.1
+    return scorer
+
+
+def mix(device=None):
+    import imagereward as RM
+
+    return RM.ensemble({CLIP: 1.0, changed(device): 1.0}, device=device)
+
+
 judge, number = Judge(), 3
 
 
@@ -60,9 +79,9 @@ def nothing():
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def mine(tmp_path, monkeypatch, models):
     """The module `my_scorers` in the current directory; its name."""
-    (tmp_path / "my_scorers.py").write_text(MODULE)
+    (tmp_path / "my_scorers.py").write_text(MODULE + f"\nCLIP = {models['CLIP']!r}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_scorers", raising=False)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -93,6 +112,28 @@ def test_a_pair_scorer_that_scores_nothing_says_so():
 def test_a_score_that_is_no_number_is_an_error(mine):
     with pytest.raises(NonFiniteScoreError, match=r"judge gave 1 scores .* the first, nan, for .* with 'a'"):
         RM.load(f"{mine}:Picky").score("a", pictures(1))
+
+
+def test_a_scorer_of_ones_own_keeps_its_weights_beside_the_one_it_was_made_of(mine, models):
+    image, names = pictures(1)[0], [models["CLIP"], f"{mine}:changed"]
+    own = [RM.load(name, "cpu").score("a", image) for name in names]
+    assert own[0] != own[1]
+    for order in (names, names[::-1]):
+        both = RM.ensemble(dict.fromkeys(order, 1.0), device="cpu")
+        parts = [scores[0] for scores in both.score_components("a", [image]).values()]
+        assert parts == pytest.approx([own[names.index(name)] for name in order], abs=1e-6)
+
+
+def test_files_that_decide_a_scorer_of_ones_own_are_its_module_and_its_components(mine, tmp_path):
+    module = tmp_path / "my_scorers.py"
+    assert RM.load(f"{mine}:changed", "cpu").files["source"] == module
+    files = RM.load(f"{mine}:mix", "cpu").files
+    assert {Path(path).name for path in files.values()} == {"my_scorers.py", "model.safetensors"}
+    assert len(files) == 3
+
+
+def test_a_factory_that_needs_a_device_gets_the_one_that_was_asked_for(mine):
+    assert RM.load(f"{mine}:placed", "cpu").device.type == "cpu"
 
 
 def test_a_function_scores_images_of_any_size(mine):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from imagereward.cli import app
 from imagereward.errors import InputError
+from imagereward.records import open_table, read_all
 from imagereward.records.text import MOST_LINE
 
 SEPARATORS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"  # each splits lines for str.splitlines
@@ -171,6 +172,28 @@ def test_an_unclosed_quote_or_a_cell_too_many_costs_its_line(place, models, line
     summary, rows = score(place, models, source="t.csv")
     assert (summary.rows, failed(rows)) == (len(lines), bad)
     assert all(f"line {row + 2} " in rows[row]["error"] for row in bad)
+
+
+def test_quotes_that_are_never_closed_end_a_table_that_would_take_hours(tmp_path):
+    (tmp_path / "t.csv").write_text("image,prompt\n" + 'a",",c\n' * 40_000)
+    table = open_table(tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"t\.csv: up to line \d+, quotes are not closed again and again"):
+        table.count()
+
+
+def test_a_key_that_is_twice_among_many_is_found_at_once(tmp_path):
+    pairs = ", ".join(f'"k{number}": 1' for number in range(100_000))
+    (tmp_path / "t.jsonl").write_text("{" + pairs + ', "k99999": 2}\n')
+    ((_, fault, _),) = read_all(open_table(tmp_path / "t.jsonl"))
+    assert "k99999" in fault
+
+
+def test_a_column_stands_in_only_where_the_record_has_none_of_its_own(place, models):
+    write_lines(place / "a.jsonl", [{"image": "a.png", "prompt": "q"}])
+    own = {"image": "a.png", "prompt": "p", "text": "t"}
+    write_lines(place / "b.jsonl", [{"image": "a.png", "text": "t"}] * 100 + [own])
+    _, rows = score(place, models, source="*.jsonl")
+    assert [row["prompt"] for row in rows] == ["q", *["t"] * 100, "p"]
 
 
 def test_quoted_cells_may_hold_quotes_delimiters_and_line_ends(place, models):

@@ -13,7 +13,7 @@ import torch
 from conftest import CONFIGS, PROMPTS, pictures, small_scorer
 
 import imagereward as RM
-from benchmarks.lib.serving import Gate, metric, png, serving, wait_until
+from benchmarks.lib.serving import Gate, base64_of, client, metric, png, serving, wait_until
 from imagereward.errors import (
     ImageNotFound,
     ImageReadError,
@@ -22,6 +22,7 @@ from imagereward.errors import (
     RemoteError,
 )
 from imagereward.remote import protocol
+from imagereward.remote.threads import in_threads, wait
 from imagereward.serve import Limits
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
@@ -392,6 +393,58 @@ def test_a_refusal_that_names_no_image_of_the_request_is_not_tried_again(scripte
     with pytest.raises(RemoteError, match="HTTP 422: no such thing"):
         ask(url)
     assert len(asked) == 1
+
+
+def test_a_prompt_that_the_server_refuses_costs_no_other_row_and_is_refused_for_good(remote, local):
+    prompts, images = ["a cat", "b" * 5000, "a dog"], pictures(2)
+    expected = local.score_matrix(prompts[::2], images)
+    with pytest.raises(RemoteError, match="characters") as caught:
+        remote.score_matrix(prompts, images)
+    assert caught.value.permanent
+    assert sorted(caught.value.causes) == [1, 4]  # image by image
+    found = np.asarray(caught.value.scores).reshape(2, 3)
+    np.testing.assert_allclose(found[:, ::2].T, expected, **CLOSE)
+    with pytest.raises(RemoteError) as single:
+        RM.connect(f"{remote.url}/score").score_pairs(prompts[:2], images)
+    assert (single.value.permanent, set(single.value.causes)) == (True, {1})
+
+
+def test_images_without_a_row_are_no_matter(url, local):
+    images = pictures(9)
+    body = {"images": [base64_of(png(image)) for image in images], "prompts": ["a"]}
+    pairs = [[index, 0] for index in range(8)]  # a batch on a CPU has eight images: the ninth has its own
+    answer = client(url).post("/v1/score", json={**body, "model": "ImageReward", "pairs": pairs}).json()
+    np.testing.assert_allclose(answer["scores"], local.score("a", images[:8]), **CLOSE)
+    prompts = [f"a {number}" for number in range(171)]
+    pairs = [
+        [image, prompt] for prompt in range(171) for image in range(3)
+    ]  # 513 rows: two passes of the head
+    body |= {"images": body["images"][:4], "prompts": prompts}
+    answer = client(url).post("/v1/score", json={**body, "model": "ImageReward", "pairs": pairs}).json()
+    expected = local.score_matrix(prompts, images[:3]).reshape(-1)
+    np.testing.assert_allclose(answer["scores"], expected, **CLOSE)
+
+
+def test_after_an_interruption_no_thread_goes_on_trying():
+    waiting = threading.Barrier(3)
+
+    def ask(number: int) -> None:
+        waiting.wait(10)
+        if number == 0:
+            raise KeyboardInterrupt
+        wait(600)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(ask, range(3), 3)
+    wait_until(
+        lambda: not any(thread.name.startswith("imagereward-remote") for thread in threading.enumerate())
+    )
+
+
+@pytest.mark.parametrize("url", ["http://host/v1", "http://host/score"])
+def test_addresses_without_an_awaited_client_are_refused(url):
+    with pytest.raises(InputError, match="is asked without await"):
+        asyncio.run(RM.connect_async(url, "model"))
 
 
 def test_a_request_over_the_servers_pixels_is_sent_in_halves():

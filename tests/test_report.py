@@ -207,9 +207,14 @@ def test_best_and_worst_are_the_extremes_and_never_the_same_image(tmp_path):
     assert values[ends.best[0]] == max(values)
     assert values[ends.worst[0]] == min(values)
     assert not set(ends.best) & set(ends.worst)
+    equal = [{**row, "score:A": 1.0} for row in rows]
+    for _, each in selection.prompts_to_show(read_scores(write(tmp_path / "e.parquet", equal)), 0, 4):
+        assert each.best
+        assert not set(each.best) & set(each.worst)
     shown = selection.prompts_to_show(scores, 0, 4)
     assert len(shown) == 4
     for prompt, each in shown:
+        assert not set(each.best) & set(each.worst)
         own = [place for place, row in enumerate(rows) if row["prompt"] == scores.prompts[prompt]]
         assert values[each.best[0]] == max(values[place] for place in own)
         assert values[each.worst[0]] == min(values[place] for place in own)

@@ -11,6 +11,7 @@ from test_refl import brightness, settings
 
 from imagereward.errors import InputError
 from imagereward.images.preprocess import Preprocess
+from imagereward.images.row_pictures import mask_at
 from imagereward.tuning import tune
 from imagereward.tuning.data.image_size import CoverCrop, ImageSize
 from imagereward.tuning.data.prompts import read_prompts, read_rows
@@ -70,6 +71,15 @@ def test_empty_cells_are_no_picture_and_those_of_hugging_faces_datasets_are(fold
     assert named.image == folder / "image-0.png"
     with pytest.raises(InputError, match="has no image"):
         read_rows([{"prompt": "a", "image": ""}], ("image",))
+
+
+def test_a_mask_too_thin_to_resize_is_named_before_any_memory_is_taken(tmp_path):
+    thin = Image.new("L", (1, 60_000))
+    thin.paste(255, (0, 0, 1, 30_000))
+    thin.save(tmp_path / "thin.png")
+    row = Request("a cat", Image.new("RGB", (1, 60_000)), tmp_path / "thin.png")
+    with pytest.raises(InputError, match=r"its mask .*thin.png.* is too narrow"):
+        mask_at(row, ImageSize(512, 512), "row 0")
 
 
 def test_a_model_of_words_alone_opens_no_picture(folder):

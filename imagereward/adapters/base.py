@@ -20,6 +20,17 @@ from imagereward.errors import AdapterUnusedWarning, CheckpointError, InputError
 from imagereward.uploading import push
 
 
+class _Host:
+    """A reference to the model that an adapter is on; a copy's adapter is on the copy."""
+
+    def __init__(self, model: nn.Module):
+        self.model = weakref.ref(model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Host":
+        model = self.model()
+        return self if model is None else _Host(memo.get(id(model), model))
+
+
 class Adapter(nn.Module):
     """A change to a model that can be switched off, scaled and taken off. `ReFT` and `LoRA` are the two.
 
@@ -40,7 +51,7 @@ class Adapter(nn.Module):
         self.streams: tuple[str | None, ...] = ()
         self.label = ""  # at the end of the scorer's name, such as "+my-taste"
         self.beneath: dict[str, Adapter | str] = {}
-        self._host: weakref.ref[nn.Module] | None = None
+        self._host: _Host | None = None
         self._ran: set[str] = set()
         self._of_file = ""  # the digest of the weights that a file had, until they change
         self._directory: Path | None = None
@@ -73,7 +84,7 @@ class Adapter(nn.Module):
 
     def hosted_by(self, model: nn.Module) -> None:
         """Remember the model, without owning it, for its name and hashes when the adapter is saved."""
-        self._host = weakref.ref(model)
+        self._host = _Host(model)
 
     def attach(self, model: nn.Module, masks: TokenMasks) -> None:
         """Put the adapter on a model whose modules its config names."""
@@ -189,7 +200,7 @@ class Adapter(nn.Module):
         """The config with the present scale, the base's name and hashes, and the digests of the adapters that
         were on it: what is saved.
         """
-        host = None if self._host is None else self._host()
+        host = None if self._host is None else self._host.model()
         if host is None:
             raise InputError(
                 f"the model that the adapter {self.config.name!r} is on is gone, whose hash belongs into "

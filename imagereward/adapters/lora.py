@@ -88,8 +88,8 @@ class LoRA(Adapter):
     def _runs(self, path: str, *_: Any) -> None:
         """A hook for a layer's first call."""
         self._ran.add(path)
-        if path in self._waiting:
-            self._waiting.pop(path).remove()
+        if (hook := self._waiting.pop(path, None)) is not None:  # another thread may be here too
+            hook.remove()
 
     def train(self, mode: bool = True) -> "LoRA":
         super().train(mode)

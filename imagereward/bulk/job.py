@@ -21,6 +21,7 @@ from imagereward.checkpoints.adapted import with_adapter
 from imagereward.checkpoints.hub import sha256_of
 from imagereward.checkpoints.loading import judge_source, load
 from imagereward.ensembles import Ensemble, ensemble
+from imagereward.images.encoded import decoding_limits
 from imagereward.images.processor import Processor
 from imagereward.scoring.scorer import Scorer
 from imagereward.scoring.unparted import as_scorer
@@ -93,6 +94,7 @@ class BulkJob:
             "images": None if self.images is None else os.fspath(self.images),
         }
         found |= {"device": self.device_kind, "batch_size": self.batch_size, "part_rows": self.part_rows}
+        found |= decoding_limits()
         return found | models
 
     def scorers(self) -> list[Scorer]:

@@ -43,11 +43,12 @@ def score_parts(job: BulkJob, output: Output, pending: list[int], devices: Seque
             before = bar.n
             while running:
                 finished, running = wait(running, GLANCE, FIRST_EXCEPTION)
-                bar.update(before + rows.value - bar.n)
+                # Without the lock of the value, which a killed process may have held.
+                bar.update(before + rows.get_obj().value - bar.n)
                 for future in finished:
                     future.result()
         except BrokenProcessPool as error:
-            raise DeviceError(_broken(begun.value)) from error
+            raise DeviceError(_broken(begun.get_obj().value)) from error
         finally:
             stop.set()
 

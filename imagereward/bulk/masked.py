@@ -19,6 +19,7 @@ from imagereward.checkpoints.assembling import resolve_device
 from imagereward.checkpoints.hub import sha256_of
 from imagereward.config import whole_number
 from imagereward.errors import ImageRewardError, InputError, RemoteError, listing
+from imagereward.images.encoded import decoding_limits
 from imagereward.inpainting.measures import open_painted, open_scorers, said, scores_of
 from imagereward.records import Record, find_column, open_table, prompt_error, read_all
 from imagereward.records.arrow import arrow
@@ -117,6 +118,7 @@ def score_masked_table(
         "device": resolve_device(device).type,
         "dtype": dtype,
         "part_rows": part_rows,
+        **decoding_limits(),
     }
     starts = range(0, len(records), part_rows)
     with output.locked():

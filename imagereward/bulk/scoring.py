@@ -155,6 +155,9 @@ class PartScorer:
             if again.pixels is None:
                 loaded.error = again.error
                 raise _Vanished
+            if again.digest != loaded.digest:  # the cache would keep these features for the other picture
+                loaded.error = f"images[{row.number}] ({row.image_name}) changed while it was read"
+                raise _Vanished
             loaded.pixels = again.pixels
         assert loaded.pixels is not None  # only rows without an error are scored
         return loaded.pixels

@@ -87,7 +87,9 @@ def put_on(scorer: Any, adapter: str | os.PathLike, local_files_only: bool = Fal
     return scorer
 
 
-def with_adapters(models: Sequence[str], adapters: Sequence[str | os.PathLike]) -> list[str]:
+def with_adapters(
+    models: Sequence[str], adapters: Sequence[str | os.PathLike], local_files_only: bool = False
+) -> list[str]:
     """The names of the models, "+ADAPTER" behind each that an adapter belongs to.
 
     An adapter belongs to the only model, or else to the one that its file names as its base. Raises
@@ -97,7 +99,7 @@ def with_adapters(models: Sequence[str], adapters: Sequence[str | os.PathLike]) 
     for adapter in [os.fspath(each) for each in adapters]:
         at = 0
         if len(models) > 1:
-            base = read_adapter(adapter_directory(adapter))[0].base
+            base = read_adapter(adapter_directory(adapter, local_files_only))[0].base
             bases = [Path(model).name if os.path.exists(model) else model for model in models]
             if base not in bases:
                 raise InputError(

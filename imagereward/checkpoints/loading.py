@@ -1,5 +1,6 @@
 """load: loads a scorer by a name, a file, a directory, a hub id, or "module:attribute"."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -165,6 +166,9 @@ def _located(label: str, kind: str | None, download_root, local_files_only: bool
     elif exists and path.is_dir():
         config, sources = _read_config(path / CONFIG_FILE), [(File(WEIGHTS_FILE), path / WEIGHTS_FILE)]
         label = path.resolve().name
+    elif exists and kind is None and _is_saved(path):
+        config, sources = _read_config(path.with_name(CONFIG_FILE)), [(File(WEIGHTS_FILE), path)]
+        label = path.resolve().parent.name
     elif exists:
         config, sources = _released_format(path, kind, where)
         label = path.name
@@ -189,6 +193,17 @@ def _located(label: str, kind: str | None, download_root, local_files_only: bool
             f"{label!r} is no known scorer, file, directory or hub id; {hint} {', '.join(REGISTRY)}"
         )
     return label, config, sources
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a file of weights lies where `save_pretrained` wrote it, beside the scorer's config."""
+    beside = path.with_name(CONFIG_FILE)
+    if path.name != WEIGHTS_FILE or not beside.is_file():
+        return False
+    try:
+        return "scorer" in json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
 
 
 def _fetched(name: str, where) -> list[tuple[File, Path]]:

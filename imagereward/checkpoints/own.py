@@ -34,23 +34,43 @@ def load_own(reference: str, options: dict[str, Any]) -> Scorer:
     """
     found, module = find(reference, "scorer"), reference.partition(":")[0]
     left = dict(options)
+    device, dtype = left.pop("device", None), left.pop("dtype", None)
     if callable(found) and not isinstance(found, PairScorer):
         if is_reward_function(found):
             found = FunctionScorer(found, reference)
         else:
-            found = found(
-                **{name: left.pop(name) for name in inspect.signature(found).parameters & left.keys()}
-            )
+            found = _made(found, left, device, dtype)
     if not isinstance(found, PairScorer):
         raise InputError(f"scorer={reference!r} is of type {type(found).__name__}; {EXPECTED}")
-    device, dtype = left.pop("device", None), left.pop("dtype", None)
     for where in ("download_root", "local_files_only"):  # they have no effect: nothing is downloaded
         left.pop(where, None)
     if left:
         raise InputError(f"scorer={reference!r} takes no {', '.join(left)}")
     if isinstance(found, torch.nn.Module):
-        found.to(resolve_device(device), None if dtype is None else resolve_dtype(dtype))
+        _move(found, resolve_device(device), None if dtype is None else resolve_dtype(dtype))
         found.eval().requires_grad_(False)
-    if not found.files and (source := getattr(sys.modules[module], "__file__", None)):
-        found.files = {"source": Path(source)}  # lets bulk scoring notice changed code
+    if source := getattr(sys.modules[module], "__file__", None):
+        found.files = {**found.files, "source": Path(source)}  # lets bulk scoring notice changed code
     return cast(Scorer, found)
+
+
+def _made(make: Any, left: dict[str, Any], device: Any, dtype: Any) -> Any:
+    """What `make` returns, given the options for which it has parameters; these leave `left`."""
+    parameters = inspect.signature(make).parameters
+    given = {name: left.pop(name) for name in parameters & left.keys()}
+    for name, value in {"device": device, "dtype": dtype}.items():
+        if name in parameters and value is not None:
+            given[name] = value
+    if "device" in parameters and parameters["device"].default is inspect.Parameter.empty:
+        given.setdefault("device", resolve_device(device))
+    return make(**given)
+
+
+def _move(module: torch.nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Cast a user's module, but for weights that a `Scorer` keeps in float32, and put it on the device."""
+    prefixes = module.float32_prefixes if isinstance(module, Scorer) else ()
+    exact = {name: value.data for name, value in module.named_parameters() if name.startswith(prefixes)}
+    module.to(device, dtype)
+    for name, value in module.named_parameters():
+        if name in exact:
+            value.data = exact[name].to(device)

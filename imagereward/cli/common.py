@@ -31,13 +31,13 @@ def load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_r
     return imagereward.load(name, device, download_root, **options)
 
 
-def adapted(names: list[str], adapters: list[str] | None) -> list[str]:
+def adapted(names: list[str], adapters: list[str] | None, offline: bool) -> list[str]:
     """The names of scorers, "+ADAPTER" behind those that an adapter is for."""
     if not adapters:
         return names
     from imagereward.checkpoints.adapted import with_adapters
 
-    return with_adapters(names, adapters)
+    return with_adapters(names, adapters, offline)
 
 
 def allow_pixels(millions: float | None) -> None:

@@ -62,7 +62,7 @@ def evaluate(
         raise missing_extra("imagereward evaluate", "train", error) from error
     allow_pixels(max_pixels)
     read = read_choices(choices, images, encoding)
-    (name,) = adapted([model or DEFAULT_MODEL], adapter)
+    (name,) = adapted([model or DEFAULT_MODEL], adapter, offline)
     found = measure(load_scorer(name, None, device, dtype, download_root, offline), read, batch_size)
     if format == Format.table:
         print(found)

@@ -101,7 +101,7 @@ def score(
     allow_pixels(max_pixels)
     check_prompt(prompt, "score")
     paths = image_paths(images)
-    names = adapted(model or [DEFAULT_MODEL], adapter) if adapter else model or []
+    names = adapted(model or [DEFAULT_MODEL], adapter, offline) if adapter else model or []
     if len(names) > 1:
         columns = _columns(
             names,
@@ -145,7 +145,7 @@ def rank(
     check_prompt(prompt, "rank")
     paths = image_paths(images)
     if adapter:
-        (model,) = adapted([model or DEFAULT_MODEL], adapter)
+        (model,) = adapted([model or DEFAULT_MODEL], adapter, offline)
     scorer = load_scorer(model, checkpoint, device, dtype, download_root, offline, exif_rotation)
     ranking = scorer.rank(prompt, paths, batch_size=batch_size)
     if format == Format.table:

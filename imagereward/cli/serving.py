@@ -110,7 +110,7 @@ def serve(
         "window": window / 1000,
         "token": read_token(token_file),
     }
-    names = adapted(model or ["ImageReward-v1.0"], adapter)
+    names = adapted(model or ["ImageReward-v1.0"], adapter, offline)
     share_one_arena()
 
     def load(where: str | None) -> list:

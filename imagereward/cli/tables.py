@@ -116,7 +116,7 @@ def score_table(
     from imagereward.bulk.masked import reads_masks, score_masked_table
 
     allow_pixels(max_pixels)
-    names = adapted(model or ["ImageReward-v1.0"], adapter)
+    names = adapted(model or ["ImageReward-v1.0"], adapter, offline)
     for name in names:
         say_note(name)
     both: dict[str, Any] = {

@@ -6,7 +6,6 @@ prompt is an error; the readers never guess, and never return the negative promp
 
 import io
 import os
-from pathlib import Path
 from typing import Literal, get_args
 
 from imagereward.errors import InputError
@@ -15,6 +14,7 @@ from imagereward.generation_metadata.entries import Claim, UnclearPrompt
 from imagereward.generation_metadata.interpret import read_claims
 from imagereward.generation_metadata.markup import strip_markup
 from imagereward.generation_metadata.sidecars import SIDECARS, open_regular, read_sidecars, read_text
+from imagereward.images.encoded import in_home
 
 __all__ = ["SIDECARS", "Markup", "check_markup", "prompt_of", "prompt_of_text"]
 
@@ -48,7 +48,7 @@ def prompt_of(source: str | os.PathLike | bytes, markup: Markup = "strip", name:
     problems: list[str] = []
     advice = "a table with a column of prompts (--prompt-column)"
     if not isinstance(source, bytes):
-        path = Path(source).expanduser()
+        path = in_home(source)
         name = name or str(source)
         advice = f"write the prompt into {path.with_suffix('.txt').name} beside it, or use {advice}"
     else:
@@ -88,7 +88,7 @@ def _read_inside(source: str | os.PathLike | bytes) -> tuple[list[Claim], list[s
     if isinstance(source, bytes):
         return read_claims(read_entries(io.BytesIO(source)))
     try:
-        with open_regular(Path(source).expanduser()) as stream:
+        with open_regular(in_home(source)) as stream:
             return read_claims(read_entries(stream))
     except OSError as error:
         raise UnclearPrompt(f"the file cannot be read: {error}") from error

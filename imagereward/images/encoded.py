@@ -58,6 +58,11 @@ def max_pixels() -> float:
     return 2 * PIL.Image.MAX_IMAGE_PIXELS if PIL.Image.MAX_IMAGE_PIXELS else math.inf
 
 
+def decoding_limits() -> dict[str, Any]:
+    """Which images can be decoded here, as facts of a run: {"max_pixels": as text, "formats": names}."""
+    return {"max_pixels": str(max_pixels()), "formats": sorted(formats())}
+
+
 def set_max_pixels(pixels: int) -> None:
     """Decode pictures of up to `pixels` pixels, in this process and in processes that it starts later.
 
@@ -67,6 +72,12 @@ def set_max_pixels(pixels: int) -> None:
     pixels = _whole(pixels)
     os.environ[MAX_PIXELS_VARIABLE] = str(pixels)
     PIL.Image.MAX_IMAGE_PIXELS = pixels
+
+
+def in_home(path: str | os.PathLike) -> Path:
+    """The path, with a home folder for a "~" at its beginning; "./~a.png" is the file ~a.png here."""
+    text = os.fspath(path)
+    return Path(text).expanduser() if text.startswith("~") else Path(text)
 
 
 def max_bytes() -> float:
@@ -91,7 +102,7 @@ def open_file(path: str | os.PathLike, where: str) -> Iterator[BinaryIO]:
         os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     )
     try:
-        place = Path(path).expanduser()
+        place = in_home(path)
         _check_regular(os.stat(place).st_mode, where)  # before opening, which alone can act on a device
         descriptor = os.open(place, flags)
     except FileNotFoundError as error:

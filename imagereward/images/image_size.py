@@ -105,12 +105,7 @@ class CoverCrop:
 
         Raises ImageReadError for an image so narrow that, resized, it would exceed max_pixels().
         """
-        height, width = covering(image.height, image.width, self.size)
-        if height * width > max_pixels():
-            raise ImageReadError(
-                f"an image of {image.width} x {image.height} is too narrow: covering {self.size} (height x "
-                f"width) it would have {height * width} pixels, more than max_pixels()={max_pixels():.0f}"
-            )
+        height, width = self._covering(image)
         image = v2.functional.resize(image, [height, width], v2.InterpolationMode.BICUBIC)
         top, left = cropping(height, width, self.size)
         cropped = image.crop((left, top, left + self.size.width, top + self.size.height))
@@ -119,10 +114,20 @@ class CoverCrop:
     def mask(self, mask: PIL.Image.Image) -> torch.Tensor:
         """float32 [1, H, W]: 1 where the mask's grey value is at least 128 of 255, else 0.
 
-        It is resized and cropped as its image is, but with nearest neighbours instead of bicubic.
+        It is resized and cropped as its image is, but with nearest neighbours instead of bicubic. Raises
+        ImageReadError as `pixels` does.
         """
-        height, width = covering(mask.height, mask.width, self.size)
+        height, width = self._covering(mask)
         small = v2.functional.resize(mask.convert("L"), [height, width], v2.InterpolationMode.NEAREST)
         top, left = cropping(height, width, self.size)
         cropped = small.crop((left, top, left + self.size.width, top + self.size.height))
         return (v2.functional.pil_to_tensor(cropped) >= 128).float()
+
+    def _covering(self, image: PIL.Image.Image) -> tuple[int, int]:
+        height, width = covering(image.height, image.width, self.size)
+        if height * width > max_pixels():
+            raise ImageReadError(
+                f"an image of {image.width} x {image.height} is too narrow: covering {self.size} (height x "
+                f"width) it would have {height * width} pixels, more than max_pixels()={max_pixels():.0f}"
+            )
+        return height, width

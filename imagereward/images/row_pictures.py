@@ -75,9 +75,13 @@ def cropped_mask(mask: PIL.Image.Image, size: ImageSize, name: str) -> torch.Ten
 
     name    the mask's in error messages, from `mask_name`
 
-    Raises InputError for a mask of which the crop leaves no white pixel, or white pixels only.
+    Raises InputError for a mask of which the crop leaves no white pixel, or white pixels only, and for one
+    that is too narrow.
     """
-    found = CoverCrop(size).mask(mask)
+    try:
+        found = CoverCrop(size).mask(mask)
+    except ImageReadError as error:
+        raise InputError(f"{name}: {error}") from error
     check_mask(bool(found.any()), bool(found.all()), f"{name}, at {size} (height x width),")
     return found
 

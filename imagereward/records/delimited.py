@@ -69,7 +69,7 @@ class Delimited:
     def _rows(self, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
         lines = read_lines(self.path, self.encoding)
         first = next(lines, None)
-        feed = _Feed(lines)
+        feed = _Feed(lines, str(self.path))
         if first is not None and SEPARATOR_LINE.fullmatch(first.removeprefix(MARK)):
             feed.number = 1
         elif first is not None:
@@ -88,21 +88,27 @@ def _record(line: int, cells: list[str] | str, names: list[str]) -> Record:
     return {**dict.fromkeys(names), **{name: cell or None for name, cell in zip(names, cells)}}
 
 
+MOST_REPEATED = 2 * MOST_LINE  # characters that may be read again after quotes that are not closed
+
+
 class _Feed:
     """Feeds lines to csv.reader, and can return to the second line of the current record after an error."""
 
-    def __init__(self, lines: Iterator[str | None]):
-        self.lines = lines
+    def __init__(self, lines: Iterator[str | None], name: str = "the table"):
+        self.lines, self.name = lines, name
         self.number = 0  # of the last line that was read, from 1
         self.waiting: deque[str | None] = deque()
         self.taken: list[str | None] = []
         self.size = 0
+        self.fresh = self.repeated = 0  # characters that were read, and those that are read again
 
     def __iter__(self) -> "_Feed":
         return self
 
     def __next__(self) -> str:
-        line = self.waiting.popleft() if self.waiting else next(self.lines)
+        again = bool(self.waiting)
+        line = self.waiting.popleft() if again else next(self.lines)
+        self.fresh += 0 if again else len(line or "")
         self.number += 1
         if line is not None and not self.taken:
             line = line.removeprefix(MARK)  # inside concatenated files
@@ -119,7 +125,12 @@ class _Feed:
         return self.number + 1
 
     def go_back(self) -> None:
-        """Return to the second line of the current record."""
+        """Return to the second line of the current record. InputError where that would take hours."""
+        self.repeated += sum(len(line or "") for line in self.taken[1:])
+        if self.repeated > MOST_REPEATED + 4 * self.fresh:
+            raise InputError(
+                f"{self.name}: up to line {self.number}, quotes are not closed again and again; is it CSV?"
+            )
         self.waiting.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
 

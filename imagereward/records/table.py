@@ -97,7 +97,9 @@ def _renamed(reading: Records, own: Mapping[str, str]) -> Records:
         except StopIteration as end:
             return end.value
         if isinstance(record := found.record, dict):
-            found = found._replace(record={**record, **{name: record.get(own[name]) for name in own}})
+            found = found._replace(
+                record={**record, **{name: record.get(own[name]) for name in own if record.get(name) is None}}
+            )
         yield found
 
 

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from typing import Any
 
 from imagereward.errors import InputError, RemoteError, missing_extra
@@ -10,6 +9,7 @@ from imagereward.remote import protocol
 from imagereward.remote.base import parse_address
 from imagereward.remote.chat import Reply, replies_of, usage_of
 from imagereward.remote.forking import process_key
+from imagereward.remote.threads import wait
 
 try:
     import httpx2
@@ -17,8 +17,6 @@ except ImportError:  # in an extra, which ChatClient() names
     httpx2 = None  # type: ignore[assignment]
 
 RETRIED = (408, 409, 429, 500, 502, 503, 504)
-# Refused for its content: the same request would be refused again, and another one may not be.
-REFUSED = (400, 413, 415, 422)
 PATH = "/chat/completions"
 SHOWN = 300  # characters of an answer in a message
 
@@ -90,9 +88,9 @@ class ChatClient:
                     return self._counted(response)
                 cause, after = self._refusal(response), response.headers.get("Retry-After")
                 if response.status_code not in RETRIED:
-                    raise RemoteError(cause, permanent=response.status_code in REFUSED)
+                    raise RemoteError(cause, permanent=response.status_code in protocol.REFUSED)
             if attempt < self.retries:
-                time.sleep(protocol.wait(attempt, after))
+                wait(protocol.wait(attempt, after))
         raise RemoteError(cause)
 
     def _begin(self, cause: str) -> None:

@@ -5,9 +5,7 @@ connections of its own on first use; with the async client, each event loop does
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +16,7 @@ from imagereward.remote.exchange import Exchange, Result, complete, plan, run
 from imagereward.remote.forking import process_key
 from imagereward.remote.judge import ChatJudge, is_chat_address
 from imagereward.remote.single import SingleScorer, host_of
+from imagereward.remote.threads import in_threads, wait
 from imagereward.scoring.questions import Question, Rows, Scored
 
 try:
@@ -59,12 +58,12 @@ def connect(url: str, model: str | None = None, **options) -> "RemoteScorer | Ch
 async def connect_async(url: str, model: str | None = None, **options) -> "AsyncRemoteScorer":
     """`connect` for async code, where verbs are awaited: `await scorer.score(prompt, images)`.
 
-    Raises InputError for an address that ends with "/score", which has no awaited client.
+    Raises InputError for an address that ends with "/score", or of a chat server: no client awaits these.
     """
-    if host_of(url) is not None:
+    if host_of(url) is not None or is_chat_address(url, options):
         raise InputError(
-            f"{without_secrets(url)}: an address of /score is asked without await; expected connect, or its "
-            "host"
+            f"{without_secrets(url)}: an address of /score, or of a chat server, is asked without await; "
+            "expected connect, or the address of a reward server"
         )
     scorer = AsyncRemoteScorer(url, **options)
     scorer.choose(model, await scorer.ask_models())
@@ -139,17 +138,7 @@ class RemoteScorer(RemoteBase):
         def send(part) -> None:
             run(self._exchange.send(rows, part, gathered))
 
-        if len(parts) == 1:
-            send(parts[0])
-        else:
-            with ThreadPoolExecutor(min(self.connections, len(parts)), "imagereward-remote") as threads:
-                sent = [threads.submit(send, part) for part in parts]
-                try:
-                    for each in sent:
-                        each.result()
-                except BaseException:
-                    threads.shutdown(wait=False, cancel_futures=True)
-                    raise
+        in_threads(send, parts, self.connections)
         return complete(self, gathered)
 
 
@@ -163,7 +152,7 @@ class _Blocking:
         return self.client().request(method, path, **content)
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        wait(seconds)
 
     async def work(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return function(*arguments)

@@ -70,7 +70,7 @@ class Exchange:
         try:
             return await self._ask("POST", path, {"json": body})
         except Failed as failed:
-            raise RemoteError(f"{self.client.url}: {failed.cause}") from failed
+            raise RemoteError(f"{self.client.url}: {failed.cause}", permanent=failed.refused) from failed
 
     async def send(self, rows: Rows, part: Part, gathered: Gathered) -> None:
         """Send a part, and put the scores of its rows, or the causes of failure, into `gathered`.

@@ -48,9 +48,10 @@ class Gathered:
     def fail(self, part: Part, failed: Failed) -> list[Part]:
         """The parts to send again after a failure; the cause is stored for rows that are not sent again."""
         places = range(len(part.images))
-        if failed.halve and len(part.images) > 1:
-            middle = len(part.images) // 2
-            return [part.of(places[:middle]), part.of(places[middle:])]
+        if failed.halve and (halves := part.halves()):
+            return halves
+        if failed.refused and not failed.images:
+            self._refused.update(part.rows)
         if failed.stop_all:
             self.stopped_by = failed.cause
         faulty = {place: fault for place, fault in failed.images.items() if place in places}

@@ -8,7 +8,6 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from imagereward.remote.chat import (
     request_of,
 )
 from imagereward.remote.chat_client import ChatClient
+from imagereward.remote.threads import in_threads
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.questions import Rows, Scored, one_each
 
@@ -197,12 +197,7 @@ class ChatJudge(PairScorer):
                 return math.nan
             return self._score(replies, unread, bare)
 
-        with ThreadPoolExecutor(min(self.connections, len(pairs)), "imagereward-judge") as threads:
-            try:
-                scores = list(threads.map(score, range(len(pairs))))
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        scores = in_threads(score, range(len(pairs)), self.connections)
         if bare and not self._offers:
             raise InputError(self._no_probabilities())
         self._tell_unread(unread, len(pairs) * self.samples)

@@ -29,6 +29,8 @@ LOSSLESS = {
 }
 # HTTP statuses of a server that is full or starting, or of its proxy: the same request may succeed later.
 TRANSIENT = (429, 502, 503, 504)
+# Refused for its content: the same request would be refused again, and another one may not be.
+REFUSED = (400, 413, 415, 422)
 OWN_FAULTS = (400, 413, 422, 500)  # faults of one request; other requests may succeed
 FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0  # seconds, without Retry-After
 LONGEST_ASKED_WAIT = 120.0  # seconds, with it
@@ -40,7 +42,8 @@ class Failed(Exception):
 
     cause     the reason, in words
     images    {index in the part: fault} of faulty images; the others can be sent again without them
-    halve     the part is too large; its halves may succeed
+    halve     the part is too large, or one of its rows is refused; its halves may succeed
+    refused   the server refused the content, and would again
     stop_all  other requests would fail too
     """
 
@@ -50,9 +53,11 @@ class Failed(Exception):
         images: Mapping[int, str] | None = None,
         *,
         halve: bool = False,
+        refused: bool = False,
         stop_all: bool = False,
     ):
         super().__init__(cause)
+        self.refused = refused
         self.cause = cause
         self.images = images or {}
         self.halve = halve
@@ -83,6 +88,22 @@ class Part(NamedTuple):
             [self.rows[index] for index in kept],
             [(place[self.pairs[index][0]], self.pairs[index][1]) for index in kept],
         )
+
+    def halves(self) -> list["Part"]:
+        """Two parts with half of the images each, or, of one image, with half of its rows; [] for one row."""
+        middle = len(self.images) // 2
+        if middle:
+            places = range(len(self.images))
+            return [self.of(places[:middle]), self.of(places[middle:])]
+        middle = len(self.rows) // 2
+        return [self._some(slice(0, middle)), self._some(slice(middle, None))] if middle else []
+
+    def _some(self, chosen: slice) -> "Part":
+        """The chosen rows of a part with one image, with their prompts alone."""
+        asked = [prompt for _, prompt in self.pairs[chosen]]
+        place = {prompt: index for index, prompt in enumerate(dict.fromkeys(asked))}
+        pairs = [(0, place[prompt]) for prompt in asked]
+        return Part(self.images, [self.prompts[prompt] for prompt in place], self.rows[chosen], pairs)
 
 
 def check(rows: Rows) -> None:
@@ -179,7 +200,8 @@ def answer_of(response) -> Any:
     raise Failed(
         f"HTTP {response.status_code}: {reason}",
         {int(index): str(fault) for index, fault in images.items()},
-        halve=response.status_code == 413 and not images,
+        halve=response.status_code in (413, 422) and not images,
+        refused=response.status_code in REFUSED,
         stop_all=response.status_code not in OWN_FAULTS,
     )
 

@@ -7,13 +7,13 @@ Public training code serves its rewards by this protocol, with one server for ea
 import base64
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
 
 from imagereward.errors import RemoteError
 from imagereward.remote import protocol
+from imagereward.remote.threads import in_threads
 from imagereward.scoring.api import PairScorer
 from imagereward.scoring.questions import Rows, Scored
 
@@ -90,7 +90,7 @@ class SingleScorer(PairScorer):
             body = {"image_base64": pictures[image], "prompt": rows.prompts[prompt], **own}
             return finite_number(self.server.ask(PATH, body), "score")
 
-        scores, causes = each_answer(score, len(rows.pairs_P_2), self.server.connections)
+        scores, causes, permanent = each_answer(score, len(rows.pairs_P_2), self.server.connections)
         if causes:
             row, cause = min(causes.items())
             raise RemoteError(
@@ -98,35 +98,33 @@ class SingleScorer(PairScorer):
                 f"`scores` the rest); row {row}: {cause}",
                 causes,
                 scores,
+                permanent >= causes.keys(),
             )
         return Scored(scores, [0] * len(rows.prompts), [False] * len(rows.prompts))
 
 
 def each_answer(
     ask: Callable[[int], float], count: int, connections: int
-) -> tuple[torch.Tensor, dict[int, str]]:
-    """(scores [count] float32, NaN without an answer; {row: cause} of these).
+) -> tuple[torch.Tensor, dict[int, str], set[int]]:
+    """(scores [count] float32, NaN without an answer; {row: cause} of these; which of them are permanent).
 
     ask          asks about a row, 0..count - 1; RemoteError if there is no answer
     connections  requests at a time
     """
     causes: dict[int, str] = {}
+    permanent: set[int] = set()
 
     def answer(row: int) -> float:
         try:
             return ask(row)
         except RemoteError as error:
             causes[row] = str(error)
+            if error.permanent:
+                permanent.add(row)
             return math.nan
 
-    with ThreadPoolExecutor(max(1, min(connections, count)), "imagereward-remote") as threads:
-        try:
-            return torch.tensor(
-                list(threads.map(answer, range(count))), dtype=torch.float32, device="cpu"
-            ), causes
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+    scores = in_threads(answer, range(count), connections) if count else []
+    return torch.tensor(scores, dtype=torch.float32, device="cpu"), causes, permanent
 
 
 def finite_number(answer: Any, field: str) -> float:

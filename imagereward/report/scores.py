@@ -220,9 +220,11 @@ def _folder(image: Any) -> str | None:
 
 
 def _without_common_parent(folders: list[str]) -> list[str]:
-    """Folders relative to their common parent; a single folder by its last name."""
+    """Folders relative to their common parent, if they have one; a single folder by its last name."""
     real = [folder for folder in folders if folder != NONE]
-    if len(real) < 2 or len({os.path.isabs(folder) for folder in real}) > 1:
+    if len({os.path.isabs(folder) for folder in real}) > 1:
+        return folders
+    if len(real) < 2:
         return [folder if folder == NONE else os.path.basename(folder) or folder for folder in folders]
     common = os.path.commonpath(real)
     return [folder if folder == NONE else os.path.relpath(folder, common or ".") for folder in folders]

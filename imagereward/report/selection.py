@@ -89,7 +89,8 @@ def _ends(rows: np.ndarray, scores: Scores, by: int, most: int, half: int, sprea
     count = max(1, min(most, half))
     down, up = rows[np.argsort(-values, kind="stable")], rows[np.argsort(values, kind="stable")]
     if not spread:
-        return Ends(down[:count].tolist(), up[:count].tolist())
+        best = down[:count].tolist()  # of equal scores, no image is in both
+        return Ends(best, [row for row in up.tolist() if row not in best][:count])
     # Best images come from the upper half and worst from the lower: no image is in both.
     middle = max(1, half)
     best = _once_a_prompt(down[:middle], scores, count)

@@ -57,7 +57,7 @@ class RegionServerReward(RowScorer):
             }
             for image, mask, prompt in zip(pixels_B_3_H_W, masks, prompts, strict=True)
         ]
-        found, causes = each_answer(
+        found, causes, _ = each_answer(
             lambda row: _ANSWERS.ask(self.remote, bodies[row], self.field),
             len(bodies),
             self.remote.connections,

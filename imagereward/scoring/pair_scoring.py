@@ -101,6 +101,9 @@ def score_blocks(
             if encoded_prompts is None:
                 encoded_prompts = scorer.encode_prompts(prompts)
             start, end = torch.searchsorted(image_of_row, torch.tensor([first, first + count])).tolist()
+            if start == end:  # images that no row names
+                first += count
+                continue
             for part in _parts(by_image[start:end], pairs_P_2, count, scorer.pairs_per_forward):
                 local = pairs_P_2[part] - torch.tensor([first, 0])
                 results.append(head(features, encoded_prompts, local).float().cpu())
@@ -159,7 +162,7 @@ def _parts(rows: torch.Tensor, pairs_P_2: torch.Tensor, images: int, most: int) 
     """
     if len(rows) <= most:
         return [rows]
-    counts = torch.bincount(pairs_P_2[rows, 0])[-images:]
-    if images <= most and bool((counts == counts[0]).all()):
+    counts = torch.unique_consecutive(pairs_P_2[rows, 0], return_counts=True)[1]
+    if len(counts) == images <= most and bool((counts == counts[0]).all()):
         return [part.reshape(-1) for part in rows.view(images, -1).split(most // images, dim=1)]
     return list(rows.split(most))

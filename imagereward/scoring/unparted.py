@@ -66,6 +66,8 @@ class UnpartedScorer(Scorer):
     `score_pairs`, or `pixel_rewards` for pixels. No prompt counts as cut: `count_tokens` is 0.
     """
 
+    _place: torch.Tensor  # empty, on the device of the scores
+
     def __init__(self, inner: PairScorer, device: torch.device):
         super().__init__(ScorerConfig("Unparted"))
         self.inner, self.name = inner, inner.name
@@ -73,12 +75,12 @@ class UnpartedScorer(Scorer):
         self.may_be_nan = inner.may_be_nan
         self.processor = WholeImages()
         self.files = dict(inner.files)
-        self._device = device
+        self.register_buffer("_place", torch.empty(0, device=device), persistent=False)
 
     @property
     def device(self) -> torch.device:
         """Where scores are put."""
-        return self._device
+        return self._place.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # Key of a request's connection in `scope["state"]`, for `admission.py`.
 CONNECTION = "imagereward.connection"
+LEAST_READ = 2**15  # bytes of an answer that a client reads between two deadlines
 
 
 class Connections:
@@ -46,6 +47,7 @@ class BoundedProtocol(H11Protocol):
         super().__init__(config, server_state, {**app_state, CONNECTION: self}, **more)
         self._bounds = bounds
         self._deadline: asyncio.TimerHandle | None = None
+        self._unsent = 0  # bytes of an answer that the client had not read when the deadline was set
         self._answering = 0  # admitted requests that are not over: of pipelined ones, two overlap
 
     def connection_made(self, transport) -> None:
@@ -71,6 +73,7 @@ class BoundedProtocol(H11Protocol):
         self._answering -= 1
         if not self._answering and not self.transport.is_closing():
             self._set_deadline()
+            self._unsent = self.transport.get_write_buffer_size()
 
     def cut(self) -> None:
         """Close the connection at once, without sending what is buffered."""
@@ -79,7 +82,17 @@ class BoundedProtocol(H11Protocol):
 
     def _set_deadline(self) -> None:
         self._clear_deadline()
-        self._deadline = self.loop.call_later(self._bounds.seconds, self.cut)
+        self._deadline = self.loop.call_later(self._bounds.seconds, self._expired)
+
+    def _expired(self) -> None:
+        """Cut, unless the client still reads its answer, `LEAST_READ` bytes of it since the last deadline."""
+        left = self.transport.get_write_buffer_size()
+        reads = left and self._unsent - left >= LEAST_READ
+        self._unsent = left
+        if reads:
+            self._set_deadline()
+        else:
+            self.cut()
 
     def _clear_deadline(self) -> None:
         if self._deadline is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from fastapi import FastAPI
 
 from imagereward.errors import DeviceError, InputError, missing_extra
+from imagereward.images import encoded
 from imagereward.scoring.api import PairScorer
 from imagereward.serve.app import create_app
 from imagereward.serve.limits import Limits
@@ -41,6 +42,8 @@ def deploy(
     from ray import serve
 
     def build() -> FastAPI:
+        if limits.image_pixels > encoded.max_pixels():  # a replica's process inherits nothing of this one
+            encoded.set_max_pixels(limits.image_pixels)
         return create_app(by_name(load(where)), limits=limits, **options)
 
     deployment = serve.deployment(

@@ -78,6 +78,9 @@ def _prepare(state: Any, reservation: Reservation, content_type: str) -> Prepare
         "hps_score": _model(state.scorers, question.hps_model, "hps_score"),
         "clip_score": _model(state.scorers, question.clip_model, "clip_score"),
     }
+    for name in names.values():
+        if fault := state.scorers[name].prompt_fault(question.prompt):
+            raise Refused(422, fault)
     reservation.take("images", len(question.images) - 1)
     check_sizes(question.images, state.limits)
     row = SimpleNamespace(image=question.image_b_base64, mask=question.mask_base64)

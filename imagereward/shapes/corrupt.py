@@ -27,7 +27,9 @@ _CANCELLING = ({"missing", "extra"}, {"missing", "relation"}, {"missing", "count
 
 def possible_mistakes(request: SceneRequest) -> list[str]:
     """Those of `MISTAKES` that this request allows."""
-    possible = ["colour", "shape", "count"]
+    possible = ["colour", "shape"]
+    if request.total < MOST_THINGS or max(group.count for group in request.groups) > 1:
+        possible.append("count")
     if request.relation:
         possible.append("relation")
     if len(request.groups) > 1:

@@ -184,9 +184,13 @@ def _leads_back(path: str, root: str) -> bool:
     if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
-    if os.path.commonpath([target, root]) == root:
+    try:
+        common = os.path.commonpath([target, root])
+    except ValueError:  # on another drive of Windows
+        return False
+    if common == root:
         return not any(map(is_hidden, Path(target).relative_to(root).parts))
-    return os.path.commonpath([target, root]) == target
+    return common == target
 
 
 def _status(path: str) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from imagereward.generation_metadata.entries import UnclearPrompt
 MOST_STEPS = 120  # length of a chain of nodes
 MOST_CHARACTERS = 50_000
 MOST_PIECES = 64
-DYNAMIC = re.compile(r"\{[^{}]*\|[^{}]*\}|__[\w/*.-]+__")
+DYNAMIC = re.compile(r"\{[^{}|]*\|[^{}]*\}|__[\w/*.-]+__")
 
 # An instruction before the prompt, for the language model that encodes Lumina's prompts.
 INSTRUCTION = re.compile(r"\AYou are an? .*?<Prompt Start>\s*", re.DOTALL)

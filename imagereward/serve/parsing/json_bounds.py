@@ -100,12 +100,14 @@ def _check_ascii(string: bytes, what: str, bounds: JsonBounds) -> None:
 
 def _check_once(names: set[str], text: bytes) -> None:
     """Refuse a repeated name: JSON parsers would silently take its last value."""
+    if len(text) > 1000:
+        return  # no name of a field
     try:
-        name = json.loads(b'"' + text[:1000] + b'"')
+        name = json.loads(b'"' + text + b'"')
     except ValueError:
         return  # not JSON: the parser says where
     if name in names:
-        raise Refused(422, f"{name}: given twice")
+        raise Refused(422, f"{ascii(name)[1:-1][:100]}: given twice")
     names.add(name)
 
 

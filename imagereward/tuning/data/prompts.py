@@ -137,7 +137,8 @@ def _items(source: Any, column: str | None, encoding: str | None) -> tuple[list[
         items: list[tuple[Any, str]] = list(read_preprocessed(path))
     elif is_layout(path):
         rows = read_layout(path)
-        items = [(Request(row.prompt, row.image, row.mask), row.where) for row in rows]
+        # Absolute, because paths of records begin in the folder beside.
+        items = [(Request(row.prompt, row.image.absolute(), row.mask.absolute()), row.where) for row in rows]
     elif has_lines(path):
         lines = read_prompt_lines(path, encoding)
         items = [(line, f"{path}: record {i}") for i, line in enumerate(lines)]

@@ -198,7 +198,7 @@ def _opened(
     own = vae.dtype
     try:
         if adapter is not None:
-            pipeline.load_lora_weights(adapter)
+            pipeline.load_lora_weights(str(Path(adapter).expanduser()))
         for part in parts:
             part.to(device)
         cast(vae, torch.promote_types(own, torch.float32))  # SDXL's autoencoder overflows in float16

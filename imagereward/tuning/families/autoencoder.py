@@ -18,7 +18,8 @@ from imagereward.precision import full_precision
 from imagereward.tuning.data.image_size import ImageSize, Resolution
 
 # Facts of an autoencoder's config that its latents do not depend on.
-NEUTRAL_FACTS = ("_name_or_path", "_diffusers_version")
+# The last has names in another order in every process.
+NEUTRAL_FACTS = ("_name_or_path", "_diffusers_version", "_use_default_values")
 
 
 class Autoencoder(Protocol):

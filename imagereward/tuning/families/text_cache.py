@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ ENCODED_AT_ONCE = 16
 # Increased whenever the embeddings that a family computes for a prompt change.
 FORMAT = "1"
 # Keys of a config that no embedding depends on.
-NEUTRAL_FACTS = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
+NEUTRAL_FACTS = (
+    *("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype"),
+    "_use_default_values",  # names in another order in every process
+)
 
 
 def cache_text(
@@ -106,13 +110,13 @@ class PreprocessedText:
     def _one(self, prompt: str) -> dict[str, torch.Tensor]:
         if prompt not in self.rows:
             return self.encode([prompt])
-        row = self.rows[prompt]
-        names = {"encoder_hidden_states": "prompt", "pooled_projections": "pooled"}
-        return {
-            name: row.tensor(kept, row.where).float()[None]
-            for name, kept in names.items()
-            if kept in row.files
-        }
+        row, kept = self.rows[prompt], {"encoder_hidden_states": "prompt", "pooled_projections": "pooled"}
+        return {name: row.tensor(kept[name], row.where).float()[None] for name in self._names}
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The tensors that the family takes."""
+        return list(self.encode([""]))
 
 
 class CachedText:

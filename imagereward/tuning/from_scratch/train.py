@@ -18,6 +18,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from imagereward.checkpoints.loading import load
+from imagereward.errors import InputError
 from imagereward.scoring.scorer import Scorer
 from imagereward.tuning.config import build
 from imagereward.tuning.data.image_pairs import Pairs, open_pairs
@@ -109,6 +110,14 @@ class CLIPTextConfig(FromScratchConfig):
     )
     tokenizer: str = Field(description="directory of a CLIPTokenizer")
     tower: str = Field(description="a scorer as load() takes it; its image encoder stays frozen")
+
+    def check_processes(self, ranks: int, sharded: bool) -> None:
+        part = -(-self.batch_size // ranks)
+        if -(-self.batch_size // part) < ranks:
+            raise InputError(
+                f"batch_size={self.batch_size}: in parts of {part}, some of {ranks} processes have none; "
+                f"expected a multiple of {ranks}"
+            )
 
 
 class CodingModule(nn.Module):

@@ -89,13 +89,7 @@ HOSTILE = {
     "many empty objects": png({"prompt": "[" + "{}," * 600_000 + "{}]"}),
     "spaces": png({"parameters": " " * 2_000_000 + "\n" + SETTINGS}),
     "brackets": png({"parameters": "[" * 40_000 + "\n" + SETTINGS}),
-    "bars": comfy(
-        **{
-            f"n{100 + i}": node("ImpactWildcardProcessor", populated_text="{" + "|" * 49_000)
-            for i in range(20)
-        },
-        n6=encode(["100", 0]),
-    ),
+    "bars": comfy(n100=node("ImpactWildcardProcessor", populated_text=BARS), n6=encode(["100", 0])),
     "commas": png({"parameters": "a BREAK " + " ," * 20_000 + "(b)\n" + SETTINGS}),
     "digits": png({"parameters": "<lora:a:1>" + "1" * 49_000 + "\n" + SETTINGS}),
     "settings": png({"parameters": "\n".join(['Size: "x", Seed: "x", Model: "x", ' * 2000 + "!"])}),

@@ -426,6 +426,7 @@ def test_images_without_a_row_are_no_matter(url, local):
 
 
 def test_after_an_interruption_no_thread_goes_on_trying():
+    before = set(threading.enumerate())
     waiting = threading.Barrier(3)
 
     def ask(number: int) -> None:
@@ -437,7 +438,11 @@ def test_after_an_interruption_no_thread_goes_on_trying():
     with pytest.raises(KeyboardInterrupt):
         in_threads(ask, range(3), 3)
     wait_until(
-        lambda: not any(thread.name.startswith("imagereward-remote") for thread in threading.enumerate())
+        lambda: (
+            not any(
+                thread.name.startswith("imagereward-remote") for thread in set(threading.enumerate()) - before
+            )
+        )
     )
 
 

@@ -19,7 +19,7 @@ from imagereward.config import AdapterConfig
 from imagereward.errors import InputError, PositionsClampedWarning
 from imagereward.tuning import run_recipe
 from imagereward.tuning.personal import validation
-from imagereward.tuning.personal.choice import Choice
+from imagereward.tuning.personal.choice import Choice, image_key
 from imagereward.tuning.personal.choices import read_choices
 from imagereward.tuning.personal.folds import groups_of
 from imagereward.tuning.personal.summary import measured
@@ -57,6 +57,12 @@ def test_equal_images_are_one_image_whatever_object_holds_them():
             for a, b in itertools.combinations(range(6), 2)
         ]
         assert groups_of(items).unit == "single choices"
+    red, blue = (
+        Image.new("RGB", (4, 4), colour).convert("P", palette=Image.Palette.ADAPTIVE)
+        for colour in ("red", "blue")
+    )
+    assert red.tobytes() == blue.tobytes()  # places in two palettes
+    assert image_key(red) != image_key(blue)
 
 
 def test_recurring_images_are_no_evidence_for_new_ones_whatever_the_figures():

@@ -404,6 +404,9 @@ def test_a_prompt_that_the_server_refuses_costs_no_other_row_and_is_refused_for_
     assert sorted(caught.value.causes) == [1, 4]  # image by image
     found = np.asarray(caught.value.scores).reshape(2, 3)
     np.testing.assert_allclose(found[:, ::2].T, expected, **CLOSE)
+    with pytest.raises(RemoteError) as pairs:
+        remote.score_pairs([*prompts[:2], "a bird"], [images[0], images[1], images[0]])
+    assert (pairs.value.permanent, set(pairs.value.causes)) == (True, {1})
     with pytest.raises(RemoteError) as single:
         RM.connect(f"{remote.url}/score").score_pairs(prompts[:2], images)
     assert (single.value.permanent, set(single.value.causes)) == (True, {1})

@@ -140,6 +140,11 @@ class Adapters(nn.Module):
                 "one is taken off: do without compile, or remove them before"
             )
 
+    def check_on(self) -> None:
+        """Raises InputError for an adapter that is off, before the model is saved with all of them."""
+        if off := [name for name in self if not self[name].enabled]:
+            raise InputError(f"the adapters {listing(off)} are off, which no file says: save it with them on")
+
     def check_ran(self, except_under: tuple[str, ...] = ()) -> None:
         """`Adapter.check_ran` of each."""
         for each in self.all:

@@ -41,7 +41,7 @@ class ReFT(Adapter):
             for width in widths
         )
         self.subspaces: dict[str, float] | None = None
-        self._hooks: dict[str, tuple[nn.Module, RemovableHandle]] = {}  # by path
+        self._hooks: dict[str, RemovableHandle] = {}  # by path; they do not keep the modules alive
         self._masks: TokenMasks | None = None
         self.requires_grad_(False)
 
@@ -65,13 +65,13 @@ class ReFT(Adapter):
     def detach(self, model: nn.Module) -> None:
         super().detach(model)
         while self._hooks:
-            self._hooks.popitem()[1][1].remove()
+            self._hooks.popitem()[1].remove()
 
     def follow(self, model: nn.Module) -> None:
         """Hook the modules in the places of those that have left the model, as a LoRA's layers do."""
-        present = set(model.modules())
-        for path, (module, handle) in list(self._hooks.items()):
-            if module not in present:
+        present = {id(module._forward_hooks) for module in model.modules()}
+        for path, handle in list(self._hooks.items()):
+            if id(handle.hooks_dict_ref()) not in present:
                 handle.remove()
                 self._hook(model, path)
 
@@ -81,7 +81,7 @@ class ReFT(Adapter):
         if own is not None and not own.is_meta:  # a model may be divided over devices
             self.layers[index].to(own.device)
         hook = partial(self._changed, index, path)
-        self._hooks[path] = module, module.register_forward_hook(hook, with_kwargs=False)
+        self._hooks[path] = module.register_forward_hook(hook, with_kwargs=False)
 
     @contextmanager
     def using(self, **weights: float) -> Iterator[None]:

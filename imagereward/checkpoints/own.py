@@ -39,7 +39,9 @@ def load_own(reference: str, options: dict[str, Any]) -> Scorer:
         if is_reward_function(found):
             found = FunctionScorer(found, reference)
         else:
+            takes_dtype = "dtype" in inspect.signature(found).parameters
             found = _made(found, left, device, dtype)
+            dtype = None if takes_dtype else dtype  # what it made has its dtype
     if not isinstance(found, PairScorer):
         raise InputError(f"scorer={reference!r} is of type {type(found).__name__}; {EXPECTED}")
     for where in ("download_root", "local_files_only"):  # they have no effect: nothing is downloaded
@@ -68,7 +70,8 @@ def _made(make: Any, left: dict[str, Any], device: Any, dtype: Any) -> Any:
 
 def _move(module: torch.nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
     """Cast a user's module, but for weights that a `Scorer` keeps in float32, and put it on the device."""
-    prefixes = module.float32_prefixes if isinstance(module, Scorer) else ()
+    narrow = dtype is not None and dtype.itemsize < 4
+    prefixes = module.float32_prefixes if narrow and isinstance(module, Scorer) else ()
     exact = {name: value.data for name, value in module.named_parameters() if name.startswith(prefixes)}
     module.to(device, dtype)
     for name, value in module.named_parameters():

@@ -79,14 +79,16 @@ class Part(NamedTuple):
     pairs: list[tuple[int, int]]
 
     def of(self, chosen: Iterable[int]) -> "Part":
-        """The part with only the chosen images, given by their indices in `images`, and their rows."""
+        """The part with only the chosen images (indices in `images`), their rows and their prompts."""
         place = {image: index for index, image in enumerate(chosen)}
         kept = [index for index, (image, _) in enumerate(self.pairs) if image in place]
+        asked = dict.fromkeys(self.pairs[index][1] for index in kept)
+        number = {prompt: index for index, prompt in enumerate(asked)}
         return Part(
             [self.images[image] for image in place],
-            self.prompts,
+            [self.prompts[prompt] for prompt in asked],
             [self.rows[index] for index in kept],
-            [(place[self.pairs[index][0]], self.pairs[index][1]) for index in kept],
+            [(place[image], number[prompt]) for image, prompt in map(self.pairs.__getitem__, kept)],
         )
 
     def halves(self) -> list["Part"]:
@@ -158,6 +160,8 @@ def form(rows: Rows, part: Part, model: str, most_bytes: int) -> dict[str, Any]:
     if faults:
         raise Failed("images that cannot be sent", faults)
     size = sum(len(data) for _, (_, data) in files)
+    if size > most_bytes and len(part.images) == 1:
+        raise Failed("an image is too large", {0: f"has {size} bytes; the server takes at most {most_bytes}"})
     if size > BODY_SHARE * most_bytes and len(part.images) > 1:
         raise Failed(f"{size} bytes of images are too many for one request", halve=True)
     prompts = [rows.prompts[prompt] for prompt in part.prompts]

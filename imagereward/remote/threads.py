@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 from imagereward.errors import RemoteError
@@ -25,7 +25,10 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], most: 
     stop = threading.Event()
     threads = ThreadPoolExecutor(max(1, min(most, len(items))), "imagereward-remote", _enter, (stop,))
     try:
-        return list(threads.map(function, items))
+        sent = [threads.submit(function, item) for item in items]
+        for each in as_completed(sent):
+            each.result()
+        return [each.result() for each in sent]
     except BaseException:
         stop.set()
         raise

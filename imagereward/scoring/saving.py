@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 
 from imagereward.adapters.files import PREFIX, plain_state
-from imagereward.errors import InputError, OutputError, listing
+from imagereward.errors import OutputError
 from imagereward.version import __version__
 from imagereward.writing import replacing
 
@@ -22,8 +22,7 @@ def save(scorer, directory: str | os.PathLike) -> Path:
     Each file is written under another name and renamed, so that an interrupted save leaves the previous file
     intact. Raises OutputError if a file cannot be written.
     """
-    if off := [name for name in scorer.adapters if not scorer.adapters[name].enabled]:
-        raise InputError(f"the adapters {listing(off)} are off, which no file says: save it with them on")
+    scorer.adapters.check_on()
     directory = Path(directory).expanduser()
     weights = {}
     seen = set()

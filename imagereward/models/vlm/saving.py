@@ -23,7 +23,11 @@ ADAPTERS = "adapters"  # the folder with a folder for each adapter, and the key 
 
 
 def save_judge(scorer: Any, directory: Path) -> Path:
-    """Write what `load` reads to `directory`: model, processor, settings, head, adapters. Returns it."""
+    """Write what `load` reads to `directory`: model, processor, settings, head, adapters. Returns it.
+
+    Raises InputError for an adapter that is off.
+    """
+    scorer.adapters.check_on()
     directory.mkdir(parents=True, exist_ok=True)
     with scorer.adapters.taken_off(scorer):
         scorer.backbone.model.save_pretrained(directory)

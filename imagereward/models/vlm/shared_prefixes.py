@@ -22,6 +22,14 @@ LEAST_SHARED = 8
 CPU_BYTES = 2**30  # for the activations, keys and values of the rows in one pass
 
 
+LOADS = "imagereward_loads"  # attribute of a model: how often weights were loaded into it
+
+
+def _count_load(model: Any, _: Any) -> None:
+    """A hook for when a model's weights have been loaded."""
+    setattr(model, LOADS, getattr(model, LOADS, 0) + 1)
+
+
 class Read(NamedTuple):
     """Some rows that passed the model.
 
@@ -58,7 +66,7 @@ class SharedStates:
     _beginning: tuple[tuple, State] | None = None
 
     def __post_init__(self) -> None:
-        self.backbone.model.register_load_state_dict_post_hook(self._loaded)
+        self.backbone.model.register_load_state_dict_post_hook(_count_load)
 
     def read(
         self, rows: Sequence[Row], images: Sequence[EncodedImage], use: Use, *, keep: bool = False
@@ -151,15 +159,12 @@ class SharedStates:
         model = self.backbone.model
         if len(self.adapters) or any(value.requires_grad for value in model.parameters()):
             return self._computed(block, end)
-        key = (*block.ids[:end], str(self.backbone.device), str(model.dtype))
+        loads = getattr(model, LOADS, 0)
+        key = (*block.ids[:end], str(self.backbone.device), str(model.dtype), loads)
         kept = self._beginning  # read once: another thread may replace it meanwhile
         if kept is None or kept[0] != key:
             self._beginning = kept = (key, self._computed(block, end))
         return kept[1]
-
-    def _loaded(self, *_: Any) -> None:
-        """A hook for when the model's weights have been loaded."""
-        self.forget()
 
     def _computed(self, block: Block, end: int) -> State:
         try:

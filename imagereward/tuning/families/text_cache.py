@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,9 @@ def cache_text(
         fill_together(lambda: cached.missing(asked), fill)
         denoiser.text = cached
     if brought:
-        denoiser.text = PreprocessedText(denoiser.text, brought)
+        denoiser.text = PreprocessedText(
+            denoiser.text, brought, "pooled_projection_dim" in denoiser.network.config
+        )
 
 
 def fill_together(missing: Callable[[], list[Any]], fill: Callable[[Sequence[Any]], None]) -> None:
@@ -96,10 +97,14 @@ class PreprocessedText:
 
     encode  prompts -> tensors [B, ...] by name
     rows    {prompt: the row that brings its embedding}, from `brought_text`
+    pooled  whether the family takes a pooled embedding beside the sequence
     """
 
-    def __init__(self, encode: Text, rows: Mapping[str, PreprocessedRow]):
+    def __init__(self, encode: Text, rows: Mapping[str, PreprocessedRow], pooled: bool):
         self.encode, self.rows = encode, rows
+        self._kept = {"encoder_hidden_states": "prompt"} | (
+            {"pooled_projections": "pooled"} if pooled else {}
+        )
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         if not any(prompt in self.rows for prompt in prompts):
@@ -110,13 +115,8 @@ class PreprocessedText:
     def _one(self, prompt: str) -> dict[str, torch.Tensor]:
         if prompt not in self.rows:
             return self.encode([prompt])
-        row, kept = self.rows[prompt], {"encoder_hidden_states": "prompt", "pooled_projections": "pooled"}
-        return {name: row.tensor(kept[name], row.where).float()[None] for name in self._names}
-
-    @cached_property
-    def _names(self) -> list[str]:
-        """The tensors that the family takes."""
-        return list(self.encode([""]))
+        row = self.rows[prompt]
+        return {name: row.tensor(kept, row.where).float()[None] for name, kept in self._kept.items()}
 
 
 class CachedText:

@@ -93,6 +93,8 @@ def image_key(image: Any) -> Hashable:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, PIL.Image.Image):
+        if image.mode in ("P", "PA"):  # whose bytes are places in a palette
+            image = image.convert("RGBA")
         return image.mode, image.size, hashlib.sha256(image.tobytes()).digest()
     array = image.detach().cpu().double().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).digest()
@@ -103,10 +105,8 @@ def net_preferences(items: Iterable[Choice]) -> Iterator[int]:
     votes: Counter[tuple[int, int]] = Counter()
     numbers: dict[Hashable, int] = {}  # of (prompt, image)
     for choice in items:
+        keys = [(choice.prompt, image_key(image)) for image in choice.images]
         for pair in choice.decided:
-            better, worse = (
-                numbers.setdefault((choice.prompt, image_key(choice.images[index])), len(numbers))
-                for index in pair
-            )
+            better, worse = (numbers.setdefault(keys[index], len(numbers)) for index in pair)
             votes[min(better, worse), max(better, worse)] += 1 if better < worse else -1
     return iter(votes.values())

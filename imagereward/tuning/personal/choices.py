@@ -207,11 +207,12 @@ def _check_images(choices: Choices) -> None:
             field = fields[choices.kind][place] if choices.kind in fields else f"images[{place}]"
             try:
                 check_image(image, place)
-            except ImageRewardError as error:
+                key = image_key(image)
+            except (ImageRewardError, OSError) as error:
                 said = str(error)
                 rest = said.removeprefix(f"images[{place}]")  # what the reader calls it
                 raise InputError(f"{choice.where}, {field}{rest if rest != said else f': {said}'}") from error
-            if (same := seen.setdefault(image_key(image), field)) != field:
+            if (same := seen.setdefault(key, field)) != field:
                 raise InputError(
                     f"{choice.where}: {same} and {field} are the same image; expected different ones, since "
                     "an image says nothing when it is compared with itself"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
@@ -208,22 +209,29 @@ def test_an_image_added_to_a_folder_makes_it_another_input(table, models, monkey
         score(table, models, source="images", prompt="a")
 
 
-@pytest.mark.parametrize("where", ["part", "output"])
-def test_a_full_disk_stops_with_what_was_finished_and_resumes(table, models, monkeypatch, where):
-    score(table, models, out="whole.parquet")
-    real = os.fsync
-    calls = iter(range(100))
-    failing = 3 if where == "part" else 5  # fingerprint, state of the input, three parts, the output
+@contextmanager
+def full_disk(monkeypatch, number: int):
+    """A context in which the disk is full when file `number`, from 0, is to be written; gives the error."""
+    real, calls = os.fsync, iter(range(100))
 
     def full(descriptor):
-        if next(calls) == failing:
+        if next(calls) == number:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
     with monkeypatch.context() as patch:
         patch.setattr(output_module.os, "fsync", full)
         with pytest.raises(OutputError, match="No space left on device") as caught:
-            score(table, models)
+            yield caught
+    assert next(calls) == number + 1  # nothing was written after it
+
+
+@pytest.mark.parametrize("where", ["part", "output"])
+def test_a_full_disk_stops_with_what_was_finished_and_resumes(table, models, monkeypatch, where):
+    score(table, models, out="whole.parquet")
+    # Files in order: fingerprint, state of the input, three parts, the output.
+    with full_disk(monkeypatch, 3 if where == "part" else 5) as caught:
+        score(table, models)
     assert "goes on from there" in str(caught.value)
     assert not (table / "out.parquet").exists()
     parts = table / "out.parquet.parts"
@@ -244,18 +252,8 @@ def test_an_output_in_its_own_folder_is_no_input_of_the_run_that_goes_on(table, 
     given = {"source": "images", "prompt": "a", "out": "images/o.csv", "part_rows": 8}
     score(table, models, **given)
     whole = (table / "images/o.csv").read_bytes()
-    real, calls = os.fsync, iter(range(100))
-
-    def full(descriptor):
-        if next(calls) == failing:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(output_module.os, "fsync", full)
-        with pytest.raises(OutputError, match="No space left on device"):
-            score(table, models, **given, overwrite=True)
-    assert next(calls) == failing + 1
+    with full_disk(monkeypatch, failing):
+        score(table, models, **given, overwrite=True)
     score(table, models, **{**given, "out": "images/other.csv"})
     summary, _ = score(table, models, **given, overwrite=True)
     assert (table / "images/o.csv").read_bytes() == whole
@@ -266,17 +264,8 @@ def test_an_old_output_among_the_tables_of_a_glob_is_no_input_after_a_full_disk(
     given = {"source": "*.jsonl", "out": "o.jsonl", "overwrite": True}
     score(table, models, **given)
     whole = (table / "o.jsonl").read_bytes()
-    real, calls = os.fsync, iter(range(100))
-
-    def full(descriptor):
-        if next(calls) == 6:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(output_module.os, "fsync", full)
-        with pytest.raises(OutputError, match="No space left on device"):
-            score(table, models, **given)
+    with full_disk(monkeypatch, 6):
+        score(table, models, **given)
     summary, _ = score(table, models, **given)
     assert summary.rows == TABLE_ROWS
     assert (table / "o.jsonl").read_bytes() == whole
